@@ -1,0 +1,24 @@
+//! What travels, and nothing that moves it.
+//!
+//! ```text
+//! agent  source ─▶ entries ─▶ [batch: Merkle root, chain head, signature] ─▶ [sl: records] ═▶ server
+//! gear   syslog bytes ─▶ [syslog: frames, messages] ─▶ server
+//! ```
+//!
+//! No socket, clock, file, thread or random source lives here: bytes, time and randomness are
+//! arguments, so a test is a loop and an hour takes a millisecond.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod codec;
+pub mod error;
+pub mod identity;
+pub mod kdf;
+pub mod merkle;
+pub mod secret;
+pub mod sl;
+pub mod syslog;
+pub mod token;
+
+pub use error::{Error, InvalidMessage, PeerMisbehaved};

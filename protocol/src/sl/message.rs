@@ -1,0 +1,332 @@
+//! The messages of a session: what a record carries, by its type.
+
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+
+use crate::batch::StreamPosition;
+use crate::codec::{Codec, Reader, put_bytes16, truncated};
+use crate::error::{InvalidMessage, PeerMisbehaved};
+use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId, StreamKind};
+
+/// One message.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Message {
+    /// Server: the agent's name from now on.
+    Enrolled { agent: AgentId },
+    /// Server: where one stream stands in the archive. Sent for each stream of the agent at the
+    /// start of a session; the agent goes on exactly there.
+    StreamState {
+        stream: StreamId,
+        position: StreamPosition,
+    },
+    /// Server: every stream was stated.
+    Ready(Ready),
+    /// Agent: the next credential is durable here; forget the one before.
+    CredentialStored,
+    /// Agent: what the stream named in the following batches is.
+    StreamOpen {
+        stream: StreamId,
+        kind: StreamKind,
+        name: String,
+    },
+    /// Agent: an encoded [`crate::batch::SealedBatch`].
+    Batch(Vec<u8>),
+    /// Server: a batch, and everything of its stream before it, is durable.
+    Receipt(Receipt),
+    /// Both: still here.
+    KeepAlive(KeepAlive),
+    /// Both: the session ends on purpose; nothing follows.
+    Close { reason: String },
+}
+
+/// The limits and the key of a server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ready {
+    /// Most bytes of batches in flight.
+    pub window_bytes_max: u32,
+    pub keep_alive_ms: u32,
+    /// Ed25519 key that signs receipts.
+    pub signing_public: [u8; 32],
+}
+
+/// An application-level acknowledgement; leaves the server only after `fsync`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Receipt {
+    pub stream: StreamId,
+    pub epoch: Epoch,
+    /// The sequence after the last durable entry.
+    pub next: Sequence,
+    pub head: Head,
+    /// Where the batch lies in the server's log: log number and byte offset.
+    pub log: u64,
+    pub offset: u64,
+    pub signature: [u8; 64],
+}
+
+impl Receipt {
+    /// Signs the other fields.
+    pub fn sign(&mut self, key: &SigningKey) {
+        self.signature = key.sign(&self.signed_text()).to_bytes();
+    }
+
+    /// # Errors
+    /// [`PeerMisbehaved::WrongSignature`] when `key` did not sign it.
+    pub fn verify(&self, key: &VerifyingKey) -> Result<(), PeerMisbehaved> {
+        key.verify_strict(&self.signed_text(), &Signature::from_bytes(&self.signature))
+            .map_err(|_| PeerMisbehaved::WrongSignature)?;
+        Ok(())
+    }
+
+    fn signed_text(&self) -> Vec<u8> {
+        let mut out = b"scrinium receipt v1".to_vec();
+        self.encode_signed(&mut out);
+        out
+    }
+
+    fn encode_signed(&self, out: &mut Vec<u8>) {
+        self.stream.encode(out);
+        self.epoch.encode(out);
+        out.extend_from_slice(&self.next.0.to_be_bytes());
+        self.head.encode(out);
+        out.extend_from_slice(&self.log.to_be_bytes());
+        out.extend_from_slice(&self.offset.to_be_bytes());
+    }
+}
+
+/// Liveness and the state of the agent's queues.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct KeepAlive {
+    /// The sender's clock, Unix µs.
+    pub time_us: u64,
+    /// Entries collected and not yet acked.
+    pub backlog_entries: u64,
+    pub backlog_bytes: u64,
+    /// When the oldest of them was collected, Unix µs; 0 when there is none.
+    pub oldest_us: u64,
+    /// Bytes of sealed segments on the agent's disk, and how many it may use.
+    pub disk_bytes: u64,
+    pub disk_bytes_max: u64,
+}
+
+impl Message {
+    /// The record type of this message.
+    #[must_use]
+    pub fn kind(&self) -> u8 {
+        match self {
+            Self::Enrolled { .. } => ENROLLED,
+            Self::StreamState { .. } => STREAM_STATE,
+            Self::Ready(_) => READY,
+            Self::CredentialStored => CREDENTIAL_STORED,
+            Self::StreamOpen { .. } => STREAM_OPEN,
+            Self::Batch(_) => BATCH,
+            Self::Receipt(_) => RECEIPT,
+            Self::KeepAlive(_) => KEEP_ALIVE,
+            Self::Close { .. } => CLOSE,
+        }
+    }
+
+    /// Appends the payload to `out`.
+    pub fn encode_payload(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Enrolled { agent } => agent.encode(out),
+            Self::StreamState { stream, position } => {
+                stream.encode(out);
+                position.encode(out);
+            }
+            Self::Ready(ready) => {
+                out.extend_from_slice(&ready.window_bytes_max.to_be_bytes());
+                out.extend_from_slice(&ready.keep_alive_ms.to_be_bytes());
+                out.extend_from_slice(&ready.signing_public);
+            }
+            Self::CredentialStored => {}
+            Self::StreamOpen { stream, kind, name } => {
+                stream.encode(out);
+                out.push(kind.to_byte());
+                put_bytes16(out, truncated(name, STREAM_NAME_LEN_MAX).as_bytes());
+            }
+            Self::Batch(bytes) => out.extend_from_slice(bytes),
+            Self::Receipt(receipt) => {
+                receipt.encode_signed(out);
+                out.extend_from_slice(&receipt.signature);
+            }
+            Self::KeepAlive(keep_alive) => {
+                for value in [
+                    keep_alive.time_us,
+                    keep_alive.backlog_entries,
+                    keep_alive.backlog_bytes,
+                    keep_alive.oldest_us,
+                    keep_alive.disk_bytes,
+                    keep_alive.disk_bytes_max,
+                ] {
+                    out.extend_from_slice(&value.to_be_bytes());
+                }
+            }
+            Self::Close { reason } => {
+                put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
+            }
+        }
+    }
+
+    /// Reads the payload of a record of type `kind`. Unknown types are refused.
+    ///
+    /// # Errors
+    /// Names the field that is not as it must be.
+    pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, InvalidMessage> {
+        let mut r = Reader::new(payload);
+        let message = match kind {
+            ENROLLED => Self::Enrolled {
+                agent: AgentId::read(&mut r)?,
+            },
+            STREAM_STATE => Self::StreamState {
+                stream: StreamId::read(&mut r)?,
+                position: StreamPosition::read(&mut r)?,
+            },
+            READY => Self::Ready(Ready {
+                window_bytes_max: r.u32("window")?,
+                keep_alive_ms: r.u32("keep-alive interval")?,
+                signing_public: r.array("signing key")?,
+            }),
+            CREDENTIAL_STORED => Self::CredentialStored,
+            STREAM_OPEN => Self::StreamOpen {
+                stream: StreamId::read(&mut r)?,
+                kind: StreamKind::from_byte(r.u8("stream kind")?)?,
+                name: r.text16(STREAM_NAME_LEN_MAX, "stream name")?,
+            },
+            BATCH => return Ok(Self::Batch(r.rest().to_vec())),
+            RECEIPT => Self::Receipt(Receipt {
+                stream: StreamId::read(&mut r)?,
+                epoch: Epoch::read(&mut r)?,
+                next: Sequence(r.u64("next sequence")?),
+                head: Head::read(&mut r)?,
+                log: r.u64("log number")?,
+                offset: r.u64("log offset")?,
+                signature: r.array("receipt signature")?,
+            }),
+            KEEP_ALIVE => Self::KeepAlive(KeepAlive {
+                time_us: r.u64("clock")?,
+                backlog_entries: r.u64("backlog entries")?,
+                backlog_bytes: r.u64("backlog bytes")?,
+                oldest_us: r.u64("oldest entry")?,
+                disk_bytes: r.u64("disk bytes")?,
+                disk_bytes_max: r.u64("disk limit")?,
+            }),
+            CLOSE => Self::Close {
+                reason: r.text16(REASON_LEN_MAX, "reason")?,
+            },
+            unknown => return Err(InvalidMessage::UnknownType(unknown)),
+        };
+        // What follows the known fields belongs to a later version: it is ignored.
+        Ok(message)
+    }
+}
+
+/// Longest name of a stream, in bytes.
+pub const STREAM_NAME_LEN_MAX: usize = 4096;
+const REASON_LEN_MAX: usize = 512;
+
+const ENROLLED: u8 = 0x01;
+const STREAM_STATE: u8 = 0x02;
+const READY: u8 = 0x03;
+const CREDENTIAL_STORED: u8 = 0x04;
+const STREAM_OPEN: u8 = 0x05;
+const BATCH: u8 = 0x06;
+const RECEIPT: u8 = 0x07;
+const KEEP_ALIVE: u8 = 0x08;
+const CLOSE: u8 = 0x09;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_read_back() {
+        for message in samples() {
+            let mut payload = Vec::new();
+            message.encode_payload(&mut payload);
+            assert_eq!(
+                Message::decode(message.kind(), &payload),
+                Ok(message.clone())
+            );
+            for cut in 0..payload.len() {
+                let short = Message::decode(message.kind(), &payload[..cut]);
+                assert!(
+                    short.is_err() || matches!(message, Message::Batch(_)),
+                    "{message:?} cut at {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_type_is_refused_and_unknown_fields_are_ignored() {
+        assert_eq!(
+            Message::decode(0x7f, b""),
+            Err(InvalidMessage::UnknownType(0x7f))
+        );
+        let mut payload = Vec::new();
+        samples()[0].encode_payload(&mut payload);
+        payload.extend_from_slice(b"from the future");
+        assert_eq!(
+            Message::decode(ENROLLED, &payload),
+            Ok(samples()[0].clone())
+        );
+    }
+
+    #[test]
+    fn a_receipt_vouches_for_every_field() {
+        let key = SigningKey::from_bytes(&[6; 32]);
+        let Message::Receipt(mut receipt) = samples()[6].clone() else {
+            panic!()
+        };
+        receipt.sign(&key);
+        assert_eq!(receipt.verify(&key.verifying_key()), Ok(()));
+        receipt.next.0 += 1;
+        assert!(receipt.verify(&key.verifying_key()).is_err());
+    }
+
+    fn samples() -> Vec<Message> {
+        let stream = StreamId([2; 16]);
+        vec![
+            Message::Enrolled {
+                agent: AgentId([1; 16]),
+            },
+            Message::StreamState {
+                stream,
+                position: StreamPosition {
+                    epoch: Epoch([3; 16]),
+                    next: Sequence(77),
+                    head: Head([4; 32]),
+                    bookmark: b"bookmark".to_vec(),
+                },
+            },
+            Message::Ready(Ready {
+                window_bytes_max: 1,
+                keep_alive_ms: 2,
+                signing_public: [5; 32],
+            }),
+            Message::CredentialStored,
+            Message::StreamOpen {
+                stream,
+                kind: StreamKind::File,
+                name: "/var/log/é".into(),
+            },
+            Message::Batch(b"opaque".to_vec()),
+            Message::Receipt(Receipt {
+                stream,
+                epoch: Epoch([3; 16]),
+                next: Sequence(78),
+                head: Head([4; 32]),
+                log: 9,
+                offset: 10,
+                signature: [0; 64],
+            }),
+            Message::KeepAlive(KeepAlive {
+                time_us: 1,
+                disk_bytes_max: 6,
+                ..KeepAlive::default()
+            }),
+            Message::Close {
+                reason: "stopping".into(),
+            },
+        ]
+    }
+}

@@ -1,0 +1,14 @@
+//! SL/1, the Secure Log transfer protocol (`docs/SL.md`).
+//!
+//! ```text
+//! preamble, handshake frames     [handshake]   Noise XKpsk3, next credential
+//! records                        [record]      length check, AES-256-GCM, padding
+//! messages                       [message]     what a record carries
+//! sessions                       [session]     who may say what when; acks, window, keep-alive
+//! ```
+
+pub mod handshake;
+pub mod message;
+pub mod noise;
+pub mod record;
+pub mod session;

@@ -1,0 +1,111 @@
+//! Noise §5.1, the CipherState object.
+
+use aes_gcm::aead::AeadInOut as _;
+use aes_gcm::{Aes256Gcm, KeyInit as _};
+
+use crate::error::PeerMisbehaved;
+
+/// A key and the number of the next message under it.
+#[derive(Clone, Default)]
+pub struct CipherState {
+    /// The AES key schedule; it zeroizes itself.
+    cipher: Option<Aes256Gcm>,
+    n: u64,
+}
+
+impl CipherState {
+    /// `InitializeKey(key)`.
+    #[must_use]
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self {
+            cipher: Some(Aes256Gcm::new(key.into())),
+            n: 0,
+        }
+    }
+
+    #[must_use]
+    pub fn has_key(&self) -> bool {
+        self.cipher.is_some()
+    }
+
+    /// Number of the next message.
+    #[must_use]
+    pub fn nonce(&self) -> u64 {
+        self.n
+    }
+
+    /// `EncryptWithAd(ad, plaintext)` on `buffer[start..]` in place; the tag is appended.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the nonce would become 2^64-1.
+    pub fn encrypt(
+        &mut self,
+        ad: &[u8],
+        buffer: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<(), PeerMisbehaved> {
+        let Some(cipher) = &self.cipher else {
+            return Ok(());
+        };
+        let next = next_nonce(self.n)?;
+        let text = buffer.get_mut(start..).expect("start is within the buffer");
+        let tag = cipher
+            .encrypt_inout_detached(&nonce_bytes(self.n).into(), ad, text.into())
+            .map_err(|_| PeerMisbehaved::KeyExhausted)?; // unreachable: a record is far below 64 GiB
+        buffer.extend_from_slice(&tag);
+        self.n = next;
+        Ok(())
+    }
+
+    /// `DecryptWithAd(ad, ciphertext)` in place; returns the plaintext's length.
+    ///
+    /// Noise §5.1: if an authentication failure occurs, `n` is not incremented.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::BadTag`] when the text was not made by the holder of the key.
+    pub fn decrypt(&mut self, ad: &[u8], text: &mut [u8]) -> Result<usize, PeerMisbehaved> {
+        let Some(cipher) = &self.cipher else {
+            return Ok(text.len());
+        };
+        let next = next_nonce(self.n)?;
+        let Some((text, tag)) = text.split_last_chunk_mut::<TAG_LEN>() else {
+            return Err(PeerMisbehaved::BadTag);
+        };
+        let tag = (*tag).into();
+        let len = text.len();
+        cipher
+            .decrypt_inout_detached(&nonce_bytes(self.n).into(), ad, text.into(), &tag)
+            .map_err(|_| PeerMisbehaved::BadTag)?;
+        self.n = next;
+        Ok(len)
+    }
+}
+
+fn next_nonce(n: u64) -> Result<u64, PeerMisbehaved> {
+    // Noise §5.1: the maximum nonce, 2^64-1, is reserved.
+    let next = n.checked_add(1).ok_or(PeerMisbehaved::KeyExhausted)?;
+    if next == u64::MAX {
+        return Err(PeerMisbehaved::KeyExhausted);
+    }
+    Ok(next)
+}
+
+/// Noise §12.4: 32 bits of zeros followed by big-endian encoding of n.
+fn nonce_bytes(n: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    if let Some(tail) = nonce.last_chunk_mut::<8>() {
+        *tail = n.to_be_bytes();
+    }
+    nonce
+}
+
+/// Bytes of an AES-GCM tag.
+pub(crate) const TAG_LEN: usize = 16;
+
+impl core::fmt::Debug for CipherState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("CipherState")
+            .field("n", &self.n)
+            .finish_non_exhaustive()
+    }
+}
