@@ -1,1 +1,21 @@
+//! Sealed append-only files: what the agent's spool and the server's archive are made of.
+//!
+//! ```text
+//! spool ─┐                     ┌─ [writer] ─▶ file ─▶ [reader] ─┐
+//!        ├─ key (bound to the  │     every record sealed,       ├─▶ records, or where they stop
+//! log  ──┘   [machine]) ───────┘     a fresh key per segment    │
+//! state of an agent ──▶ [slots] A/B ────────────────────────────┘
+//! ```
 
+#![forbid(unsafe_code)]
+
+pub mod durable;
+mod format;
+pub mod key;
+pub mod lock;
+pub mod machine;
+pub mod reader;
+pub mod slots;
+pub mod writer;
+
+pub use format::{Error, Kind, Place, RECORD_LEN_MAX, RECORD_OVERHEAD, random, segment_name};
