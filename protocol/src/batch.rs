@@ -309,8 +309,11 @@ pub struct Entries {
 }
 
 impl Entries {
-    /// Parses a decompressed body.
-    fn parse(raw: Vec<u8>, header: &BatchHeader) -> Result<Self, InvalidMessage> {
+    /// Parses a decompressed body; does not compare it with the root.
+    ///
+    /// # Errors
+    /// Fails when the body does not hold exactly the entries the header counts.
+    pub fn parse(raw: Vec<u8>, header: &BatchHeader) -> Result<Self, InvalidMessage> {
         let mut r = Reader::new(&raw);
         let table_len = r.u32("entry table")? as usize;
         let mut table_bytes = Reader::new(r.take(table_len, "entry table")?);
@@ -352,6 +355,12 @@ impl Entries {
     pub fn bytes(&self) -> &[u8] {
         let start = self.table.first().map_or(self.raw.len(), |(_, r)| r.start);
         self.raw.get(start..).unwrap_or_default()
+    }
+
+    /// The body as it was before compression.
+    #[must_use]
+    pub fn raw(&self) -> &[u8] {
+        &self.raw
     }
 
     #[must_use]

@@ -151,7 +151,8 @@ pub fn random<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 pub(crate) const MAGIC: &[u8; 8] = b"SCRSEG\0\x01";
-pub(crate) const HEADER_LEN: usize = 88;
+/// Bytes before the first record.
+pub const HEADER_LEN: usize = 88;
 pub(crate) const RECORD_HEAD_LEN: usize = 5;
 /// The same, as it is added to lengths on the disk.
 pub(crate) const RECORD_HEAD_LEN_U32: u32 = 5;

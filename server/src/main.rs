@@ -1,1 +1,44 @@
-fn main() {}
+//! The server: receives logs, archives them encrypted, proves, searches and shows them.
+//!
+//! ```text
+//! listener ─▶ session ─▶ ingest ─▶ archive ─▶ index ─▶ console
+//! ```
+
+mod accounts;
+mod agents;
+mod archive;
+mod audit;
+mod catalogue;
+mod clock;
+mod commands;
+mod config;
+mod console;
+mod control;
+mod core;
+mod index;
+mod ingest;
+mod listener;
+mod local;
+mod package;
+mod present;
+mod session;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            let code = if error.is::<commands::UsageError>() { 2 } else { 1 };
+            drop(commands::complain(&format!("scrinium-server: {error:#}")));
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The log: batches in the order they were committed, as they came, until they are sealed.
+//!
+//! ```text
+//! record 1 (batch):  received, Unix µs (8) | agent (16) | encoded batch
+//! record 2 (stream): stream (16) | agent (16) | kind (1) | name
+//! record 3 (limit):  number of the log before (8) | its committed bytes (8)
+//! ```
+//!
+//! A stream's record precedes its first batch; both become durable by the same sync. A log begun
+//! after a failed write names, in record 3, how much of the one before was committed: what lies
+//! behind that was never acked and is sent again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+
+use anyhow::{Context as _, Result};
+use scrinium_protocol::batch::{Relation, SealedBatch, StreamPosition};
+use scrinium_protocol::codec::{Codec as _, Reader};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_protocol::secret::Secret;
+use scrinium_segment::reader::{Next, SegmentReader};
+use scrinium_segment::{HEADER_LEN, Kind, Place};
+use tracing::warn;
+
+use super::block::{StoredBatch, decode_log};
+use crate::catalogue::records::StreamRecord;
+
+/// A log that readers may read, active or waiting to be sealed.
+pub(crate) struct Log {
+    reader: SegmentReader,
+    batches: RwLock<Vec<LogBatch>>,
+}
+
+/// What lies where in a log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogBatch {
+    pub(crate) place: Place,
+    pub(crate) stream: StreamId,
+    pub(crate) sequences: (u64, u64),
+    pub(crate) times_us: (u64, u64),
+}
+
+impl Log {
+    /// Opens a log whose header is on the disk.
+    pub(crate) fn open(path: &Path, key: &Secret<32>) -> Result<Self> {
+        Ok(Self {
+            reader: SegmentReader::open(path, key, Kind::Log)?,
+            batches: RwLock::default(),
+        })
+    }
+
+    /// Reads a log back after a stop or a crash, moving `streams` to where it leaves them. A torn
+    /// tail was never acked: it is left out and said. `None` for a log that never got its header.
+    pub(crate) fn recover(
+        path: &Path,
+        key: &Secret<32>,
+        committed: Option<u64>,
+        streams: &mut BTreeMap<StreamId, StreamRecord>,
+    ) -> Result<Option<Self>> {
+        let log = match Self::open(path, key) {
+            Ok(log) => log,
+            Err(_) if std::fs::metadata(path)?.len() <= HEADER_LEN as u64 => {
+                // We died between creating the file and its first sync: nothing in it was acked.
+                scrinium_segment::durable::remove(path)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut cursor = log.reader.start();
+        while committed.is_none_or(|committed| cursor.offset < committed) {
+            let record = match log.reader.next(&mut cursor)? {
+                Next::Record(record) => record,
+                Next::End => break,
+                Next::Torn { offset, bytes } => {
+                    if bytes > 0 {
+                        warn!(log = %path.display(), offset, bytes, "the tail of a log was not complete and is left out");
+                    }
+                    break;
+                }
+            };
+            match record.kind {
+                RECORD_BATCH => {
+                    let (received_us, _, batch) = decode_log(&record.payload)?;
+                    let stream = streams
+                        .get_mut(&batch.header.stream)
+                        .context("a batch in the log precedes its stream")?;
+                    anyhow::ensure!(
+                        starts_anew(stream, &batch) || batch.header.relation_to(&stream.position) == Relation::Follows,
+                        "a batch in the log does not follow the one before"
+                    );
+                    apply(stream, &batch, received_us);
+                    log.push(LogBatch::new(&batch, record.place));
+                }
+                RECORD_STREAM => {
+                    let stream = decode_stream(&record.payload)?;
+                    streams.entry(stream.id).or_insert(stream);
+                }
+                RECORD_LIMIT => {}
+                unknown => anyhow::bail!("{}: record kind {unknown} is of a newer version", path.display()),
+            }
+        }
+        Ok(Some(log))
+    }
+
+    /// What the log at `path` says of the one before it: its number and committed bytes.
+    pub(crate) fn limit_of_previous(path: &Path, key: &Secret<32>) -> Option<(u64, u64)> {
+        let reader = SegmentReader::open(path, key, Kind::Log).ok()?;
+        let Ok(Next::Record(record)) = reader.next(&mut reader.start()) else {
+            return None;
+        };
+        if record.kind != RECORD_LIMIT {
+            return None;
+        }
+        let mut r = Reader::new(&record.payload);
+        Some((r.u64("log").ok()?, r.u64("bytes").ok()?))
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.reader.number()
+    }
+
+    pub(crate) fn reader(&self) -> &SegmentReader {
+        &self.reader
+    }
+
+    /// Shows a committed batch to readers.
+    pub(crate) fn push(&self, batch: LogBatch) {
+        let mut batches = self.batches.write().unwrap_or_else(PoisonError::into_inner);
+        batches.push(batch);
+    }
+
+    pub(crate) fn batches(&self) -> Vec<LogBatch> {
+        self.batches.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn read(&self, place: Place) -> Result<StoredBatch> {
+        let record = self.reader.read(place)?;
+        let (received_us, agent, batch) = decode_log(&record.payload)?;
+        let entries = batch.open()?;
+        Ok(StoredBatch {
+            received_us,
+            agent,
+            header: batch.header,
+            entries,
+        })
+    }
+}
+
+impl LogBatch {
+    pub(crate) fn new(batch: &SealedBatch, place: Place) -> Self {
+        let header = &batch.header;
+        Self {
+            place,
+            stream: header.stream,
+            sequences: (header.first.0, header.next().0),
+            // The last time is inside the body; a batch spans at most a minute.
+            times_us: (header.time_first_us, header.time_first_us.saturating_add(BATCH_SPAN_US_MAX)),
+        }
+    }
+}
+
+/// Whether a batch opens a new epoch of its stream properly.
+pub(crate) fn starts_anew(stream: &StreamRecord, batch: &SealedBatch) -> bool {
+    let start = StreamPosition::start(stream.agent, stream.id, batch.header.epoch);
+    batch.header.epoch != stream.position.epoch && batch.header.relation_to(&start) == Relation::Follows
+}
+
+/// Moves a stream over a batch that was committed.
+pub(crate) fn apply(stream: &mut StreamRecord, batch: &SealedBatch, received_us: u64) {
+    stream.position = batch.header.position_after();
+    stream.entries += u64::from(batch.header.count);
+    stream.bytes += u64::from(batch.header.raw_len);
+    stream.last_us = stream.last_us.max(received_us);
+}
+
+/// A stream that has no entry yet.
+pub(crate) fn new_stream(id: StreamId, agent: AgentId, kind: StreamKind, name: String) -> StreamRecord {
+    StreamRecord {
+        id,
+        agent,
+        kind,
+        name,
+        position: StreamPosition::start(agent, id, Epoch::default()),
+        entries: 0,
+        bytes: 0,
+        last_us: 0,
+    }
+}
+
+/// The record that introduces a stream.
+pub(crate) fn encode_stream(stream: &StreamRecord) -> Vec<u8> {
+    let mut out = stream.id.encoded();
+    stream.agent.encode(&mut out);
+    out.push(stream.kind.to_byte());
+    out.extend_from_slice(stream.name.as_bytes());
+    out
+}
+
+fn decode_stream(payload: &[u8]) -> Result<StreamRecord> {
+    let mut r = Reader::new(payload);
+    let id = StreamId::read(&mut r)?;
+    let agent = AgentId::read(&mut r)?;
+    let kind = StreamKind::from_byte(r.u8("stream kind")?)?;
+    let name = String::from_utf8(r.rest().to_vec()).context("a stream's name in the log")?;
+    Ok(new_stream(id, agent, kind, name))
+}
+
+/// The numbers of the logs in `dir`, ascending.
+pub(crate) fn numbers(dir: &Path) -> Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
+        numbers.extend(number.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+pub(crate) const RECORD_BATCH: u8 = 1;
+pub(crate) const RECORD_STREAM: u8 = 2;
+pub(crate) const RECORD_LIMIT: u8 = 3;
+/// Longest time between the first and the last entry of a batch; batches close much earlier.
+pub(crate) const BATCH_SPAN_US_MAX: u64 = 60_000_000;

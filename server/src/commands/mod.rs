@@ -1,0 +1,501 @@
+//! The commands of `scrinium-server`.
+
+pub(crate) mod demo;
+mod run;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::accounts::{Accounts, random_password};
+use crate::archive::verify::Report;
+use crate::config::Config;
+use crate::control::{self, Client, EnrolRequest, ExportRequest, SearchRequest};
+use crate::core::{Running, make_keys, open_catalogue};
+use crate::volume::Volume;
+
+/// Receives logs, archives them encrypted, proves, searches and shows them.
+#[derive(Parser)]
+#[command(version, name = "scrinium-server", after_help = "Example: scrinium-server demo")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args, Clone)]
+struct Data {
+    /// Directory of the volume.
+    #[arg(long, env = "SCRINIUM_DATA", default_value = "/var/lib/scrinium/server")]
+    data: PathBuf,
+    /// Configuration file; /etc/scrinium/server.toml if it is there.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the whole product on loopback, tailing this machine's own logs.
+    #[command(after_help = "Example: scrinium-server demo --dir /tmp/scrinium-demo")]
+    Demo(demo::Args),
+    /// Creates the volume and the first administrator; prints password and recovery shares once.
+    #[command(after_help = "Example: scrinium-server init --data /var/lib/scrinium/server")]
+    Init {
+        #[command(flatten)]
+        data: Data,
+        /// Take the administrator's password from this file instead of making one.
+        #[arg(long)]
+        admin_password_file: Option<PathBuf>,
+        /// Write the recovery shares to this file (mode 0600) instead of printing them.
+        #[arg(long)]
+        recovery_out: Option<PathBuf>,
+    },
+    /// Runs the server.
+    #[command(after_help = "Example: scrinium-server run --data /var/lib/scrinium/server")]
+    Run {
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Opens the volume with recovery shares on a machine it was not made on, and binds it here.
+    #[command(after_help = "Example: scrinium-server recover --data DIR --share SCRINIUM-SHARE-… --share SCRINIUM-SHARE-…")]
+    Recover {
+        #[command(flatten)]
+        data: Data,
+        /// A recovery share; give two different ones. Read from standard input, one a line, if none is given.
+        #[arg(long = "share")]
+        shares: Vec<String>,
+    },
+    /// Makes, lists, shows, enables and disables agents. Works on a stopped server's volume too.
+    #[command(subcommand, after_help = "Example: scrinium-server agent enroll web1")]
+    Agent(Agent),
+    /// Finds entries, newest first. Works on a stopped server's volume too.
+    #[command(after_help = "Example: scrinium-server search 'failed \"invalid user\" -backup' --from 24h --format json")]
+    Search {
+        /// Words, "phrases", prefix*, -not, agent:NAME, stream:TEXT; empty for everything.
+        #[arg(default_value = "")]
+        query: String,
+        #[command(flatten)]
+        data: Data,
+        /// Collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
+        #[arg(long)]
+        from: Option<String>,
+        /// Collected before.
+        #[arg(long)]
+        to: Option<String>,
+        #[arg(long, default_value = "raw", value_parser = ["raw", "json", "csv"])]
+        format: String,
+        /// Same as --format json.
+        #[arg(long)]
+        json: bool,
+        /// Most entries to print.
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+        /// Print only how many there are.
+        #[arg(long)]
+        count: bool,
+    },
+    /// Exports one source: its exact bytes, or a package an authority can check. Works on a stopped
+    /// server's volume too.
+    #[command(after_help = "Example: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -")]
+    Export {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        agent: String,
+        #[arg(long)]
+        path: String,
+        #[arg(long, default_value = "package", value_parser = ["raw", "package"])]
+        format: String,
+        /// File to write, which must not exist; - for standard output.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Recomputes every root, chain and signature; exits 3 when the archive is not whole. Works on a
+    /// stopped server's volume too.
+    #[command(after_help = "Example: scrinium-server verify --data /var/lib/scrinium/server")]
+    Verify {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Console accounts. Works on a stopped server's volume too.
+    #[command(subcommand, after_help = "Example: scrinium-server user password admin --password-file FILE")]
+    User(User),
+}
+
+#[derive(Subcommand)]
+enum Agent {
+    /// Prints a one-time token for a new agent.
+    #[command(visible_alias = "enrol", after_help = "Example: scrinium-server agent enroll web1 --ttl 1h")]
+    Enroll {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long, default_value = "")]
+        site: String,
+        /// How long the token is valid: 30m, 1h, 7d.
+        #[arg(long, default_value = "1h")]
+        ttl: String,
+        /// What the agent dials, HOST:PORT; default from the configuration.
+        #[arg(long)]
+        address: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the agents and how they do.
+    #[command(after_help = "Example: scrinium-server agent list --json")]
+    List {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows one agent.
+    #[command(after_help = "Example: scrinium-server agent show web1")]
+    Show {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets a disabled agent connect again.
+    #[command(after_help = "Example: scrinium-server agent enable web1")]
+    Enable {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Ends an agent's session and refuses new ones.
+    #[command(after_help = "Example: scrinium-server agent disable web1")]
+    Disable {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+#[derive(Subcommand)]
+enum User {
+    /// Creates an account or sets its password.
+    #[command(after_help = "Example: scrinium-server user password admin --password-file FILE")]
+    Password {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        /// File with the password; without it one is made and printed.
+        #[arg(long)]
+        password_file: Option<PathBuf>,
+    },
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(self.command.run());
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        outcome
+    }
+}
+
+impl Command {
+    async fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Demo(args) => demo::run(args).await?,
+            Self::Init {
+                data,
+                admin_password_file,
+                recovery_out,
+            } => {
+                drop(load_config(&data)?);
+                let made = init(&data.data, admin_password_file.as_deref())?;
+                made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
+            }
+            Self::Run { data } => {
+                let config = load_config(&data)?;
+                run::run(&data.data, config).await?;
+            }
+            Self::Recover { data, shares } => recover(&data.data, shares)?,
+            Self::Agent(agent) => agent.run().await?,
+            Self::Search {
+                query,
+                data,
+                from,
+                to,
+                format,
+                json,
+                limit,
+                count,
+            } => {
+                let time = |field, text: Option<String>| text.map(|text| control::parse_time(field, &text)).transpose();
+                let request = SearchRequest {
+                    query,
+                    from_us: time("--from", from).map_err(usage)?,
+                    to_us: time("--to", to).map_err(usage)?,
+                    limit,
+                    format: if json { "json".into() } else { format },
+                    count,
+                };
+                let (client, running) = client(&data).await?;
+                let response = client.post("/search", &request).await?;
+                let damaged = response.headers().get("x-damaged").is_some();
+                control::copy_to(response, &mut std::io::stdout()).await?;
+                close(client, running).await;
+                if damaged {
+                    complain("parts of the archive are damaged and were left out; run: scrinium-server verify")?;
+                }
+            }
+            Self::Export {
+                data,
+                agent,
+                path,
+                format,
+                out,
+            } => {
+                let request = ExportRequest {
+                    agent,
+                    path,
+                    package: format == "package",
+                };
+                let (client, running) = client(&data).await?;
+                let response = client.post("/export", &request).await?;
+                if out == Path::new("-") {
+                    let mut stdout = std::io::stdout();
+                    control::copy_to(response, &mut stdout).await?;
+                    stdout.flush()?;
+                } else {
+                    let file = scrinium_segment::durable::create_new(&out);
+                    let mut file = file.with_context(|| format!("creating {}", out.display()))?;
+                    control::copy_to(response, &mut file).await?;
+                    file.sync_all()?;
+                }
+                close(client, running).await;
+            }
+            Self::Verify { data, json } => {
+                let (client, running) = client(&data).await?;
+                let value = control::json_of(client.post("/verify", &json!({})).await?).await?;
+                close(client, running).await;
+                let report: Report = serde_json::from_value(value)?;
+                if json {
+                    say(&serde_json::to_string_pretty(&report)?)?;
+                } else {
+                    say(report.to_text().trim_end())?;
+                }
+                if !report.whole {
+                    return Ok(ExitCode::from(3));
+                }
+            }
+            Self::User(User::Password {
+                name,
+                data,
+                password_file,
+            }) => {
+                let password = match &password_file {
+                    Some(path) => read_password(path)?,
+                    None => random_password()?,
+                };
+                let (client, running) = client(&data).await?;
+                let body = json!({ "name": name, "password": password.as_str() });
+                client.post("/users/password", &body).await?;
+                close(client, running).await;
+                if password_file.is_none() {
+                    say(&password)?;
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Agent {
+    async fn run(self) -> Result<()> {
+        let data = match &self {
+            Self::Enroll { data, .. }
+            | Self::List { data, .. }
+            | Self::Show { data, .. }
+            | Self::Enable { data, .. }
+            | Self::Disable { data, .. } => data.clone(),
+        };
+        let (client, running) = client(&data).await?;
+        self.ask(&client).await?;
+        close(client, running).await;
+        Ok(())
+    }
+
+    async fn ask(self, client: &Client) -> Result<()> {
+        match self {
+            Self::Enroll {
+                name,
+                site,
+                ttl,
+                address,
+                json,
+                ..
+            } => {
+                let request = EnrolRequest {
+                    name,
+                    site,
+                    ttl_s: parse_ttl(&ttl).map_err(usage)?,
+                    address,
+                };
+                let made = control::json_of(client.post("/agents/enroll", &request).await?).await?;
+                if json {
+                    return say(&made.to_string());
+                }
+                say(made.get("token").and_then(|token| token.as_str()).unwrap_or_default())
+            }
+            Self::List { json, .. } => {
+                let agents = control::json_of(client.get("/agents").await?).await?;
+                if json {
+                    return say(&serde_json::to_string_pretty(&agents)?);
+                }
+                for agent in agents.as_array().into_iter().flatten() {
+                    let field = |key: &str| agent.get(key).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
+                    let (name, state) = (field("name"), field("state"));
+                    say(&format!("{name:24} {state:12} last durable {}  {}", field("last_durable"), field("os")))?;
+                }
+                Ok(())
+            }
+            Self::Show { name, .. } => {
+                let agents = control::json_of(client.get("/agents").await?).await?;
+                let named = |agent: &&serde_json::Value| agent.get("name").and_then(|n| n.as_str()) == Some(&name);
+                let agent = agents.as_array().into_iter().flatten().find(named);
+                let agent = agent.with_context(|| format!("no agent is named '{name}'"))?;
+                say(&serde_json::to_string_pretty(agent)?)
+            }
+            Self::Enable { name, .. } => set_enabled(client, &name, true).await,
+            Self::Disable { name, .. } => set_enabled(client, &name, false).await,
+        }
+    }
+}
+
+async fn set_enabled(client: &Client, name: &str, enabled: bool) -> Result<()> {
+    client.post("/agents/enabled", &json!({ "name": name, "enabled": enabled })).await?;
+    Ok(())
+}
+
+/// What `init` made and will never show again.
+struct Made {
+    password: Zeroizing<String>,
+    shares: Vec<Zeroizing<String>>,
+}
+
+/// Creates the volume and the administrator.
+fn init(dir: &Path, password_file: Option<&Path>) -> Result<Made> {
+    let password = match password_file {
+        Some(path) => read_password(path)?,
+        None => random_password()?,
+    };
+    let (volume, shares) = Volume::create(dir)?;
+    let catalogue = std::sync::Arc::new(open_catalogue(&volume)?);
+    Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
+    make_keys(&catalogue)?;
+    Ok(Made { password, shares })
+}
+
+impl Made {
+    fn print(&self, show_password: bool, recovery_out: Option<&Path>) -> Result<()> {
+        if show_password {
+            say(&format!("administrator:  {ADMIN}\npassword:       {}\n", self.password.as_str()))?;
+        }
+        let shares: Vec<&str> = self.shares.iter().map(|share| share.as_str()).collect();
+        if let Some(path) = recovery_out {
+            let text = Zeroizing::new(shares.join("\n") + "\n");
+            scrinium_segment::durable::write_file(path, text.as_bytes())
+                .with_context(|| format!("writing {}", path.display()))?;
+            return Ok(());
+        }
+        say("recovery shares: any two open the volume on another machine. Give them to three persons; they")?;
+        say("are shown now and never again.")?;
+        for share in shares {
+            say(share)?;
+        }
+        Ok(())
+    }
+}
+
+fn recover(dir: &Path, mut shares: Vec<String>) -> Result<()> {
+    if shares.is_empty() {
+        shares = std::io::stdin().lines().collect::<Result<_, _>>()?;
+        shares.retain(|line| !line.trim().is_empty());
+    }
+    drop(Volume::recover(dir, &shares)?);
+    say("the volume is open and bound to this machine now")
+}
+
+/// The running server, or the stopped one's volume in this process.
+async fn client(data: &Data) -> Result<(Client, Option<Running>)> {
+    if let Some(client) = Client::connect(&data.data).await {
+        return Ok((client, None));
+    }
+    let config = load_config(data)?;
+    let volume = Volume::open(&data.data)?;
+    let running = Running::open(volume, run::dialled_address(&config, None), config.keep_alive)?;
+    let router = control::router(running.core.clone());
+    Ok((Client::InProcess(router), Some(running)))
+}
+
+async fn close(client: Client, running: Option<Running>) {
+    drop(client);
+    if let Some(running) = running {
+        running.close().await;
+    }
+}
+
+fn load_config(data: &Data) -> Result<Config> {
+    Config::load(data.config.as_deref()).map_err(usage)
+}
+
+fn read_password(path: &Path) -> Result<Zeroizing<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = Zeroizing::new(text);
+    Ok(Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+fn parse_ttl(text: &str) -> Result<u64> {
+    let parsed = text.split_at_checked(text.len().saturating_sub(1)).and_then(|(number, unit)| {
+        let seconds: u64 = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(seconds)
+    });
+    match parsed {
+        Some(seconds) => Ok(seconds),
+        None => bail!("--ttl '{text}' must be like 30m, 1h or 7d"),
+    }
+}
+
+/// An error of usage or configuration: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(String);
+
+fn usage(error: anyhow::Error) -> anyhow::Error {
+    UsageError(format!("{error:#}")).into()
+}
+
+/// Prints a line on standard output.
+pub(crate) fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}
+
+/// Prints a line on standard error.
+pub(crate) fn complain(line: &str) -> Result<()> {
+    writeln!(std::io::stderr(), "{line}")?;
+    Ok(())
+}
+
+/// The first account.
+pub(crate) const ADMIN: &str = "admin";

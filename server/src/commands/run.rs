@@ -1,0 +1,106 @@
+//! `scrinium-server run`: every listener on an open volume, until a signal.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::config::Config;
+use crate::core::{Running, host_name};
+use crate::volume::Volume;
+use crate::{console, control, listener};
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::start(dir, config).await?;
+    info!(data = %dir.display(), "the server is ready");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    server.stop().await;
+    Ok(())
+}
+
+/// A running server and where it listens.
+pub(crate) struct Server {
+    running: Running,
+    tasks: JoinSet<()>,
+    pub(crate) console: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Opens the volume, then the archive, then the listeners: from the end of the pipe.
+    pub(crate) async fn start(dir: &Path, config: Config) -> Result<Self> {
+        let volume = Volume::open(dir)?;
+        let sl = listener::bind_tcp("sl", &config.sl).await?;
+        let syslog_tcp = listener::bind_tcp("syslog_tcp", &config.syslog_tcp).await?;
+        let console = listener::bind_tcp("console", &config.console).await?;
+        let udp: Vec<_> = config.syslog_udp.iter().map(|address| listener::syslog::bind_udp(address)).collect::<Result<_>>()?;
+        let address = dialled_address(&config, sl.first().and_then(listener::local_address));
+        let console_address = console.first().and_then(listener::local_address);
+        let control = control::bind(dir)?;
+
+        let running = Running::open(volume, address, config.keep_alive)?;
+        let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(control::run(running.core.clone(), control));
+        for socket in udp {
+            tasks.spawn(listener::syslog::run_udp(socket, running.local.clone()));
+        }
+        for listener in syslog_tcp {
+            tasks.spawn(listener::syslog::run_tcp(listener, running.local.clone()));
+        }
+        for listener in console {
+            tasks.spawn(console::serve(running.core.clone(), listener, tls.clone()));
+        }
+        for listener in sl {
+            tasks.spawn(listener::sl::run(running.core.clone(), listener));
+        }
+        Ok(Self {
+            running,
+            tasks,
+            console: console_address,
+        })
+    }
+
+    /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk.
+    pub(crate) async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        let socket = self.running.core.data_dir().join("control.sock");
+        self.running.close().await;
+        drop(std::fs::remove_file(socket));
+    }
+
+    pub(crate) fn core(&self) -> &std::sync::Arc<crate::core::Core> {
+        &self.running.core
+    }
+}
+
+/// What agents dial: as configured, or this machine's name and the port of the SL listener.
+pub(crate) fn dialled_address(config: &Config, bound: Option<SocketAddr>) -> String {
+    if let Some(address) = &config.address {
+        return address.clone();
+    }
+    let configured = config.sl.first().and_then(|address| address.parse::<SocketAddr>().ok());
+    let listening = bound.or(configured);
+    let port = listening.map_or(720, |address| address.port());
+    match listening {
+        Some(address) if !address.ip().is_unspecified() => address.to_string(),
+        _ => format!("{}:{port}", host_name().unwrap_or_else(|| "localhost".to_owned())),
+    }
+}
+
+/// Checks that a program beside this one is there.
+pub(crate) fn beside(name: &str) -> Result<std::path::PathBuf> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let path = own.with_file_name(name);
+    anyhow::ensure!(path.is_file(), "{} is not there; build it with: cargo build --release", path.display());
+    Ok(path)
+}

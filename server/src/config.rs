@@ -1,0 +1,175 @@
+//! Configuration: what the file says (`raw`), then what the program runs on ([`Config`]).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+/// The server's configuration. Every field is checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) sl: Vec<String>,
+    pub(crate) console: Vec<String>,
+    pub(crate) syslog_udp: Vec<String>,
+    pub(crate) syslog_tcp: Vec<String>,
+    /// What agents dial, put into tokens; `HOST:PORT`.
+    pub(crate) address: Option<String>,
+    pub(crate) keep_alive: Duration,
+    /// PEM files that replace the certificate made at `init`.
+    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+}
+
+impl Config {
+    /// Reads `path`, or the default file if it is there, and the environment on top.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+        let default = Path::new(DEFAULT_PATH);
+        let path = path.or_else(|| default.is_file().then_some(default));
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+            None => String::new(),
+        };
+        let mut config = Self::parse(&text)
+            .with_context(|| format!("in {}", path.map_or("the defaults".into(), |path| path.display().to_string())))?;
+        for (name, field) in [
+            ("SCRINIUM_LISTEN_SL", &mut config.sl),
+            ("SCRINIUM_LISTEN_CONSOLE", &mut config.console),
+            ("SCRINIUM_LISTEN_SYSLOG_UDP", &mut config.syslog_udp),
+            ("SCRINIUM_LISTEN_SYSLOG_TCP", &mut config.syslog_tcp),
+        ] {
+            if let Ok(value) = std::env::var(name) {
+                *field = value.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+            }
+        }
+        if let Ok(address) = std::env::var("SCRINIUM_ADDRESS") {
+            config.address = Some(address);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let raw: raw::Config = toml::from_str(text)?;
+        let certificate = match (raw.console.certificate, raw.console.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => bail!("console.key must be given with console.certificate"),
+            (None, Some(_)) => bail!("console.certificate must be given with console.key"),
+        };
+        let config = Self {
+            sl: raw.listen.sl,
+            console: raw.listen.console,
+            syslog_udp: raw.listen.syslog_udp,
+            syslog_tcp: raw.listen.syslog_tcp,
+            address: raw.agents.address,
+            keep_alive: Duration::from_secs(raw.agents.keep_alive_s),
+            certificate,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (field, addresses) in [
+            ("listen.sl", &self.sl),
+            ("listen.console", &self.console),
+            ("listen.syslog_udp", &self.syslog_udp),
+            ("listen.syslog_tcp", &self.syslog_tcp),
+        ] {
+            for address in addresses {
+                if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+                    bail!("{field}: '{address}' must be ADDRESS:PORT");
+                }
+            }
+        }
+        if !(1..=600).contains(&self.keep_alive.as_secs()) {
+            bail!("agents.keep_alive_s must be between 1 and 600");
+        }
+        Ok(())
+    }
+}
+
+/// The file, field for field. Nothing outside this file sees these types.
+mod raw {
+    use std::path::PathBuf;
+
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Config {
+        pub(super) listen: Listen,
+        pub(super) agents: Agents,
+        pub(super) console: Console,
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Listen {
+        pub(super) sl: Vec<String>,
+        pub(super) console: Vec<String>,
+        pub(super) syslog_udp: Vec<String>,
+        pub(super) syslog_tcp: Vec<String>,
+    }
+
+    impl Default for Listen {
+        fn default() -> Self {
+            let any = |port: u16| vec![format!("0.0.0.0:{port}")];
+            Self {
+                sl: any(720),
+                console: any(8443),
+                syslog_udp: any(514),
+                syslog_tcp: [any(514), any(5140)].concat(),
+            }
+        }
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Agents {
+        pub(super) address: Option<String>,
+        pub(super) keep_alive_s: u64,
+    }
+
+    impl Default for Agents {
+        fn default() -> Self {
+            Self {
+                address: None,
+                keep_alive_s: 10,
+            }
+        }
+    }
+
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Console {
+        pub(super) certificate: Option<PathBuf>,
+        pub(super) key: Option<PathBuf>,
+    }
+}
+
+/// Where the configuration is looked for when none is named.
+const DEFAULT_PATH: &str = "/etc/scrinium/server.toml";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_gives_the_documented_ports() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.sl, ["0.0.0.0:720"]);
+        assert_eq!(config.console, ["0.0.0.0:8443"]);
+        assert_eq!(config.syslog_tcp, ["0.0.0.0:514", "0.0.0.0:5140"]);
+    }
+
+    #[test]
+    fn unknown_and_bad_fields_are_named() {
+        for (text, name) in [
+            ("[listen]\nsll = []", "sll"),
+            ("[listen]\nsl = ['here']", "listen.sl"),
+            ("[agents]\nkeep_alive_s = 0", "agents.keep_alive_s"),
+            ("[console]\nkey = '/k'", "console.certificate"),
+        ] {
+            let error = format!("{:#}", Config::parse(text).unwrap_err());
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The console: server-rendered pages over HTTPS, and the API they share with everybody else.
+//!
+//! ```text
+//! browser ═TLS═▶ [tls] ─▶ router ─▶ [auth] who ─▶ [pages] what ─▶ templates, [chart], [i18n]
+//! ```
+//!
+//! No page but the sign-in, its assets and the health checks answers without a session. No inline
+//! script or style: the content security policy forbids them.
+
+mod assets;
+mod auth;
+mod chart;
+pub(crate) mod i18n;
+mod pages;
+pub(crate) mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use crate::core::Core;
+
+/// Serves the console until the task is dropped.
+pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAcceptor) {
+    let router = router(core);
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "accepting a browser failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));
+        tasks.spawn(async move {
+            let _permit = permit;
+            let Ok(Ok(stream)) = tokio::time::timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await else {
+                return;
+            };
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
+            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                debug!(%error, "a browser's connection broke");
+            }
+        });
+    }
+}
+
+fn router(core: Arc<Core>) -> Router {
+    Router::new()
+        .route("/", get(pages::overview::page))
+        .route("/sign-in", get(auth::sign_in_page).post(auth::sign_in))
+        .route("/sign-out", post(auth::sign_out))
+        .route("/language", post(auth::language))
+        .route("/agents", get(pages::agents::page))
+        .route("/agents/{name}", get(pages::agents::detail))
+        .route("/agents/{name}/enabled", post(pages::agents::set_enabled))
+        .route("/enrol", get(pages::enrol::page).post(pages::enrol::make))
+        .route("/enrol/{token}/state", get(pages::enrol::state))
+        .route("/search", get(pages::search::page))
+        .route("/search/raw", get(pages::search::raw))
+        .route("/export", get(pages::search::export))
+        .route("/api/v1/search", get(pages::search::api))
+        .route("/api/v1/agents", get(pages::agents::api))
+        .route("/assets/{name}", get(assets::serve))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/metrics", get(pages::overview::metrics))
+        .fallback(not_found)
+        .layer(DefaultBodyLimit::max(FORM_LEN_MAX))
+        .layer(axum::middleware::from_fn(headers))
+        .with_state(core)
+}
+
+async fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, "404: there is no such page\n").into_response()
+}
+
+/// Headers every answer carries.
+async fn headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CSP),
+        (header::STRICT_TRANSPORT_SECURITY, "max-age=31536000"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+    connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+const CONNECTIONS_MAX: usize = 512;
+const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const HEADERS_MAX: Duration = Duration::from_secs(10);
+const FORM_LEN_MAX: usize = 64 << 10;

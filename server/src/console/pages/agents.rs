@@ -1,0 +1,169 @@
+//! The agents: one row each, and one page each.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::{Form, Json};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Frame, ago, html};
+use crate::agents::Live;
+use crate::catalogue::records::AgentRecord;
+use crate::clock;
+use crate::console::auth::SignedIn;
+use crate::console::i18n::Language;
+use crate::core::Core;
+use crate::present::{self, human_bytes, last_durable_us, rfc3339, state_of};
+
+#[derive(Template)]
+#[template(path = "agents.html")]
+struct AgentsPage {
+    t: Language,
+    frame: Frame,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    name: String,
+    site: String,
+    state: &'static str,
+    host: String,
+    os: String,
+    version: String,
+    address: String,
+    last_durable: String,
+    last_durable_at: String,
+    keep_alive: String,
+    backlog: String,
+    backlog_age: String,
+    offset: String,
+    offset_is_large: bool,
+    generation: u64,
+    trouble: Option<String>,
+}
+
+impl Row {
+    fn new(t: Language, core: &Core, agent: &AgentRecord, live: &Live) -> Self {
+        let now = clock::unix_us();
+        let streams = core.archive.streams();
+        let last = last_durable_us(agent.id, &streams);
+        let state = live.keep_alive;
+        let offset_ms = live.clock_offset_us / 1000;
+        let known = live.heard_us > 0;
+        Self {
+            name: agent.name.clone(),
+            site: agent.site.clone(),
+            state: state_of(agent, live, core).name(),
+            host: agent.host_name.clone(),
+            os: agent.os.clone(),
+            version: agent.version.clone(),
+            address: live.address.map(|address| address.to_string()).unwrap_or_default(),
+            last_durable: last.map_or_else(|| t.text("agents.none_yet").to_owned(), |us| ago(t, us, now)),
+            last_durable_at: last.map(rfc3339).unwrap_or_default(),
+            keep_alive: if known { ago(t, live.heard_us, now) } else { "–".to_owned() },
+            backlog: if known { human_bytes(state.backlog_bytes) } else { "–".to_owned() },
+            backlog_age: if state.oldest_us > 0 { ago(t, state.oldest_us, now) } else { String::new() },
+            offset: if known { format!("{offset_ms:+} ms") } else { "–".to_owned() },
+            offset_is_large: offset_ms.unsigned_abs() > OFFSET_MS_MAX,
+            generation: agent.generation,
+            trouble: live.trouble.clone(),
+        }
+    }
+}
+
+/// The table of all agents.
+pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Response {
+    let t = who.language;
+    let rows = core.agents.list().iter().map(|(agent, live)| Row::new(t, &core, agent, live)).collect();
+    html(&AgentsPage {
+        t,
+        frame: Frame::new(&who, "agents", "/agents"),
+        rows,
+    })
+}
+
+#[derive(Template)]
+#[template(path = "agent.html")]
+struct AgentPage {
+    t: Language,
+    frame: Frame,
+    row: Row,
+    id: String,
+    enrolled: String,
+    fingerprint: Vec<(String, String)>,
+    streams: Vec<StreamRow>,
+}
+
+struct StreamRow {
+    kind: &'static str,
+    name: String,
+    entries: String,
+    raw: String,
+    last: String,
+    query: String,
+}
+
+/// One agent: what it is, what it sends.
+pub(crate) async fn detail(State(core): State<Arc<Core>>, who: SignedIn, Path(name): Path<String>) -> Response {
+    let t = who.language;
+    let agents = core.agents.list();
+    let Some((agent, live)) = agents.iter().find(|(agent, _)| agent.name == name) else {
+        return (StatusCode::NOT_FOUND, t.text("agents.unknown").to_owned()).into_response();
+    };
+    let now = clock::unix_us();
+    let streams = core.archive.streams();
+    let of_agent = streams.values().filter(|stream| stream.agent == agent.id);
+    let mut rows: Vec<StreamRow> = of_agent
+        .map(|stream| StreamRow {
+            kind: stream.kind.name(),
+            name: stream.name.clone(),
+            entries: t.number(stream.entries),
+            raw: human_bytes(stream.bytes),
+            last: if stream.last_us > 0 { ago(t, stream.last_us, now) } else { "–".to_owned() },
+            query: format!("agent:{} stream:\"{}\"", agent.name, stream.name),
+        })
+        .collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    html(&AgentPage {
+        t,
+        frame: Frame::new(&who, "agents", &format!("/agents/{name}")),
+        row: Row::new(t, &core, agent, live),
+        id: agent.id.to_string(),
+        enrolled: rfc3339(agent.enrolled_us),
+        fingerprint: agent.fingerprint.clone(),
+        streams: rows,
+    })
+}
+
+#[derive(Deserialize)]
+pub(crate) struct EnabledForm {
+    csrf: String,
+    enabled: bool,
+}
+
+/// Enables or disables an agent.
+pub(crate) async fn set_enabled(State(core): State<Arc<Core>>, who: SignedIn, Path(name): Path<String>, Form(form): Form<EnabledForm>) -> Response {
+    if !who.session.has_csrf(&form.csrf) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let detail = json!({ "agent": name, "enabled": form.enabled });
+    if !core.audit.record(&who.session.user, "agent enabled", detail).await {
+        return (StatusCode::SERVICE_UNAVAILABLE, who.language.text("error.unwritable").to_owned()).into_response();
+    }
+    match core.agents.set_enabled(&name, form.enabled) {
+        Ok(()) => Redirect::to(&format!("/agents/{name}")).into_response(),
+        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+    }
+}
+
+/// The same for programs.
+pub(crate) async fn api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<Value> {
+    Json(present::agents_json(&core))
+}
+
+/// Clocks further apart than this are said.
+const OFFSET_MS_MAX: u64 = 2_000;

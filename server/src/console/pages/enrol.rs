@@ -1,0 +1,109 @@
+//! Enrolling an agent: a token to copy, and a page that turns green at the first entry.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::{Form, Json};
+use data_encoding::HEXLOWER;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Frame, html};
+use crate::console::auth::SignedIn;
+use crate::console::i18n::Language;
+use crate::core::Core;
+use crate::present::last_durable_us;
+
+#[derive(Template)]
+#[template(path = "enrol.html")]
+struct EnrolPage {
+    t: Language,
+    frame: Frame,
+    name: String,
+    site: String,
+    address: String,
+    problem: Option<String>,
+    made: Option<Made>,
+}
+
+struct Made {
+    token: String,
+    id: String,
+}
+
+/// The form.
+pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Response {
+    html(&EnrolPage {
+        t: who.language,
+        frame: Frame::new(&who, "enrol", "/enrol"),
+        name: String::new(),
+        site: String::new(),
+        address: core.address.clone(),
+        problem: None,
+        made: None,
+    })
+}
+
+#[derive(Deserialize)]
+pub(crate) struct EnrolForm {
+    csrf: String,
+    name: String,
+    #[serde(default)]
+    site: String,
+    address: String,
+}
+
+/// Makes a token and shows it once.
+pub(crate) async fn make(State(core): State<Arc<Core>>, who: SignedIn, Form(form): Form<EnrolForm>) -> Response {
+    if !who.session.has_csrf(&form.csrf) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let t = who.language;
+    let written = core.audit.record(&who.session.user, "token made", json!({ "agent": form.name })).await;
+    let made = if written {
+        core.agents.make_token(form.name.trim(), form.site.trim(), form.address.trim(), *core.noise.public(), TTL_S)
+    } else {
+        Err(anyhow::anyhow!("{}", t.text("error.unwritable")))
+    };
+    let (made, problem) = match made {
+        Ok(token) => (
+            Some(Made {
+                id: HEXLOWER.encode(&token.id),
+                token: token.to_text(),
+            }),
+            None,
+        ),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    html(&EnrolPage {
+        t,
+        frame: Frame::new(&who, "enrol", "/enrol"),
+        name: form.name,
+        site: form.site,
+        address: form.address,
+        problem,
+        made,
+    })
+}
+
+/// How far an enrolment is: `waiting`, `connected`, or `receiving` with the first entry.
+pub(crate) async fn state(State(core): State<Arc<Core>>, who: SignedIn, Path(token): Path<String>) -> Response {
+    let id = HEXLOWER.decode(token.as_bytes()).ok().and_then(|id| <[u8; 16]>::try_from(id).ok());
+    let Some(id) = id else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let t = who.language;
+    let Some(agent) = core.agents.enrolled_with(&id) else {
+        return Json(json!({ "state": "waiting", "text": t.text("enrol.waiting") })).into_response();
+    };
+    let streams = core.archive.streams();
+    if last_durable_us(agent.id, &streams).is_some() {
+        return Json(json!({ "state": "receiving", "text": t.with("enrol.receiving", &agent.name) })).into_response();
+    }
+    Json(json!({ "state": "connected", "text": t.with("enrol.connected", &agent.name) })).into_response()
+}
+
+const TTL_S: u64 = 3600;

@@ -1,0 +1,78 @@
+//! The pages, one file each.
+
+pub(crate) mod agents;
+pub(crate) mod enrol;
+pub(crate) mod overview;
+pub(crate) mod search;
+
+use askama::Template;
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Response};
+use tracing::error;
+
+use super::assets;
+use super::auth::SignedIn;
+use super::i18n::Language;
+
+/// What every page shows around its content.
+pub(crate) struct Frame {
+    pub(crate) language: &'static str,
+    pub(crate) user: String,
+    pub(crate) csrf: String,
+    /// Which entry of the navigation is this page's.
+    pub(crate) here: &'static str,
+    /// Where a change of language leads back to.
+    pub(crate) back: String,
+    pub(crate) style: String,
+    pub(crate) script: String,
+    pub(crate) icon: String,
+    pub(crate) version: &'static str,
+}
+
+impl Frame {
+    fn new(who: &SignedIn, here: &'static str, back: &str) -> Self {
+        Self {
+            user: who.session.user.clone(),
+            csrf: who.session.csrf.clone(),
+            here,
+            back: back.to_owned(),
+            ..Self::anonymous(who.language)
+        }
+    }
+
+    pub(crate) fn anonymous(language: Language) -> Self {
+        Self {
+            language: language.code(),
+            user: String::new(),
+            csrf: String::new(),
+            here: "",
+            back: "/sign-in".to_owned(),
+            style: assets::url("style.css"),
+            script: assets::url("app.js"),
+            icon: assets::url("icon.svg"),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
+/// Renders a page.
+pub(crate) fn html(page: &impl Template) -> Response {
+    match page.render() {
+        Ok(text) => Html(text).into_response(),
+        Err(problem) => {
+            error!(%problem, "a page could not be rendered");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// How long ago, in the words of the language.
+pub(crate) fn ago(t: Language, us: u64, now_us: u64) -> String {
+    let seconds = now_us.saturating_sub(us) / 1_000_000;
+    match seconds {
+        0..60 => t.with("ago.seconds", seconds),
+        60..3600 => t.with("ago.minutes", seconds / 60),
+        3600..86_400 => t.with("ago.hours", seconds / 3600),
+        _ => t.with("ago.days", seconds / 86_400),
+    }
+}

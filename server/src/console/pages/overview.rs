@@ -1,0 +1,136 @@
+//! The overview: is everything being received, is everything kept.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::{Frame, ago, html};
+use crate::archive::disk_bytes;
+use crate::clock;
+use crate::console::auth::SignedIn;
+use crate::console::chart::{Histogram, bucket_for};
+use crate::console::i18n::Language;
+use crate::core::Core;
+use crate::index::query::Query;
+use crate::index::search::{Wanted, search};
+use crate::present::{AgentState, View, human_bytes, state_of};
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct OverviewPage {
+    t: Language,
+    frame: Frame,
+    agents: usize,
+    connected: usize,
+    states: Vec<(&'static str, usize)>,
+    streams: String,
+    entries: String,
+    raw: String,
+    disk: String,
+    last_hour: String,
+    chart: String,
+    axis: [String; 3],
+    latest: Vec<Latest>,
+    attention: Vec<(String, &'static str, String)>,
+    address: String,
+}
+
+struct Latest {
+    ago: String,
+    host: String,
+    text: String,
+}
+
+/// The page.
+pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Response {
+    let t = who.language;
+    let now = clock::unix_us();
+    let agents = core.agents.list();
+    let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut attention = Vec::new();
+    for (agent, live) in &agents {
+        let state = state_of(agent, live, &core);
+        *states.entry(state.name()).or_default() += 1;
+        if !matches!(state, AgentState::Connected | AgentState::Disabled) {
+            let detail = live.trouble.clone().unwrap_or_else(|| {
+                if live.heard_us > 0 { ago(t, live.heard_us, now) } else { String::new() }
+            });
+            attention.push((agent.name.clone(), state.name(), detail));
+        }
+    }
+    let connected = states.get("connected").copied().unwrap_or(0) + states.get("buffering").copied().unwrap_or(0);
+    let streams = core.archive.streams();
+    let bucket = bucket_for(HOUR_US);
+    let from = (now - HOUR_US) / bucket * bucket + bucket;
+    let names = core.agent_names();
+    let found = {
+        let (core, names) = (core.clone(), names.clone());
+        let query = Query {
+            from_us: Some(from),
+            ..Query::default()
+        };
+        let wanted = Wanted {
+            hits_max: LATEST_MAX,
+            bucket_us: bucket,
+            count_all: true,
+            deadline: Some(std::time::Duration::from_secs(3)),
+        };
+        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted)).await.unwrap_or_default()
+    };
+    let latest = found.hits.iter().map(|hit| {
+        let view = View::new(hit, &names, &streams);
+        Latest {
+            ago: ago(t, hit.time_us, now),
+            host: view.host,
+            text: view.text,
+        }
+    });
+    let histogram = Histogram {
+        counts: &found.histogram,
+        range_us: (from, from + HOUR_US),
+        bucket_us: bucket,
+        title: t.text("overview.received_chart"),
+    };
+    html(&OverviewPage {
+        t,
+        frame: Frame::new(&who, "overview", "/"),
+        agents: agents.len(),
+        connected,
+        states: states.into_iter().collect(),
+        streams: t.number(streams.len() as u64),
+        entries: t.number(streams.values().map(|stream| stream.entries).sum()),
+        raw: human_bytes(streams.values().map(|stream| stream.bytes).sum()),
+        disk: human_bytes(disk_bytes(&core.archive.log_dir()) + disk_bytes(&core.archive.archive_dir())),
+        last_hour: t.number(found.count),
+        chart: histogram.to_svg(),
+        axis: histogram.axis(),
+        latest: latest.collect(),
+        attention,
+        address: core.address.clone(),
+    })
+}
+
+/// Numbers for Prometheus; no names.
+pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
+    let agents = core.agents.list();
+    let connected = agents.iter().filter(|(_, live)| live.connected).count();
+    let streams = core.archive.streams();
+    let entries: u64 = streams.values().map(|stream| stream.entries).sum();
+    let (segments, logs) = core.archive.parts();
+    format!(
+        "# TYPE scrinium_agents gauge\nscrinium_agents {}\n# TYPE scrinium_agents_connected gauge\nscrinium_agents_connected {connected}\n\
+         # TYPE scrinium_streams gauge\nscrinium_streams {}\n# TYPE scrinium_entries_total counter\nscrinium_entries_total {entries}\n\
+         # TYPE scrinium_segments gauge\nscrinium_segments {}\n# TYPE scrinium_logs gauge\nscrinium_logs {}\n",
+        agents.len(),
+        streams.len(),
+        segments.len(),
+        logs.len(),
+    )
+    .into_response()
+}
+
+const HOUR_US: u64 = 3_600_000_000;
+const LATEST_MAX: usize = 8;

@@ -1,0 +1,264 @@
+//! Searching: query, time range, histogram, results, and the raw lines as a download.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use askama::Template;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Query as UrlQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use scrinium_protocol::identity::AgentId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Frame, html};
+use crate::clock;
+use crate::console::auth::SignedIn;
+use crate::console::chart::{Histogram, bucket_for};
+use crate::console::i18n::Language;
+use crate::control;
+use crate::core::Core;
+use crate::index::query::Query;
+use crate::index::search::{Found, Wanted, search};
+use crate::present::{View, format_time, rfc3339, severity_name, write_hits};
+
+#[derive(Clone, Default, Deserialize)]
+pub(crate) struct Params {
+    #[serde(default)]
+    q: String,
+    /// How far back: 15m, 1h, 24h, 7d, 30d or all.
+    #[serde(default)]
+    range: String,
+    limit: Option<usize>,
+}
+
+#[derive(Template)]
+#[template(path = "search.html")]
+struct SearchPage {
+    t: Language,
+    frame: Frame,
+    q: String,
+    range: String,
+    ranges: [&'static str; 6],
+    problem: Option<String>,
+    count: String,
+    shown: usize,
+    partial: bool,
+    damaged: u64,
+    took_ms: u128,
+    chart: String,
+    axis: [String; 3],
+    rows: Vec<Row>,
+    download: String,
+}
+
+struct Row {
+    date: String,
+    time: String,
+    received: String,
+    host: String,
+    agent: String,
+    source: String,
+    severity: &'static str,
+    app: String,
+    text: String,
+    sequence: u64,
+    is_gap: bool,
+}
+
+/// The page.
+pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<Params>) -> Response {
+    let t = who.language;
+    let started = clock::now();
+    let range = if RANGES.contains(&params.range.as_str()) { params.range.clone() } else { "1h".to_owned() };
+    let back = format!("/search?q={}&range={range}", encode(&params.q));
+    let mut page = SearchPage {
+        t,
+        frame: Frame::new(&who, "search", &back),
+        q: params.q.clone(),
+        range: range.clone(),
+        ranges: RANGES,
+        problem: None,
+        count: String::new(),
+        shown: 0,
+        partial: false,
+        damaged: 0,
+        took_ms: 0,
+        chart: String::new(),
+        axis: Default::default(),
+        rows: Vec::new(),
+        download: format!("/search/raw?q={}&range={range}", encode(&params.q)),
+    };
+    let names = core.agent_names();
+    let ran = run(&core, &who, &params.q, &range, HITS_SHOWN, &names).await;
+    let (found, range_us, bucket_us) = match ran {
+        Ok(ran) => ran,
+        Err(error) => {
+            page.problem = Some(format!("{error:#}"));
+            return (StatusCode::UNPROCESSABLE_ENTITY, html(&page)).into_response();
+        }
+    };
+    let streams = core.archive.streams();
+    page.rows = found
+        .hits
+        .iter()
+        .map(|hit| {
+            let view = View::new(hit, &names, &streams);
+            Row {
+                date: format_time(view.event_us, "%Y-%m-%d"),
+                time: format_time(view.event_us, "%H:%M:%S%.3f"),
+                received: rfc3339(view.received_us),
+                host: view.host,
+                agent: view.agent,
+                source: view.stream,
+                severity: view.severity.map_or("", severity_name),
+                app: view.app,
+                text: view.text,
+                sequence: view.sequence,
+                is_gap: view.is_gap,
+            }
+        })
+        .collect();
+    let histogram = Histogram {
+        counts: &found.histogram,
+        range_us,
+        bucket_us,
+        title: t.text("search.chart"),
+    };
+    page.chart = histogram.to_svg();
+    page.axis = histogram.axis();
+    page.count = t.number(found.count);
+    page.shown = page.rows.len();
+    page.partial = found.partial;
+    page.damaged = found.damaged;
+    page.took_ms = clock::now().duration_since(started).as_millis();
+    html(&page)
+}
+
+/// The raw lines as a file, newest first.
+pub(crate) async fn raw(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<Params>) -> Response {
+    let names = core.agent_names();
+    let (found, _, _) = match run(&core, &who, &params.q, &params.range, HITS_DOWNLOADED, &names).await {
+        Ok(ran) => ran,
+        Err(error) => return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response(),
+    };
+    let mut out = Vec::new();
+    let written = write_hits(&mut out, "raw", &found.hits, &names, &BTreeMap::new());
+    if let Err(error) = written {
+        return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response();
+    }
+    let complete = found.count == found.hits.len() as u64 && !found.partial && found.damaged == 0;
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::CONTENT_DISPOSITION, "attachment; filename=\"scrinium-search.log\""),
+    ];
+    let mut response = (headers, out).into_response();
+    let complete = if complete { "yes" } else { "no" };
+    response.headers_mut().insert("x-complete", complete.parse().unwrap_or(axum::http::HeaderValue::from_static("no")));
+    response
+}
+
+#[derive(Deserialize)]
+pub(crate) struct ExportParams {
+    agent: String,
+    path: String,
+}
+
+/// One whole source as a package for an authority.
+pub(crate) async fn export(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<ExportParams>) -> Response {
+    let stream = match control::find_stream(&core, &params.agent, &params.path) {
+        Ok(stream) => stream,
+        Err(error) => return (StatusCode::NOT_FOUND, format!("{error:#}\n")).into_response(),
+    };
+    let detail = json!({ "agent": params.agent, "path": params.path });
+    if !core.audit.record(&who.session.user, "export", detail).await {
+        return (StatusCode::SERVICE_UNAVAILABLE, who.language.text("error.unwritable").to_owned()).into_response();
+    }
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-tar"),
+        (header::CONTENT_DISPOSITION, "attachment; filename=\"scrinium-package.tar\""),
+    ];
+    let body: Body = control::stream_export(core, stream, true);
+    (headers, body).into_response()
+}
+
+/// The same for programs.
+pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<Params>) -> Response {
+    let names = core.agent_names();
+    let limit = params.limit.unwrap_or(HITS_SHOWN).min(HITS_DOWNLOADED);
+    let (found, _, _) = match run(&core, &who, &params.q, &params.range, limit, &names).await {
+        Ok(ran) => ran,
+        Err(error) => {
+            let body = Json(json!({ "error": format!("{error:#}") }));
+            return (StatusCode::UNPROCESSABLE_ENTITY, body).into_response();
+        }
+    };
+    let streams = core.archive.streams();
+    let hits: Vec<Value> = found.hits.iter().map(|hit| View::new(hit, &names, &streams).to_json()).collect();
+    Json(json!({ "count": found.count, "partial": found.partial, "damaged": found.damaged, "entries": hits })).into_response()
+}
+
+/// Runs a search; every one is in the audit trail first.
+async fn run(
+    core: &Arc<Core>,
+    who: &SignedIn,
+    text: &str,
+    range: &str,
+    hits_max: usize,
+    names: &BTreeMap<AgentId, String>,
+) -> anyhow::Result<(Found, (u64, u64), u64)> {
+    let mut query = Query::parse(text)?;
+    let detail = json!({ "query": text, "range": range });
+    if !core.audit.record(&who.session.user, "search", detail).await {
+        anyhow::bail!("{}", who.language.text("error.unwritable"));
+    }
+    let now = clock::unix_us();
+    let span_us = match range {
+        "15m" => 900_000_000,
+        "24h" => 86_400_000_000,
+        "7d" => 7 * 86_400_000_000,
+        "30d" => 30 * 86_400_000_000,
+        "all" => {
+            let extents = core.archive.extents();
+            let oldest = extents.iter().map(|extent| extent.times_us.0).min().unwrap_or(now);
+            now.saturating_sub(oldest).max(60_000_000)
+        }
+        _ => 3_600_000_000,
+    };
+    let bucket_us = bucket_for(span_us);
+    let to = (now / bucket_us + 1) * bucket_us;
+    let from = to.saturating_sub(span_us.div_ceil(bucket_us) * bucket_us);
+    if range != "all" {
+        query.from_us = Some(from);
+    }
+    let wanted = Wanted {
+        hits_max,
+        bucket_us,
+        count_all: true,
+        deadline: Some(SEARCH_MAX),
+    };
+    let (core, names) = (core.clone(), names.clone());
+    let found = tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted)).await?;
+    Ok((found, (from, to), bucket_us))
+}
+
+/// Percent-encodes a query parameter.
+fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+const RANGES: [&str; 6] = ["15m", "1h", "24h", "7d", "30d", "all"];
+const HITS_SHOWN: usize = 200;
+const HITS_DOWNLOADED: usize = 100_000;
+/// A search that takes longer gives what it has, and says so.
+const SEARCH_MAX: Duration = Duration::from_secs(20);

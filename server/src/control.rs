@@ -1,0 +1,359 @@
+//! The local way in for commands: a small HTTP API on a socket that only the owner may open.
+//!
+//! A command reaches the running server through the socket; on a stopped server it opens the volume
+//! itself and calls the very same routes in its own process.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{Request, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
+use scrinium_protocol::identity::{StreamId, StreamKind};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tower::ServiceExt as _;
+use tracing::warn;
+
+use crate::archive::{export, verify};
+use crate::clock;
+use crate::core::{Core, OWN_NAME};
+use crate::index::query::Query;
+use crate::index::search::{Wanted, search};
+use crate::present;
+
+/// What `search` asks.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct SearchRequest {
+    pub(crate) query: String,
+    pub(crate) from_us: Option<u64>,
+    pub(crate) to_us: Option<u64>,
+    pub(crate) limit: usize,
+    pub(crate) format: String,
+    pub(crate) count: bool,
+}
+
+/// What `export` asks.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct ExportRequest {
+    pub(crate) agent: String,
+    pub(crate) path: String,
+    pub(crate) package: bool,
+}
+
+/// What `agent enroll` asks.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct EnrolRequest {
+    pub(crate) name: String,
+    pub(crate) site: String,
+    pub(crate) ttl_s: u64,
+    pub(crate) address: Option<String>,
+}
+
+/// Every route of the control socket.
+pub(crate) fn router(core: Arc<Core>) -> Router {
+    Router::new()
+        .route("/search", post(handle_search))
+        .route("/export", post(handle_export))
+        .route("/verify", post(handle_verify))
+        .route("/agents", get(handle_agents))
+        .route("/agents/enroll", post(handle_enrol))
+        .route("/agents/enabled", post(handle_enabled))
+        .route("/users/password", post(handle_password))
+        .with_state(core)
+}
+
+/// Serves the control socket until the task is dropped.
+pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
+    let router = router(core);
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let service = hyper_util::service::TowerToHyperService::new(router.clone());
+        tasks.spawn(async move {
+            let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            if let Err(error) = served {
+                warn!(%error, "a command's connection broke");
+            }
+        });
+    }
+}
+
+/// Binds the control socket of a data directory, mode 0600.
+pub(crate) fn bind(dir: &Path) -> Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = socket_path(dir);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    // The directory is 0700 already; the socket says so itself too.
+    let listener = UnixListener::bind(&path).with_context(|| format!("binding {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn socket_path(dir: &Path) -> PathBuf {
+    dir.join("control.sock")
+}
+
+/// A command's way to the server.
+pub(crate) enum Client {
+    Socket(PathBuf),
+    InProcess(Router),
+}
+
+impl Client {
+    /// Connects to the server that runs on `dir`; `None` when none does.
+    pub(crate) async fn connect(dir: &Path) -> Option<Self> {
+        let path = socket_path(dir);
+        UnixStream::connect(&path).await.ok()?;
+        Some(Self::Socket(path))
+    }
+
+    /// Posts `body` to `route`; the response is a success, or the error it names.
+    pub(crate) async fn post(&self, route: &str, body: &impl Serialize) -> Result<Response> {
+        let body = Body::from(serde_json::to_vec(body)?);
+        self.send(Request::post(route).header("content-type", "application/json").header("host", "local").body(body)?).await
+    }
+
+    pub(crate) async fn get(&self, route: &str) -> Result<Response> {
+        self.send(Request::get(route).header("host", "local").body(Body::empty())?).await
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response> {
+        let response = match self {
+            Self::InProcess(router) => match router.clone().oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+            Self::Socket(path) => {
+                let stream = UnixStream::connect(path).await.context("the server stopped")?;
+                let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                sender.send_request(request).await?.map(Body::new)
+            }
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let text = response.into_body().collect().await?.to_bytes();
+        bail!("{}", String::from_utf8_lossy(&text));
+    }
+}
+
+/// Reads a whole JSON response.
+pub(crate) async fn json_of(response: Response) -> Result<Value> {
+    let bytes = response.into_body().collect().await?.to_bytes();
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Copies a streamed response; an error in the middle is an error here.
+pub(crate) async fn copy_to(response: Response, out: &mut (dyn Write + Send)) -> Result<u64> {
+    let mut body = response.into_body();
+    let mut copied = 0;
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.context("the export is not complete")?.into_data() {
+            out.write_all(&data)?;
+            copied += data.len() as u64;
+        }
+    }
+    Ok(copied)
+}
+
+async fn handle_search(State(core): State<Arc<Core>>, Json(request): Json<SearchRequest>) -> Result<Response, Failure> {
+    audit(&core, "search", json!({ "query": request.query, "count": request.count })).await?;
+    let mut query = Query::parse(&request.query)?;
+    query.from_us = request.from_us;
+    query.to_us = request.to_us;
+    let wanted = Wanted {
+        hits_max: if request.count { 0 } else { request.limit },
+        bucket_us: 0,
+        count_all: request.count,
+        deadline: None,
+    };
+    let names = core.agent_names();
+    let found = {
+        let (archive, names) = (core.archive.clone(), names.clone());
+        tokio::task::spawn_blocking(move || search(&archive, &names, &query, wanted)).await?
+    };
+    if found.damaged > 0 {
+        warn!(extents = found.damaged, "a search met damaged parts of the archive; run verify");
+    }
+    if request.count {
+        return Ok(format!("{}\n", found.count).into_response());
+    }
+    let streams = core.archive.streams();
+    let mut out = Vec::new();
+    present::write_hits(&mut out, &request.format, &found.hits, &names, &streams)?;
+    let mut response = out.into_response();
+    if found.damaged > 0 {
+        response.headers_mut().insert("x-damaged", found.damaged.into());
+    }
+    Ok(response)
+}
+
+async fn handle_export(State(core): State<Arc<Core>>, Json(request): Json<ExportRequest>) -> Result<Response, Failure> {
+    let stream = find_stream(&core, &request.agent, &request.path)?;
+    audit(&core, "export", json!({ "agent": request.agent, "path": request.path })).await?;
+    Ok(stream_export(core, stream, request.package).into_response())
+}
+
+/// Finds the stream of an agent by its path, of whatever kind.
+pub(crate) fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
+    let names = core.agent_names();
+    let id = names.iter().find(|(_, name)| *name == agent).map(|(id, _)| *id);
+    let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
+    let kinds = [StreamKind::File, StreamKind::SyslogUdp, StreamKind::SyslogTcp, StreamKind::Audit];
+    let stream = kinds.into_iter().find_map(|kind| core.archive.find_stream(id, kind, path));
+    let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
+    Ok(stream.id)
+}
+
+/// A body that is the export of one stream; it breaks off if the export fails.
+pub(crate) fn stream_export(core: Arc<Core>, stream: StreamId, package: bool) -> Body {
+    let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
+    tokio::task::spawn_blocking(move || {
+        let mut out = ChunkWriter {
+            chunks: chunks.clone(),
+            buffer: Vec::with_capacity(CHUNK_LEN),
+        };
+        let done = if package {
+            crate::package::write(&core, stream, &mut out)
+        } else {
+            export::raw(&core.archive, stream, &mut out).map(drop)
+        };
+        let done = done.and_then(|()| Ok(out.flush()?));
+        if let Err(error) = done {
+            warn!(error = format!("{error:#}"), "an export failed");
+            drop(chunks.blocking_send(Err(error)));
+        }
+    });
+    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let chunk = receiver.recv().await?;
+        Some((chunk.map_err(std::io::Error::other), receiver))
+    });
+    Body::from_stream(stream)
+}
+
+struct ChunkWriter {
+    chunks: mpsc::Sender<Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+impl Write for ChunkWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK_LEN {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let chunk = core::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_LEN));
+        let sent = self.chunks.blocking_send(Ok(chunk.into()));
+        sent.map_err(|_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the reader went away"))?;
+        Ok(())
+    }
+}
+
+async fn handle_verify(State(core): State<Arc<Core>>) -> Result<Json<verify::Report>, Failure> {
+    let signers = core.signers();
+    let archive = core.archive.clone();
+    let report = tokio::task::spawn_blocking(move || verify::verify(&archive, &signers)).await?;
+    audit(&core, "verify", json!({ "whole": report.whole, "findings": report.findings.len() })).await?;
+    Ok(Json(report))
+}
+
+async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {
+    Json(present::agents_json(&core))
+}
+
+async fn handle_enrol(State(core): State<Arc<Core>>, Json(request): Json<EnrolRequest>) -> Result<Json<Value>, Failure> {
+    if request.name == OWN_NAME {
+        return Err(anyhow!("'{OWN_NAME}' is the server itself; choose another name").into());
+    }
+    audit(&core, "token made", json!({ "agent": request.name })).await?;
+    let address = request.address.as_deref().unwrap_or(&core.address);
+    let token = core.agents.make_token(&request.name, &request.site, address, *core.noise.public(), request.ttl_s)?;
+    Ok(Json(json!({ "token": token.to_text(), "expires_s": token.expires_s })))
+}
+
+async fn handle_enabled(State(core): State<Arc<Core>>, Json(request): Json<BTreeMap<String, Value>>) -> Result<Json<Value>, Failure> {
+    let name = request.get("name").and_then(Value::as_str).unwrap_or_default();
+    let enabled = request.get("enabled").and_then(Value::as_bool).unwrap_or(true);
+    audit(&core, "agent enabled", json!({ "agent": name, "enabled": enabled })).await?;
+    core.agents.set_enabled(name, enabled)?;
+    Ok(Json(json!({})))
+}
+
+async fn handle_password(State(core): State<Arc<Core>>, Json(request): Json<BTreeMap<String, String>>) -> Result<Json<Value>, Failure> {
+    let text = |key: &str| request.get(key).cloned().unwrap_or_default();
+    let (name, password) = (text("name"), zeroize::Zeroizing::new(text("password")));
+    audit(&core, "password set", json!({ "user": name })).await?;
+    tokio::task::spawn_blocking(move || core.accounts.set_password(&name, &password)).await??;
+    Ok(Json(json!({})))
+}
+
+async fn audit(core: &Core, action: &str, detail: Value) -> Result<()> {
+    if core.audit.record("local command", action, detail).await {
+        return Ok(());
+    }
+    bail!("the archive takes nothing now, so the act cannot be written down and is refused")
+}
+
+/// An error as the command prints it.
+pub(crate) struct Failure(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (StatusCode::UNPROCESSABLE_ENTITY, format!("{:#}", self.0)).into_response()
+    }
+}
+
+/// A time on the command line: RFC 3339, a date, or how long ago (`90m`, `24h`, `7d`).
+pub(crate) fn parse_time(field: &str, text: &str) -> Result<u64> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(u64::try_from(time.as_microsecond()).unwrap_or(0));
+    }
+    if let Ok(date) = text.parse::<jiff::civil::Date>() {
+        let start = date.to_zoned(jiff::tz::TimeZone::UTC)?;
+        return Ok(u64::try_from(start.timestamp().as_microsecond()).unwrap_or(0));
+    }
+    let ago = text.split_at_checked(text.len().saturating_sub(1)).and_then(|(number, unit)| {
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(seconds * 1_000_000)
+    });
+    let ago = ago.with_context(|| format!("{field} '{text}' must be like 2026-01-31T10:00:00Z, 2026-01-31 or 24h"))?;
+    Ok(clock::unix_us().saturating_sub(ago))
+}
+
+const CHUNK_LEN: usize = 256 << 10;
+const CHUNKS_MAX: usize = 8;

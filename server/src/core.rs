@@ -1,0 +1,183 @@
+//! The parts of a running server, put together: opened from the end of the pipe, closed from its
+//! beginning.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ed25519_dalek::SigningKey;
+use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::sl::noise::KeyPair;
+use tokio::sync::mpsc;
+
+use crate::accounts::Accounts;
+use crate::agents::Agents;
+use crate::archive::{Archive, sealer};
+use crate::audit::Audit;
+use crate::catalogue::Catalogue;
+use crate::catalogue::records::{ServerKeys, StoredSecret};
+use crate::local::LocalQueue;
+use crate::volume::Volume;
+use crate::{ingest, local};
+
+/// What every task of the server shares.
+pub(crate) struct Core {
+    pub(crate) volume: Volume,
+    pub(crate) archive: Arc<Archive>,
+    pub(crate) agents: Agents,
+    pub(crate) accounts: Accounts,
+    pub(crate) audit: Audit,
+    pub(crate) ingest: ingest::Queue,
+    pub(crate) noise: KeyPair,
+    pub(crate) signing: SigningKey,
+    /// The server as an agent of its own.
+    pub(crate) own_agent: AgentId,
+    pub(crate) certificate: (String, String),
+    pub(crate) keep_alive: Duration,
+    /// What agents dial.
+    pub(crate) address: String,
+}
+
+/// What must be waited for when the server stops.
+pub(crate) struct Running {
+    pub(crate) core: Arc<Core>,
+    pub(crate) local: LocalQueue,
+    ingest: std::thread::JoinHandle<()>,
+    sealer: std::thread::JoinHandle<()>,
+    local_task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Opens everything that stands on the volume; no listener yet.
+    pub(crate) fn open(volume: Volume, address: String, keep_alive: Duration) -> Result<Self> {
+        let catalogue = Arc::new(open_catalogue(&volume)?);
+        let keys = load_keys(&catalogue)?;
+        let archive = Arc::new(Archive::open(&volume, &catalogue).context("opening the archive")?);
+        let (finished, logs) = sync_channel(FINISHED_LOGS_MAX);
+        let sealer = {
+            let (archive, catalogue) = (archive.clone(), catalogue.clone());
+            let run = move || sealer::run(&archive, &catalogue, &logs);
+            std::thread::Builder::new().name("sealer".into()).spawn(run)?
+        };
+        let signing = SigningKey::from_bytes(keys.signing.0.expose());
+        let (queue, ingest) = ingest::start(archive.clone(), signing.clone(), finished)?;
+        let (local, entries) = mpsc::channel(local::QUEUE_MAX);
+        let local_task = tokio::spawn(local::run(archive.clone(), keys.agent, signing.clone(), queue.clone(), entries));
+        let core = Core {
+            agents: Agents::load(catalogue.clone())?,
+            accounts: Accounts::load(catalogue)?,
+            audit: Audit::new(local.clone()),
+            archive,
+            ingest: queue,
+            noise: KeyPair::from_secret(&keys.noise.0),
+            signing,
+            own_agent: keys.agent,
+            certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
+            keep_alive,
+            address,
+            volume,
+        };
+        Ok(Self {
+            core: Arc::new(core),
+            local,
+            ingest,
+            sealer,
+            local_task,
+        })
+    }
+
+    /// Waits until everything accepted is durable. Listeners and sessions must be gone already.
+    pub(crate) async fn close(self) {
+        let Self {
+            core,
+            local,
+            ingest,
+            sealer,
+            local_task,
+        } = self;
+        drop(local);
+        // Tasks that were told to end may be in the middle of a step.
+        for _ in 0..STEPS_MAX {
+            if Arc::strong_count(&core) == 1 {
+                break;
+            }
+            tokio::time::sleep(STEP).await;
+        }
+        let Some(core) = Arc::into_inner(core) else {
+            tracing::warn!("a task still runs at the stop; what it had not submitted is sent again by its agent");
+            return;
+        };
+        drop(core.audit);
+        drop(local_task.await);
+        drop(core.ingest);
+        // The writer finishes its log; the sealer ends after the log it is at.
+        drop(tokio::task::spawn_blocking(move || {
+            drop(ingest.join());
+            drop(sealer.join());
+        })
+        .await);
+        drop(core.volume);
+    }
+}
+
+impl Core {
+    /// Names of all whose entries are archived: the agents, and the server itself.
+    pub(crate) fn agent_names(&self) -> BTreeMap<AgentId, String> {
+        let agents = self.agents.list();
+        let mut names: BTreeMap<_, _> = agents.into_iter().map(|(agent, _)| (agent.id, agent.name)).collect();
+        names.insert(self.own_agent, OWN_NAME.to_owned());
+        names
+    }
+
+    /// Names and keys of all who signed batches.
+    pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
+        let mut signers = self.agents.signers();
+        signers.insert(self.own_agent, (OWN_NAME.to_owned(), self.signing.verifying_key().to_bytes()));
+        signers
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.volume.dir()
+    }
+}
+
+/// Opens the catalogue of a volume.
+pub(crate) fn open_catalogue(volume: &Volume) -> Result<Catalogue> {
+    Catalogue::open(&volume.dir().join("catalogue.db"), &volume.key("catalogue"))
+}
+
+/// Makes the server's keys at `init`.
+pub(crate) fn make_keys(catalogue: &Catalogue) -> Result<()> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend(host_name());
+    let certified = rcgen::generate_simple_self_signed(names).context("making the console's certificate")?;
+    let keys = ServerKeys {
+        noise: StoredSecret(scrinium_protocol::secret::Secret::new(scrinium_segment::random()?)),
+        signing: StoredSecret(scrinium_protocol::secret::Secret::new(scrinium_segment::random()?)),
+        agent: AgentId(scrinium_segment::random()?),
+        certificate: certified.cert.pem(),
+        certificate_key: certified.signing_key.serialize_pem(),
+    };
+    catalogue.put(&keys)
+}
+
+fn load_keys(catalogue: &Catalogue) -> Result<ServerKeys> {
+    let keys = catalogue.load::<ServerKeys>()?.pop();
+    keys.context("the catalogue has no server keys: init was interrupted; remove the directory and run it again")
+}
+
+/// The name of this machine, as agents and browsers may call it.
+pub(crate) fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// How the server itself is called among the agents.
+pub(crate) const OWN_NAME: &str = "server";
+const FINISHED_LOGS_MAX: usize = 16;
+const STEP: Duration = Duration::from_millis(10);
+const STEPS_MAX: u32 = 500;

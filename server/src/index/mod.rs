@@ -1,0 +1,11 @@
+//! Finding entries: prune by stream, time and token filter, then read and scan what is left.
+//!
+//! ```text
+//! text ─▶ [query] ─▶ extents of the archive ─▶ [filter] ─▶ [search]: decrypt, decompress, scan ─▶ hits
+//! ```
+//!
+//! Filters are derived from the entries; without them a search is slower, never wrong.
+
+pub(crate) mod filter;
+pub(crate) mod query;
+pub(crate) mod search;

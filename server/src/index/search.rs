@@ -1,0 +1,255 @@
+//! Runs a query over the archive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use scrinium_protocol::identity::{AgentId, StreamId};
+
+use super::filter;
+use super::query::Query;
+use crate::archive::block::StoredBatch;
+use crate::archive::{Archive, Extent, verify};
+use crate::clock;
+
+/// One line found.
+#[derive(Clone, Debug)]
+pub(crate) struct Hit {
+    pub(crate) stream: StreamId,
+    /// Sequence of its (first) entry.
+    pub(crate) sequence: u64,
+    /// When it was collected, Unix µs.
+    pub(crate) time_us: u64,
+    /// When the server received it, Unix µs.
+    pub(crate) received_us: u64,
+    pub(crate) bytes: Vec<u8>,
+    /// It is a collector's statement that something is missing.
+    pub(crate) is_gap: bool,
+}
+
+/// What a search gives.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Newest first, at most as many as asked for.
+    pub(crate) hits: Vec<Hit>,
+    /// All lines that match.
+    pub(crate) count: u64,
+    /// Lines per bucket of the asked width; key is the bucket's start, Unix µs.
+    pub(crate) histogram: BTreeMap<u64, u64>,
+    /// Extents that could not be read: the rest was served.
+    pub(crate) damaged: u64,
+    /// The time was up before all was read.
+    pub(crate) partial: bool,
+}
+
+/// What to return.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) hits_max: usize,
+    /// Width of a histogram bucket in µs; 0 for none. Without histogram and count, a search ends
+    /// when no older extent can hold a newer hit.
+    pub(crate) bucket_us: u64,
+    pub(crate) count_all: bool,
+    pub(crate) deadline: Option<Duration>,
+}
+
+/// Searches the archive. `agents` are those whose entries may be returned, with their names.
+pub(crate) fn search(archive: &Archive, agents: &BTreeMap<AgentId, String>, query: &Query, wanted: Wanted) -> Found {
+    let started = clock::now();
+    let streams = matching_streams(archive, agents, query);
+    let mut extents: Vec<Extent> = archive
+        .extents()
+        .into_iter()
+        .filter(|extent| streams.contains(&extent.stream))
+        .filter(|extent| query.from_us.is_none_or(|from| extent.times_us.1 >= from))
+        .filter(|extent| query.to_us.is_none_or(|to| extent.times_us.0 < to))
+        .collect();
+    if query.is_everything() && wanted.hits_max == 0 && wanted.bucket_us == 0 {
+        return Found {
+            count: extents.iter().map(|extent| extent.entries).sum(),
+            ..Found::default()
+        };
+    }
+    exclude_by_filter(archive, query, &mut extents);
+    extents.sort_by_key(|extent| core::cmp::Reverse(extent.times_us.1));
+
+    let scan = Scan {
+        archive,
+        query,
+        wanted,
+        extents: &extents,
+        next: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+        deadline: wanted.deadline.map(|deadline| started + deadline),
+        found: Mutex::new(Found::default()),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(extents.len()).max(1);
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|| scan.run());
+        }
+        scan.run();
+    });
+    let mut found = scan.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    sort_hits(&mut found.hits, wanted.hits_max);
+    found
+}
+
+fn matching_streams(archive: &Archive, agents: &BTreeMap<AgentId, String>, query: &Query) -> BTreeSet<StreamId> {
+    let streams = archive.streams();
+    let matching = streams.values().filter(|stream| {
+        let Some(agent) = agents.get(&stream.agent) else {
+            return false;
+        };
+        query.agents.iter().all(|wanted| wanted.eq_ignore_ascii_case(agent))
+            && query.streams.iter().all(|wanted| stream.name.contains(wanted.as_str()))
+    });
+    matching.map(|stream| stream.id).collect()
+}
+
+fn exclude_by_filter(archive: &Archive, query: &Query, extents: &mut Vec<Extent>) {
+    let tokens = query.tokens();
+    if tokens.is_empty() {
+        return;
+    }
+    let mut filters = BTreeMap::new();
+    extents.retain(|extent| {
+        let Some((segment, block)) = extent.block() else {
+            return true;
+        };
+        let filters = filters.entry(segment.number).or_insert_with(|| verify::filters(archive, segment));
+        let filter = filters.as_ref().and_then(|filters| filters.get(block));
+        filter.is_none_or(|filter| filter::may_hold(filter, &tokens))
+    });
+}
+
+struct Scan<'a> {
+    archive: &'a Archive,
+    query: &'a Query,
+    wanted: Wanted,
+    extents: &'a [Extent],
+    next: AtomicUsize,
+    stop: AtomicBool,
+    deadline: Option<Instant>,
+    found: Mutex<Found>,
+}
+
+impl Scan<'_> {
+    fn run(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let Some(extent) = self.extents.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
+                return;
+            };
+            if self.deadline.is_some_and(|deadline| clock::now() >= deadline) {
+                self.lock().partial = true;
+                self.stop.store(true, Ordering::Relaxed);
+                return;
+            }
+            if self.is_settled(extent) {
+                self.stop.store(true, Ordering::Relaxed);
+                return;
+            }
+            let mut local = Found::default();
+            match self.archive.read(extent) {
+                Ok(batches) => {
+                    for batch in &batches {
+                        self.scan_batch(batch, &mut local);
+                    }
+                }
+                Err(_) => local.damaged = 1,
+            }
+            self.merge(local);
+        }
+    }
+
+    /// Whether nothing in this extent or an older one can change the answer.
+    fn is_settled(&self, extent: &Extent) -> bool {
+        if self.wanted.count_all || self.wanted.bucket_us != 0 {
+            return false;
+        }
+        let found = self.lock();
+        found.hits.len() >= self.wanted.hits_max
+            && found.hits.iter().map(|hit| hit.time_us).min().is_none_or(|oldest| extent.times_us.1 < oldest)
+    }
+
+    fn scan_batch(&self, batch: &StoredBatch, found: &mut Found) {
+        let text = batch.entries.bytes();
+        // One word decides quickly that a whole batch has nothing.
+        let first = self.query.terms.iter().find(|term| !term.negated);
+        if first.is_some_and(|term| term.find_at(text, 0).is_none()) {
+            return;
+        }
+        let mut next_match = first.and_then(|term| term.find_at(text, 0));
+        let mut start = 0;
+        let mut offset = 0;
+        let mut line_head = None;
+        for (i, (meta, bytes)) in batch.entries.iter().enumerate() {
+            let (index, time_us) = *line_head.get_or_insert((i, meta.time_us));
+            offset += bytes.len();
+            if meta.flags.is_fragment() && i + 1 < batch.entries.len() {
+                continue;
+            }
+            line_head = None;
+            let (line_start, line_end) = (start, offset);
+            start = offset;
+            if let Some(term) = first {
+                if next_match.is_some_and(|at| at < line_start) {
+                    next_match = term.find_at(text, line_start);
+                }
+                match next_match {
+                    None => return,
+                    Some(at) if at >= line_end => continue,
+                    Some(_) => {}
+                }
+            }
+            let in_time = self.query.from_us.is_none_or(|from| time_us >= from)
+                && self.query.to_us.is_none_or(|to| time_us < to);
+            let line = text.get(line_start..line_end).unwrap_or_default();
+            if !in_time || !self.query.matches(line) {
+                continue;
+            }
+            found.count += 1;
+            if let Some(bucket) = time_us.checked_div(self.wanted.bucket_us) {
+                *found.histogram.entry(bucket * self.wanted.bucket_us).or_default() += 1;
+            }
+            if self.wanted.hits_max > 0 {
+                found.hits.push(Hit {
+                    stream: batch.header.stream,
+                    sequence: batch.header.first.0 + index as u64,
+                    time_us,
+                    received_us: batch.received_us,
+                    bytes: line.to_vec(),
+                    is_gap: meta.flags.is_gap(),
+                });
+            }
+        }
+    }
+
+    fn merge(&self, mut local: Found) {
+        if local.hits.len() > self.wanted.hits_max {
+            sort_hits(&mut local.hits, self.wanted.hits_max);
+        }
+        let mut found = self.lock();
+        found.count += local.count;
+        found.damaged += local.damaged;
+        for (bucket, count) in local.histogram {
+            *found.histogram.entry(bucket).or_default() += count;
+        }
+        found.hits.append(&mut local.hits);
+        if found.hits.len() > self.wanted.hits_max * 4 {
+            let hits_max = self.wanted.hits_max;
+            sort_hits(&mut found.hits, hits_max);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Newest first; entries of one stream collected at once keep their order.
+fn sort_hits(hits: &mut Vec<Hit>, hits_max: usize) {
+    hits.sort_by(|a, b| (b.time_us, b.stream, b.sequence).cmp(&(a.time_us, a.stream, a.sequence)));
+    hits.truncate(hits_max);
+}

@@ -1,0 +1,355 @@
+//! The only writer of the archive, and the only maker of acks.
+//!
+//! ```text
+//! sessions ─┐                                            ┌─▶ readers (live log)
+//! syslog ───┼─▶ queue ─▶ compare ─▶ append ─▶ ONE fsync ─┴─▶ receipts
+//! audit ────┘
+//! ```
+//!
+//! Invariants:
+//! 1. A receipt is built in [`Ingest::commit`] alone, after the sync.
+//! 2. Batch, chain head and bookmark are one record: one durable write moves all three.
+//! 3. After a failed write or sync the log is left as it is and a new one begun: nothing of the
+//!    failed round is acked, and whoever sent it sends it again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ed25519_dalek::SigningKey;
+use scrinium_protocol::batch::{Relation, SealedBatch};
+use scrinium_protocol::identity::{AgentId, StreamId};
+use scrinium_protocol::sl::message::Receipt;
+use scrinium_segment::Kind;
+use scrinium_segment::writer::SegmentWriter;
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+use crate::archive::Archive;
+use crate::archive::block::log_head;
+use crate::archive::log::{Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_STREAM, apply, encode_stream, starts_anew};
+use crate::catalogue::records::StreamRecord;
+use crate::clock;
+
+/// What the writer is asked to do.
+pub(crate) enum Submission {
+    /// A stream not seen before; precedes its first batch.
+    Stream(StreamRecord),
+    /// A verified batch.
+    Batch(BatchSubmission),
+    /// Answers when everything before it was answered.
+    Barrier(oneshot::Sender<()>),
+}
+
+/// A batch whose signature and root were checked.
+pub(crate) struct BatchSubmission {
+    pub(crate) agent: AgentId,
+    pub(crate) batch: SealedBatch,
+    pub(crate) encoded: Vec<u8>,
+    pub(crate) answer: oneshot::Sender<Outcome>,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// Durable now, or already before.
+    Durable(Box<Receipt>),
+    /// Another history of this stream is archived.
+    Conflict,
+    /// The disk did not take it; it may be sent again.
+    NotWritten,
+}
+
+/// The way to the writer. Sending waits while [`QUEUE_MAX`] submissions wait: 16 MiB at most.
+pub(crate) type Queue = SyncSender<Submission>;
+
+/// Starts the writer's thread. It ends when every sender is gone.
+pub(crate) fn start(
+    archive: Arc<Archive>,
+    signing: SigningKey,
+    finished_logs: SyncSender<u64>,
+) -> Result<(Queue, std::thread::JoinHandle<()>)> {
+    let (queue, submissions) = sync_channel(QUEUE_MAX);
+    let mut ingest = Ingest {
+        log: None,
+        left: None,
+        archive,
+        signing,
+        finished_logs,
+    };
+    ingest.open_log()?;
+    let thread = std::thread::Builder::new().name("ingest".into()).spawn(move || ingest.run(&submissions))?;
+    Ok((queue, thread))
+}
+
+struct Ingest {
+    archive: Arc<Archive>,
+    signing: SigningKey,
+    finished_logs: SyncSender<u64>,
+    log: Option<ActiveLog>,
+    /// A log that was left after a failed write, and its committed bytes.
+    left: Option<(u64, u64)>,
+}
+
+struct ActiveLog {
+    writer: SegmentWriter,
+    shown: Arc<Log>,
+    begun: Instant,
+    /// Bytes made durable by the last good sync.
+    committed: u64,
+}
+
+/// A batch appended in this round.
+struct Appended {
+    submission: BatchSubmission,
+    shown: LogBatch,
+}
+
+impl Ingest {
+    fn run(&mut self, submissions: &Receiver<Submission>) {
+        loop {
+            let first = match submissions.recv_timeout(IDLE_INTERVAL) {
+                Ok(submission) => Some(submission),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let round: Vec<Submission> = first.into_iter().chain(submissions.try_iter().take(ROUND_MAX)).collect();
+            if !round.is_empty() {
+                self.round(round);
+            }
+            self.roll_if_due();
+        }
+        if let Some(log) = self.log.take()
+            && let Err(error) = log.writer.finish()
+        {
+            error!(%error, "the log could not be finished; its entries are durable");
+        }
+    }
+
+    /// Takes everything that waits, makes it durable with one sync, answers.
+    fn round(&mut self, round: Vec<Submission>) {
+        let mut streams: BTreeMap<StreamId, StreamRecord> = BTreeMap::new();
+        let mut new_streams = Vec::new();
+        let mut appended = Vec::new();
+        let mut repeated = Vec::new();
+        let mut barriers = Vec::new();
+        let mut failed = false;
+        for submission in round {
+            match submission {
+                Submission::Barrier(answer) => barriers.push(answer),
+                Submission::Stream(stream) => {
+                    if self.archive.stream(stream.id).is_none() && !streams.contains_key(&stream.id) {
+                        failed |= !self.append_stream(&stream);
+                        streams.insert(stream.id, stream.clone());
+                        new_streams.push(stream);
+                    }
+                }
+                Submission::Batch(submission) => {
+                    let id = submission.batch.header.stream;
+                    let known = streams.get(&id).cloned().or_else(|| self.archive.stream(id));
+                    let Some(mut stream) = known.filter(|stream| stream.agent == submission.agent) else {
+                        answer(submission.answer, Outcome::Conflict);
+                        continue;
+                    };
+                    match relation(&stream, &submission.batch) {
+                        Relation::Conflict => answer(submission.answer, Outcome::Conflict),
+                        Relation::Repeated => repeated.push(submission),
+                        Relation::Follows => {
+                            let received_us = clock::unix_us();
+                            let place = self.append_batch(&submission, received_us);
+                            let Some(place) = place.filter(|_| !failed) else {
+                                failed = true;
+                                answer(submission.answer, Outcome::NotWritten);
+                                continue;
+                            };
+                            apply(&mut stream, &submission.batch, received_us);
+                            streams.insert(id, stream);
+                            let shown = LogBatch::new(&submission.batch, place);
+                            appended.push(Appended { submission, shown });
+                        }
+                    }
+                }
+            }
+        }
+        failed |= !(appended.is_empty() && new_streams.is_empty()) && !self.sync();
+        if failed {
+            self.abandon_log();
+            for item in appended {
+                answer(item.submission.answer, Outcome::NotWritten);
+            }
+            for item in repeated {
+                answer(item.answer, Outcome::NotWritten);
+            }
+        } else {
+            self.commit(new_streams, streams, appended, repeated);
+        }
+        for barrier in barriers {
+            drop(barrier.send(()));
+        }
+    }
+
+    fn append_stream(&mut self, stream: &StreamRecord) -> bool {
+        let Some(log) = &mut self.log else {
+            return false;
+        };
+        log.writer
+            .append(RECORD_STREAM, &[&encode_stream(stream)])
+            .inspect_err(|error| error!(%error, "writing the log failed"))
+            .is_ok()
+    }
+
+    fn append_batch(&mut self, submission: &BatchSubmission, received_us: u64) -> Option<scrinium_segment::Place> {
+        let log = self.log.as_mut()?;
+        let head = log_head(received_us, submission.agent);
+        log.writer
+            .append(RECORD_BATCH, &[&head, &submission.encoded])
+            .inspect_err(|error| error!(%error, "writing the log failed"))
+            .ok()
+    }
+
+    fn sync(&mut self) -> bool {
+        let Some(log) = &mut self.log else {
+            return false;
+        };
+        if let Err(error) = log.writer.sync() {
+            error!(%error, "the log could not be made durable; nothing is acked");
+            return false;
+        }
+        log.committed = log.writer.len();
+        true
+    }
+
+    /// Everything of this round is durable: show it, then ack it.
+    fn commit(
+        &mut self,
+        new_streams: Vec<StreamRecord>,
+        streams: BTreeMap<StreamId, StreamRecord>,
+        appended: Vec<Appended>,
+        repeated: Vec<BatchSubmission>,
+    ) {
+        let Some(log) = &self.log else {
+            return;
+        };
+        let number = log.shown.number();
+        for stream in new_streams {
+            self.archive.define_stream(stream);
+        }
+        self.archive.advance(streams.into_values().collect());
+        for item in &appended {
+            log.shown.push(item.shown);
+        }
+        // At this point readers see it; if we die now, recovery finds it and the sender, having no
+        // receipt, learns it from the next statement.
+        for item in appended {
+            let receipt = self.receipt(&item.submission.batch, number, item.shown.place.offset);
+            answer(item.submission.answer, Outcome::Durable(Box::new(receipt)));
+        }
+        for item in repeated {
+            // Known again only when it is the very batch that stands last; an older one is answered
+            // as a conflict, and the sender asks anew where the archive stands.
+            let stands = self.archive.stream(item.batch.header.stream);
+            let same = stands.is_some_and(|stream| stream.position == item.batch.header.position_after());
+            let outcome = if same {
+                Outcome::Durable(Box::new(self.receipt(&item.batch, number, 0)))
+            } else {
+                Outcome::Conflict
+            };
+            answer(item.answer, outcome);
+        }
+    }
+
+    fn receipt(&self, batch: &SealedBatch, log: u64, offset: u64) -> Receipt {
+        let mut receipt = Receipt {
+            stream: batch.header.stream,
+            epoch: batch.header.epoch,
+            next: batch.header.next(),
+            head: batch.header.head(),
+            log,
+            offset,
+            signature: [0; 64],
+        };
+        receipt.sign(&self.signing);
+        receipt
+    }
+
+    /// Leaves a log whose writes failed: what reached the disk is read back at the next start, and
+    /// readers keep what was committed before.
+    fn abandon_log(&mut self) {
+        if let Some(log) = self.log.take() {
+            warn!(log = log.shown.number(), "leaving a log after a failed write");
+            self.left = Some((log.shown.number(), log.committed));
+        }
+        if let Err(error) = self.open_log() {
+            error!(error = format!("{error:#}"), "no new log can be opened; nothing is acked until one can");
+        }
+    }
+
+    fn roll_if_due(&mut self) {
+        let due = match &self.log {
+            None => true,
+            Some(log) => {
+                let old = clock::now().duration_since(log.begun) >= LOG_AGE_MAX;
+                log.writer.len() >= LOG_BYTES_MAX || (old && !log.writer.is_empty())
+            }
+        };
+        if !due {
+            return;
+        }
+        if let Some(log) = self.log.take()
+            && let Err(error) = log.writer.finish()
+        {
+            error!(%error, "the log could not be finished; its entries are durable");
+        }
+        if let Err(error) = self.open_log() {
+            error!(error = format!("{error:#}"), "no new log can be opened; nothing is acked until one can");
+        }
+    }
+
+    fn open_log(&mut self) -> Result<()> {
+        let number = self.archive.next_log_number()?;
+        let dir = self.archive.log_dir();
+        let key = self.archive.log_key();
+        let mut writer = SegmentWriter::create(&dir, key, Kind::Log, number, [0; 16])?;
+        if let Some((left, committed)) = self.left {
+            writer.append(RECORD_LIMIT, &[&left.to_be_bytes(), &committed.to_be_bytes()])?;
+        }
+        writer.sync()?;
+        self.left = None;
+        let shown = Arc::new(Log::open(writer.path(), key)?);
+        self.archive.add_log(shown.clone());
+        let committed = writer.len();
+        self.log = Some(ActiveLog {
+            writer,
+            shown,
+            begun: clock::now(),
+            committed,
+        });
+        // The sealer looks for logs before this one; if it is busy, it hears of the next.
+        drop(self.finished_logs.try_send(number));
+        Ok(())
+    }
+}
+
+fn relation(stream: &StreamRecord, batch: &SealedBatch) -> Relation {
+    if starts_anew(stream, batch) {
+        return Relation::Follows;
+    }
+    batch.header.relation_to(&stream.position)
+}
+
+fn answer(to: oneshot::Sender<Outcome>, outcome: Outcome) {
+    // A session that ended no longer waits; the agent learns at the next statement.
+    drop(to.send(outcome));
+}
+
+/// Submissions waiting for the writer.
+const QUEUE_MAX: usize = 64;
+/// Most submissions made durable by one sync.
+const ROUND_MAX: usize = 256;
+/// A log is finished at this length …
+const LOG_BYTES_MAX: u64 = 64 << 20;
+/// … or at this age.
+const LOG_AGE_MAX: Duration = Duration::from_secs(3600);
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,0 +1,187 @@
+//! Streams the server makes itself: syslog senders, and its own audit trail.
+//!
+//! ```text
+//! syslog listeners ─┐
+//! console, commands ┴─▶ queue ─▶ batches, signed with the server's key ─▶ ingest
+//! ```
+//!
+//! One round collects, seals and submits, and ends when all of it is durable; what the disk did not
+//! take is submitted again, byte for byte. Meanwhile the queue fills: TCP senders wait, and UDP
+//! datagrams that find it full are counted and become a gap entry.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use scrinium_protocol::batch::{
+    AGENT_LEVEL, BatchBuilder, Compressor, EntryFlags, EntryMeta, SealedBatch, StreamPosition,
+};
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use tokio::sync::{mpsc, oneshot};
+use tracing::error;
+
+use crate::archive::Archive;
+use crate::archive::log::new_stream;
+use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
+
+/// One entry of a stream the server makes.
+pub(crate) struct LocalEntry {
+    pub(crate) kind: StreamKind,
+    pub(crate) name: String,
+    pub(crate) time_us: u64,
+    pub(crate) flags: EntryFlags,
+    pub(crate) bytes: Vec<u8>,
+    /// Answered when the entry is durable.
+    pub(crate) durable: Option<oneshot::Sender<()>>,
+}
+
+/// The way in. A full queue holds [`QUEUE_MAX`] entries, about 16 MiB of ordinary lines.
+pub(crate) type LocalQueue = mpsc::Sender<LocalEntry>;
+
+/// Runs until every sender is gone and all they sent is durable.
+pub(crate) async fn run(
+    archive: Arc<Archive>,
+    agent: AgentId,
+    signing: SigningKey,
+    ingest: Queue,
+    mut entries: mpsc::Receiver<LocalEntry>,
+) {
+    let mut maker = Maker {
+        archive,
+        agent,
+        signing,
+        compressor: Compressor::new(AGENT_LEVEL),
+        streams: BTreeMap::new(),
+    };
+    let mut buffer = Vec::new();
+    while entries.recv_many(&mut buffer, ROUND_MAX).await > 0 {
+        let mut waiting = Vec::new();
+        let mut sealed = Vec::new();
+        for entry in buffer.drain(..) {
+            sealed.extend(maker.add(entry, &mut waiting));
+        }
+        sealed.extend(maker.seal_all());
+        submit(&ingest, agent, sealed).await;
+        for durable in waiting {
+            drop(durable.send(()));
+        }
+        // Gathers a few more before the next batch of a quiet stream, at the cost of this delay.
+        if entries.len() < GATHER_MIN {
+            tokio::time::sleep(GATHER_DELAY).await;
+        }
+    }
+}
+
+/// Submits until the disk took everything, introductions of streams included.
+async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) {
+    let mut left = submissions;
+    while !left.is_empty() {
+        let mut answers = Vec::new();
+        for made in &left {
+            let (answer, outcome) = oneshot::channel();
+            let submission = Submission::Batch(BatchSubmission {
+                agent,
+                batch: made.batch.clone(),
+                encoded: made.batch.encoded(),
+                answer,
+            });
+            let introduction = made.stream.clone().map(Submission::Stream);
+            let sent = tokio::task::block_in_place(|| {
+                introduction.is_none_or(|stream| ingest.send(stream).is_ok()) && ingest.send(submission).is_ok()
+            });
+            if !sent {
+                return; // the server stops; nothing of this was promised to anyone
+            }
+            answers.push(outcome);
+        }
+        let mut failed = Vec::new();
+        for (outcome, item) in answers.into_iter().zip(left) {
+            match outcome.await {
+                Ok(Outcome::Durable(_)) => {}
+                Ok(Outcome::NotWritten) => failed.push(item),
+                Ok(Outcome::Conflict) => {
+                    error!("a batch of the server's own was refused as conflicting");
+                }
+                Err(_) => return,
+            }
+        }
+        left = failed;
+        if !left.is_empty() {
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+}
+
+struct Made {
+    stream: Option<crate::catalogue::records::StreamRecord>,
+    batch: SealedBatch,
+}
+
+struct Maker {
+    archive: Arc<Archive>,
+    agent: AgentId,
+    signing: SigningKey,
+    compressor: Compressor,
+    streams: BTreeMap<StreamId, LocalStream>,
+}
+
+struct LocalStream {
+    builder: BatchBuilder,
+    position: StreamPosition,
+    introduction: Option<crate::catalogue::records::StreamRecord>,
+}
+
+impl Maker {
+    /// Adds an entry; returns the batch it filled, if it did.
+    fn add(&mut self, entry: LocalEntry, waiting: &mut Vec<oneshot::Sender<()>>) -> Option<Made> {
+        waiting.extend(entry.durable);
+        let id = StreamId::derive(self.agent, entry.kind, &entry.name);
+        let (archive, agent) = (&self.archive, self.agent);
+        let stream = self.streams.entry(id).or_insert_with(|| {
+            let known = archive.stream(id);
+            let introduction = new_stream(id, agent, entry.kind, entry.name);
+            let start = StreamPosition::start(agent, id, Epoch::default());
+            LocalStream {
+                builder: BatchBuilder::new(),
+                position: known.as_ref().map_or(start, |stream| stream.position.clone()),
+                introduction: known.is_none().then_some(introduction),
+            }
+        });
+        let full = !stream.builder.has_room(entry.bytes.len());
+        let made = full.then(|| stream.seal(id, &self.signing, &mut self.compressor));
+        stream.builder.push(
+            &entry.bytes,
+            EntryMeta {
+                time_us: entry.time_us,
+                flags: entry.flags,
+            },
+        );
+        made
+    }
+
+    fn seal_all(&mut self) -> Vec<Made> {
+        let pending = self.streams.iter_mut().filter(|(_, stream)| !stream.builder.is_empty());
+        pending.map(|(id, stream)| stream.seal(*id, &self.signing, &mut self.compressor)).collect()
+    }
+}
+
+impl LocalStream {
+    fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
+        let (batch, after) = self.builder.seal(id, &self.position, Vec::new(), key, compressor);
+        self.position = after;
+        Made {
+            stream: self.introduction.take(),
+            batch,
+        }
+    }
+}
+
+/// Entries waiting to be put into batches.
+pub(crate) const QUEUE_MAX: usize = 65_536;
+/// Most entries of one round.
+const ROUND_MAX: usize = 16_384;
+const GATHER_MIN: usize = 256;
+const GATHER_DELAY: Duration = Duration::from_millis(50);
+const RETRY_DELAY: Duration = Duration::from_secs(1);

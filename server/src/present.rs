@@ -1,0 +1,265 @@
+//! Entries and agents as people and programs see them: fields derived from bytes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write;
+
+use anyhow::{Result, bail};
+use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
+use scrinium_protocol::syslog::message::{Message, parse};
+use serde_json::{Value, json};
+
+use crate::agents::Live;
+use crate::catalogue::records::{AgentRecord, StreamRecord};
+use crate::clock;
+use crate::core::Core;
+use crate::index::search::Hit;
+
+/// What is shown of one entry.
+pub(crate) struct View {
+    pub(crate) agent: String,
+    pub(crate) stream: String,
+    pub(crate) kind: StreamKind,
+    pub(crate) sequence: u64,
+    /// When it happened, as the entry says, interpreted; else when it was collected. Unix µs.
+    pub(crate) event_us: u64,
+    pub(crate) received_us: u64,
+    pub(crate) host: String,
+    pub(crate) severity: Option<u8>,
+    pub(crate) app: String,
+    /// The line without its terminator, undecodable bytes replaced.
+    pub(crate) text: String,
+    pub(crate) is_gap: bool,
+}
+
+impl View {
+    pub(crate) fn new(hit: &Hit, agents: &BTreeMap<AgentId, String>, streams: &BTreeMap<StreamId, StreamRecord>) -> Self {
+        let stream = streams.get(&hit.stream);
+        let agent = stream.and_then(|stream| agents.get(&stream.agent)).cloned().unwrap_or_default();
+        let kind = stream.map_or(StreamKind::File, |stream| stream.kind);
+        let name = stream.map(|stream| stream.name.clone()).unwrap_or_default();
+        let line = trim_end(&hit.bytes);
+        let message: Message<'_> = if hit.is_gap { Message::default() } else { parse(line) };
+        let event_us = message.time.and_then(|time| {
+            u64::try_from(time.resolve(hit.time_us.cast_signed())).ok()
+        });
+        let sender = matches!(kind, StreamKind::SyslogUdp | StreamKind::SyslogTcp).then(|| name.clone());
+        Self {
+            host: message.host.map(str::to_owned).or(sender).unwrap_or_else(|| agent.clone()),
+            severity: message.severity,
+            app: message.app.unwrap_or_default().to_owned(),
+            text: String::from_utf8_lossy(line).into_owned(),
+            event_us: event_us.unwrap_or(hit.time_us),
+            received_us: hit.received_us,
+            sequence: hit.sequence,
+            is_gap: hit.is_gap,
+            agent,
+            stream: name,
+            kind,
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "time": rfc3339(self.event_us),
+            "received": rfc3339(self.received_us),
+            "agent": self.agent,
+            "stream": self.stream,
+            "kind": self.kind.name(),
+            "sequence": self.sequence,
+            "host": self.host,
+            "severity": self.severity.map(severity_name),
+            "app": self.app,
+            "gap": self.is_gap,
+            "text": self.text,
+        })
+    }
+}
+
+/// Writes hits, newest first, in one of the formats of `search`.
+pub(crate) fn write_hits(
+    out: &mut dyn Write,
+    format: &str,
+    hits: &[Hit],
+    agents: &BTreeMap<AgentId, String>,
+    streams: &BTreeMap<StreamId, StreamRecord>,
+) -> Result<()> {
+    let views = hits.iter().map(|hit| View::new(hit, agents, streams));
+    match format {
+        "raw" => {
+            for hit in hits {
+                out.write_all(trim_end(&hit.bytes))?;
+                out.write_all(b"\n")?;
+            }
+        }
+        "json" => {
+            for view in views {
+                writeln!(out, "{}", view.to_json())?;
+            }
+        }
+        "csv" => {
+            writeln!(out, "time,received,agent,stream,sequence,host,severity,app,text")?;
+            for view in views {
+                let severity = view.severity.map(severity_name).unwrap_or_default();
+                let fields = [
+                    rfc3339(view.event_us),
+                    rfc3339(view.received_us),
+                    view.agent,
+                    view.stream,
+                    view.sequence.to_string(),
+                    view.host,
+                    severity.to_owned(),
+                    view.app,
+                    view.text,
+                ];
+                let row: Vec<String> = fields.iter().map(|field| csv_field(field)).collect();
+                writeln!(out, "{}", row.join(","))?;
+            }
+        }
+        other => bail!("format '{other}' must be raw, json or csv"),
+    }
+    Ok(())
+}
+
+/// A field that no spreadsheet takes for a formula.
+fn csv_field(text: &str) -> String {
+    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+    format!("\"{guard}{}\"", text.replace('"', "\"\""))
+}
+
+/// How an agent does, one word; see [`state_of`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum AgentState {
+    Connected,
+    /// Connected, and entries wait on its side.
+    Buffering,
+    Silent,
+    Refused,
+    Disabled,
+    NeverSeen,
+}
+
+impl AgentState {
+    /// The word of the API, the style sheet and the catalogues.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Buffering => "buffering",
+            Self::Silent => "silent",
+            Self::Refused => "refused",
+            Self::Disabled => "disabled",
+            Self::NeverSeen => "never-seen",
+        }
+    }
+}
+
+/// The state of an agent, from its session and keep-alives; true within two keep-alives.
+pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentState {
+    if !agent.enabled {
+        return AgentState::Disabled;
+    }
+    let keep_alive_us = u64::try_from(core.keep_alive.as_micros()).unwrap_or(u64::MAX);
+    let silent_us = clock::unix_us().saturating_sub(live.heard_us);
+    if live.connected && silent_us <= keep_alive_us.saturating_mul(2) {
+        let waits = live.keep_alive.oldest_us > 0
+            && clock::unix_us().saturating_sub(live.keep_alive.oldest_us) > BUFFERING_US;
+        return if waits { AgentState::Buffering } else { AgentState::Connected };
+    }
+    if live.trouble.is_some() {
+        return AgentState::Refused;
+    }
+    if live.heard_us == 0 {
+        return AgentState::NeverSeen;
+    }
+    AgentState::Silent
+}
+
+/// When the last entry of an agent became durable, Unix µs.
+pub(crate) fn last_durable_us(agent: AgentId, streams: &BTreeMap<StreamId, StreamRecord>) -> Option<u64> {
+    let times = streams.values().filter(|stream| stream.agent == agent).map(|stream| stream.last_us);
+    times.max().filter(|&time| time > 0)
+}
+
+/// Every agent for the API and the command.
+pub(crate) fn agents_json(core: &Core) -> Value {
+    let streams = core.archive.streams();
+    let agents = core.agents.list();
+    let rows = agents.iter().map(|(agent, live)| {
+        json!({
+            "name": agent.name,
+            "id": agent.id.to_string(),
+            "site": agent.site,
+            "state": state_of(agent, live, core).name(),
+            "host": agent.host_name,
+            "version": agent.version,
+            "os": agent.os,
+            "address": live.address.map(|address| address.to_string()),
+            "last_durable": last_durable_us(agent.id, &streams).map(rfc3339),
+            "last_keep_alive": (live.heard_us > 0).then(|| rfc3339(live.heard_us)),
+            "backlog_entries": live.keep_alive.backlog_entries,
+            "backlog_bytes": live.keep_alive.backlog_bytes,
+            "clock_offset_ms": live.clock_offset_us / 1000,
+            "credential_generation": agent.generation,
+            "trouble": live.trouble,
+        })
+    });
+    Value::Array(rows.collect())
+}
+
+/// Names of RFC 5424 §6.2.1, table 2.
+pub(crate) fn severity_name(severity: u8) -> &'static str {
+    const NAMES: [&str; 8] = ["emergency", "alert", "critical", "error", "warning", "notice", "info", "debug"];
+    NAMES.get(usize::from(severity)).copied().unwrap_or("")
+}
+
+/// Unix µs as RFC 3339 in UTC, to the millisecond.
+pub(crate) fn rfc3339(us: u64) -> String {
+    format_time(us, "%Y-%m-%dT%H:%M:%S%.3fZ")
+}
+
+/// Unix µs in UTC by a `strftime` pattern.
+pub(crate) fn format_time(us: u64, pattern: &str) -> String {
+    let timestamp = i64::try_from(us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
+    timestamp.map_or_else(|| "?".to_owned(), |time| time.strftime(pattern).to_string())
+}
+
+/// Bytes as people read them.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    let mut text = String::new();
+    for (unit, name) in [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+        if bytes >= unit {
+            let tenths = u128::from(bytes) * 10 / u128::from(unit);
+            drop(write!(text, "{}.{} {name}", tenths / 10, tenths % 10));
+            return text;
+        }
+    }
+    format!("{bytes} B")
+}
+
+fn trim_end(mut bytes: &[u8]) -> &[u8] {
+    while let [rest @ .., b'\n' | b'\r'] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// Entries that wait longer than this are a backlog.
+const BUFFERING_US: u64 = 15_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_csv_field_cannot_be_a_formula() {
+        assert_eq!(csv_field("=cmd()"), "\"'=cmd()\"");
+        assert_eq!(csv_field("say \"hi\""), "\"say \"\"hi\"\"\"");
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        assert_eq!(human_bytes(512), "512 B");
+        assert_eq!(human_bytes(1536), "1.5 KiB");
+        assert_eq!(human_bytes(5 << 30), "5.0 GiB");
+    }
+}
