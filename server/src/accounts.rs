@@ -163,10 +163,6 @@ impl Accounts {
         Ok(())
     }
 
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.lock().users.keys().cloned().collect()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

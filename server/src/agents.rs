@@ -82,7 +82,7 @@ pub(crate) enum Refused {
 /// Who may finish a handshake with which credential.
 pub(crate) enum Candidate {
     Enrol(Box<TokenRecord>),
-    Connect(Box<AgentRecord>),
+    Connect,
 }
 
 impl Agents {
@@ -165,7 +165,7 @@ impl Agents {
         let agent = agent.ok_or(Refused::UnknownAgent)?.clone();
         let credentials = [agent.credential_next.as_ref(), Some(&agent.credential), agent.credential_superseded.as_ref()];
         let credentials = credentials.into_iter().flatten().map(|secret| secret.0.clone()).collect();
-        Ok((Candidate::Connect(Box::new(agent)), credentials))
+        Ok((Candidate::Connect, credentials))
     }
 
     /// Accepts a finished handshake in which `used` was proven; makes the next credential durable.
@@ -184,7 +184,7 @@ impl Agents {
                 let (agent, token) = new_agent(&state, *token, static_public, next)?;
                 (agent, Some(token))
             }
-            Candidate::Connect(_) => {
+            Candidate::Connect => {
                 // Looked up again: another session of this agent may have moved it on meanwhile.
                 let current = state.agents.values().find(|agent| agent.static_public == *static_public);
                 let mut agent = current.ok_or(Refused::UnknownAgent)?.clone();
@@ -248,7 +248,7 @@ impl Agents {
         let number = state.session_counter;
         let (end, ended) = watch::channel(false);
         if let Some((_, older)) = state.sessions.insert(id, (number, end)) {
-            drop(older.send(true));
+            let _already_gone = older.send(true);
         }
         let live = state.live.entry(id).or_default();
         live.connected = true;
@@ -303,7 +303,7 @@ impl Agents {
         agent.enabled = enabled;
         self.catalogue.put(&agent)?;
         if let Some((_, session)) = state.sessions.get(&agent.id).filter(|_| !enabled) {
-            drop(session.send(true));
+            let _already_gone = session.send(true);
         }
         state.agents.insert(agent.id, agent);
         Ok(())

@@ -186,7 +186,7 @@ impl Ingest {
             self.commit(new_streams, streams, appended, repeated);
         }
         for barrier in barriers {
-            drop(barrier.send(()));
+            let _gave_up = barrier.send(());
         }
     }
 
@@ -327,7 +327,7 @@ impl Ingest {
             committed,
         });
         // The sealer looks for logs before this one; if it is busy, it hears of the next.
-        drop(self.finished_logs.try_send(number));
+        let _busy = self.finished_logs.try_send(number);
         Ok(())
     }
 }
@@ -341,7 +341,7 @@ fn relation(stream: &StreamRecord, batch: &SealedBatch) -> Relation {
 
 fn answer(to: oneshot::Sender<Outcome>, outcome: Outcome) {
     // A session that ended no longer waits; the agent learns at the next statement.
-    drop(to.send(outcome));
+    let _ended = to.send(outcome);
 }
 
 /// Submissions waiting for the writer.

@@ -65,7 +65,7 @@ pub(crate) async fn run(
         sealed.extend(maker.seal_all());
         submit(&ingest, agent, sealed).await;
         for durable in waiting {
-            drop(durable.send(()));
+            let _gave_up = durable.send(());
         }
         // Gathers a few more before the next batch of a quiet stream, at the cost of this delay.
         if entries.len() < GATHER_MIN {

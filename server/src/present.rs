@@ -1,7 +1,6 @@
 //! Entries and agents as people and programs see them: fields derived from bytes.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Write;
 
 use anyhow::{Result, bail};
@@ -225,12 +224,10 @@ pub(crate) fn format_time(us: u64, pattern: &str) -> String {
 
 /// Bytes as people read them.
 pub(crate) fn human_bytes(bytes: u64) -> String {
-    let mut text = String::new();
     for (unit, name) in [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
         if bytes >= unit {
             let tenths = u128::from(bytes) * 10 / u128::from(unit);
-            drop(write!(text, "{}.{} {name}", tenths / 10, tenths % 10));
-            return text;
+            return format!("{}.{} {name}", tenths / 10, tenths % 10);
         }
     }
     format!("{bytes} B")

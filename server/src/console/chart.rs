@@ -1,7 +1,6 @@
 //! Charts as SVG: drawn here, styled by the style sheet, with a title and a text alternative.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use crate::present::format_time;
 
@@ -21,20 +20,17 @@ impl Histogram<'_> {
         let buckets = (to.saturating_sub(from) / self.bucket_us.max(1)).clamp(1, BUCKETS_MAX);
         let highest = self.counts.values().copied().max().unwrap_or(0).max(1);
         let pattern = if self.bucket_us >= 86_400_000_000 { "%d %b" } else if to - from > 86_400_000_000 { "%d %b %H:%M" } else { "%H:%M:%S" };
-        let mut svg = String::new();
-        drop(write!(
-            svg,
+        let mut svg = format!(
             "<svg class=\"histogram\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\"><title>{}</title>",
             escape(self.title)
-        ));
+        );
         for i in 0..buckets {
             let start = from + i * self.bucket_us;
             let count = self.counts.get(&start).copied().unwrap_or(0);
             let height = if count == 0 { 0 } else { (count * PLOT_HEIGHT / highest).max(2) };
             let (x, next) = (i * WIDTH / buckets, (i + 1) * WIDTH / buckets);
             let gap = u64::from(next - x > 3);
-            drop(write!(
-                svg,
+            svg.push_str(&format!(
                 "<g><rect class=\"hover\" x=\"{x}\" y=\"0\" width=\"{}\" height=\"{HEIGHT}\"/><rect class=\"bar\" x=\"{x}\" y=\"{}\" width=\"{}\" height=\"{height}\"/><title>{} · {count}</title></g>",
                 next - x,
                 HEIGHT - height,

@@ -1,0 +1,349 @@
+//! The commands of `scrinium-agent`.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use scrinium_protocol::identity::{AgentId, Epoch};
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
+use scrinium_protocol::token::Token;
+use scrinium_segment::lock::DirLock;
+use scrinium_segment::random;
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::config::Config;
+use crate::identity::{self, Identity, State};
+use crate::link::{self, Dial, as_refusal};
+use crate::source::discover::Discovery;
+use crate::uplink::{self, Status};
+use crate::clock;
+
+/// Tails the logs of this machine and ships them to a Scrinium server.
+#[derive(Parser)]
+#[command(version, name = "scrinium-agent", after_help = "Example: scrinium-agent enroll SCRINIUM1-… && scrinium-agent run")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct StateDir {
+    /// Directory of the agent's state and spool.
+    #[arg(long, env = "SCRINIUM_STATE", default_value = "/var/lib/scrinium/agent")]
+    state: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// Configuration file; /etc/scrinium/agent.toml if it is there.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Joins a server with a one-time token.
+    #[command(visible_alias = "enrol", after_help = "Example: scrinium-agent enroll SCRINIUM1-AQAT…")]
+    Enroll {
+        token: String,
+        #[command(flatten)]
+        state: StateDir,
+    },
+    /// Collects and ships until stopped.
+    #[command(after_help = "Example: scrinium-agent run --config /etc/scrinium/agent.toml")]
+    Run {
+        #[command(flatten)]
+        state: StateDir,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Shows how the running agent does.
+    #[command(after_help = "Example: scrinium-agent status --json")]
+    Status {
+        #[command(flatten)]
+        state: StateDir,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks configuration, state and the way to the server.
+    #[command(after_help = "Example: scrinium-agent check --config /etc/scrinium/agent.toml")]
+    Check {
+        #[command(flatten)]
+        state: StateDir,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Lists the files that are collected; `sources test PATH` says whether one would be.
+    #[command(after_help = "Example: scrinium-agent sources test /var/log/auth.log")]
+    Sources {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(subcommand)]
+        test: Option<SourcesTest>,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum SourcesTest {
+    /// Says whether a file would be collected.
+    Test {
+        path: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let outcome = runtime.block_on(self.command.run());
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        outcome
+    }
+}
+
+impl Command {
+    async fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Enroll { token, state } => enroll(&token, &state.state).await?,
+            Self::Run { state, config } => run(&state.state, load(&config)?).await?,
+            Self::Status { state, json } => return status(&state.state, json).await,
+            Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
+            Self::Sources { config, test, json } => match test {
+                None => sources(&load(&config)?, json)?,
+                Some(SourcesTest::Test { path, config }) => {
+                    let collected = Discovery::new(&load(&config)?).files().contains(&std::path::absolute(&path)?);
+                    say(if collected { "collected" } else { "not collected: no source matches, it is denied, or it is no file" })?;
+                    if !collected {
+                        return Ok(ExitCode::FAILURE);
+                    }
+                }
+            },
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Uses the token: one handshake, in which the server names this agent.
+async fn enroll(text: &str, dir: &Path) -> Result<()> {
+    let token = Token::parse(text).map_err(|error| UsageError(format!("the token is not valid: {error}; copy it whole")))?;
+    if clock::unix_us() / 1_000_000 >= token.expires_s {
+        bail!("this enrolment token has expired; make a new one with: scrinium-server agent enroll");
+    }
+    let key = identity::prepare(dir)?;
+    let _lock = DirLock::acquire(dir)?;
+    let mut identity = match Identity::open(dir, &key) {
+        Ok(identity) if identity.state.token.is_none() => {
+            bail!("{} holds an enrolled agent; choose another --state directory", dir.display());
+        }
+        // We died while using this token: the same keys use it again.
+        Ok(identity) if identity.state.token == Some(token.id) => identity,
+        _ => {
+            let state = State {
+                agent: AgentId::default(),
+                address: token.address.clone(),
+                server_public: token.server_public,
+                noise: Secret::new(random()?),
+                signing: Secret::new(random()?),
+                credential: token.secret.clone(),
+                token: Some(token.id),
+                epoch: Epoch(random()?),
+                behind: false,
+                positions: BTreeMap::new(),
+            };
+            Identity::create(dir, &key, state)?
+        }
+    };
+    let (mut stream, established) = Dial::new(&identity.state).run().await?;
+    let next = established.next_psk.clone();
+    let mut session = AgentSession::new(established, clock::now());
+    let mut buffer = vec![0; 4096];
+    let mut received = Vec::new();
+    loop {
+        let read = tokio::time::timeout(ANSWER_MAX, stream.read(&mut buffer)).await;
+        let n = read.context("the server did not answer in time")??;
+        received.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        if let Some(refused) = as_refusal(&received) {
+            return Err(refused.into());
+        }
+        if n == 0 {
+            bail!("the server closed the connection");
+        }
+        session.handle_bytes(buffer.get(..n).unwrap_or_default(), clock::now())?;
+        while let Some(event) = session.poll_event() {
+            if let AgentEvent::Enrolled { agent } = event {
+                identity.state.agent = agent;
+                identity.state.credential = next;
+                identity.state.token = None;
+                identity.save()?;
+                say(&format!("enrolled as {agent} with {}; start it with: scrinium-agent run", identity.state.address))?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn run(dir: &Path, config: Config) -> Result<()> {
+    let key = identity::key_of(dir)?;
+    let _lock = DirLock::acquire(dir)?;
+    let identity = Identity::open(dir, &key)?;
+    let (stop, stopped) = watch::channel(false);
+    let (status, shown) = watch::channel(Status::default());
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        info!("stopping");
+        stop.send_replace(true);
+    });
+    #[cfg(unix)]
+    tokio::spawn(serve_status(dir.join(STATUS_SOCKET), shown));
+    #[cfg(not(unix))]
+    drop(shown);
+    uplink::run(config, dir, &key, identity, stopped, status).await
+}
+
+#[cfg(unix)]
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+#[cfg(not(unix))]
+async fn wait_for_signal() {
+    drop(tokio::signal::ctrl_c().await);
+}
+
+/// Answers every connection with one line of JSON; numbers and the last problem, no log content.
+#[cfg(unix)]
+async fn serve_status(path: PathBuf, shown: watch::Receiver<Status>) {
+    use tokio::io::AsyncWriteExt as _;
+    drop(std::fs::remove_file(&path));
+    let Ok(listener) = tokio::net::UnixListener::bind(&path) else {
+        return;
+    };
+    let shown = Arc::new(shown);
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let status = shown.borrow().clone();
+        let line = json!({
+            "connected": status.connected,
+            "problem": status.problem,
+            "backlog_entries": status.fill.entries,
+            "backlog_bytes": status.fill.bytes,
+            "oldest_us": status.fill.oldest_us,
+            "disk_bytes": status.fill.disk_bytes,
+            "disk_bytes_max": status.fill.disk_bytes_max,
+            "acked_entries": status.acked_entries,
+        });
+        drop(stream.write_all(format!("{line}\n").as_bytes()).await);
+    }
+}
+
+#[cfg(unix)]
+async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
+    let connected = tokio::net::UnixStream::connect(dir.join(STATUS_SOCKET)).await;
+    let Ok(mut stream) = connected else {
+        bail!("no agent runs on {}; start it with: scrinium-agent run", dir.display());
+    };
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    if json {
+        say(text.trim_end())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status: serde_json::Value = serde_json::from_str(&text)?;
+    let number = |key: &str| status.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let is_connected = status.get("connected").and_then(serde_json::Value::as_bool).unwrap_or(false);
+    say(if is_connected { "connected" } else { "not connected" })?;
+    if let Some(problem) = status.get("problem").and_then(serde_json::Value::as_str) {
+        say(&format!("problem: {problem}"))?;
+    }
+    say(&format!(
+        "waiting: {} entries, {} bytes; on disk {} of {} bytes; acked since start: {} entries",
+        number("backlog_entries"),
+        number("backlog_bytes"),
+        number("disk_bytes"),
+        number("disk_bytes_max"),
+        number("acked_entries")
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(not(unix))]
+async fn status(_dir: &Path, _json: bool) -> Result<ExitCode> {
+    bail!("status is not offered on this system; see the agent's row in the console");
+}
+
+async fn check(dir: &Path, config: &Config) -> Result<()> {
+    let files = Discovery::new(config).files();
+    say(&format!("configuration: fine; {} files match", files.len()))?;
+    for path in &files {
+        if let Err(error) = std::fs::File::open(path) {
+            say(&format!("unreadable: {}: {error}", path.display()))?;
+        }
+    }
+    let key = identity::key_of(dir)?;
+    let identity = Identity::open(dir, &key)?;
+    say(&format!("state: fine; agent {}", identity.state.agent))?;
+    link::can_connect(&identity.state.address).await.context("server")?;
+    say(&format!("server: {} answers", identity.state.address))?;
+    Ok(())
+}
+
+fn sources(config: &Config, json: bool) -> Result<()> {
+    let files = Discovery::new(config).files();
+    if json {
+        return say(&json!(files).to_string());
+    }
+    for path in files {
+        say(&path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn load(config: &ConfigFile) -> Result<Config> {
+    Config::load(config.config.as_deref()).map_err(|error| UsageError(format!("{error:#}")).into())
+}
+
+/// An error of usage or configuration: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(String);
+
+/// The exit code of an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<UsageError>() {
+        2
+    } else if error.is::<link::Refused>() {
+        4
+    } else {
+        1
+    }
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}
+
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+#[cfg(unix)]
+const STATUS_SOCKET: &str = "status.sock";

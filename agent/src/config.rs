@@ -1,0 +1,172 @@
+//! Configuration: what the file says (`raw`), then what the program runs on ([`Config`]).
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use globset::{GlobBuilder, GlobMatcher};
+
+/// The agent's configuration. Every field is checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) sources: Vec<Pattern>,
+    /// Paths the administrator of this machine forbids; nothing overrides them.
+    pub(crate) deny: Vec<Pattern>,
+    pub(crate) ram_bytes_max: u64,
+    pub(crate) disk_bytes_max: u64,
+}
+
+/// A glob over absolute paths.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern {
+    pub(crate) text: String,
+    pub(crate) matcher: GlobMatcher,
+}
+
+impl Config {
+    /// Reads `path`, or the default file if it is there, and the environment on top.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+        let default = Path::new(DEFAULT_PATH);
+        let path = path.or_else(|| default.is_file().then_some(default));
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+            None => String::new(),
+        };
+        let named = || path.map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
+        let mut config = Self::parse(&text).with_context(|| format!("in {}", named()))?;
+        for (name, field, limit) in [
+            ("SCRINIUM_RAM_BYTES_MAX", "spool.ram_bytes_max", &mut config.ram_bytes_max),
+            ("SCRINIUM_DISK_BYTES_MAX", "spool.disk_bytes_max", &mut config.disk_bytes_max),
+        ] {
+            if let Ok(text) = std::env::var(name) {
+                *limit = parse_bytes(field, &text)?;
+            }
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let raw: raw::Config = toml::from_str(text)?;
+        let sources = if raw.source.is_empty() {
+            DEFAULT_SOURCES.iter().map(|text| Pattern::new("source.file", text)).collect::<Result<_>>()?
+        } else {
+            let named = raw.source.iter().map(|source| Pattern::new("source.file", &source.file));
+            named.collect::<Result<_>>()?
+        };
+        let config = Self {
+            sources,
+            deny: raw.deny.iter().map(|text| Pattern::new("deny", text)).collect::<Result<_>>()?,
+            ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
+            disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.ram_bytes_max < RAM_BYTES_MIN {
+            bail!("spool.ram_bytes_max must be at least 512 KiB: one batch and the next");
+        }
+        if self.disk_bytes_max < self.ram_bytes_max {
+            bail!("spool.disk_bytes_max must be at least spool.ram_bytes_max");
+        }
+        Ok(())
+    }
+}
+
+impl Pattern {
+    fn new(field: &str, text: &str) -> Result<Self> {
+        if !Path::new(text).is_absolute() {
+            bail!("{field}: '{text}' must be an absolute path or glob");
+        }
+        let glob = GlobBuilder::new(text).literal_separator(true).build();
+        let glob = glob.with_context(|| format!("{field}: '{text}' is not a glob"))?;
+        Ok(Self {
+            text: text.to_owned(),
+            matcher: glob.compile_matcher(),
+        })
+    }
+}
+
+/// A number of bytes: `1048576`, `512 KiB`, `16 MiB`, `1 GiB`.
+fn parse_bytes(field: &str, text: &str) -> Result<u64> {
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
+    let unit = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1_u64 << 40,
+        other => bail!("{field}: unit '{other}' must be B, KiB, MiB, GiB or TiB"),
+    };
+    let number = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    number.with_context(|| format!("{field}: '{text}' must be a number of bytes like \"16 MiB\""))
+}
+
+/// The file, field for field. Nothing outside this file sees these types.
+mod raw {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Config {
+        pub(super) source: Vec<Source>,
+        pub(super) deny: Vec<String>,
+        pub(super) spool: Spool,
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Source {
+        pub(super) file: String,
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Spool {
+        pub(super) ram_bytes_max: String,
+        pub(super) disk_bytes_max: String,
+    }
+
+    impl Default for Spool {
+        fn default() -> Self {
+            Self {
+                ram_bytes_max: "16 MiB".into(),
+                disk_bytes_max: "1 GiB".into(),
+            }
+        }
+    }
+}
+
+/// Where the configuration is looked for when none is named.
+const DEFAULT_PATH: &str = "/etc/scrinium/agent.toml";
+/// What is collected when no source is named: an agent needs only its token.
+const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
+const RAM_BYTES_MIN: u64 = 512 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_collects_the_usual_logs() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.ram_bytes_max, 16 << 20);
+        assert!(config.sources.iter().any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log")));
+        assert!(!config.sources.iter().any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log.1")));
+    }
+
+    #[test]
+    fn unknown_and_bad_fields_are_named() {
+        for (text, name) in [
+            ("[[source]]\nfil = '/x'", "fil"),
+            ("[[source]]\nfile = 'x.log'", "source.file"),
+            ("[spool]\nram_bytes_max = '16 MB'", "spool.ram_bytes_max"),
+            ("[spool]\nram_bytes_max = '1 KiB'", "spool.ram_bytes_max"),
+            ("[spool]\ndisk_bytes_max = '1 MiB'", "spool.disk_bytes_max"),
+        ] {
+            let error = format!("{:#}", Config::parse(text).unwrap_err());
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

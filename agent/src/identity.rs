@@ -1,0 +1,204 @@
+//! Who this agent is, and where its streams stood when that was last written down.
+//!
+//! One small sealed file in two slots. Its key is bound to this machine and to a random secret beside
+//! it, so a copied directory opens nowhere else.
+//!
+//! `behind` says whether the server may know more than this file: it is set, durably, before the
+//! first batch that lies only in memory is sent. An agent that starts with it set reads nothing
+//! until the server has stated where each stream stands; one that starts without it goes on at once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
+use scrinium_protocol::secret::Secret;
+use scrinium_segment::slots::Slots;
+use scrinium_segment::{durable, machine, random};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// What is written down. No field is shown by `Debug` that is secret.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) agent: AgentId,
+    /// `HOST:PORT` of the server.
+    pub(crate) address: String,
+    pub(crate) server_public: [u8; 32],
+    /// X25519 secret of this agent.
+    pub(crate) noise: Secret<32>,
+    /// Ed25519 secret that signs batches.
+    pub(crate) signing: Secret<32>,
+    /// The rolling password of the next connection.
+    pub(crate) credential: Secret<32>,
+    /// The token being used, until the server has answered.
+    pub(crate) token: Option<[u8; 16]>,
+    /// Epoch of streams begun by this installation.
+    pub(crate) epoch: Epoch,
+    pub(crate) behind: bool,
+    pub(crate) positions: BTreeMap<StreamId, StreamPosition>,
+}
+
+/// The state and the files it lives in.
+pub(crate) struct Identity {
+    slots: Slots,
+    pub(crate) state: State,
+}
+
+/// `machine.json`: which characteristics the key is bound to, and the random part of it.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Binding {
+    characteristics: Vec<String>,
+    secret: String,
+}
+
+/// Prepares a state directory: makes it and its binding when they are not there. Returns its key.
+pub(crate) fn prepare(dir: &Path) -> Result<Secret<32>> {
+    durable::create_dir(dir).with_context(|| format!("creating {}", dir.display()))?;
+    if !dir.join(BINDING_FILE).try_exists()? {
+        let secret: [u8; 32] = random()?;
+        let binding = Binding {
+            characteristics: machine::characteristics().into_iter().map(|c| c.name.to_owned()).collect(),
+            secret: secret.iter().map(|byte| format!("{byte:02x}")).collect(),
+        };
+        let text = Zeroizing::new(serde_json::to_vec(&binding)?);
+        durable::write_file(&dir.join(BINDING_FILE), &text)?;
+    }
+    key_of(dir)
+}
+
+/// The key of a state directory on this machine.
+pub(crate) fn key_of(dir: &Path) -> Result<Secret<32>> {
+    let path = dir.join(BINDING_FILE);
+    let text = std::fs::read(&path).with_context(|| {
+        format!("{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}", dir.display())
+    })?;
+    let binding: Binding = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let mut secret = [0; 32];
+    for (i, byte) in secret.iter_mut().enumerate() {
+        let hex = binding.secret.get(i * 2..i * 2 + 2);
+        let parsed = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        *byte = parsed.with_context(|| format!("{} is damaged", path.display()))?;
+    }
+    match machine::bind(&binding.characteristics, &Secret::new(secret)) {
+        Ok(key) => Ok(key),
+        Err(missing) => bail!("{}: this state belongs to another machine ({missing}); enrol this one anew", dir.display()),
+    }
+}
+
+impl Identity {
+    /// Opens the state of an enrolled agent.
+    pub(crate) fn open(dir: &Path, key: &Secret<32>) -> Result<Self> {
+        let (slots, bytes) = Slots::open(dir, STATE_NAME, key).with_context(|| {
+            format!("{}: the agent's state is damaged or belongs to another machine; enrol this one anew", dir.display())
+        })?;
+        let Some(bytes) = bytes else {
+            bail!("{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}", dir.display());
+        };
+        let state = State::decode(&bytes).context("the agent's state is of a newer version")?;
+        Ok(Self { slots, state })
+    }
+
+    /// Writes the state of an agent about to be enrolled.
+    pub(crate) fn create(dir: &Path, key: &Secret<32>, state: State) -> Result<Self> {
+        let (slots, _) = Slots::open(dir, STATE_NAME, key)?;
+        let mut identity = Self { slots, state };
+        identity.save()?;
+        Ok(identity)
+    }
+
+    /// Makes the state durable.
+    pub(crate) fn save(&mut self) -> Result<()> {
+        let bytes = Zeroizing::new(self.state.encode());
+        self.slots.save(&bytes).context("writing the agent's state")
+    }
+}
+
+impl State {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        self.agent.encode(&mut out);
+        put_bytes16(&mut out, self.address.as_bytes());
+        out.extend_from_slice(&self.server_public);
+        for secret in [&self.noise, &self.signing, &self.credential] {
+            out.extend_from_slice(secret.expose());
+        }
+        out.push(u8::from(self.token.is_some()));
+        out.extend_from_slice(&self.token.unwrap_or_default());
+        self.epoch.encode(&mut out);
+        out.push(u8::from(self.behind));
+        for (stream, position) in &self.positions {
+            stream.encode(&mut out);
+            position.encode(&mut out);
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(bytes);
+        let version = r.u8("state version")?;
+        anyhow::ensure!(version == VERSION, "state version {version}");
+        let mut state = Self {
+            agent: AgentId::read(&mut r)?,
+            address: r.text16(scrinium_protocol::token::ADDRESS_LEN_MAX, "address")?,
+            server_public: r.array("server public key")?,
+            noise: Secret::new(r.array("noise key")?),
+            signing: Secret::new(r.array("signing key")?),
+            credential: Secret::new(r.array("credential")?),
+            token: None,
+            epoch: Epoch::default(),
+            behind: false,
+            positions: BTreeMap::new(),
+        };
+        let has_token = r.u8("token flag")? != 0;
+        let token = r.array("token")?;
+        state.token = has_token.then_some(token);
+        state.epoch = Epoch::read(&mut r)?;
+        state.behind = r.u8("behind flag")? != 0;
+        while !r.is_empty() {
+            let stream = StreamId::read(&mut r)?;
+            state.positions.insert(stream, StreamPosition::read(&mut r)?);
+        }
+        Ok(state)
+    }
+}
+
+const BINDING_FILE: &str = "machine.json";
+const STATE_NAME: &str = "state";
+const VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::identity::{Head, Sequence};
+
+    use super::*;
+
+    #[test]
+    fn the_state_reads_back() {
+        let position = StreamPosition {
+            epoch: Epoch([1; 16]),
+            next: Sequence(9),
+            head: Head([2; 32]),
+            bookmark: vec![1, 2, 3],
+        };
+        let state = State {
+            agent: AgentId([3; 16]),
+            address: "localhost:720".into(),
+            server_public: [4; 32],
+            noise: Secret::new([5; 32]),
+            signing: Secret::new([6; 32]),
+            credential: Secret::new([7; 32]),
+            token: Some([8; 16]),
+            epoch: Epoch([9; 16]),
+            behind: true,
+            positions: BTreeMap::from([(StreamId([1; 16]), position)]),
+        };
+        let read = State::decode(&state.encode()).unwrap();
+        assert_eq!(read.encode(), state.encode());
+        assert_eq!(read.positions, state.positions);
+        assert!(State::decode(&state.encode()[..50]).is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! Dialling the server: TCP, preamble, handshake.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::{
+    AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, ServerHello, start,
+};
+use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_segment::{machine, random};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::clock;
+use crate::identity::State;
+
+/// The server refused, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("the server refused: {0}")]
+pub(crate) struct Refused(pub(crate) String);
+
+/// What dialling needs of the agent's state.
+pub(crate) struct Dial {
+    address: String,
+    server_public: [u8; 32],
+    noise: Secret<32>,
+    credential: Secret<32>,
+    purpose: Purpose,
+    hello: AgentHello,
+}
+
+impl Dial {
+    pub(crate) fn new(state: &State) -> Self {
+        let signing = ed25519_dalek::SigningKey::from_bytes(state.signing.expose());
+        // Salted with the server's key: two servers cannot compare what they know of a machine.
+        let fingerprint = machine::fingerprint(&state.server_public);
+        Self {
+            address: state.address.clone(),
+            server_public: state.server_public,
+            noise: state.noise.clone(),
+            credential: state.credential.clone(),
+            purpose: state.token.map_or(Purpose::Connect, |token| Purpose::Enrol { token }),
+            hello: AgentHello {
+                agent: state.agent,
+                signing_public: signing.verifying_key().to_bytes(),
+                boot_id: boot_id(),
+                time_us: 0,
+                host_name: host_name(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                os: os_name(),
+                fingerprint,
+            },
+        }
+    }
+
+    /// Connects and shakes hands, within a deadline.
+    pub(crate) async fn run(self) -> Result<(TcpStream, Established)> {
+        let address = self.address.clone();
+        let dialled = tokio::time::timeout(DIAL_MAX, self.shake_hands()).await;
+        dialled.with_context(|| format!("{address} did not answer in time"))?
+    }
+
+    async fn shake_hands(mut self) -> Result<(TcpStream, Established)> {
+        let connected = TcpStream::connect(&self.address).await;
+        let mut stream = connected.with_context(|| format!("connecting to {}", self.address))?;
+        stream.set_nodelay(true)?;
+        let keys = AgentKeys {
+            static_keys: KeyPair::from_secret(&self.noise),
+            ephemeral: KeyPair::from_secret(&Secret::new(random()?)),
+            server_public: self.server_public,
+            psk: self.credential.clone(),
+        };
+        let (bytes, expect) = start(keys, "", self.purpose)?;
+        stream.write_all(&bytes).await?;
+        let frame = read_frame(&mut stream).await?;
+        let (answer, send) = expect.handle(&frame).context("the server's answer is not from the server of the token")?;
+        if let ServerHello::Refused { reason } = answer {
+            return Err(Refused(reason).into());
+        }
+        self.hello.time_us = clock::unix_us();
+        let (bytes, established) = send.finish(&self.hello)?;
+        stream.write_all(&bytes).await?;
+        Ok((stream, established))
+    }
+}
+
+/// Reads a frame of the handshake; a refusal is an error.
+async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut head = [0; FRAME_HEAD_LEN];
+    stream.read_exact(&mut head).await.context("the server closed the connection")?;
+    let (len, refused) = match FrameHead::parse(head)? {
+        FrameHead::Message(len) => (len, false),
+        FrameHead::Refusal(len) => (len, true),
+    };
+    let mut frame = vec![0; len];
+    stream.read_exact(&mut frame).await?;
+    if refused {
+        return Err(Refused(String::from_utf8_lossy(&frame).into_owned()).into());
+    }
+    Ok(frame)
+}
+
+/// What the first bytes after frame 3 are: a refusal frame, or the first record.
+pub(crate) fn as_refusal(bytes: &[u8]) -> Option<Refused> {
+    let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_LEN>()?;
+    match FrameHead::parse(*head) {
+        Ok(FrameHead::Refusal(len)) if rest.len() == len => {
+            Some(Refused(String::from_utf8_lossy(rest).into_owned()))
+        }
+        _ => None,
+    }
+}
+
+/// Checks that the server can be reached at all.
+pub(crate) async fn can_connect(address: &str) -> Result<()> {
+    let connected = tokio::time::timeout(DIAL_MAX, TcpStream::connect(address)).await;
+    match connected {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => bail!("{address}: {error}"),
+        Err(_) => bail!("{address} did not answer in time"),
+    }
+}
+
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let value = u128::from_str_radix(&hex, 16).unwrap_or(0);
+    value.to_be_bytes()
+}
+
+fn host_name() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.or_else(|| std::env::var("COMPUTERNAME").ok()).or_else(|| std::env::var("HOSTNAME").ok());
+    name.unwrap_or_default().trim().to_owned()
+}
+
+fn os_name() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    pretty.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+const DIAL_MAX: Duration = Duration::from_secs(15);

@@ -1,0 +1,153 @@
+//! Where a stream stands in its file, in a form that survives renames, copies and renumbered disks.
+//!
+//! ```text
+//! version 1 (1) | flags (1) | device (8) | inode (8) | offset (8)
+//! | head length (2) | SHA-256 of the head, half (16) | tail length (2) | SHA-256 of the tail, half (16)
+//! ```
+//!
+//! The head is the start of the file, the tail what lies just before the offset. A file is the one
+//! meant when both match: content is the proof, the inode only says which candidate to try first.
+
+use std::fs::File;
+use std::io;
+
+use scrinium_protocol::codec::Reader;
+use scrinium_protocol::error::InvalidMessage;
+use scrinium_protocol::kdf::sha256;
+use scrinium_segment::durable::read_exact_at;
+
+/// A position in a file.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Bookmark {
+    pub(crate) id: FileId,
+    pub(crate) offset: u64,
+    /// The last entry before the offset was a fragment: its line is still open.
+    pub(crate) in_line: bool,
+    head_len: u16,
+    head: [u8; 16],
+    tail_len: u16,
+    tail: [u8; 16],
+}
+
+/// What the file system calls a file.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct FileId {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+impl FileId {
+    pub(crate) fn of(metadata: &std::fs::Metadata) -> Self {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            Self {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            }
+        }
+        #[cfg(not(unix))]
+        {
+            // The file index is not in stable std: the creation time tells files apart nearly as well.
+            let created = metadata.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            Self {
+                device: 0,
+                inode: created.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(0)),
+            }
+        }
+    }
+}
+
+impl Bookmark {
+    /// The bookmark at `offset` of a file that begins with `head` and has `tail` before the offset.
+    pub(crate) fn new(id: FileId, offset: u64, in_line: bool, head: &[u8], tail: &[u8]) -> Self {
+        Self {
+            id,
+            offset,
+            in_line,
+            head_len: u16::try_from(head.len()).unwrap_or(u16::MAX),
+            head: half_hash(head),
+            tail_len: u16::try_from(tail.len()).unwrap_or(u16::MAX),
+            tail: half_hash(tail),
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![1, u8::from(self.in_line)];
+        out.extend_from_slice(&self.id.device.to_be_bytes());
+        out.extend_from_slice(&self.id.inode.to_be_bytes());
+        out.extend_from_slice(&self.offset.to_be_bytes());
+        out.extend_from_slice(&self.head_len.to_be_bytes());
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(&self.tail_len.to_be_bytes());
+        out.extend_from_slice(&self.tail);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, InvalidMessage> {
+        let mut r = Reader::new(bytes);
+        let version = r.u8("bookmark version")?;
+        if version != 1 {
+            return Err(InvalidMessage::UnknownType(version));
+        }
+        let bookmark = Self {
+            in_line: r.u8("bookmark flags")? & 1 != 0,
+            id: FileId {
+                device: r.u64("device")?,
+                inode: r.u64("inode")?,
+            },
+            offset: r.u64("offset")?,
+            head_len: r.u16("head length")?,
+            head: r.array("head")?,
+            tail_len: r.u16("tail length")?,
+            tail: r.array("tail")?,
+        };
+        r.finish("bookmark")?;
+        if usize::from(bookmark.head_len) > HEAD_LEN_MAX || usize::from(bookmark.tail_len) > TAIL_LEN_MAX {
+            return Err(InvalidMessage::TooLong("bookmark"));
+        }
+        Ok(bookmark)
+    }
+
+    /// Whether `file` is the one this was taken in, at least up to the offset; whatever its name.
+    pub(crate) fn is_in(&self, file: &File) -> io::Result<bool> {
+        if file.metadata()?.len() < self.offset {
+            return Ok(false);
+        }
+        let mut head = vec![0; usize::from(self.head_len)];
+        let mut tail = vec![0; usize::from(self.tail_len)];
+        let read = read_exact_at(file, &mut head, 0)
+            .and_then(|()| read_exact_at(file, &mut tail, self.offset.saturating_sub(u64::from(self.tail_len))));
+        match read {
+            Ok(()) => Ok(half_hash(&head) == self.head && half_hash(&tail) == self.tail),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn half_hash(bytes: &[u8]) -> [u8; 16] {
+    let [head @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = sha256(&[bytes]);
+    head
+}
+
+/// Most bytes of the start of a file that identify it.
+pub(crate) const HEAD_LEN_MAX: usize = 1024;
+/// Most bytes before the offset that identify a position.
+pub(crate) const TAIL_LEN_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bookmark_reads_back() {
+        let id = FileId { device: 1, inode: 2 };
+        let bookmark = Bookmark::new(id, 77, true, b"head", b"tail");
+        assert_eq!(Bookmark::decode(&bookmark.encode()), Ok(bookmark.clone()));
+        let encoded = bookmark.encode();
+        for len in 0..encoded.len() {
+            assert!(Bookmark::decode(&encoded[..len]).is_err());
+        }
+    }
+}
