@@ -16,7 +16,7 @@ use scrinium_protocol::token::Token;
 use scrinium_segment::lock::DirLock;
 use scrinium_segment::random;
 use serde_json::json;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tracing::info;
 
@@ -187,6 +187,11 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 identity.state.credential = next;
                 identity.state.token = None;
                 identity.save()?;
+                session.send_credential_stored(clock::now())?;
+                session.send_close("enrolled", clock::now())?;
+                if let Some(bytes) = session.poll_transmit() {
+                    stream.write_all(&bytes).await?;
+                }
                 say(&format!("enrolled as {agent} with {}; start it with: scrinium-agent run", identity.state.address))?;
                 return Ok(());
             }
@@ -232,7 +237,6 @@ async fn wait_for_signal() {
 /// Answers every connection with one line of JSON; numbers and the last problem, no log content.
 #[cfg(unix)]
 async fn serve_status(path: PathBuf, shown: watch::Receiver<Status>) {
-    use tokio::io::AsyncWriteExt as _;
     drop(std::fs::remove_file(&path));
     let Ok(listener) = tokio::net::UnixListener::bind(&path) else {
         return;

@@ -13,7 +13,7 @@ mod source;
 mod spool;
 mod uplink;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -22,7 +22,10 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = commands::Cli::parse();
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

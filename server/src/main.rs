@@ -24,6 +24,7 @@ mod present;
 mod session;
 mod volume;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -32,7 +33,10 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = commands::Cli::parse();
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use scrinium_protocol::identity::{AgentId, StreamId};
+use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::filter;
 use super::query::Query;
@@ -102,6 +102,10 @@ fn matching_streams(archive: &Archive, agents: &BTreeMap<AgentId, String>, query
         let Some(agent) = agents.get(&stream.agent) else {
             return false;
         };
+        // The audit trail answers only when it is asked: every search would find itself.
+        if stream.kind == StreamKind::Audit && query.streams.is_empty() {
+            return false;
+        }
         query.agents.iter().all(|wanted| wanted.eq_ignore_ascii_case(agent))
             && query.streams.iter().all(|wanted| stream.name.contains(wanted.as_str()))
     });
