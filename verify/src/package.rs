@@ -177,6 +177,10 @@ fn members(file: &mut File) -> Result<BTreeMap<String, (u64, u64)>> {
         if name.is_empty() {
             break;
         }
+        let sum: u64 = header.iter().enumerate().map(|(i, &byte)| if (148..156).contains(&i) { 32 } else { u64::from(byte) }).sum();
+        if u64::from_str_radix(&field(148, 156), 8).ok() != Some(sum) {
+            bail!("the package's entry for {name} is damaged");
+        }
         let len = u64::from_str_radix(&field(124, 136), 8).ok().filter(|len| at + 512 + len <= end);
         let len = len.with_context(|| format!("the package is cut in {name}"))?;
         found.insert(name, (at + 512, len));

@@ -1,0 +1,277 @@
+//! A server and its agents in a directory of their own.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::{pause, program, wait_until};
+
+/// A running laboratory; everything in it ends when it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    pub dir: PathBuf,
+    pub sl: SocketAddr,
+    pub console: SocketAddr,
+    pub syslog_udp: SocketAddr,
+    pub syslog_tcp: SocketAddr,
+    /// Two of the recovery shares.
+    pub shares: Vec<String>,
+    server: Option<Child>,
+    agents: Vec<(String, Option<Child>)>,
+}
+
+/// The administrator's password in every laboratory.
+pub const PASSWORD: &str = "correct horse battery";
+
+impl Lab {
+    /// Makes a volume and starts the server on free ports.
+    #[must_use]
+    pub fn start(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("scrinium-lab-{name}-{}", std::process::id()));
+        let _absent = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.join("logs")).unwrap();
+        // All four are held at once, so that they differ.
+        let held: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<SocketAddr> = held.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        drop(held);
+        let mut lab = Self {
+            sl: ports[0],
+            console: ports[1],
+            syslog_udp: ports[2],
+            syslog_tcp: ports[3],
+            shares: Vec::new(),
+            server: None,
+            agents: Vec::new(),
+            dir,
+        };
+        let config = format!(
+            "[listen]\nsl = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\nkeep_alive_s = 2\n",
+            lab.sl, lab.console, lab.syslog_udp, lab.syslog_tcp
+        );
+        lab.write("server.toml", config.as_bytes());
+        lab.write("password", PASSWORD.as_bytes());
+        let (password, recovery) = (lab.dir.join("password"), lab.dir.join("recovery"));
+        let made = lab.server_command(&["init"]).arg("--admin-password-file").arg(password).arg("--recovery-out").arg(&recovery).output().unwrap();
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        lab.shares = std::fs::read_to_string(&recovery).unwrap().lines().map(str::to_owned).collect();
+        // What the test knows must not be found where the product keeps its state.
+        std::fs::remove_file(recovery).unwrap();
+        lab.start_server();
+        lab
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        let mut file = File::create(self.dir.join(name)).unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+    }
+
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("server")
+    }
+
+    #[must_use]
+    pub fn state(&self, agent: &str) -> PathBuf {
+        self.dir.join(format!("agent-{agent}"))
+    }
+
+    #[must_use]
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.join("logs").join(name)
+    }
+
+    /// A command of the server on this volume.
+    #[must_use]
+    pub fn server_command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program("scrinium-server"));
+        command.args(words).arg("--data").arg(self.data()).arg("--config").arg(self.dir.join("server.toml"));
+        command
+    }
+
+    /// Runs a command of the server to its end.
+    #[must_use]
+    pub fn server(&self, words: &[&str]) -> Output {
+        self.server_command(words).output().unwrap()
+    }
+
+    /// Starts the server and waits until commands reach it.
+    pub fn start_server(&mut self) {
+        let log = File::options().append(true).create(true).open(self.dir.join("server.out")).unwrap();
+        let child = self.server_command(&["run"]).stderr(log).stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+        self.server = Some(child);
+        let console = self.console;
+        let socket = self.data().join("control.sock");
+        wait_until("the server listens", Duration::from_secs(60), || {
+            std::net::TcpStream::connect(console).is_ok() && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// `kill -9`.
+    pub fn kill_server(&mut self) {
+        kill(self.server.as_mut());
+        self.server = None;
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop_server(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            terminate(&mut server);
+        }
+    }
+
+    /// Makes a token; `address` is what the agent dials.
+    #[must_use]
+    pub fn token(&self, agent: &str, address: SocketAddr) -> String {
+        let made = self.server(&["agent", "enroll", agent, "--address", &address.to_string()]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        text(&made.stdout).trim().to_owned()
+    }
+
+    /// Uses a token.
+    #[must_use]
+    pub fn enrol(&self, agent: &str, token: &str) -> Output {
+        Command::new(program("scrinium-agent")).args(["enroll", token, "--state"]).arg(self.state(agent)).output().unwrap()
+    }
+
+    /// Enrols an agent and writes its configuration: every `*.log` of the laboratory, and `more`.
+    pub fn add_agent(&mut self, agent: &str, address: SocketAddr, more: &str) {
+        let token = self.token(agent, address);
+        let enrolled = self.enrol(agent, &token);
+        assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
+        let config = format!("[[source]]\nfile = \"{}/*.log\"\n{more}\n", self.dir.join("logs").display());
+        self.write(&format!("{agent}.toml"), config.as_bytes());
+        self.agents.push((agent.to_owned(), None));
+    }
+
+    pub fn start_agent(&mut self, agent: &str) {
+        let log = File::options().append(true).create(true).open(self.dir.join(format!("{agent}.out"))).unwrap();
+        let child = Command::new(program("scrinium-agent"))
+            .arg("run")
+            .arg("--state")
+            .arg(self.state(agent))
+            .arg("--config")
+            .arg(self.dir.join(format!("{agent}.toml")))
+            .stderr(log)
+            .stdout(Stdio::null())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let slot = self.agents.iter_mut().find(|(name, _)| name == agent).unwrap();
+        slot.1 = Some(child);
+    }
+
+    pub fn kill_agent(&mut self, agent: &str) {
+        let slot = self.agents.iter_mut().find(|(name, _)| name == agent).unwrap();
+        kill(slot.1.as_mut());
+        slot.1 = None;
+    }
+
+    pub fn stop_agent(&mut self, agent: &str) {
+        let slot = self.agents.iter_mut().find(|(name, _)| name == agent).unwrap();
+        if let Some(mut child) = slot.1.take() {
+            terminate(&mut child);
+        }
+    }
+
+    /// How many lines match.
+    #[must_use]
+    pub fn count(&self, query: &str) -> u64 {
+        let found = self.server(&["search", query, "--count"]);
+        assert!(found.status.success(), "{}", text(&found.stderr));
+        text(&found.stdout).trim().parse().unwrap()
+    }
+
+    /// The entries found, as the API gives them.
+    #[must_use]
+    pub fn search(&self, query: &str) -> Vec<Value> {
+        let found = self.server(&["search", query, "--format", "json"]);
+        assert!(found.status.success(), "{}", text(&found.stderr));
+        text(&found.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The exact bytes archived of a file.
+    #[must_use]
+    pub fn export(&self, agent: &str, path: &Path) -> Vec<u8> {
+        let path = path.to_str().unwrap();
+        let exported = self.server(&["export", "--agent", agent, "--path", path, "--format", "raw", "--out", "-"]);
+        assert!(exported.status.success(), "{}", text(&exported.stderr));
+        exported.stdout
+    }
+
+    /// Runs `verify`; the exit code and what it says.
+    #[must_use]
+    pub fn verify(&self) -> (i32, String) {
+        let output = self.server(&["verify"]);
+        (output.status.code().unwrap_or(-1), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    /// What the agent says of itself.
+    #[must_use]
+    pub fn agent_status(&self, agent: &str) -> Option<Value> {
+        let output = Command::new(program("scrinium-agent")).args(["status", "--json", "--state"]).arg(self.state(agent)).output().unwrap();
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// Waits until exactly `expected` bytes of a file are archived.
+    pub fn wait_for_bytes(&self, agent: &str, path: &Path, expected: usize, limit: Duration) {
+        wait_until("everything is archived", limit, || {
+            pause(Duration::from_millis(200));
+            let path = path.to_str().unwrap();
+            let exported = self.server(&["export", "--agent", agent, "--path", path, "--format", "raw", "--out", "-"]);
+            exported.status.success() && exported.stdout.len() >= expected
+        });
+    }
+
+    /// Whether any file below `dir` holds `needle`.
+    #[must_use]
+    pub fn holds(dir: &Path, needle: &[u8]) -> Option<PathBuf> {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                if let Some(found) = Self::holds(&path, needle) {
+                    return Some(found);
+                }
+            } else if let Ok(bytes) = std::fs::read(&path)
+                && bytes.windows(needle.len()).any(|window| window == needle)
+            {
+                return Some(path);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.agents {
+            kill(child.as_mut());
+        }
+        kill(self.server.as_mut());
+        if !std::thread::panicking() {
+            let _best_effort = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+fn kill(child: Option<&mut Child>) {
+    if let Some(child) = child {
+        let _gone = child.kill();
+        let _reaped = child.wait();
+    }
+}
+
+fn terminate(child: &mut Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    wait_until("the program stops", Duration::from_secs(30), || child.try_wait().unwrap().is_some());
+}
+
+/// Bytes of a program as text.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,15 @@
+//! Everything that needs more than one crate: real programs, real sockets, real peers.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod browser;
+mod conserved;
+mod demo;
+mod enrolment;
+mod interop;
+mod machine;
+mod outage;
+mod package;
+mod structure;
+mod syslog;
+mod tamper;
