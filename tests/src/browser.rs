@@ -1,6 +1,6 @@
 //! Headless Chromium, driven over WebDriver (<https://www.w3.org/TR/webdriver2/>).
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -132,10 +132,22 @@ impl Browser {
             body.len()
         );
         stream.write_all(request.as_bytes()).map_err(|error| error.to_string())?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).map_err(|error| error.to_string())?;
-        let start = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("no answer")? + 4;
-        let value: Value = serde_json::from_slice(&answer[start..]).map_err(|error| error.to_string())?;
+        // The driver keeps the connection open whatever it is told: the length says where the answer ends.
+        let mut answer = BufReader::new(stream);
+        let mut len = 0;
+        loop {
+            let mut line = String::new();
+            answer.read_line(&mut line).map_err(|error| error.to_string())?;
+            if line.trim().is_empty() {
+                break;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                len = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; len];
+        answer.read_exact(&mut body).map_err(|error| error.to_string())?;
+        let value: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let value = value["value"].clone();
         if value.get("error").is_some_and(|error| !error.is_null()) {
             return Err(value.to_string());
