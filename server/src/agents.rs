@@ -54,8 +54,10 @@ pub(crate) struct Live {
     pub(crate) keep_alive: KeepAlive,
     /// Its clock minus ours, µs.
     pub(crate) clock_offset_us: i64,
-    /// Why the server refused or ended its last session, if it did.
+    /// Why its last session broke, or why the server refused it.
     pub(crate) trouble: Option<String>,
+    /// The server refused it.
+    pub(crate) refused: bool,
 }
 
 /// Why a handshake is refused; told to the agent in these words.
@@ -254,6 +256,7 @@ impl Agents {
         live.connected = true;
         live.address = Some(address);
         live.trouble = None;
+        live.refused = false;
         let now = clock::unix_us();
         live.heard_us = now;
         live.clock_offset_us = time_us.cast_signed().saturating_sub(now.cast_signed());
@@ -290,6 +293,7 @@ impl Agents {
         if let Some(id) = agent.map(|agent| agent.id) {
             let live = state.live.entry(id).or_default();
             live.trouble = Some(format!("{trouble} ({address})"));
+            live.refused = true;
         }
     }
 

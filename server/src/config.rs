@@ -15,6 +15,8 @@ pub(crate) struct Config {
     /// What agents dial, put into tokens; `HOST:PORT`.
     pub(crate) address: Option<String>,
     pub(crate) keep_alive: Duration,
+    /// A log is finished, and then sealed, at this length.
+    pub(crate) log_bytes_max: u64,
     /// PEM files that replace the certificate made at `init`.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -62,6 +64,7 @@ impl Config {
             syslog_tcp: raw.listen.syslog_tcp,
             address: raw.agents.address,
             keep_alive: Duration::from_secs(raw.agents.keep_alive_s),
+            log_bytes_max: raw.archive.log_mib_max.saturating_mul(1 << 20),
             certificate,
         };
         config.check()?;
@@ -81,6 +84,9 @@ impl Config {
                 }
             }
         }
+        if !(1 << 20..=4096 << 20).contains(&self.log_bytes_max) {
+            bail!("archive.log_mib_max must be between 1 and 4096");
+        }
         if !(1..=600).contains(&self.keep_alive.as_secs()) {
             bail!("agents.keep_alive_s must be between 1 and 600");
         }
@@ -97,6 +103,7 @@ mod raw {
     pub(super) struct Config {
         pub(super) listen: Listen,
         pub(super) agents: Agents,
+        pub(super) archive: Archive,
         pub(super) console: Console,
     }
 
@@ -137,6 +144,18 @@ mod raw {
         }
     }
 
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Archive {
+        pub(super) log_mib_max: u64,
+    }
+
+    impl Default for Archive {
+        fn default() -> Self {
+            Self { log_mib_max: 64 }
+        }
+    }
+
     #[derive(Default, serde::Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Console {
@@ -166,6 +185,7 @@ mod tests {
             ("[listen]\nsll = []", "sll"),
             ("[listen]\nsl = ['here']", "listen.sl"),
             ("[agents]\nkeep_alive_s = 0", "agents.keep_alive_s"),
+            ("[archive]\nlog_mib_max = 0", "archive.log_mib_max"),
             ("[console]\nkey = '/k'", "console.certificate"),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());

@@ -19,6 +19,7 @@ use crate::archive::{Archive, sealer};
 use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
+use crate::config::Config;
 use crate::local::LocalQueue;
 use crate::volume::Volume;
 use crate::{ingest, local};
@@ -52,7 +53,7 @@ pub(crate) struct Running {
 
 impl Running {
     /// Opens everything that stands on the volume; no listener yet.
-    pub(crate) fn open(volume: Volume, address: String, keep_alive: Duration) -> Result<Self> {
+    pub(crate) fn open(volume: Volume, address: String, config: &Config) -> Result<Self> {
         let catalogue = Arc::new(open_catalogue(&volume)?);
         let keys = load_keys(&catalogue)?;
         let archive = Arc::new(Archive::open(&volume, &catalogue).context("opening the archive")?);
@@ -63,7 +64,7 @@ impl Running {
             std::thread::Builder::new().name("sealer".into()).spawn(run)?
         };
         let signing = SigningKey::from_bytes(keys.signing.0.expose());
-        let (queue, ingest) = ingest::start(archive.clone(), signing.clone(), finished)?;
+        let (queue, ingest) = ingest::start(archive.clone(), signing.clone(), finished, config.log_bytes_max)?;
         let (local, entries) = mpsc::channel(local::QUEUE_MAX);
         let local_task = tokio::spawn(local::run(archive.clone(), keys.agent, signing.clone(), queue.clone(), entries));
         let core = Core {
@@ -76,7 +77,7 @@ impl Running {
             signing,
             own_agent: keys.agent,
             certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
-            keep_alive,
+            keep_alive: config.keep_alive,
             address,
             volume,
         };

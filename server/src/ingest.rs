@@ -70,11 +70,13 @@ pub(crate) fn start(
     archive: Arc<Archive>,
     signing: SigningKey,
     finished_logs: SyncSender<u64>,
+    log_bytes_max: u64,
 ) -> Result<(Queue, std::thread::JoinHandle<()>)> {
     let (queue, submissions) = sync_channel(QUEUE_MAX);
     let mut ingest = Ingest {
         log: None,
         left: None,
+        log_bytes_max,
         archive,
         signing,
         finished_logs,
@@ -88,6 +90,8 @@ struct Ingest {
     archive: Arc<Archive>,
     signing: SigningKey,
     finished_logs: SyncSender<u64>,
+    /// A log is finished at this length.
+    log_bytes_max: u64,
     log: Option<ActiveLog>,
     /// A log that was left after a failed write, and its committed bytes.
     left: Option<(u64, u64)>,
@@ -164,7 +168,7 @@ impl Ingest {
                                 answer(submission.answer, Outcome::NotWritten);
                                 continue;
                             };
-                            apply(&mut stream, &submission.batch, received_us);
+                            apply(&mut stream, &submission.batch.header, received_us);
                             streams.insert(id, stream);
                             let shown = LogBatch::new(&submission.batch, place);
                             appended.push(Appended { submission, shown });
@@ -291,7 +295,7 @@ impl Ingest {
             None => true,
             Some(log) => {
                 let old = clock::now().duration_since(log.begun) >= LOG_AGE_MAX;
-                log.writer.len() >= LOG_BYTES_MAX || (old && !log.writer.is_empty())
+                log.writer.len() >= self.log_bytes_max || (old && !log.writer.is_empty())
             }
         };
         if !due {
@@ -348,8 +352,6 @@ fn answer(to: oneshot::Sender<Outcome>, outcome: Outcome) {
 const QUEUE_MAX: usize = 64;
 /// Most submissions made durable by one sync.
 const ROUND_MAX: usize = 256;
-/// A log is finished at this length …
-const LOG_BYTES_MAX: u64 = 64 << 20;
-/// … or at this age.
+/// A log is finished at this age, whatever its length.
 const LOG_AGE_MAX: Duration = Duration::from_secs(3600);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);

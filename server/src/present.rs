@@ -164,7 +164,7 @@ pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentSt
             && clock::unix_us().saturating_sub(live.keep_alive.oldest_us) > BUFFERING_US;
         return if waits { AgentState::Buffering } else { AgentState::Connected };
     }
-    if live.trouble.is_some() {
+    if live.refused {
         return AgentState::Refused;
     }
     if live.heard_us == 0 {

@@ -49,7 +49,7 @@ impl Lab {
             dir,
         };
         let config = format!(
-            "[listen]\nsl = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\nkeep_alive_s = 2\n",
+            "[listen]\nsl = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\nkeep_alive_s = 2\n[archive]\nlog_mib_max = 1\n",
             lab.sl, lab.console, lab.syslog_udp, lab.syslog_tcp
         );
         lab.write("server.toml", config.as_bytes());

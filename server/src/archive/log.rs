@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::batch::{Relation, SealedBatch, StreamPosition};
+use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::{Codec as _, Reader};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
@@ -89,7 +89,7 @@ impl Log {
                         starts_anew(stream, &batch) || batch.header.relation_to(&stream.position) == Relation::Follows,
                         "a batch in the log does not follow the one before"
                     );
-                    apply(stream, &batch, received_us);
+                    apply(stream, &batch.header, received_us);
                     log.push(LogBatch::new(&batch, record.place));
                 }
                 RECORD_STREAM => {
@@ -118,10 +118,6 @@ impl Log {
 
     pub(crate) fn number(&self) -> u64 {
         self.reader.number()
-    }
-
-    pub(crate) fn reader(&self) -> &SegmentReader {
-        &self.reader
     }
 
     /// Shows a committed batch to readers.
@@ -167,10 +163,10 @@ pub(crate) fn starts_anew(stream: &StreamRecord, batch: &SealedBatch) -> bool {
 }
 
 /// Moves a stream over a batch that was committed.
-pub(crate) fn apply(stream: &mut StreamRecord, batch: &SealedBatch, received_us: u64) {
-    stream.position = batch.header.position_after();
-    stream.entries += u64::from(batch.header.count);
-    stream.bytes += u64::from(batch.header.raw_len);
+pub(crate) fn apply(stream: &mut StreamRecord, header: &BatchHeader, received_us: u64) {
+    stream.position = header.position_after();
+    stream.entries += u64::from(header.count);
+    stream.bytes += u64::from(header.raw_len);
     stream.last_us = stream.last_us.max(received_us);
 }
 

@@ -151,6 +151,13 @@ impl Archive {
         }
     }
 
+    /// Streams that no segment knows yet, as they were introduced.
+    pub(crate) fn introduced(&self) -> Vec<StreamRecord> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let unknown = state.streams.values().filter(|stream| !state.archived.contains_key(&stream.id));
+        unknown.map(|live| log::new_stream(live.id, live.agent, live.kind, live.name.clone())).collect()
+    }
+
     /// One stream as the last segment left it, or before its first entry.
     pub(crate) fn archived_stream(&self, id: StreamId) -> Option<StreamRecord> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

@@ -12,18 +12,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use scrinium_protocol::batch::Compressor;
 use scrinium_protocol::identity::StreamId;
 use scrinium_segment::durable;
-use scrinium_segment::reader::Next;
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::{Kind, Place};
+use scrinium_segment::Kind;
 use tracing::{error, info};
 
 use super::Archive;
-use super::block::{RAW_LEN_FLUSH, StoredBatch, decode_log, encode_batch};
-use super::log::{Log, RECORD_BATCH, apply};
+use super::block::{RAW_LEN_FLUSH, StoredBatch, encode_batch};
+use super::log::{Log, apply};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{BlockRecord, SegmentRecord, StreamRecord};
 use crate::index::filter::FilterBuilder;
@@ -51,6 +50,8 @@ pub(crate) fn run(archive: &Archive, catalogue: &Catalogue, finished: &Receiver<
 fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> {
     let number = log.number();
     if log.batches().is_empty() {
+        let introduced = archive.introduced();
+        catalogue.write(|changes| introduced.iter().try_for_each(|stream| changes.put(stream)))?;
         archive.replace_log(None, number);
         durable::remove(&archive.log_dir().join(scrinium_segment::segment_name(Kind::Log, number)))?;
         return Ok(());
@@ -69,34 +70,28 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
         filters: Vec::new(),
         streams: BTreeMap::new(),
     };
-    let reader = log.reader();
-    let mut cursor = reader.start();
-    // The log's own end is not read: the batches shown to readers are the committed ones.
-    let last = log.batches().last().map(|batch| batch.place);
-    while last.is_some_and(|last: Place| cursor.index <= last.index) {
-        let Next::Record(record) = reader.next(&mut cursor)? else {
-            break;
-        };
-        if record.kind == RECORD_BATCH {
-            let (received_us, agent, batch) = decode_log(&record.payload)?;
-            let entries = batch.open()?;
-            let id = batch.header.stream;
-            if !sealing.streams.contains_key(&id) {
-                let stream = archive.archived_stream(id).context("a batch in the log has no stream")?;
-                sealing.streams.insert(id, stream);
-            }
-            if let Some(stream) = sealing.streams.get_mut(&id) {
-                apply(stream, &batch, received_us);
-            }
-            sealing.add(&StoredBatch {
-                received_us,
-                agent,
-                header: batch.header,
-                entries,
-            })?;
+    let mut sealed = 0;
+    for shown in log.batches() {
+        // Read at its place, root and all: a batch that cannot be read keeps its log.
+        let batch = log.read(shown.place)?;
+        let id = batch.header.stream;
+        if !sealing.streams.contains_key(&id) {
+            let stream = archive.archived_stream(id).context("a batch in the log has no stream")?;
+            sealing.streams.insert(id, stream);
         }
+        if let Some(stream) = sealing.streams.get_mut(&id) {
+            apply(stream, &batch.header, batch.received_us);
+        }
+        sealed += u64::from(batch.header.count);
+        sealing.add(&batch)?;
+    }
+    // A stream whose first batch lies in a later log was introduced in this one.
+    for stream in archive.introduced() {
+        sealing.streams.entry(stream.id).or_insert(stream);
     }
     let (segment, streams) = sealing.finish(number)?;
+    let blocks: u64 = segment.blocks.iter().map(|block| block.entries).sum();
+    ensure!(blocks == sealed, "segment {number:016x} holds {blocks} entries of {sealed}");
     // At this point the segment is durable; if we die now, the log is sealed again.
     catalogue.write(|changes| {
         for stream in streams.values() {

@@ -47,7 +47,7 @@ impl Server {
         let console_address = console.first().and_then(listener::local_address);
         let control = control::bind(dir)?;
 
-        let running = Running::open(volume, address, config.keep_alive)?;
+        let running = Running::open(volume, address, &config)?;
         let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(control::run(running.core.clone(), control));
