@@ -20,16 +20,20 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::clock;
 use crate::config::Config;
 use crate::identity::{self, Identity, State};
 use crate::link::{self, Dial, as_refusal};
 use crate::source::discover::Discovery;
 use crate::uplink::{self, Status};
-use crate::clock;
 
 /// Tails the logs of this machine and ships them to a Scrinium server.
 #[derive(Parser)]
-#[command(version, name = "scrinium-agent", after_help = "Example: scrinium-agent enroll SCRINIUM1-… && scrinium-agent run")]
+#[command(
+    version,
+    name = "scrinium-agent",
+    after_help = "Example: scrinium-agent enroll SCRINIUM1-… && scrinium-agent run"
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -38,7 +42,11 @@ pub(crate) struct Cli {
 #[derive(clap::Args)]
 struct StateDir {
     /// Directory of the agent's state and spool.
-    #[arg(long, env = "SCRINIUM_STATE", default_value = "/var/lib/scrinium/agent")]
+    #[arg(
+        long,
+        env = "SCRINIUM_STATE",
+        default_value = "/var/lib/scrinium/agent"
+    )]
     state: PathBuf,
 }
 
@@ -52,7 +60,10 @@ struct ConfigFile {
 #[derive(Subcommand)]
 enum Command {
     /// Joins a server with a one-time token.
-    #[command(visible_alias = "enrol", after_help = "Example: scrinium-agent enroll SCRINIUM1-AQAT…")]
+    #[command(
+        visible_alias = "enrol",
+        after_help = "Example: scrinium-agent enroll SCRINIUM1-AQAT…"
+    )]
     Enroll {
         token: String,
         #[command(flatten)]
@@ -106,7 +117,9 @@ enum SourcesTest {
 
 impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let outcome = runtime.block_on(self.command.run());
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome
@@ -123,8 +136,14 @@ impl Command {
             Self::Sources { config, test, json } => match test {
                 None => sources(&load(&config)?, json)?,
                 Some(SourcesTest::Test { path, config }) => {
-                    let collected = Discovery::new(&load(&config)?).files().contains(&std::path::absolute(&path)?);
-                    say(if collected { "collected" } else { "not collected: no source matches, it is denied, or it is no file" })?;
+                    let collected = Discovery::new(&load(&config)?)
+                        .files()
+                        .contains(&std::path::absolute(&path)?);
+                    say(if collected {
+                        "collected"
+                    } else {
+                        "not collected: no source matches, it is denied, or it is no file"
+                    })?;
                     if !collected {
                         return Ok(ExitCode::FAILURE);
                     }
@@ -137,15 +156,21 @@ impl Command {
 
 /// Uses the token: one handshake, in which the server names this agent.
 async fn enroll(text: &str, dir: &Path) -> Result<()> {
-    let token = Token::parse(text).map_err(|error| UsageError(format!("the token is not valid: {error}; copy it whole")))?;
+    let token = Token::parse(text)
+        .map_err(|error| UsageError(format!("the token is not valid: {error}; copy it whole")))?;
     if clock::unix_us() / 1_000_000 >= token.expires_s {
-        bail!("this enrolment token has expired; make a new one with: scrinium-server agent enroll");
+        bail!(
+            "this enrolment token has expired; make a new one with: scrinium-server agent enroll"
+        );
     }
     let key = identity::prepare(dir)?;
     let _lock = DirLock::acquire(dir)?;
     let mut identity = match Identity::open(dir, &key) {
         Ok(identity) if identity.state.token.is_none() => {
-            bail!("{} holds an enrolled agent; choose another --state directory", dir.display());
+            bail!(
+                "{} holds an enrolled agent; choose another --state directory",
+                dir.display()
+            );
         }
         // We died while using this token: the same keys use it again.
         Ok(identity) if identity.state.token == Some(token.id) => identity,
@@ -192,7 +217,10 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 if let Some(bytes) = session.poll_transmit() {
                     stream.write_all(&bytes).await?;
                 }
-                say(&format!("enrolled as {agent} with {}; start it with: scrinium-agent run", identity.state.address))?;
+                say(&format!(
+                    "enrolled as {agent} with {}; start it with: scrinium-agent run",
+                    identity.state.address
+                ))?;
                 return Ok(());
             }
         }
@@ -220,7 +248,10 @@ async fn run(dir: &Path, config: Config) -> Result<()> {
 #[cfg(unix)]
 async fn wait_for_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -265,7 +296,10 @@ async fn serve_status(path: PathBuf, shown: watch::Receiver<Status>) {
 async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
     let connected = tokio::net::UnixStream::connect(dir.join(STATUS_SOCKET)).await;
     let Ok(mut stream) = connected else {
-        bail!("no agent runs on {}; start it with: scrinium-agent run", dir.display());
+        bail!(
+            "no agent runs on {}; start it with: scrinium-agent run",
+            dir.display()
+        );
     };
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;
@@ -274,9 +308,21 @@ async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let status: serde_json::Value = serde_json::from_str(&text)?;
-    let number = |key: &str| status.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let is_connected = status.get("connected").and_then(serde_json::Value::as_bool).unwrap_or(false);
-    say(if is_connected { "connected" } else { "not connected" })?;
+    let number = |key: &str| {
+        status
+            .get(key)
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
+    };
+    let is_connected = status
+        .get("connected")
+        .and_then(serde_json::Value::as_bool)
+        .unwrap_or(false);
+    say(if is_connected {
+        "connected"
+    } else {
+        "not connected"
+    })?;
     if let Some(problem) = status.get("problem").and_then(serde_json::Value::as_str) {
         say(&format!("problem: {problem}"))?;
     }
@@ -307,7 +353,9 @@ async fn check(dir: &Path, config: &Config) -> Result<()> {
     let key = identity::key_of(dir)?;
     let identity = Identity::open(dir, &key)?;
     say(&format!("state: fine; agent {}", identity.state.agent))?;
-    link::can_connect(&identity.state.address).await.context("server")?;
+    link::can_connect(&identity.state.address)
+        .await
+        .context("server")?;
     say(&format!("server: {} answers", identity.state.address))?;
     Ok(())
 }

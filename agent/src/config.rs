@@ -28,14 +28,28 @@ impl Config {
         let default = Path::new(DEFAULT_PATH);
         let path = path.or_else(|| default.is_file().then_some(default));
         let text = match path {
-            Some(path) => std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("reading {}", path.display()))?,
             None => String::new(),
         };
-        let named = || path.map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
+        let named = || {
+            path.map_or_else(
+                || "the defaults".to_owned(),
+                |path| path.display().to_string(),
+            )
+        };
         let mut config = Self::parse(&text).with_context(|| format!("in {}", named()))?;
         for (name, field, limit) in [
-            ("SCRINIUM_RAM_BYTES_MAX", "spool.ram_bytes_max", &mut config.ram_bytes_max),
-            ("SCRINIUM_DISK_BYTES_MAX", "spool.disk_bytes_max", &mut config.disk_bytes_max),
+            (
+                "SCRINIUM_RAM_BYTES_MAX",
+                "spool.ram_bytes_max",
+                &mut config.ram_bytes_max,
+            ),
+            (
+                "SCRINIUM_DISK_BYTES_MAX",
+                "spool.disk_bytes_max",
+                &mut config.disk_bytes_max,
+            ),
         ] {
             if let Ok(text) = std::env::var(name) {
                 *limit = parse_bytes(field, &text)?;
@@ -48,14 +62,24 @@ impl Config {
     fn parse(text: &str) -> Result<Self> {
         let raw: raw::Config = toml::from_str(text)?;
         let sources = if raw.source.is_empty() {
-            DEFAULT_SOURCES.iter().map(|text| Pattern::new("source.file", text)).collect::<Result<_>>()?
+            DEFAULT_SOURCES
+                .iter()
+                .map(|text| Pattern::new("source.file", text))
+                .collect::<Result<_>>()?
         } else {
-            let named = raw.source.iter().map(|source| Pattern::new("source.file", &source.file));
+            let named = raw
+                .source
+                .iter()
+                .map(|source| Pattern::new("source.file", &source.file));
             named.collect::<Result<_>>()?
         };
         let config = Self {
             sources,
-            deny: raw.deny.iter().map(|text| Pattern::new("deny", text)).collect::<Result<_>>()?,
+            deny: raw
+                .deny
+                .iter()
+                .map(|text| Pattern::new("deny", text))
+                .collect::<Result<_>>()?,
             ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
             disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
         };
@@ -101,7 +125,10 @@ fn parse_bytes(field: &str, text: &str) -> Result<u64> {
         "TiB" => 1_u64 << 40,
         other => bail!("{field}: unit '{other}' must be B, KiB, MiB, GiB or TiB"),
     };
-    let number = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    let number = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit));
     number.with_context(|| format!("{field}: '{text}' must be a number of bytes like \"16 MiB\""))
 }
 
@@ -152,8 +179,18 @@ mod tests {
     fn an_empty_file_collects_the_usual_logs() {
         let config = Config::parse("").unwrap();
         assert_eq!(config.ram_bytes_max, 16 << 20);
-        assert!(config.sources.iter().any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log")));
-        assert!(!config.sources.iter().any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log.1")));
+        assert!(
+            config
+                .sources
+                .iter()
+                .any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log"))
+        );
+        assert!(
+            !config
+                .sources
+                .iter()
+                .any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log.1"))
+        );
     }
 
     #[test]

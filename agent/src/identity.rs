@@ -61,7 +61,10 @@ pub(crate) fn prepare(dir: &Path) -> Result<Secret<32>> {
     if !dir.join(BINDING_FILE).try_exists()? {
         let secret: [u8; 32] = random()?;
         let binding = Binding {
-            characteristics: machine::characteristics().into_iter().map(|c| c.name.to_owned()).collect(),
+            characteristics: machine::characteristics()
+                .into_iter()
+                .map(|c| c.name.to_owned())
+                .collect(),
             secret: secret.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
         let text = Zeroizing::new(serde_json::to_vec(&binding)?);
@@ -74,9 +77,13 @@ pub(crate) fn prepare(dir: &Path) -> Result<Secret<32>> {
 pub(crate) fn key_of(dir: &Path) -> Result<Secret<32>> {
     let path = dir.join(BINDING_FILE);
     let text = std::fs::read(&path).with_context(|| {
-        format!("{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}", dir.display())
+        format!(
+            "{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}",
+            dir.display()
+        )
     })?;
-    let binding: Binding = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let binding: Binding =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     let mut secret = [0; 32];
     for (i, byte) in secret.iter_mut().enumerate() {
         let hex = binding.secret.get(i * 2..i * 2 + 2);
@@ -85,7 +92,10 @@ pub(crate) fn key_of(dir: &Path) -> Result<Secret<32>> {
     }
     match machine::bind(&binding.characteristics, &Secret::new(secret)) {
         Ok(key) => Ok(key),
-        Err(missing) => bail!("{}: this state belongs to another machine ({missing}); enrol this one anew", dir.display()),
+        Err(missing) => bail!(
+            "{}: this state belongs to another machine ({missing}); enrol this one anew",
+            dir.display()
+        ),
     }
 }
 
@@ -96,7 +106,10 @@ impl Identity {
             format!("{}: the agent's state is damaged or belongs to another machine; enrol this one anew", dir.display())
         })?;
         let Some(bytes) = bytes else {
-            bail!("{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}", dir.display());
+            bail!(
+                "{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}",
+                dir.display()
+            );
         };
         let state = State::decode(&bytes).context("the agent's state is of a newer version")?;
         Ok(Self { slots, state })
@@ -160,7 +173,9 @@ impl State {
         state.behind = r.u8("behind flag")? != 0;
         while !r.is_empty() {
             let stream = StreamId::read(&mut r)?;
-            state.positions.insert(stream, StreamPosition::read(&mut r)?);
+            state
+                .positions
+                .insert(stream, StreamPosition::read(&mut r)?);
         }
         Ok(state)
     }

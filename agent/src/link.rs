@@ -40,7 +40,9 @@ impl Dial {
             server_public: state.server_public,
             noise: state.noise.clone(),
             credential: state.credential.clone(),
-            purpose: state.token.map_or(Purpose::Connect, |token| Purpose::Enrol { token }),
+            purpose: state
+                .token
+                .map_or(Purpose::Connect, |token| Purpose::Enrol { token }),
             hello: AgentHello {
                 agent: state.agent,
                 signing_public: signing.verifying_key().to_bytes(),
@@ -74,7 +76,9 @@ impl Dial {
         let (bytes, expect) = start(keys, "", self.purpose)?;
         stream.write_all(&bytes).await?;
         let frame = read_frame(&mut stream).await?;
-        let (answer, send) = expect.handle(&frame).context("the server's answer is not from the server of the token")?;
+        let (answer, send) = expect
+            .handle(&frame)
+            .context("the server's answer is not from the server of the token")?;
         if let ServerHello::Refused { reason } = answer {
             return Err(Refused(reason).into());
         }
@@ -88,7 +92,10 @@ impl Dial {
 /// Reads a frame of the handshake; a refusal is an error.
 async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let mut head = [0; FRAME_HEAD_LEN];
-    stream.read_exact(&mut head).await.context("the server closed the connection")?;
+    stream
+        .read_exact(&mut head)
+        .await
+        .context("the server closed the connection")?;
     let (len, refused) = match FrameHead::parse(head)? {
         FrameHead::Message(len) => (len, false),
         FrameHead::Refusal(len) => (len, true),
@@ -131,14 +138,21 @@ fn boot_id() -> [u8; 16] {
 
 fn host_name() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel.or_else(|| std::env::var("COMPUTERNAME").ok()).or_else(|| std::env::var("HOSTNAME").ok());
+    let name = kernel
+        .or_else(|| std::env::var("COMPUTERNAME").ok())
+        .or_else(|| std::env::var("HOSTNAME").ok());
     name.unwrap_or_default().trim().to_owned()
 }
 
 fn os_name() -> String {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    pretty.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
+    let pretty = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    pretty.map_or_else(
+        || std::env::consts::OS.to_owned(),
+        |name| name.trim_matches('"').to_owned(),
+    )
 }
 
 const DIAL_MAX: Duration = Duration::from_secs(15);

@@ -58,7 +58,12 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<bool>,
     status: watch::Sender<Status>,
 ) -> Result<()> {
-    let spool = Spool::open(&dir.join("spool"), key, config.ram_bytes_max, config.disk_bytes_max)?;
+    let spool = Spool::open(
+        &dir.join("spool"),
+        key,
+        config.ram_bytes_max,
+        config.disk_bytes_max,
+    )?;
     let (out, produced) = mpsc::channel(PRODUCED_MAX);
     let mut uplink = Uplink {
         config,
@@ -68,11 +73,15 @@ pub(crate) async fn run(
         out: Some(out),
         positions: BTreeMap::new(),
         rewinds: BTreeMap::new(),
-        link: Link::Down { until: clock::now() },
+        link: Link::Down {
+            until: clock::now(),
+        },
         backoff: BACKOFF_MIN,
         status: Status::default(),
     };
-    uplink.positions.clone_from(&uplink.identity.state.positions);
+    uplink
+        .positions
+        .clone_from(&uplink.identity.state.positions);
     uplink.positions.extend(uplink.spool.ends()?);
     if !uplink.identity.state.behind && uplink.identity.state.token.is_none() {
         uplink.start_sources()?;
@@ -124,8 +133,12 @@ struct Up {
 
 impl Uplink {
     /// Waits for the next thing to happen and acts on it.
-    async fn step(&mut self, produced: &mut mpsc::Receiver<Produced>, stop: &mut watch::Receiver<bool>) -> Result<()> {
-        let takes = self.makes_room()?;
+    async fn step(
+        &mut self,
+        produced: &mut mpsc::Receiver<Produced>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<()> {
+        let takes = self.makes_room();
         if let Err(error) = self.send_waiting() {
             self.lose_link(&error);
         }
@@ -162,16 +175,18 @@ impl Uplink {
                         drop(room);
                         Happened::Room
                     }
-                    item = produced.recv(), if takes => Happened::Produced(item),
+                    item = produced.recv(), if takes => Happened::Produced(item.map(Box::new)),
                     () = tokio::time::sleep_until(deadline.into()) => Happened::Deadline,
                     _ = stop.changed() => Happened::Room,
                 };
                 let outcome = match happened {
-                    Happened::Read(Ok(0)) => Err(anyhow::anyhow!("the server closed the connection")),
+                    Happened::Read(Ok(0)) => {
+                        Err(anyhow::anyhow!("the server closed the connection"))
+                    }
                     Happened::Read(Ok(n)) => self.handle_read(n),
                     Happened::Read(Err(error)) => Err(error.into()),
                     Happened::Produced(item) => {
-                        self.take(item);
+                        self.take(item.map(|item| *item));
                         Ok(())
                     }
                     Happened::Deadline => self.handle_deadline(),
@@ -186,21 +201,24 @@ impl Uplink {
     }
 
     /// Spills when the link is down and RAM is full. Returns whether another batch can be taken.
-    fn makes_room(&mut self) -> Result<bool> {
+    fn makes_room(&mut self) -> bool {
         if self.spool.has_ram() {
-            return Ok(true);
+            return true;
         }
         let is_up = matches!(&self.link, Link::Up(up) if up.ready);
         // While the link is up, files wait: they are their own buffer, and the disk is spared.
         if is_up || !self.spool.has_disk() {
-            return Ok(false);
+            return false;
         }
         match self.spill() {
-            Ok(()) => Ok(true),
+            Ok(()) => true,
             Err(error) => {
-                warn!(error = format!("{error:#}"), "the spool cannot be written; sources wait");
+                warn!(
+                    error = format!("{error:#}"),
+                    "the spool cannot be written; sources wait"
+                );
                 self.status.problem = Some(format!("{error:#}"));
-                Ok(false)
+                false
             }
         }
     }
@@ -222,7 +240,8 @@ impl Uplink {
         if produced.rewinds != self.rewinds.get(&header.stream).copied().unwrap_or(0) {
             return; // made before the stream was rewound; it is read again
         }
-        self.positions.insert(header.stream, header.position_after());
+        self.positions
+            .insert(header.stream, header.position_after());
         self.spool.add(&produced.name, &produced.batch);
     }
 
@@ -313,7 +332,9 @@ impl Uplink {
                 self.spool.ack(receipt.stream, receipt.next)?;
                 self.status.acked_entries += before - self.spool.fill().entries;
             }
-            AgentEvent::Closed { reason } => anyhow::bail!("the server ended the session: {reason}"),
+            AgentEvent::Closed { reason } => {
+                anyhow::bail!("the server ended the session: {reason}")
+            }
             AgentEvent::PeerSilent => anyhow::bail!("the server was silent for three keep-alives"),
         }
         Ok(())
@@ -330,7 +351,12 @@ impl Uplink {
         self.status.problem = None;
         self.spool.restart();
         let agent = self.identity.state.agent;
-        let known: BTreeSet<StreamId> = self.positions.keys().chain(stated.keys()).copied().collect();
+        let known: BTreeSet<StreamId> = self
+            .positions
+            .keys()
+            .chain(stated.keys())
+            .copied()
+            .collect();
         for stream in known {
             let server = match stated.get(&stream) {
                 Some(position) => position.clone(),
@@ -338,7 +364,8 @@ impl Uplink {
             };
             let reached = self.spool.reconcile(stream, &server)?;
             let ours = self.positions.get(&stream);
-            let agrees = ours.is_some_and(|ours| ours.next == reached.next && ours.head == reached.head);
+            let agrees =
+                ours.is_some_and(|ours| ours.next == reached.next && ours.head == reached.head);
             if agrees {
                 continue;
             }
@@ -347,11 +374,21 @@ impl Uplink {
                 *rewinds += 1;
                 let (position, rewinds) = (reached.clone(), *rewinds);
                 // The sources may be waiting for us to take a batch: do not wait for them.
-                commands.try_send(Command::Rewind { stream, position, rewinds }).ok().context("the sources do not listen")?;
+                commands
+                    .try_send(Command::Rewind {
+                        stream,
+                        position,
+                        rewinds,
+                    })
+                    .ok()
+                    .context("the sources do not listen")?;
             }
             self.positions.insert(stream, reached);
         }
-        info!("connected; the server has stated where {} streams stand", stated.len());
+        info!(
+            "connected; the server has stated where {} streams stand",
+            stated.len()
+        );
         if self.sources.is_none() {
             self.start_sources()?;
         }
@@ -364,7 +401,14 @@ impl Uplink {
         };
         let state = &self.identity.state;
         let signing = SigningKey::from_bytes(state.signing.expose());
-        let started = source::start(&self.config, state.agent, state.epoch, signing, self.positions.clone(), out)?;
+        let started = source::start(
+            &self.config,
+            state.agent,
+            state.epoch,
+            signing,
+            self.positions.clone(),
+            out,
+        )?;
         self.sources = Some(started);
         Ok(())
     }
@@ -392,9 +436,14 @@ impl Uplink {
             let now = clock::now();
             let stream = next.header.stream;
             if up.opened.insert(stream) {
-                up.session.send_stream_open(stream, StreamKind::File, &next.name, now)?;
+                up.session
+                    .send_stream_open(stream, StreamKind::File, &next.name, now)?;
             }
-            if up.session.send_batch(&next.header, next.encoded, now)?.is_ok() {
+            if up
+                .session
+                .send_batch(&next.header, next.encoded, now)?
+                .is_ok()
+            {
                 self.spool.advance();
             }
         }
@@ -406,7 +455,10 @@ impl Uplink {
             && up.writes.capacity() > 0
             && let Some(bytes) = up.session.poll_transmit()
         {
-            up.writes.try_send(bytes).ok().context("the connection broke")?;
+            up.writes
+                .try_send(bytes)
+                .ok()
+                .context("the connection broke")?;
         }
         Ok(())
     }
@@ -438,13 +490,21 @@ impl Uplink {
     /// The link is gone: what was in flight is sent again by the next session.
     fn lose_link(&mut self, error: &anyhow::Error) {
         let refused = error.is::<Refused>();
-        warn!(error = format!("{error:#}"), retry_ms = self.backoff.as_millis(), "no link to the server");
+        warn!(
+            error = format!("{error:#}"),
+            retry_ms = self.backoff.as_millis(),
+            "no link to the server"
+        );
         self.status.problem = Some(format!("{error:#}"));
         if let Link::Up(up) = &self.link {
             up.writer.abort();
         }
         self.spool.restart();
-        let wait = if refused { BACKOFF_MAX } else { jittered(self.backoff) };
+        let wait = if refused {
+            BACKOFF_MAX
+        } else {
+            jittered(self.backoff)
+        };
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         self.link = Link::Down {
             until: clock::now() + wait,
@@ -477,7 +537,10 @@ impl Uplink {
             self.spill()?;
         }
         if let Link::Up(mut up) = self.link {
-            if up.session.send_close("the agent stops", clock::now()).is_ok()
+            if up
+                .session
+                .send_close("the agent stops", clock::now())
+                .is_ok()
                 && let Some(bytes) = up.session.poll_transmit()
             {
                 let _best_effort = up.writes.try_send(bytes);
@@ -493,7 +556,7 @@ impl Uplink {
 enum Happened {
     Read(std::io::Result<usize>),
     Room,
-    Produced(Option<Produced>),
+    Produced(Option<Box<Produced>>),
     Deadline,
 }
 

@@ -18,4 +18,6 @@ pub mod reader;
 pub mod slots;
 pub mod writer;
 
-pub use format::{Error, HEADER_LEN, Kind, Place, RECORD_LEN_MAX, RECORD_OVERHEAD, random, segment_name};
+pub use format::{
+    Error, HEADER_LEN, Kind, Place, RECORD_LEN_MAX, RECORD_OVERHEAD, random, segment_name,
+};

@@ -55,7 +55,10 @@ impl Accounts {
     pub(crate) fn load(catalogue: Arc<Catalogue>) -> Result<Self> {
         let users = catalogue.load::<UserRecord>()?;
         let state = State {
-            users: users.into_iter().map(|user| (user.name.clone(), user)).collect(),
+            users: users
+                .into_iter()
+                .map(|user| (user.name.clone(), user))
+                .collect(),
             ..State::default()
         };
         Ok(Self {
@@ -87,11 +90,18 @@ impl Accounts {
 
     /// Checks a password. Ten wrong ones in a row lock the account for a quarter of an hour, the
     /// right password included. Takes a moment of CPU: call it off the async threads.
-    pub(crate) fn sign_in(&self, name: &str, password: &str) -> Result<(String, Session), SignInError> {
+    pub(crate) fn sign_in(
+        &self,
+        name: &str,
+        password: &str,
+    ) -> Result<(String, Session), SignInError> {
         let (hash, failures) = {
             let state = self.lock();
             let failures = state.failures.get(name).copied().unwrap_or_default();
-            (state.users.get(name).map(|user| user.password_hash.clone()), failures)
+            (
+                state.users.get(name).map(|user| user.password_hash.clone()),
+                failures,
+            )
         };
         let now = clock::unix_s();
         if failures.locked_until_s > now {
@@ -112,12 +122,16 @@ impl Accounts {
                     count: 0,
                     locked_until_s: now + LOCK_S,
                 };
-                return Err(SignInError::Locked { minutes: LOCK_S / 60 });
+                return Err(SignInError::Locked {
+                    minutes: LOCK_S / 60,
+                });
             }
             return Err(SignInError::Wrong);
         }
         state.failures.remove(name);
-        state.sessions.retain(|_, session| now < session.used_s + IDLE_S);
+        state
+            .sessions
+            .retain(|_, session| now < session.used_s + IDLE_S);
         let (Ok(id), Ok(csrf)) = (random::<32>(), random::<32>()) else {
             return Err(SignInError::Wrong);
         };
@@ -179,21 +193,30 @@ impl Session {
 pub(crate) fn random_password() -> Result<Zeroizing<String>> {
     let bytes: [u8; 13] = random()?;
     let text = BASE32_NOPAD.encode(&bytes).to_ascii_lowercase();
-    let groups: Vec<&str> = text.as_bytes().chunks(5).take(4).filter_map(|group| str::from_utf8(group).ok()).collect();
+    let groups: Vec<&str> = text
+        .as_bytes()
+        .chunks(5)
+        .take(4)
+        .filter_map(|group| str::from_utf8(group).ok())
+        .collect();
     Ok(Zeroizing::new(groups.join("-")))
 }
 
 fn hash(password: &str) -> Result<String> {
     let salt: [u8; 16] = random()?;
     let hash = Argon2::default().hash_password_with_salt(password.as_bytes(), &salt);
-    Ok(hash.map_err(|error| anyhow!("hashing the password: {error}"))?.to_string())
+    Ok(hash
+        .map_err(|error| anyhow!("hashing the password: {error}"))?
+        .to_string())
 }
 
 fn verify(hash: &str, password: &str) -> bool {
     let Ok(hash) = PasswordHash::new(hash) else {
         return false;
     };
-    Argon2::default().verify_password(password.as_bytes(), &hash).is_ok()
+    Argon2::default()
+        .verify_password(password.as_bytes(), &hash)
+        .is_ok()
 }
 
 const PASSWORD_LEN_MIN: usize = 12;
@@ -213,7 +236,10 @@ mod tests {
     fn ten_wrong_passwords_lock_the_account_and_only_that_one() {
         let accounts = accounts("lock");
         for _ in 0..9 {
-            assert_eq!(accounts.sign_in("admin", "wrong password").err(), Some(SignInError::Wrong));
+            assert_eq!(
+                accounts.sign_in("admin", "wrong password").err(),
+                Some(SignInError::Wrong)
+            );
         }
         let locked = Some(SignInError::Locked { minutes: 15 });
         assert_eq!(accounts.sign_in("admin", "wrong password").err(), locked);
@@ -233,9 +259,13 @@ mod tests {
     }
 
     fn accounts(name: &str) -> Accounts {
-        let path = std::env::temp_dir().join(format!("scrinium-accounts-{name}-{}.db", std::process::id()));
+        let path = std::env::temp_dir().join(format!(
+            "scrinium-accounts-{name}-{}.db",
+            std::process::id()
+        ));
         drop(std::fs::remove_file(&path));
-        let catalogue = Catalogue::open(&path, &scrinium_protocol::secret::Secret::new([1; 32])).unwrap();
+        let catalogue =
+            Catalogue::open(&path, &scrinium_protocol::secret::Secret::new([1; 32])).unwrap();
         let accounts = Accounts::load(Arc::new(catalogue)).unwrap();
         accounts.set_password("admin", "right password").unwrap();
         accounts.set_password("other", "right password").unwrap();

@@ -67,13 +67,17 @@ pub(crate) enum Refused {
     UnknownToken,
     #[error("this enrolment token has expired; make a new one with: scrinium-server agent enroll")]
     ExpiredToken,
-    #[error("this enrolment token was already used; make a new one with: scrinium-server agent enroll")]
+    #[error(
+        "this enrolment token was already used; make a new one with: scrinium-server agent enroll"
+    )]
     UsedToken,
     #[error("this agent is not known to the server; enrol it again")]
     UnknownAgent,
     #[error("the credential or the token is wrong")]
     WrongCredential,
-    #[error("this credential was already replaced: the agent's state was copied or restored. The agent that holds the newer one is not affected")]
+    #[error(
+        "this credential was already replaced: the agent's state was copied or restored. The agent that holds the newer one is not affected"
+    )]
     SupersededCredential,
     #[error("this agent is disabled on the server")]
     Disabled,
@@ -103,7 +107,14 @@ impl Agents {
     }
 
     /// Makes an enrolment token for an agent to be called `name`.
-    pub(crate) fn make_token(&self, name: &str, site: &str, address: &str, server_public: [u8; 32], ttl_s: u64) -> Result<Token> {
+    pub(crate) fn make_token(
+        &self,
+        name: &str,
+        site: &str,
+        address: &str,
+        server_public: [u8; 32],
+        ttl_s: u64,
+    ) -> Result<Token> {
         check_name("agent name", name)?;
         if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
             bail!("address '{address}' must be HOST:PORT");
@@ -148,25 +159,51 @@ impl Agents {
 
     /// The agent a token was used by, for the page that waits for it.
     pub(crate) fn enrolled_with(&self, token: &[u8; 16]) -> Option<AgentRecord> {
-        self.lock().agents.values().find(|agent| agent.token_id == *token).cloned()
+        self.lock()
+            .agents
+            .values()
+            .find(|agent| agent.token_id == *token)
+            .cloned()
     }
 
     /// Finds who claims to connect with `static_public`, and the credentials to try, newest first.
-    pub(crate) fn candidates(&self, token: Option<TokenRecord>, static_public: &[u8; 32]) -> Result<(Candidate, Vec<Secret<32>>), Refused> {
+    pub(crate) fn candidates(
+        &self,
+        token: Option<TokenRecord>,
+        static_public: &[u8; 32],
+    ) -> Result<(Candidate, Vec<Secret<32>>), Refused> {
         let state = self.lock();
         if let Some(token) = token {
             let ours = HEXLOWER.encode(static_public);
-            let has_connected = state.agents.values().any(|agent| agent.token_id == token.id && agent.generation > 0);
-            if token.used_by.as_ref().is_some_and(|used| *used != ours || has_connected) {
+            let has_connected = state
+                .agents
+                .values()
+                .any(|agent| agent.token_id == token.id && agent.generation > 0);
+            if token
+                .used_by
+                .as_ref()
+                .is_some_and(|used| *used != ours || has_connected)
+            {
                 return Err(Refused::UsedToken);
             }
             let psk = token.secret.0.clone();
             return Ok((Candidate::Enrol(Box::new(token)), vec![psk]));
         }
-        let agent = state.agents.values().find(|agent| agent.static_public == *static_public);
+        let agent = state
+            .agents
+            .values()
+            .find(|agent| agent.static_public == *static_public);
         let agent = agent.ok_or(Refused::UnknownAgent)?.clone();
-        let credentials = [agent.credential_next.as_ref(), Some(&agent.credential), agent.credential_superseded.as_ref()];
-        let credentials = credentials.into_iter().flatten().map(|secret| secret.0.clone()).collect();
+        let credentials = [
+            agent.credential_next.as_ref(),
+            Some(&agent.credential),
+            agent.credential_superseded.as_ref(),
+        ];
+        let credentials = credentials
+            .into_iter()
+            .flatten()
+            .map(|secret| secret.0.clone())
+            .collect();
         Ok((Candidate::Connect, credentials))
     }
 
@@ -188,7 +225,10 @@ impl Agents {
             }
             Candidate::Connect => {
                 // Looked up again: another session of this agent may have moved it on meanwhile.
-                let current = state.agents.values().find(|agent| agent.static_public == *static_public);
+                let current = state
+                    .agents
+                    .values()
+                    .find(|agent| agent.static_public == *static_public);
                 let mut agent = current.ok_or(Refused::UnknownAgent)?.clone();
                 if !agent.enabled {
                     return Err(Refused::Disabled);
@@ -196,7 +236,11 @@ impl Agents {
                 if agent.id != hello.agent {
                     return Err(Refused::UnknownAgent);
                 }
-                if agent.credential_next.as_ref().is_some_and(|next| next.0 == *used) {
+                if agent
+                    .credential_next
+                    .as_ref()
+                    .is_some_and(|next| next.0 == *used)
+                {
                     prove_next(&mut agent);
                 } else if agent.credential.0 != *used {
                     return Err(Refused::SupersededCredential);
@@ -209,13 +253,20 @@ impl Agents {
         agent.host_name.clone_from(&hello.host_name);
         agent.version.clone_from(&hello.version);
         agent.os.clone_from(&hello.os);
-        agent.fingerprint = hello.fingerprint.iter().map(|(name, hash)| (name.clone(), HEXLOWER.encode(hash))).collect();
+        agent.fingerprint = hello
+            .fingerprint
+            .iter()
+            .map(|(name, hash)| (name.clone(), HEXLOWER.encode(hash)))
+            .collect();
         let written = self.catalogue.write(|changes| {
             changes.put(&agent)?;
             token.iter().try_for_each(|token| changes.put(token))
         });
         if let Err(error) = written {
-            warn!(error = format!("{error:#}"), "an agent's credential could not be made durable");
+            warn!(
+                error = format!("{error:#}"),
+                "an agent's credential could not be made durable"
+            );
             return Err(Refused::Unavailable);
         }
         // At this point both credentials work; if we die now, the agent comes back with the one it has.
@@ -233,7 +284,11 @@ impl Agents {
         let Some(agent) = state.agents.get_mut(&id) else {
             return Ok(());
         };
-        if agent.credential_next.as_ref().is_some_and(|held| held.0 == *next) {
+        if agent
+            .credential_next
+            .as_ref()
+            .is_some_and(|held| held.0 == *next)
+        {
             let mut moved = agent.clone();
             prove_next(&mut moved);
             self.catalogue.put(&moved)?;
@@ -244,7 +299,12 @@ impl Agents {
 
     /// Begins a session: an older one of the same agent is told to end. Returns the session's
     /// number and the signal that ends it.
-    pub(crate) fn begin_session(&self, id: AgentId, address: SocketAddr, time_us: u64) -> (u64, watch::Receiver<bool>) {
+    pub(crate) fn begin_session(
+        &self,
+        id: AgentId,
+        address: SocketAddr,
+        time_us: u64,
+    ) -> (u64, watch::Receiver<bool>) {
         let mut state = self.lock();
         state.session_counter += 1;
         let number = state.session_counter;
@@ -266,7 +326,11 @@ impl Agents {
     /// Notes that a session ended.
     pub(crate) fn end_session(&self, id: AgentId, number: u64, trouble: Option<String>) {
         let mut state = self.lock();
-        if state.sessions.get(&id).is_some_and(|(current, _)| *current == number) {
+        if state
+            .sessions
+            .get(&id)
+            .is_some_and(|(current, _)| *current == number)
+        {
             state.sessions.remove(&id);
             let live = state.live.entry(id).or_default();
             live.connected = false;
@@ -281,15 +345,26 @@ impl Agents {
         let live = state.live.entry(id).or_default();
         live.heard_us = now;
         if let Some(keep_alive) = keep_alive {
-            live.clock_offset_us = keep_alive.time_us.cast_signed().saturating_sub(now.cast_signed());
+            live.clock_offset_us = keep_alive
+                .time_us
+                .cast_signed()
+                .saturating_sub(now.cast_signed());
             live.keep_alive = keep_alive;
         }
     }
 
     /// Notes a refusal, so that a person sees it on the agent's row.
-    pub(crate) fn note_trouble(&self, static_public: &[u8; 32], trouble: &Refused, address: SocketAddr) {
+    pub(crate) fn note_trouble(
+        &self,
+        static_public: &[u8; 32],
+        trouble: &Refused,
+        address: SocketAddr,
+    ) {
         let mut state = self.lock();
-        let agent = state.agents.values().find(|agent| agent.static_public == *static_public);
+        let agent = state
+            .agents
+            .values()
+            .find(|agent| agent.static_public == *static_public);
         if let Some(id) = agent.map(|agent| agent.id) {
             let live = state.live.entry(id).or_default();
             live.trouble = Some(format!("{trouble} ({address})"));
@@ -316,7 +391,12 @@ impl Agents {
     /// Every agent with what is known of it now, by name.
     pub(crate) fn list(&self) -> Vec<(AgentRecord, Live)> {
         let state = self.lock();
-        let with_live = |agent: &AgentRecord| (agent.clone(), state.live.get(&agent.id).cloned().unwrap_or_default());
+        let with_live = |agent: &AgentRecord| {
+            (
+                agent.clone(),
+                state.live.get(&agent.id).cloned().unwrap_or_default(),
+            )
+        };
         let mut agents: Vec<_> = state.agents.values().map(with_live).collect();
         agents.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         agents
@@ -325,7 +405,11 @@ impl Agents {
     /// Name and signing key of every agent.
     pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
         let state = self.lock();
-        state.agents.values().map(|agent| (agent.id, (agent.name.clone(), agent.signing_public))).collect()
+        state
+            .agents
+            .values()
+            .map(|agent| (agent.id, (agent.name.clone(), agent.signing_public)))
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -334,13 +418,21 @@ impl Agents {
 }
 
 /// The agent a token makes, and the token as used.
-fn new_agent(state: &State, mut token: TokenRecord, static_public: &[u8; 32], next: &Secret<32>) -> Result<(AgentRecord, TokenRecord), Refused> {
+fn new_agent(
+    state: &State,
+    mut token: TokenRecord,
+    static_public: &[u8; 32],
+    next: &Secret<32>,
+) -> Result<(AgentRecord, TokenRecord), Refused> {
     let ours = HEXLOWER.encode(static_public);
     let current = state.tokens.get(&token.id).ok_or(Refused::UnknownToken)?;
     if current.used_by.as_ref().is_some_and(|used| *used != ours) {
         return Err(Refused::UsedToken);
     }
-    let repeated = state.agents.values().find(|agent| agent.token_id == token.id);
+    let repeated = state
+        .agents
+        .values()
+        .find(|agent| agent.token_id == token.id);
     let id = match repeated {
         Some(agent) => agent.id,
         None => AgentId(random().map_err(|_| Refused::Unavailable)?),

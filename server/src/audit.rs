@@ -21,9 +21,15 @@ impl Audit {
 
     /// Writes down that `actor` did `action`; returns when it is durable. `false` when the archive
     /// takes nothing now: the act must then be refused.
-    pub(crate) async fn record(&self, actor: &str, action: &str, detail: serde_json::Value) -> bool {
+    pub(crate) async fn record(
+        &self,
+        actor: &str,
+        action: &str,
+        detail: serde_json::Value,
+    ) -> bool {
         let time_us = clock::unix_us();
-        let line = json!({ "time_us": time_us, "actor": actor, "action": action, "detail": detail });
+        let line =
+            json!({ "time_us": time_us, "actor": actor, "action": action, "detail": detail });
         let mut bytes = line.to_string().into_bytes();
         bytes.truncate(scrinium_protocol::batch::ENTRY_LEN_MAX - 1);
         bytes.push(b'\n');

@@ -27,11 +27,16 @@ impl Config {
         let default = Path::new(DEFAULT_PATH);
         let path = path.or_else(|| default.is_file().then_some(default));
         let text = match path {
-            Some(path) => std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("reading {}", path.display()))?,
             None => String::new(),
         };
-        let mut config = Self::parse(&text)
-            .with_context(|| format!("in {}", path.map_or("the defaults".into(), |path| path.display().to_string())))?;
+        let mut config = Self::parse(&text).with_context(|| {
+            format!(
+                "in {}",
+                path.map_or_else(|| "the defaults".into(), |path| path.display().to_string())
+            )
+        })?;
         for (name, field) in [
             ("SCRINIUM_LISTEN_SL", &mut config.sl),
             ("SCRINIUM_LISTEN_CONSOLE", &mut config.console),
@@ -39,7 +44,12 @@ impl Config {
             ("SCRINIUM_LISTEN_SYSLOG_TCP", &mut config.syslog_tcp),
         ] {
             if let Ok(value) = std::env::var(name) {
-                *field = value.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+                *field = value
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|part| !part.is_empty())
+                    .map(str::to_owned)
+                    .collect();
             }
         }
         if let Ok(address) = std::env::var("SCRINIUM_ADDRESS") {
@@ -79,7 +89,10 @@ impl Config {
             ("listen.syslog_tcp", &self.syslog_tcp),
         ] {
             for address in addresses {
-                if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+                if address
+                    .rsplit_once(':')
+                    .is_none_or(|(_, port)| port.parse::<u16>().is_err())
+                {
                     bail!("{field}: '{address}' must be ADDRESS:PORT");
                 }
             }

@@ -85,7 +85,9 @@ pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
         };
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         tasks.spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let served = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
             if let Err(error) = served {
                 warn!(%error, "a command's connection broke");
             }
@@ -102,7 +104,8 @@ pub(crate) fn bind(dir: &Path) -> Result<UnixListener> {
         _ => {}
     }
     // The directory is 0700 already; the socket says so itself too.
-    let listener = UnixListener::bind(&path).with_context(|| format!("binding {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("binding {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -128,11 +131,22 @@ impl Client {
     /// Posts `body` to `route`; the response is a success, or the error it names.
     pub(crate) async fn post(&self, route: &str, body: &impl Serialize) -> Result<Response> {
         let body = Body::from(serde_json::to_vec(body)?);
-        self.send(Request::post(route).header("content-type", "application/json").header("host", "local").body(body)?).await
+        self.send(
+            Request::post(route)
+                .header("content-type", "application/json")
+                .header("host", "local")
+                .body(body)?,
+        )
+        .await
     }
 
     pub(crate) async fn get(&self, route: &str) -> Result<Response> {
-        self.send(Request::get(route).header("host", "local").body(Body::empty())?).await
+        self.send(
+            Request::get(route)
+                .header("host", "local")
+                .body(Body::empty())?,
+        )
+        .await
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response> {
@@ -142,8 +156,11 @@ impl Client {
                 Err(never) => match never {},
             },
             Self::Socket(path) => {
-                let stream = UnixStream::connect(path).await.context("the server stopped")?;
-                let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+                let stream = UnixStream::connect(path)
+                    .await
+                    .context("the server stopped")?;
+                let (mut sender, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
                 tokio::spawn(connection);
                 sender.send_request(request).await?.map(Body::new)
             }
@@ -175,8 +192,16 @@ pub(crate) async fn copy_to(response: Response, out: &mut (dyn Write + Send)) ->
     Ok(copied)
 }
 
-async fn handle_search(State(core): State<Arc<Core>>, Json(request): Json<SearchRequest>) -> Result<Response, Failure> {
-    audit(&core, "search", json!({ "query": request.query, "count": request.count })).await?;
+async fn handle_search(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<SearchRequest>,
+) -> Result<Response, Failure> {
+    audit(
+        &core,
+        "search",
+        json!({ "query": request.query, "count": request.count }),
+    )
+    .await?;
     let mut query = Query::parse(&request.query)?;
     query.from_us = request.from_us;
     query.to_us = request.to_us;
@@ -192,7 +217,10 @@ async fn handle_search(State(core): State<Arc<Core>>, Json(request): Json<Search
         tokio::task::spawn_blocking(move || search(&archive, &names, &query, wanted)).await?
     };
     if found.damaged > 0 {
-        warn!(extents = found.damaged, "a search met damaged parts of the archive; run verify");
+        warn!(
+            extents = found.damaged,
+            "a search met damaged parts of the archive; run verify"
+        );
     }
     if request.count {
         return Ok(format!("{}\n", found.count).into_response());
@@ -202,24 +230,44 @@ async fn handle_search(State(core): State<Arc<Core>>, Json(request): Json<Search
     present::write_hits(&mut out, &request.format, &found.hits, &names, &streams)?;
     let mut response = out.into_response();
     if found.damaged > 0 {
-        response.headers_mut().insert("x-damaged", found.damaged.into());
+        response
+            .headers_mut()
+            .insert("x-damaged", found.damaged.into());
     }
     Ok(response)
 }
 
-async fn handle_export(State(core): State<Arc<Core>>, Json(request): Json<ExportRequest>) -> Result<Response, Failure> {
+async fn handle_export(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<ExportRequest>,
+) -> Result<Response, Failure> {
     let stream = find_stream(&core, &request.agent, &request.path)?;
-    audit(&core, "export", json!({ "agent": request.agent, "path": request.path })).await?;
+    audit(
+        &core,
+        "export",
+        json!({ "agent": request.agent, "path": request.path }),
+    )
+    .await?;
     Ok(stream_export(core, stream, request.package).into_response())
 }
 
 /// Finds the stream of an agent by its path, of whatever kind.
 pub(crate) fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
     let names = core.agent_names();
-    let id = names.iter().find(|(_, name)| *name == agent).map(|(id, _)| *id);
+    let id = names
+        .iter()
+        .find(|(_, name)| *name == agent)
+        .map(|(id, _)| *id);
     let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
-    let kinds = [StreamKind::File, StreamKind::SyslogUdp, StreamKind::SyslogTcp, StreamKind::Audit];
-    let stream = kinds.into_iter().find_map(|kind| core.archive.find_stream(id, kind, path));
+    let kinds = [
+        StreamKind::File,
+        StreamKind::SyslogUdp,
+        StreamKind::SyslogTcp,
+        StreamKind::Audit,
+    ];
+    let stream = kinds
+        .into_iter()
+        .find_map(|kind| core.archive.find_stream(id, kind, path));
     let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
     Ok(stream.id)
 }
@@ -267,7 +315,9 @@ impl Write for ChunkWriter {
     fn flush(&mut self) -> std::io::Result<()> {
         let chunk = core::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_LEN));
         let sent = self.chunks.blocking_send(Ok(chunk.into()));
-        sent.map_err(|_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the reader went away"))?;
+        sent.map_err(|_| {
+            std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the reader went away")
+        })?;
         Ok(())
     }
 }
@@ -276,7 +326,12 @@ async fn handle_verify(State(core): State<Arc<Core>>) -> Result<Json<verify::Rep
     let signers = core.signers();
     let archive = core.archive.clone();
     let report = tokio::task::spawn_blocking(move || verify::verify(&archive, &signers)).await?;
-    audit(&core, "verify", json!({ "whole": report.whole, "findings": report.findings.len() })).await?;
+    audit(
+        &core,
+        "verify",
+        json!({ "whole": report.whole, "findings": report.findings.len() }),
+    )
+    .await?;
     Ok(Json(report))
 }
 
@@ -284,25 +339,53 @@ async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {
     Json(present::agents_json(&core))
 }
 
-async fn handle_enrol(State(core): State<Arc<Core>>, Json(request): Json<EnrolRequest>) -> Result<Json<Value>, Failure> {
+async fn handle_enrol(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<EnrolRequest>,
+) -> Result<Json<Value>, Failure> {
     if request.name == OWN_NAME {
         return Err(anyhow!("'{OWN_NAME}' is the server itself; choose another name").into());
     }
     audit(&core, "token made", json!({ "agent": request.name })).await?;
     let address = request.address.as_deref().unwrap_or(&core.address);
-    let token = core.agents.make_token(&request.name, &request.site, address, *core.noise.public(), request.ttl_s)?;
-    Ok(Json(json!({ "token": token.to_text(), "expires_s": token.expires_s })))
+    let token = core.agents.make_token(
+        &request.name,
+        &request.site,
+        address,
+        *core.noise.public(),
+        request.ttl_s,
+    )?;
+    Ok(Json(
+        json!({ "token": token.to_text(), "expires_s": token.expires_s }),
+    ))
 }
 
-async fn handle_enabled(State(core): State<Arc<Core>>, Json(request): Json<BTreeMap<String, Value>>) -> Result<Json<Value>, Failure> {
-    let name = request.get("name").and_then(Value::as_str).unwrap_or_default();
-    let enabled = request.get("enabled").and_then(Value::as_bool).unwrap_or(true);
-    audit(&core, "agent enabled", json!({ "agent": name, "enabled": enabled })).await?;
+async fn handle_enabled(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<BTreeMap<String, Value>>,
+) -> Result<Json<Value>, Failure> {
+    let name = request
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let enabled = request
+        .get("enabled")
+        .and_then(Value::as_bool)
+        .unwrap_or(true);
+    audit(
+        &core,
+        "agent enabled",
+        json!({ "agent": name, "enabled": enabled }),
+    )
+    .await?;
     core.agents.set_enabled(name, enabled)?;
     Ok(Json(json!({})))
 }
 
-async fn handle_password(State(core): State<Arc<Core>>, Json(request): Json<BTreeMap<String, String>>) -> Result<Json<Value>, Failure> {
+async fn handle_password(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<BTreeMap<String, String>>,
+) -> Result<Json<Value>, Failure> {
     let text = |key: &str| request.get(key).cloned().unwrap_or_default();
     let (name, password) = (text("name"), zeroize::Zeroizing::new(text("password")));
     audit(&core, "password set", json!({ "user": name })).await?;
@@ -341,17 +424,21 @@ pub(crate) fn parse_time(field: &str, text: &str) -> Result<u64> {
         let start = date.to_zoned(jiff::tz::TimeZone::UTC)?;
         return Ok(u64::try_from(start.timestamp().as_microsecond()).unwrap_or(0));
     }
-    let ago = text.split_at_checked(text.len().saturating_sub(1)).and_then(|(number, unit)| {
-        let seconds = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            "d" => 86_400,
-            _ => return None,
-        };
-        number.parse::<u64>().ok()?.checked_mul(seconds * 1_000_000)
-    });
-    let ago = ago.with_context(|| format!("{field} '{text}' must be like 2026-01-31T10:00:00Z, 2026-01-31 or 24h"))?;
+    let ago = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .and_then(|(number, unit)| {
+            let seconds = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                "d" => 86_400,
+                _ => return None,
+            };
+            number.parse::<u64>().ok()?.checked_mul(seconds * 1_000_000)
+        });
+    let ago = ago.with_context(|| {
+        format!("{field} '{text}' must be like 2026-01-31T10:00:00Z, 2026-01-31 or 24h")
+    })?;
     Ok(clock::unix_us().saturating_sub(ago))
 }
 

@@ -61,12 +61,25 @@ impl Running {
         let sealer = {
             let (archive, catalogue) = (archive.clone(), catalogue.clone());
             let run = move || sealer::run(&archive, &catalogue, &logs);
-            std::thread::Builder::new().name("sealer".into()).spawn(run)?
+            std::thread::Builder::new()
+                .name("sealer".into())
+                .spawn(run)?
         };
         let signing = SigningKey::from_bytes(keys.signing.0.expose());
-        let (queue, ingest) = ingest::start(archive.clone(), signing.clone(), finished, config.log_bytes_max)?;
+        let (queue, ingest) = ingest::start(
+            archive.clone(),
+            signing.clone(),
+            finished,
+            config.log_bytes_max,
+        )?;
         let (local, entries) = mpsc::channel(local::QUEUE_MAX);
-        let local_task = tokio::spawn(local::run(archive.clone(), keys.agent, signing.clone(), queue.clone(), entries));
+        let local_task = tokio::spawn(local::run(
+            archive.clone(),
+            keys.agent,
+            signing.clone(),
+            queue.clone(),
+            entries,
+        ));
         let core = Core {
             agents: Agents::load(catalogue.clone())?,
             accounts: Accounts::load(catalogue)?,
@@ -108,18 +121,22 @@ impl Running {
             tokio::time::sleep(STEP).await;
         }
         let Some(core) = Arc::into_inner(core) else {
-            tracing::warn!("a task still runs at the stop; what it had not submitted is sent again by its agent");
+            tracing::warn!(
+                "a task still runs at the stop; what it had not submitted is sent again by its agent"
+            );
             return;
         };
         drop(core.audit);
         drop(local_task.await);
         drop(core.ingest);
         // The writer finishes its log; the sealer ends after the log it is at.
-        drop(tokio::task::spawn_blocking(move || {
-            drop(ingest.join());
-            drop(sealer.join());
-        })
-        .await);
+        drop(
+            tokio::task::spawn_blocking(move || {
+                drop(ingest.join());
+                drop(sealer.join());
+            })
+            .await,
+        );
         drop(core.volume);
     }
 }
@@ -128,7 +145,10 @@ impl Core {
     /// Names of all whose entries are archived: the agents, and the server itself.
     pub(crate) fn agent_names(&self) -> BTreeMap<AgentId, String> {
         let agents = self.agents.list();
-        let mut names: BTreeMap<_, _> = agents.into_iter().map(|(agent, _)| (agent.id, agent.name)).collect();
+        let mut names: BTreeMap<_, _> = agents
+            .into_iter()
+            .map(|(agent, _)| (agent.id, agent.name))
+            .collect();
         names.insert(self.own_agent, OWN_NAME.to_owned());
         names
     }
@@ -136,7 +156,10 @@ impl Core {
     /// Names and keys of all who signed batches.
     pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
         let mut signers = self.agents.signers();
-        signers.insert(self.own_agent, (OWN_NAME.to_owned(), self.signing.verifying_key().to_bytes()));
+        signers.insert(
+            self.own_agent,
+            (OWN_NAME.to_owned(), self.signing.verifying_key().to_bytes()),
+        );
         signers
     }
 
@@ -152,12 +175,21 @@ pub(crate) fn open_catalogue(volume: &Volume) -> Result<Catalogue> {
 
 /// Makes the server's keys at `init`.
 pub(crate) fn make_keys(catalogue: &Catalogue) -> Result<()> {
-    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let mut names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
     names.extend(host_name());
-    let certified = rcgen::generate_simple_self_signed(names).context("making the console's certificate")?;
+    let certified =
+        rcgen::generate_simple_self_signed(names).context("making the console's certificate")?;
     let keys = ServerKeys {
-        noise: StoredSecret(scrinium_protocol::secret::Secret::new(scrinium_segment::random()?)),
-        signing: StoredSecret(scrinium_protocol::secret::Secret::new(scrinium_segment::random()?)),
+        noise: StoredSecret(scrinium_protocol::secret::Secret::new(
+            scrinium_segment::random()?,
+        )),
+        signing: StoredSecret(scrinium_protocol::secret::Secret::new(
+            scrinium_segment::random()?,
+        )),
         agent: AgentId(scrinium_segment::random()?),
         certificate: certified.cert.pem(),
         certificate_key: certified.signing_key.serialize_pem(),

@@ -29,7 +29,9 @@ use tracing::{error, warn};
 
 use crate::archive::Archive;
 use crate::archive::block::log_head;
-use crate::archive::log::{Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_STREAM, apply, encode_stream, starts_anew};
+use crate::archive::log::{
+    Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_STREAM, apply, encode_stream, starts_anew,
+};
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 
@@ -82,7 +84,9 @@ pub(crate) fn start(
         finished_logs,
     };
     ingest.open_log()?;
-    let thread = std::thread::Builder::new().name("ingest".into()).spawn(move || ingest.run(&submissions))?;
+    let thread = std::thread::Builder::new()
+        .name("ingest".into())
+        .spawn(move || ingest.run(&submissions))?;
     Ok((queue, thread))
 }
 
@@ -119,7 +123,10 @@ impl Ingest {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let round: Vec<Submission> = first.into_iter().chain(submissions.try_iter().take(ROUND_MAX)).collect();
+            let round: Vec<Submission> = first
+                .into_iter()
+                .chain(submissions.try_iter().take(ROUND_MAX))
+                .collect();
             if !round.is_empty() {
                 self.round(round);
             }
@@ -144,7 +151,8 @@ impl Ingest {
             match submission {
                 Submission::Barrier(answer) => barriers.push(answer),
                 Submission::Stream(stream) => {
-                    if self.archive.stream(stream.id).is_none() && !streams.contains_key(&stream.id) {
+                    if self.archive.stream(stream.id).is_none() && !streams.contains_key(&stream.id)
+                    {
                         failed |= !self.append_stream(&stream);
                         streams.insert(stream.id, stream.clone());
                         new_streams.push(stream);
@@ -152,8 +160,12 @@ impl Ingest {
                 }
                 Submission::Batch(submission) => {
                     let id = submission.batch.header.stream;
-                    let known = streams.get(&id).cloned().or_else(|| self.archive.stream(id));
-                    let Some(mut stream) = known.filter(|stream| stream.agent == submission.agent) else {
+                    let known = streams
+                        .get(&id)
+                        .cloned()
+                        .or_else(|| self.archive.stream(id));
+                    let Some(mut stream) = known.filter(|stream| stream.agent == submission.agent)
+                    else {
                         answer(submission.answer, Outcome::Conflict);
                         continue;
                     };
@@ -177,7 +189,8 @@ impl Ingest {
                 }
             }
         }
-        failed |= !(appended.is_empty() && new_streams.is_empty()) && !self.sync();
+        let is_idle = appended.is_empty() && new_streams.is_empty();
+        failed = failed || (!is_idle && !self.sync());
         if failed {
             self.abandon_log();
             for item in appended {
@@ -204,7 +217,11 @@ impl Ingest {
             .is_ok()
     }
 
-    fn append_batch(&mut self, submission: &BatchSubmission, received_us: u64) -> Option<scrinium_segment::Place> {
+    fn append_batch(
+        &mut self,
+        submission: &BatchSubmission,
+        received_us: u64,
+    ) -> Option<scrinium_segment::Place> {
         let log = self.log.as_mut()?;
         let head = log_head(received_us, submission.agent);
         log.writer
@@ -227,7 +244,7 @@ impl Ingest {
 
     /// Everything of this round is durable: show it, then ack it.
     fn commit(
-        &mut self,
+        &self,
         new_streams: Vec<StreamRecord>,
         streams: BTreeMap<StreamId, StreamRecord>,
         appended: Vec<Appended>,
@@ -254,7 +271,8 @@ impl Ingest {
             // Known again only when it is the very batch that stands last; an older one is answered
             // as a conflict, and the sender asks anew where the archive stands.
             let stands = self.archive.stream(item.batch.header.stream);
-            let same = stands.is_some_and(|stream| stream.position == item.batch.header.position_after());
+            let same =
+                stands.is_some_and(|stream| stream.position == item.batch.header.position_after());
             let outcome = if same {
                 Outcome::Durable(Box::new(self.receipt(&item.batch, number, 0)))
             } else {
@@ -282,11 +300,17 @@ impl Ingest {
     /// readers keep what was committed before.
     fn abandon_log(&mut self) {
         if let Some(log) = self.log.take() {
-            warn!(log = log.shown.number(), "leaving a log after a failed write");
+            warn!(
+                log = log.shown.number(),
+                "leaving a log after a failed write"
+            );
             self.left = Some((log.shown.number(), log.committed));
         }
         if let Err(error) = self.open_log() {
-            error!(error = format!("{error:#}"), "no new log can be opened; nothing is acked until one can");
+            error!(
+                error = format!("{error:#}"),
+                "no new log can be opened; nothing is acked until one can"
+            );
         }
     }
 
@@ -307,7 +331,10 @@ impl Ingest {
             error!(%error, "the log could not be finished; its entries are durable");
         }
         if let Err(error) = self.open_log() {
-            error!(error = format!("{error:#}"), "no new log can be opened; nothing is acked until one can");
+            error!(
+                error = format!("{error:#}"),
+                "no new log can be opened; nothing is acked until one can"
+            );
         }
     }
 
@@ -317,7 +344,10 @@ impl Ingest {
         let key = self.archive.log_key();
         let mut writer = SegmentWriter::create(&dir, key, Kind::Log, number, [0; 16])?;
         if let Some((left, committed)) = self.left {
-            writer.append(RECORD_LIMIT, &[&left.to_be_bytes(), &committed.to_be_bytes()])?;
+            writer.append(
+                RECORD_LIMIT,
+                &[&left.to_be_bytes(), &committed.to_be_bytes()],
+            )?;
         }
         writer.sync()?;
         self.left = None;

@@ -89,7 +89,8 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) {
             });
             let introduction = made.stream.clone().map(Submission::Stream);
             let sent = tokio::task::block_in_place(|| {
-                introduction.is_none_or(|stream| ingest.send(stream).is_ok()) && ingest.send(submission).is_ok()
+                introduction.is_none_or(|stream| ingest.send(stream).is_ok())
+                    && ingest.send(submission).is_ok()
             });
             if !sent {
                 return; // the server stops; nothing of this was promised to anyone
@@ -145,7 +146,9 @@ impl Maker {
             let start = StreamPosition::start(agent, id, Epoch::default());
             LocalStream {
                 builder: BatchBuilder::new(),
-                position: known.as_ref().map_or(start, |stream| stream.position.clone()),
+                position: known
+                    .as_ref()
+                    .map_or(start, |stream| stream.position.clone()),
                 introduction: known.is_none().then_some(introduction),
             }
         });
@@ -162,14 +165,21 @@ impl Maker {
     }
 
     fn seal_all(&mut self) -> Vec<Made> {
-        let pending = self.streams.iter_mut().filter(|(_, stream)| !stream.builder.is_empty());
-        pending.map(|(id, stream)| stream.seal(*id, &self.signing, &mut self.compressor)).collect()
+        let pending = self
+            .streams
+            .iter_mut()
+            .filter(|(_, stream)| !stream.builder.is_empty());
+        pending
+            .map(|(id, stream)| stream.seal(*id, &self.signing, &mut self.compressor))
+            .collect()
     }
 }
 
 impl LocalStream {
     fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
-        let (batch, after) = self.builder.seal(id, &self.position, Vec::new(), key, compressor);
+        let (batch, after) = self
+            .builder
+            .seal(id, &self.position, Vec::new(), key, compressor);
         self.position = after;
         Made {
             stream: self.introduction.take(),

@@ -33,14 +33,20 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = commands::Cli::parse();
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {
-            let code = if error.is::<commands::UsageError>() { 2 } else { 1 };
+            let code = if error.is::<commands::UsageError>() {
+                2
+            } else {
+                1
+            };
             drop(commands::complain(&format!("scrinium-server: {error:#}")));
             ExitCode::from(code)
         }

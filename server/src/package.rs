@@ -28,9 +28,14 @@ use crate::present;
 /// Writes the package of `stream`. Reads it three times instead of holding it: a tar needs lengths
 /// before bytes, and plain text must never lie on the server's disk.
 pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Result<()> {
-    let record = core.archive.stream(stream).context("the stream is not in the archive")?;
+    let record = core
+        .archive
+        .stream(stream)
+        .context("the stream is not in the archive")?;
     let signers = core.signers();
-    let (agent, key) = signers.get(&record.agent).context("the stream's agent is not known")?;
+    let (agent, key) = signers
+        .get(&record.agent)
+        .context("the stream's agent is not known")?;
     // What is sealed or added meanwhile does not change this list, nor what it reads.
     let mut extents = core.archive.extents();
     extents.retain(|extent| extent.stream == stream);
@@ -69,10 +74,15 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
         "last_head": total.last_head.map(|head| head.to_string()),
     });
     let manifest = serde_json::to_vec_pretty(&manifest)?;
-    tar_member(out, "manifest.json", manifest.len() as u64, |out| Ok(out.write_all(&manifest)?))?;
+    tar_member(out, "manifest.json", manifest.len() as u64, |out| {
+        Ok(out.write_all(&manifest)?)
+    })?;
     tar_member(out, "log.txt", total.log_len, |out| {
         for_each_batch(core, &extents, |batch| {
-            let entries = batch.entries.iter().filter(|(meta, _)| !meta.flags.is_gap());
+            let entries = batch
+                .entries
+                .iter()
+                .filter(|(meta, _)| !meta.flags.is_gap());
             for (_, entry) in entries {
                 out.write_all(entry)?;
             }
@@ -80,7 +90,9 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
         })
     })?;
     tar_member(out, "batches.bin", total.batches_len, |out| {
-        for_each_batch(core, &extents, |batch| Ok(out.write_all(&packed(batch, &mut compressor)?)?))
+        for_each_batch(core, &extents, |batch| {
+            Ok(out.write_all(&packed(batch, &mut compressor)?)?)
+        })
     })?;
     out.write_all(&[0; 1024])?;
     Ok(())
@@ -95,7 +107,11 @@ struct Total {
     last_head: Option<Head>,
 }
 
-fn for_each_batch(core: &Core, extents: &[Extent], mut each: impl FnMut(&StoredBatch) -> Result<()>) -> Result<()> {
+fn for_each_batch(
+    core: &Core,
+    extents: &[Extent],
+    mut each: impl FnMut(&StoredBatch) -> Result<()>,
+) -> Result<()> {
     for extent in extents {
         for batch in core.archive.read(extent)? {
             each(&batch)?;
@@ -112,11 +128,21 @@ fn packed(batch: &StoredBatch, compressor: &mut Compressor) -> Result<Vec<u8>> {
     }
     .encoded();
     let len = u32::try_from(encoded.len() + 8).context("a batch's length")?;
-    Ok([&len.to_be_bytes()[..], &batch.received_us.to_be_bytes(), &encoded].concat())
+    Ok([
+        &len.to_be_bytes()[..],
+        &batch.received_us.to_be_bytes(),
+        &encoded,
+    ]
+    .concat())
 }
 
 /// One member of a tar (POSIX.1-1988 ustar).
-fn tar_member(out: &mut dyn Write, name: &str, len: u64, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+fn tar_member(
+    out: &mut dyn Write,
+    name: &str,
+    len: u64,
+    content: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let mut header = [0_u8; 512];
     let mut put = |offset: usize, bytes: &[u8]| {
         if let Some(field) = header.get_mut(offset..offset + bytes.len()) {

@@ -32,19 +32,35 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn new(hit: &Hit, agents: &BTreeMap<AgentId, String>, streams: &BTreeMap<StreamId, StreamRecord>) -> Self {
+    pub(crate) fn new(
+        hit: &Hit,
+        agents: &BTreeMap<AgentId, String>,
+        streams: &BTreeMap<StreamId, StreamRecord>,
+    ) -> Self {
         let stream = streams.get(&hit.stream);
-        let agent = stream.and_then(|stream| agents.get(&stream.agent)).cloned().unwrap_or_default();
+        let agent = stream
+            .and_then(|stream| agents.get(&stream.agent))
+            .cloned()
+            .unwrap_or_default();
         let kind = stream.map_or(StreamKind::File, |stream| stream.kind);
         let name = stream.map(|stream| stream.name.clone()).unwrap_or_default();
         let line = trim_end(&hit.bytes);
-        let message: Message<'_> = if hit.is_gap { Message::default() } else { parse(line) };
-        let event_us = message.time.and_then(|time| {
-            u64::try_from(time.resolve(hit.time_us.cast_signed())).ok()
-        });
-        let sender = matches!(kind, StreamKind::SyslogUdp | StreamKind::SyslogTcp).then(|| name.clone());
+        let message: Message<'_> = if hit.is_gap {
+            Message::default()
+        } else {
+            parse(line)
+        };
+        let event_us = message
+            .time
+            .and_then(|time| u64::try_from(time.resolve(hit.time_us.cast_signed())).ok());
+        let sender =
+            matches!(kind, StreamKind::SyslogUdp | StreamKind::SyslogTcp).then(|| name.clone());
         Self {
-            host: message.host.map(str::to_owned).or(sender).unwrap_or_else(|| agent.clone()),
+            host: message
+                .host
+                .map(str::to_owned)
+                .or(sender)
+                .unwrap_or_else(|| agent.clone()),
             severity: message.severity,
             app: message.app.unwrap_or_default().to_owned(),
             text: String::from_utf8_lossy(line).into_owned(),
@@ -97,7 +113,10 @@ pub(crate) fn write_hits(
             }
         }
         "csv" => {
-            writeln!(out, "time,received,agent,stream,sequence,host,severity,app,text")?;
+            writeln!(
+                out,
+                "time,received,agent,stream,sequence,host,severity,app,text"
+            )?;
             for view in views {
                 let severity = view.severity.map(severity_name).unwrap_or_default();
                 let fields = [
@@ -122,7 +141,11 @@ pub(crate) fn write_hits(
 
 /// A field that no spreadsheet takes for a formula.
 fn csv_field(text: &str) -> String {
-    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        "'"
+    } else {
+        ""
+    };
     format!("\"{guard}{}\"", text.replace('"', "\"\""))
 }
 
@@ -162,7 +185,11 @@ pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentSt
     if live.connected && silent_us <= keep_alive_us.saturating_mul(2) {
         let waits = live.keep_alive.oldest_us > 0
             && clock::unix_us().saturating_sub(live.keep_alive.oldest_us) > BUFFERING_US;
-        return if waits { AgentState::Buffering } else { AgentState::Connected };
+        return if waits {
+            AgentState::Buffering
+        } else {
+            AgentState::Connected
+        };
     }
     if live.refused {
         return AgentState::Refused;
@@ -174,8 +201,14 @@ pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentSt
 }
 
 /// When the last entry of an agent became durable, Unix µs.
-pub(crate) fn last_durable_us(agent: AgentId, streams: &BTreeMap<StreamId, StreamRecord>) -> Option<u64> {
-    let times = streams.values().filter(|stream| stream.agent == agent).map(|stream| stream.last_us);
+pub(crate) fn last_durable_us(
+    agent: AgentId,
+    streams: &BTreeMap<StreamId, StreamRecord>,
+) -> Option<u64> {
+    let times = streams
+        .values()
+        .filter(|stream| stream.agent == agent)
+        .map(|stream| stream.last_us);
     times.max().filter(|&time| time > 0)
 }
 
@@ -207,7 +240,16 @@ pub(crate) fn agents_json(core: &Core) -> Value {
 
 /// Names of RFC 5424 §6.2.1, table 2.
 pub(crate) fn severity_name(severity: u8) -> &'static str {
-    const NAMES: [&str; 8] = ["emergency", "alert", "critical", "error", "warning", "notice", "info", "debug"];
+    const NAMES: [&str; 8] = [
+        "emergency",
+        "alert",
+        "critical",
+        "error",
+        "warning",
+        "notice",
+        "info",
+        "debug",
+    ];
     NAMES.get(usize::from(severity)).copied().unwrap_or("")
 }
 
@@ -218,13 +260,20 @@ pub(crate) fn rfc3339(us: u64) -> String {
 
 /// Unix µs in UTC by a `strftime` pattern.
 pub(crate) fn format_time(us: u64, pattern: &str) -> String {
-    let timestamp = i64::try_from(us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
+    let timestamp = i64::try_from(us)
+        .ok()
+        .and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
     timestamp.map_or_else(|| "?".to_owned(), |time| time.strftime(pattern).to_string())
 }
 
 /// Bytes as people read them.
 pub(crate) fn human_bytes(bytes: u64) -> String {
-    for (unit, name) in [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+    for (unit, name) in [
+        (1_u64 << 40, "TiB"),
+        (1 << 30, "GiB"),
+        (1 << 20, "MiB"),
+        (1 << 10, "KiB"),
+    ] {
         if bytes >= unit {
             let tenths = u128::from(bytes) * 10 / u128::from(unit);
             return format!("{}.{} {name}", tenths / 10, tenths % 10);

@@ -58,9 +58,16 @@ pub(crate) async fn run(
     core.agents.end_session(id, number, trouble);
 }
 
-async fn drive(core: &Core, stream: TcpStream, agent: &AgentRecord, enrolled: bool, established: Established) -> Result<String> {
+async fn drive(
+    core: &Core,
+    stream: TcpStream,
+    agent: &AgentRecord,
+    enrolled: bool,
+    established: Established,
+) -> Result<String> {
     let next_psk = established.next_psk.clone();
-    let signing = VerifyingKey::from_bytes(&agent.signing_public).context("the agent's signing key")?;
+    let signing =
+        VerifyingKey::from_bytes(&agent.signing_public).context("the agent's signing key")?;
     let mut session = ServerSession::new(established, core.keep_alive, clock::now());
     // What an older session of this agent submitted must be settled before we state where it stands.
     let (barrier, settled) = oneshot::channel();
@@ -107,7 +114,12 @@ async fn drive(core: &Core, stream: TcpStream, agent: &AgentRecord, enrolled: bo
 }
 
 /// States where the archive stands for every stream of the agent.
-fn state(core: &Core, session: &mut ServerSession, agent: &AgentRecord, enrolled: bool) -> Result<()> {
+fn state(
+    core: &Core,
+    session: &mut ServerSession,
+    agent: &AgentRecord,
+    enrolled: bool,
+) -> Result<()> {
     let now = clock::now();
     if enrolled {
         session.send(&Message::Enrolled { agent: agent.id }, now)?;
@@ -141,7 +153,10 @@ impl Driver<'_> {
     fn handle_event(&mut self, event: ServerEvent) -> Result<Option<String>> {
         self.core.agents.heard(self.agent.id, None);
         match event {
-            ServerEvent::CredentialStored => self.core.agents.credential_stored(self.agent.id, &self.next_psk)?,
+            ServerEvent::CredentialStored => self
+                .core
+                .agents
+                .credential_stored(self.agent.id, &self.next_psk)?,
             ServerEvent::StreamOpen { stream, kind, name } => {
                 if StreamId::derive(self.agent.id, kind, &name) != stream {
                     bail!("the agent named a stream that is not its own");
@@ -161,7 +176,8 @@ impl Driver<'_> {
 
     /// Verifies a batch and hands it to the writer.
     fn handle_batch(&mut self, encoded: Vec<u8>) -> Result<()> {
-        let batch = SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
+        let batch =
+            SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         // Milliseconds of hashing and decompression: other sessions go on meanwhile.
         tokio::task::block_in_place(|| -> Result<()> {
             batch.header.verify_signature(&self.signing)?;
@@ -191,14 +207,19 @@ impl Driver<'_> {
                 }
                 Outcome::Conflict => {
                     self.send(receipts)?;
-                    bail!("the agent sent a batch that conflicts with the archive: same sequence, other history");
+                    bail!(
+                        "the agent sent a batch that conflicts with the archive: same sequence, other history"
+                    );
                 }
                 Outcome::NotWritten => {
                     self.send(receipts)?;
                     bail!("the archive cannot be written now");
                 }
             }
-            next = self.waiting.front_mut().and_then(|front| front.try_recv().ok());
+            next = self
+                .waiting
+                .front_mut()
+                .and_then(|front| front.try_recv().ok());
             if next.is_some() {
                 self.waiting.pop_front();
             }
@@ -227,7 +248,7 @@ async fn next_answer(waiting: &mut VecDeque<oneshot::Receiver<Outcome>>) -> Outc
 
 fn submit(core: &Core, submission: Submission) -> Result<()> {
     // Waits while the writer's queue is full: the agent's window closes, its spool fills.
-    tokio::task::block_in_place(|| core.ingest.send(submission)).ok().context("the writer stopped")
+    tokio::task::block_in_place(|| core.ingest.send(submission).ok()).context("the writer stopped")
 }
 
 /// Most bytes of batches an agent may have in flight.

@@ -63,7 +63,10 @@ impl Volume {
         durable::create_dir(dir).with_context(|| format!("creating {}", dir.display()))?;
         let lock = DirLock::acquire(dir)?;
         if dir.join(SLOTS_FILE).try_exists()? {
-            bail!("{} already holds a volume; choose another --data directory", dir.display());
+            bail!(
+                "{} already holds a volume; choose another --data directory",
+                dir.display()
+            );
         }
         for sub in SUBDIRECTORIES {
             durable::create_dir(&dir.join(sub))?;
@@ -124,15 +127,24 @@ impl Volume {
     /// Opens the volume with recovery shares and binds it to this machine.
     pub(crate) fn recover(dir: &Path, shares: &[String]) -> Result<Self> {
         let (lock, mut slots) = Slots::read(dir)?;
-        let shares: Vec<Share> = shares.iter().map(|text| parse_share(text)).collect::<Result<_>>()?;
+        let shares: Vec<Share> = shares
+            .iter()
+            .map(|text| parse_share(text))
+            .collect::<Result<_>>()?;
         let recovery = Sharks(slots.recovery.needed)
             .recover(&shares)
-            .map_err(|_| anyhow::anyhow!("{} different shares are needed", slots.recovery.needed))?;
+            .map_err(|_| {
+                anyhow::anyhow!("{} different shares are needed", slots.recovery.needed)
+            })?;
         let recovery = Zeroizing::new(recovery);
         let recovery = <[u8; 32]>::try_from(recovery.as_slice())
             .context("these shares do not belong together")?;
-        let master = unwrap(&Secret::new(recovery), &slots.recovery.wrapped, &slots.volume_id)
-            .context("these shares belong to another volume")?;
+        let master = unwrap(
+            &Secret::new(recovery),
+            &slots.recovery.wrapped,
+            &slots.volume_id,
+        )
+        .context("these shares belong to another volume")?;
         let install = match read_install_secret(dir) {
             Ok(install) => install,
             Err(_) => {
@@ -153,7 +165,11 @@ impl Volume {
 
     /// The key for the use named `purpose`.
     pub(crate) fn key(&self, purpose: &str) -> Secret<32> {
-        derive(&self.master, None, &[b"scrinium volume v1", purpose.as_bytes()])
+        derive(
+            &self.master,
+            None,
+            &[b"scrinium volume v1", purpose.as_bytes()],
+        )
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -165,14 +181,21 @@ impl Slots {
     fn read(dir: &Path) -> Result<(DirLock, Self)> {
         let path = dir.join(SLOTS_FILE);
         if !path.try_exists()? {
-            bail!("{} holds no volume; make one with: scrinium-server init --data {0}", dir.display());
+            bail!(
+                "{} holds no volume; make one with: scrinium-server init --data {0}",
+                dir.display()
+            );
         }
         let lock = DirLock::acquire(dir)?;
         let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let slots: Self = serde_json::from_slice(&text)
             .with_context(|| format!("{} is damaged", path.display()))?;
         if slots.version != 1 {
-            bail!("{}: version {} is newer than this program", path.display(), slots.version);
+            bail!(
+                "{}: version {} is newer than this program",
+                path.display(),
+                slots.version
+            );
         }
         Ok((lock, slots))
     }
@@ -186,8 +209,10 @@ impl Slots {
 
 impl MachineSlot {
     fn wrap(master: &Secret<32>, install: &Secret<32>, volume_id: &str) -> Result<Self> {
-        let characteristics: Vec<String> =
-            machine::characteristics().into_iter().map(|c| c.name.to_owned()).collect();
+        let characteristics: Vec<String> = machine::characteristics()
+            .into_iter()
+            .map(|c| c.name.to_owned())
+            .collect();
         let key = match machine::bind(&characteristics, install) {
             Ok(key) => key,
             Err(missing) => bail!("{missing}"),
@@ -242,10 +267,15 @@ fn share_text(share: &Share) -> Zeroizing<String> {
 
 fn parse_share(text: &str) -> Result<Share> {
     let wrong = "is not a recovery share; it begins with SCRINIUM-SHARE-";
-    let encoded = text.trim().strip_prefix(SHARE_PREFIX).with_context(|| format!("'{text}' {wrong}"))?;
+    let encoded = text
+        .trim()
+        .strip_prefix(SHARE_PREFIX)
+        .with_context(|| format!("'{text}' {wrong}"))?;
     let bytes = BASE32_NOPAD.decode(encoded.as_bytes()).ok();
     let bytes = Zeroizing::new(bytes.context("a recovery share has a wrong character")?);
-    let (share, check) = bytes.split_last_chunk::<3>().context("a recovery share is cut short")?;
+    let (share, check) = bytes
+        .split_last_chunk::<3>()
+        .context("a recovery share is cut short")?;
     let [a, b, c, ..] = sha256(&[b"scrinium share v1", share]);
     if [a, b, c] != *check {
         bail!("a recovery share was copied with a mistake");

@@ -19,7 +19,10 @@ impl Corpus {
             collect(Path::new(&dir), &mut templates);
         }
         if templates.is_empty() {
-            templates = BUILT_IN.iter().map(|line| line.as_bytes().to_vec()).collect();
+            templates = BUILT_IN
+                .iter()
+                .map(|line| line.as_bytes().to_vec())
+                .collect();
         }
         Self { templates, next: 0 }
     }
@@ -30,7 +33,7 @@ impl Corpus {
             let template = usize::try_from(self.next).unwrap_or(0) % self.templates.len();
             out.extend_from_slice(&self.templates[template]);
             let mut id = String::new();
-            write!(id, " seq={:012}\n", self.next).unwrap();
+            writeln!(id, " seq={:012}", self.next).unwrap();
             out.extend_from_slice(id.as_bytes());
             self.next += 1;
         }
@@ -45,7 +48,11 @@ impl Default for Corpus {
 
 /// Every line of every regular file below `dir`, at most 20,000.
 fn collect(dir: &Path, lines: &mut Vec<Vec<u8>>) {
-    let mut entries: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().collect();
+    let mut entries: Vec<_> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect();
     entries.sort_by_key(std::fs::DirEntry::path);
     for entry in entries {
         let path = entry.path();
@@ -53,7 +60,13 @@ fn collect(dir: &Path, lines: &mut Vec<Vec<u8>>) {
             collect(&path, lines);
         } else if let Ok(bytes) = std::fs::read(&path) {
             let room = 20_000_usize.saturating_sub(lines.len());
-            lines.extend(bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).take(room).map(<[u8]>::to_vec));
+            lines.extend(
+                bytes
+                    .split(|&byte| byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                    .take(room)
+                    .map(<[u8]>::to_vec),
+            );
         }
     }
 }

@@ -35,8 +35,13 @@ impl Lab {
         let _absent = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(dir.join("logs")).unwrap();
         // All four are held at once, so that they differ.
-        let held: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<SocketAddr> = held.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let held: Vec<TcpListener> = (0..4)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let ports: Vec<SocketAddr> = held
+            .iter()
+            .map(|listener| listener.local_addr().unwrap())
+            .collect();
         drop(held);
         let mut lab = Self {
             sl: ports[0],
@@ -55,9 +60,20 @@ impl Lab {
         lab.write("server.toml", config.as_bytes());
         lab.write("password", PASSWORD.as_bytes());
         let (password, recovery) = (lab.dir.join("password"), lab.dir.join("recovery"));
-        let made = lab.server_command(&["init"]).arg("--admin-password-file").arg(password).arg("--recovery-out").arg(&recovery).output().unwrap();
+        let made = lab
+            .server_command(&["init"])
+            .arg("--admin-password-file")
+            .arg(password)
+            .arg("--recovery-out")
+            .arg(&recovery)
+            .output()
+            .unwrap();
         assert!(made.status.success(), "{}", text(&made.stderr));
-        lab.shares = std::fs::read_to_string(&recovery).unwrap().lines().map(str::to_owned).collect();
+        lab.shares = std::fs::read_to_string(&recovery)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect();
         // What the test knows must not be found where the product keeps its state.
         std::fs::remove_file(recovery).unwrap();
         lab.start_server();
@@ -88,7 +104,12 @@ impl Lab {
     #[must_use]
     pub fn server_command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program("scrinium-server"));
-        command.args(words).arg("--data").arg(self.data()).arg("--config").arg(self.dir.join("server.toml"));
+        command
+            .args(words)
+            .arg("--data")
+            .arg(self.data())
+            .arg("--config")
+            .arg(self.dir.join("server.toml"));
         command
     }
 
@@ -100,13 +121,24 @@ impl Lab {
 
     /// Starts the server and waits until commands reach it.
     pub fn start_server(&mut self) {
-        let log = File::options().append(true).create(true).open(self.dir.join("server.out")).unwrap();
-        let child = self.server_command(&["run"]).stderr(log).stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.join("server.out"))
+            .unwrap();
+        let child = self
+            .server_command(&["run"])
+            .stderr(log)
+            .stdout(Stdio::null())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         self.server = Some(child);
         let console = self.console;
         let socket = self.data().join("control.sock");
         wait_until("the server listens", Duration::from_secs(60), || {
-            std::net::TcpStream::connect(console).is_ok() && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            std::net::TcpStream::connect(console).is_ok()
+                && std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
     }
 
@@ -134,7 +166,11 @@ impl Lab {
     /// Uses a token.
     #[must_use]
     pub fn enrol(&self, agent: &str, token: &str) -> Output {
-        Command::new(program("scrinium-agent")).args(["enroll", token, "--state"]).arg(self.state(agent)).output().unwrap()
+        Command::new(program("scrinium-agent"))
+            .args(["enroll", token, "--state"])
+            .arg(self.state(agent))
+            .output()
+            .unwrap()
     }
 
     /// Enrols an agent and writes its configuration: every `*.log` of the laboratory, and `more`.
@@ -142,13 +178,20 @@ impl Lab {
         let token = self.token(agent, address);
         let enrolled = self.enrol(agent, &token);
         assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
-        let config = format!("[[source]]\nfile = \"{}/*.log\"\n{more}\n", self.dir.join("logs").display());
+        let config = format!(
+            "[[source]]\nfile = \"{}/*.log\"\n{more}\n",
+            self.dir.join("logs").display()
+        );
         self.write(&format!("{agent}.toml"), config.as_bytes());
         self.agents.push((agent.to_owned(), None));
     }
 
     pub fn start_agent(&mut self, agent: &str) {
-        let log = File::options().append(true).create(true).open(self.dir.join(format!("{agent}.out"))).unwrap();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.join(format!("{agent}.out")))
+            .unwrap();
         let child = Command::new(program("scrinium-agent"))
             .arg("run")
             .arg("--state")
@@ -160,18 +203,30 @@ impl Lab {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let slot = self.agents.iter_mut().find(|(name, _)| name == agent).unwrap();
+        let slot = self
+            .agents
+            .iter_mut()
+            .find(|(name, _)| name == agent)
+            .unwrap();
         slot.1 = Some(child);
     }
 
     pub fn kill_agent(&mut self, agent: &str) {
-        let slot = self.agents.iter_mut().find(|(name, _)| name == agent).unwrap();
+        let slot = self
+            .agents
+            .iter_mut()
+            .find(|(name, _)| name == agent)
+            .unwrap();
         kill(slot.1.as_mut());
         slot.1 = None;
     }
 
     pub fn stop_agent(&mut self, agent: &str) {
-        let slot = self.agents.iter_mut().find(|(name, _)| name == agent).unwrap();
+        let slot = self
+            .agents
+            .iter_mut()
+            .find(|(name, _)| name == agent)
+            .unwrap();
         if let Some(mut child) = slot.1.take() {
             terminate(&mut child);
         }
@@ -190,14 +245,19 @@ impl Lab {
     pub fn search(&self, query: &str) -> Vec<Value> {
         let found = self.server(&["search", query, "--format", "json"]);
         assert!(found.status.success(), "{}", text(&found.stderr));
-        text(&found.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text(&found.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// The exact bytes archived of a file.
     #[must_use]
     pub fn export(&self, agent: &str, path: &Path) -> Vec<u8> {
         let path = path.to_str().unwrap();
-        let exported = self.server(&["export", "--agent", agent, "--path", path, "--format", "raw", "--out", "-"]);
+        let exported = self.server(&[
+            "export", "--agent", agent, "--path", path, "--format", "raw", "--out", "-",
+        ]);
         assert!(exported.status.success(), "{}", text(&exported.stderr));
         exported.stdout
     }
@@ -206,14 +266,24 @@ impl Lab {
     #[must_use]
     pub fn verify(&self) -> (i32, String) {
         let output = self.server(&["verify"]);
-        (output.status.code().unwrap_or(-1), text(&output.stdout) + &text(&output.stderr))
+        (
+            output.status.code().unwrap_or(-1),
+            text(&output.stdout) + &text(&output.stderr),
+        )
     }
 
     /// What the agent says of itself.
     #[must_use]
     pub fn agent_status(&self, agent: &str) -> Option<Value> {
-        let output = Command::new(program("scrinium-agent")).args(["status", "--json", "--state"]).arg(self.state(agent)).output().unwrap();
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+        let output = Command::new(program("scrinium-agent"))
+            .args(["status", "--json", "--state"])
+            .arg(self.state(agent))
+            .output()
+            .unwrap();
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
     /// Waits until exactly `expected` bytes of a file are archived.
@@ -221,7 +291,9 @@ impl Lab {
         wait_until("everything is archived", limit, || {
             pause(Duration::from_millis(200));
             let path = path.to_str().unwrap();
-            let exported = self.server(&["export", "--agent", agent, "--path", path, "--format", "raw", "--out", "-"]);
+            let exported = self.server(&[
+                "export", "--agent", agent, "--path", path, "--format", "raw", "--out", "-",
+            ]);
             exported.status.success() && exported.stdout.len() >= expected
         });
     }
@@ -266,8 +338,16 @@ fn kill(child: Option<&mut Child>) {
 
 fn terminate(child: &mut Child) {
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    wait_until("the program stops", Duration::from_secs(30), || child.try_wait().unwrap().is_some());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    wait_until("the program stops", Duration::from_secs(30), || {
+        child.try_wait().unwrap().is_some()
+    });
 }
 
 /// Bytes of a program as text.

@@ -1,6 +1,13 @@
 //! Real programs under test: a laboratory of one server, agents, files, and a link that can be cut.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc, reason = "a step that fails is a test that fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_in_result,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "a step that fails is a test that fails"
+)]
 
 pub mod browser;
 pub mod corpus;
@@ -46,7 +53,9 @@ pub fn program(name: &str) -> PathBuf {
 pub fn has_tool(name: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&paths).any(|dir| dir.join(name).is_file())
-        || ["/usr/sbin", "/sbin"].iter().any(|dir| PathBuf::from(dir).join(name).is_file());
+        || ["/usr/sbin", "/sbin"]
+            .iter()
+            .any(|dir| PathBuf::from(dir).join(name).is_file());
     if !found {
         skipped(&format!("{name} is not installed"));
     }

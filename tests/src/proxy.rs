@@ -36,7 +36,9 @@ impl Proxy {
                 if accepting.cut.load(Ordering::SeqCst) {
                     continue; // closed at once, as by a dead link's router
                 }
-                let Ok(server) = TcpStream::connect(target) else { continue };
+                let Ok(server) = TcpStream::connect(target) else {
+                    continue;
+                };
                 for (from, to) in [(&client, &server), (&server, &client)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let shared = accepting.clone();
@@ -83,7 +85,11 @@ impl Proxy {
 fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let mut buffer = [0; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
-        shared.recorded.lock().unwrap().extend_from_slice(&buffer[..n]);
+        shared
+            .recorded
+            .lock()
+            .unwrap()
+            .extend_from_slice(&buffer[..n]);
         if to.write_all(&buffer[..n]).is_err() {
             break;
         }

@@ -15,7 +15,11 @@ use clap::Parser;
 
 /// Checks a package exported by a Scrinium server; needs no server, no secret and no network.
 #[derive(Parser)]
-#[command(version, name = "scrinium-verify", after_help = "Example: scrinium-verify scrinium-package.tar --trust agent.key")]
+#[command(
+    version,
+    name = "scrinium-verify",
+    after_help = "Example: scrinium-verify scrinium-package.tar --trust agent.key"
+)]
 struct Cli {
     /// The package.
     package: PathBuf,
@@ -37,10 +41,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let mut file = File::open(&cli.package).with_context(|| format!("opening {}", cli.package.display()))?;
+    let mut file =
+        File::open(&cli.package).with_context(|| format!("opening {}", cli.package.display()))?;
     let trusted = match &cli.trust {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("reading {}", path.display()))?;
             Some(text.trim().to_owned())
         }
         None => None,
@@ -59,7 +65,15 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         for line in &verdict.problems {
             writeln!(out, "PROBLEM:     {line}")?;
         }
-        writeln!(out, "{}", if verdict.whole { "the package is whole" } else { "the package is NOT whole" })?;
+        writeln!(
+            out,
+            "{}",
+            if verdict.whole {
+                "the package is whole"
+            } else {
+                "the package is NOT whole"
+            }
+        )?;
     }
     if verdict.whole {
         return Ok(ExitCode::SUCCESS);

@@ -40,7 +40,12 @@ struct Manifest {
 /// Checks a package.
 pub(crate) fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
     let members = members(file)?;
-    let extent = |name: &str| members.get(name).copied().with_context(|| format!("the package has no {name}"));
+    let extent = |name: &str| {
+        members
+            .get(name)
+            .copied()
+            .with_context(|| format!("the package has no {name}"))
+    };
     let (start, len) = extent("manifest.json")?;
     if len > MANIFEST_LEN_MAX {
         bail!("manifest.json is longer than any manifest");
@@ -50,7 +55,10 @@ pub(crate) fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
     file.take(len).read_to_end(&mut text)?;
     let manifest: Manifest = serde_json::from_slice(&text).context("manifest.json")?;
     if manifest.format != "scrinium-package-1" {
-        bail!("the package's format is {}; this program knows scrinium-package-1", manifest.format);
+        bail!(
+            "the package's format is {}; this program knows scrinium-package-1",
+            manifest.format
+        );
     }
     let mut log = part(file, extent("log.txt")?)?;
     let mut batches = part(file, extent("batches.bin")?)?;
@@ -58,7 +66,9 @@ pub(crate) fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
     let problem = walk(&manifest, &mut log, &mut batches, &mut verdict)?;
     verdict.problems.extend(problem);
     if trusted.is_some_and(|key| !key.eq_ignore_ascii_case(&manifest.agent_key)) {
-        verdict.problems.push("the package is signed with another key than the trusted one".into());
+        verdict
+            .problems
+            .push("the package is signed with another key than the trusted one".into());
     }
     verdict.whole = verdict.problems.is_empty();
     if verdict.whole {
@@ -66,10 +76,15 @@ pub(crate) fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
             "log.txt holds {} lines or parts of lines, {} bytes, exactly as agent {} signed them for {}",
             manifest.entries, manifest.bytes, manifest.agent, manifest.stream
         ));
-        verdict.proven.push("none between the first and the last is missing, doubled, moved or altered".into());
+        verdict.proven.push(
+            "none between the first and the last is missing, doubled, moved or altered".into(),
+        );
     }
     if manifest.gaps > 0 {
-        verdict.not_proven.push(format!("the agent itself says in {} gap entries that something was not collected", manifest.gaps));
+        verdict.not_proven.push(format!(
+            "the agent itself says in {} gap entries that something was not collected",
+            manifest.gaps
+        ));
     }
     match trusted {
         Some(_) => verdict.proven.push("the signing key is the trusted one".into()),
@@ -78,26 +93,42 @@ pub(crate) fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
             manifest.agent_key
         )),
     }
-    verdict.not_proven.push("when it happened: times are the agent's and the server's own clocks".into());
+    verdict
+        .not_proven
+        .push("when it happened: times are the agent's and the server's own clocks".into());
     Ok(verdict)
 }
 
 /// Walks batches and log side by side; returns the first thing that is wrong.
-fn walk(manifest: &Manifest, log: &mut dyn Read, batches: &mut dyn Read, verdict: &mut Verdict) -> Result<Option<String>> {
-    let agent: AgentId = manifest.agent_id.parse().context("manifest.json: agent_id")?;
-    let stream: StreamId = manifest.stream_id.parse().context("manifest.json: stream_id")?;
-    let key = VerifyingKey::from_bytes(&key_bytes(&manifest.agent_key)?).context("manifest.json: agent_key")?;
+fn walk(
+    manifest: &Manifest,
+    log: &mut dyn Read,
+    batches: &mut dyn Read,
+    verdict: &mut Verdict,
+) -> Result<Option<String>> {
+    let agent: AgentId = manifest
+        .agent_id
+        .parse()
+        .context("manifest.json: agent_id")?;
+    let stream: StreamId = manifest
+        .stream_id
+        .parse()
+        .context("manifest.json: stream_id")?;
+    let key = VerifyingKey::from_bytes(&key_bytes(&manifest.agent_key)?)
+        .context("manifest.json: agent_key")?;
     let mut position: Option<StreamPosition> = None;
     let (mut entries, mut gaps, mut bytes, mut count) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut digest = Sha256::new();
     let mut buffer = Vec::new();
     while let Some(encoded) = next_batch(batches)? {
         count += 1;
-        let whole = SealedBatch::decode(&encoded, "batch").map_err(anyhow::Error::from).and_then(|batch| {
-            let opened = batch.open()?;
-            batch.header.verify_signature(&key)?;
-            Ok((batch, opened))
-        });
+        let whole = SealedBatch::decode(&encoded, "batch")
+            .map_err(anyhow::Error::from)
+            .and_then(|batch| {
+                let opened = batch.open()?;
+                batch.header.verify_signature(&key)?;
+                Ok((batch, opened))
+            });
         let (batch, opened) = match whole {
             Ok(whole) => whole,
             Err(error) => return Ok(Some(format!("batch {count}: {error}"))),
@@ -107,9 +138,14 @@ fn walk(manifest: &Manifest, log: &mut dyn Read, batches: &mut dyn Read, verdict
             return Ok(Some(format!("batch {count} belongs to another stream")));
         }
         let start = StreamPosition::start(agent, stream, header.epoch);
-        let before = position.take().filter(|position| position.epoch == header.epoch).unwrap_or(start);
+        let before = position
+            .take()
+            .filter(|position| position.epoch == header.epoch)
+            .unwrap_or(start);
         if header.relation_to(&before) != Relation::Follows {
-            return Ok(Some(format!("batch {count} does not follow the one before: something is missing, doubled or moved")));
+            return Ok(Some(format!(
+                "batch {count} does not follow the one before: something is missing, doubled or moved"
+            )));
         }
         for (meta, entry) in opened.iter() {
             if meta.flags.is_gap() {
@@ -119,7 +155,9 @@ fn walk(manifest: &Manifest, log: &mut dyn Read, batches: &mut dyn Read, verdict
             buffer.resize(entry.len(), 0);
             if log.read_exact(&mut buffer).is_err() || buffer != entry {
                 let sequence = header.first.0 + entries;
-                return Ok(Some(format!("log.txt differs from what was signed, at byte {bytes} (near sequence {sequence})")));
+                return Ok(Some(format!(
+                    "log.txt differs from what was signed, at byte {bytes} (near sequence {sequence})"
+                )));
             }
             digest.update(entry);
             entries += 1;
@@ -132,13 +170,25 @@ fn walk(manifest: &Manifest, log: &mut dyn Read, batches: &mut dyn Read, verdict
     }
     let head = position.map(|position| position.head.to_string());
     if head != manifest.last_head {
-        return Ok(Some("the last chain head is not the manifest's: batches are missing at the end".into()));
+        return Ok(Some(
+            "the last chain head is not the manifest's: batches are missing at the end".into(),
+        ));
     }
-    let sha256: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    if (entries, gaps, bytes) != (manifest.entries, manifest.gaps, manifest.bytes) || sha256 != manifest.sha256 {
-        return Ok(Some("the counts or the digest of the manifest are not those of the entries".into()));
+    let sha256: String = digest
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    if (entries, gaps, bytes) != (manifest.entries, manifest.gaps, manifest.bytes)
+        || sha256 != manifest.sha256
+    {
+        return Ok(Some(
+            "the counts or the digest of the manifest are not those of the entries".into(),
+        ));
     }
-    verdict.proven.push(format!("{count} batches: every Merkle root, chain head and signature was recomputed"));
+    verdict.proven.push(format!(
+        "{count} batches: every Merkle root, chain head and signature was recomputed"
+    ));
     Ok(None)
 }
 
@@ -147,14 +197,18 @@ fn next_batch(batches: &mut dyn Read) -> Result<Option<Vec<u8>>> {
     let mut len = [0; 4];
     match batches.read(&mut len)? {
         0 => return Ok(None),
-        n => batches.read_exact(len.get_mut(n..).unwrap_or_default()).context("batches.bin is cut")?,
+        n => batches
+            .read_exact(len.get_mut(n..).unwrap_or_default())
+            .context("batches.bin is cut")?,
     }
     let len = u64::from(u32::from_be_bytes(len));
     if !(8..=BATCH_LEN_MAX).contains(&len) {
         bail!("batches.bin: a batch of {len} bytes");
     }
     let mut received = [0; 8];
-    batches.read_exact(&mut received).context("batches.bin is cut")?;
+    batches
+        .read_exact(&mut received)
+        .context("batches.bin is cut")?;
     let mut encoded = Vec::new();
     batches.take(len - 8).read_to_end(&mut encoded)?;
     Ok(Some(encoded))
@@ -170,18 +224,33 @@ fn members(file: &mut File) -> Result<BTreeMap<String, (u64, u64)>> {
         let mut header = [0; 512];
         file.read_exact(&mut header)?;
         let field = |from: usize, to: usize| {
-            let text = header.get(from..to).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default();
+            let text = header
+                .get(from..to)
+                .and_then(|bytes| str::from_utf8(bytes).ok())
+                .unwrap_or_default();
             text.trim_matches(['\0', ' ']).to_owned()
         };
         let name = field(0, 100);
         if name.is_empty() {
             break;
         }
-        let sum: u64 = header.iter().enumerate().map(|(i, &byte)| if (148..156).contains(&i) { 32 } else { u64::from(byte) }).sum();
+        let sum: u64 = header
+            .iter()
+            .enumerate()
+            .map(|(i, &byte)| {
+                if (148..156).contains(&i) {
+                    32
+                } else {
+                    u64::from(byte)
+                }
+            })
+            .sum();
         if u64::from_str_radix(&field(148, 156), 8).ok() != Some(sum) {
             bail!("the package's entry for {name} is damaged");
         }
-        let len = u64::from_str_radix(&field(124, 136), 8).ok().filter(|len| at + 512 + len <= end);
+        let len = u64::from_str_radix(&field(124, 136), 8)
+            .ok()
+            .filter(|len| at + 512 + len <= end);
         let len = len.with_context(|| format!("the package is cut in {name}"))?;
         found.insert(name, (at + 512, len));
         at += 512 + len.div_ceil(512) * 512;
@@ -191,7 +260,14 @@ fn members(file: &mut File) -> Result<BTreeMap<String, (u64, u64)>> {
 
 /// A reader of one member, with a file position of its own.
 fn part(file: &File, (start, len): (u64, u64)) -> Result<impl Read + use<>> {
-    Ok(BufReader::with_capacity(1 << 18, Part { file: file.try_clone()?, at: start, end: start + len }))
+    Ok(BufReader::with_capacity(
+        1 << 18,
+        Part {
+            file: file.try_clone()?,
+            at: start,
+            end: start + len,
+        },
+    ))
 }
 
 struct Part {
@@ -214,7 +290,9 @@ fn key_bytes(hex: &str) -> Result<[u8; 32]> {
     let mut key = [0; 32];
     for (i, byte) in key.iter_mut().enumerate() {
         let digits = hex.get(i * 2..i * 2 + 2);
-        *byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).context("a key is 64 hexadecimal digits")?;
+        *byte = digits
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .context("a key is 64 hexadecimal digits")?;
     }
     Ok(key)
 }

@@ -49,7 +49,10 @@ impl FileId {
         #[cfg(not(unix))]
         {
             // The file index is not in stable std: the creation time tells files apart nearly as well.
-            let created = metadata.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            let created = metadata
+                .created()
+                .ok()
+                .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
             Self {
                 device: 0,
                 inode: created.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(0)),
@@ -103,7 +106,9 @@ impl Bookmark {
             tail: r.array("tail")?,
         };
         r.finish("bookmark")?;
-        if usize::from(bookmark.head_len) > HEAD_LEN_MAX || usize::from(bookmark.tail_len) > TAIL_LEN_MAX {
+        if usize::from(bookmark.head_len) > HEAD_LEN_MAX
+            || usize::from(bookmark.tail_len) > TAIL_LEN_MAX
+        {
             return Err(InvalidMessage::TooLong("bookmark"));
         }
         Ok(bookmark)
@@ -116,8 +121,13 @@ impl Bookmark {
         }
         let mut head = vec![0; usize::from(self.head_len)];
         let mut tail = vec![0; usize::from(self.tail_len)];
-        let read = read_exact_at(file, &mut head, 0)
-            .and_then(|()| read_exact_at(file, &mut tail, self.offset.saturating_sub(u64::from(self.tail_len))));
+        let read = read_exact_at(file, &mut head, 0).and_then(|()| {
+            read_exact_at(
+                file,
+                &mut tail,
+                self.offset.saturating_sub(u64::from(self.tail_len)),
+            )
+        });
         match read {
             Ok(()) => Ok(half_hash(&head) == self.head && half_hash(&tail) == self.tail),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -142,7 +152,10 @@ mod tests {
 
     #[test]
     fn a_bookmark_reads_back() {
-        let id = FileId { device: 1, inode: 2 };
+        let id = FileId {
+            device: 1,
+            inode: 2,
+        };
         let bookmark = Bookmark::new(id, 77, true, b"head", b"tail");
         assert_eq!(Bookmark::decode(&bookmark.encode()), Ok(bookmark.clone()));
         let encoded = bookmark.encode();

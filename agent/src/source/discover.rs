@@ -15,7 +15,10 @@ pub(crate) struct Discovery {
 
 impl Discovery {
     pub(crate) fn new(config: &Config) -> Self {
-        let sources = config.sources.iter().map(|pattern| (fixed_part(&pattern.text), pattern.clone()));
+        let sources = config
+            .sources
+            .iter()
+            .map(|pattern| (fixed_part(&pattern.text), pattern.clone()));
         Self {
             sources: sources.collect(),
             deny: config.deny.clone(),
@@ -26,8 +29,17 @@ impl Discovery {
     pub(crate) fn files(&self) -> BTreeSet<PathBuf> {
         let mut found = BTreeSet::new();
         for (root, pattern) in &self.sources {
-            let depth = if pattern.text.contains("**") { DEPTH_MAX } else { depth_of(root, &pattern.text) };
-            for entry in WalkDir::new(root).max_depth(depth).follow_links(true).into_iter().flatten() {
+            let depth = if pattern.text.contains("**") {
+                DEPTH_MAX
+            } else {
+                depth_of(root, &pattern.text)
+            };
+            for entry in WalkDir::new(root)
+                .max_depth(depth)
+                .follow_links(true)
+                .into_iter()
+                .flatten()
+            {
                 let path = entry.path();
                 if !pattern.matcher.is_match(path) || self.is_denied(path) {
                     continue;
@@ -47,14 +59,23 @@ impl Discovery {
         }
         let real = std::fs::canonicalize(path);
         self.deny.iter().any(|pattern| {
-            pattern.matcher.is_match(path) || real.as_ref().is_ok_and(|real| pattern.matcher.is_match(real))
+            pattern.matcher.is_match(path)
+                || real
+                    .as_ref()
+                    .is_ok_and(|real| pattern.matcher.is_match(real))
         })
     }
 
     /// The directories in which matching files lie or may appear.
     pub(crate) fn directories(&self, files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-        let parents = files.iter().filter_map(|path| path.parent().map(Path::to_owned));
-        let roots = self.sources.iter().map(|(root, _)| root.clone()).filter(|root| root.is_dir());
+        let parents = files
+            .iter()
+            .filter_map(|path| path.parent().map(Path::to_owned));
+        let roots = self
+            .sources
+            .iter()
+            .map(|(root, _)| root.clone())
+            .filter(|root| root.is_dir());
         roots.chain(parents).collect()
     }
 }

@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use memchr::memchr_iter;
-use scrinium_protocol::batch::{BatchBuilder, ENTRY_LEN_MAX, EntryFlags, EntryMeta, StreamPosition};
+use scrinium_protocol::batch::{
+    BatchBuilder, ENTRY_LEN_MAX, EntryFlags, EntryMeta, StreamPosition,
+};
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
 
@@ -75,7 +77,13 @@ enum Read {
 }
 
 impl FileStream {
-    pub(crate) fn new(id: StreamId, name: String, path: PathBuf, position: StreamPosition, rewinds: u64) -> Self {
+    pub(crate) fn new(
+        id: StreamId,
+        name: String,
+        path: PathBuf,
+        position: StreamPosition,
+        rewinds: u64,
+    ) -> Self {
         Self {
             id,
             name,
@@ -108,13 +116,21 @@ impl FileStream {
             return false;
         };
         let id = FileId::of(&metadata);
-        let follows = self.current.iter().chain(&self.queued).chain(&self.lingering);
+        let follows = self
+            .current
+            .iter()
+            .chain(&self.queued)
+            .chain(&self.lingering);
         follows.into_iter().any(|follow| follow.id == id)
     }
 
     /// Whether the file is gone and everything of it was read.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        let over = |follow: &Follow| follow.renamed.is_some_and(|at| now.duration_since(at) > FORGET_AFTER);
+        let over = |follow: &Follow| {
+            follow
+                .renamed
+                .is_some_and(|at| now.duration_since(at) > FORGET_AFTER)
+        };
         self.resumed
             && self.builder.is_empty()
             && self.queued.is_empty()
@@ -213,7 +229,11 @@ impl FileStream {
 
     /// Finds the file in which `bookmark` was taken: first by inode, then by content; at the path,
     /// then beside it. Returns it with its modification time and whether it is at the path.
-    fn find(&self, bookmark: &Bookmark, except: Option<FileId>) -> io::Result<Option<(Follow, SystemTime, bool)>> {
+    fn find(
+        &self,
+        bookmark: &Bookmark,
+        except: Option<FileId>,
+    ) -> io::Result<Option<(Follow, SystemTime, bool)>> {
         let mut candidates = vec![self.path.clone()];
         candidates.extend(siblings(&self.path)?);
         let mut by_content = None;
@@ -236,7 +256,9 @@ impl FileStream {
     /// The rotated files written after the one called `id`, oldest first: generations that came and
     /// went while nobody looked.
     fn later_generations(&self, id: FileId, modified: SystemTime) -> io::Result<Vec<Follow>> {
-        let at_path = std::fs::metadata(&self.path).ok().map(|metadata| FileId::of(&metadata));
+        let at_path = std::fs::metadata(&self.path)
+            .ok()
+            .map(|metadata| FileId::of(&metadata));
         let mut found = Vec::new();
         for path in siblings(&self.path)? {
             if !is_generation_of(&self.path, &path) {
@@ -246,7 +268,10 @@ impl FileStream {
             let written = follow.file.metadata()?.modified()?;
             let known = follow.id == id
                 || Some(follow.id) == at_path
-                || self.lingering.iter().any(|lingering| lingering.id == follow.id);
+                || self
+                    .lingering
+                    .iter()
+                    .any(|lingering| lingering.id == follow.id);
             if written > modified && !known {
                 found.push((written, follow));
             }
@@ -256,7 +281,12 @@ impl FileStream {
     }
 
     /// Takes the lines of one chunk.
-    fn read(&mut self, follow: &mut Follow, context: &mut Context, now: Instant) -> io::Result<Read> {
+    fn read(
+        &mut self,
+        follow: &mut Follow,
+        context: &mut Context,
+        now: Instant,
+    ) -> io::Result<Read> {
         let len = follow.file.metadata()?.len();
         if len < follow.offset {
             return Ok(Read::Truncated);
@@ -266,7 +296,9 @@ impl FileStream {
         }
         let tail_len = follow.tail.len();
         let start = follow.offset - tail_len as u64;
-        let wanted = usize::try_from(len - start).unwrap_or(usize::MAX).min(CHUNK_LEN);
+        let wanted = usize::try_from(len - start)
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_LEN);
         let mut window = vec![0; wanted];
         let got = read_at(&follow.file, &mut window, start)?;
         window.truncate(got);
@@ -277,7 +309,9 @@ impl FileStream {
             let known = follow.head.len() - usize::try_from(start).unwrap_or(0);
             let unseen = window.get(known..).unwrap_or_default();
             let missing = (HEAD_LEN_MAX - follow.head.len()).min(unseen.len());
-            follow.head.extend_from_slice(unseen.get(..missing).unwrap_or_default());
+            follow
+                .head
+                .extend_from_slice(unseen.get(..missing).unwrap_or_default());
         }
 
         let time_us = clock::unix_us();
@@ -311,7 +345,11 @@ impl FileStream {
             }
         }
         follow.move_to(at, tail_len, &window);
-        if reached_end { Ok(Read::End) } else { Ok(Read::More) }
+        if reached_end {
+            Ok(Read::End)
+        } else {
+            Ok(Read::More)
+        }
     }
 
     /// Puts `window[at..end]` into entries and moves `at` there. Seals a batch that has no room.
@@ -332,11 +370,18 @@ impl FileStream {
                 let tail_len = follow.tail.len();
                 follow.move_to(*at, tail_len, window);
                 let bookmark = self.bookmark_of_current.clone();
-                self.seal_at(bookmark.unwrap_or_else(|| follow.bookmark(self.in_line)), context);
+                self.seal_at(
+                    bookmark.unwrap_or_else(|| follow.bookmark(self.in_line)),
+                    context,
+                );
                 // The window still begins where it did.
                 follow.move_back(*at, tail_len, window);
             }
-            let flags = if is_whole && piece_end == end { EntryFlags::NONE } else { EntryFlags::FRAGMENT };
+            let flags = if is_whole && piece_end == end {
+                EntryFlags::NONE
+            } else {
+                EntryFlags::FRAGMENT
+            };
             self.builder.push(bytes, EntryMeta { time_us, flags });
             self.in_line = flags.is_fragment();
             *at = piece_end;
@@ -378,7 +423,9 @@ impl FileStream {
             return Ok(false);
         }
         // It has begun: what it wrote to the old one before is there now. Read once more to the end.
-        if current.file.metadata()?.len() != current.offset + current.unfinished.map_or(0, |(len, _)| len as u64) {
+        if current.file.metadata()?.len()
+            != current.offset + current.unfinished.map_or(0, |(len, _)| len as u64)
+        {
             return Ok(true);
         }
         let (id, modified) = (current.id, current.file.metadata()?.modified()?);
@@ -419,14 +466,29 @@ impl FileStream {
         let Some(mut follow) = self.current.take() else {
             return;
         };
-        let rest = usize::try_from(follow.file.metadata().map_or(0, |m| m.len()).saturating_sub(follow.offset)).unwrap_or(0);
+        let rest = usize::try_from(
+            follow
+                .file
+                .metadata()
+                .map_or(0, |m| m.len())
+                .saturating_sub(follow.offset),
+        )
+        .unwrap_or(0);
         let mut window = vec![0; rest.min(ENTRY_LEN_MAX)];
         let got = read_at(&follow.file, &mut window, follow.offset).unwrap_or(0);
         window.truncate(got);
         if !window.is_empty() {
             let (mut at, end) = (0, window.len());
             follow.tail.clear();
-            self.push_line(&mut at, end, true, &window, &mut follow, clock::unix_us(), context);
+            self.push_line(
+                &mut at,
+                end,
+                true,
+                &window,
+                &mut follow,
+                clock::unix_us(),
+                context,
+            );
             follow.move_to(at, 0, &window);
         }
         self.current = Some(follow);
@@ -463,12 +525,17 @@ impl FileStream {
         let mut outcome = Ok(());
         for follow in &mut lingering {
             let before = follow.offset;
-            outcome = outcome.and(self.read(follow, context, now).map(drop));
+            let read = self.read(follow, context, now).map(drop);
+            outcome = outcome.and(read);
             if follow.offset > before {
                 follow.renamed = Some(now);
             }
         }
-        lingering.retain(|follow| follow.renamed.is_some_and(|at| now.duration_since(at) < LINGER));
+        lingering.retain(|follow| {
+            follow
+                .renamed
+                .is_some_and(|at| now.duration_since(at) < LINGER)
+        });
         self.lingering = lingering;
         self.bookmark_of_current = None;
         outcome
@@ -486,8 +553,13 @@ impl FileStream {
         if self.builder.is_empty() {
             return;
         }
-        let (batch, after) =
-            self.builder.seal(self.id, &self.position, bookmark.encode(), &context.signing, &mut context.compressor);
+        let (batch, after) = self.builder.seal(
+            self.id,
+            &self.position,
+            bookmark.encode(),
+            &context.signing,
+            &mut context.compressor,
+        );
         self.position = after;
         context.send(Produced {
             name: self.name.clone(),
@@ -516,7 +588,9 @@ impl Follow {
         let mut head = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(HEAD_LEN_MAX)];
         let got = read_at(&self.file, &mut head, 0)?;
         head.truncate(got);
-        let tail_len = usize::try_from(bookmark.offset).unwrap_or(usize::MAX).min(TAIL_LEN_MAX);
+        let tail_len = usize::try_from(bookmark.offset)
+            .unwrap_or(usize::MAX)
+            .min(TAIL_LEN_MAX);
         let mut tail = vec![0; tail_len];
         let got = read_at(&self.file, &mut tail, bookmark.offset - tail_len as u64)?;
         if got != tail_len {
@@ -562,7 +636,10 @@ fn open(path: &Path) -> io::Result<Option<Follow>> {
 
 /// Regular files beside `path` whose names begin like its own.
 fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(dir), Some(stem)) = (path.parent(), path.file_stem().and_then(|stem| stem.to_str())) else {
+    let (Some(dir), Some(stem)) = (
+        path.parent(),
+        path.file_stem().and_then(|stem| stem.to_str()),
+    ) else {
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
@@ -581,14 +658,20 @@ fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// Whether `sibling` is named as rotation names old files: the same name with a number or a date
 /// behind it or before its extension.
 fn is_generation_of(path: &Path, sibling: &Path) -> bool {
-    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    let name = |path: &Path| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .map(str::to_owned)
+    };
     let (Some(own), Some(other)) = (name(path), name(sibling)) else {
         return false;
     };
     let is_suffix = |text: &str| {
         text.starts_with(['.', '-', '_'])
             && text.bytes().any(|byte| byte.is_ascii_digit())
-            && text.bytes().all(|byte| byte.is_ascii_digit() || b".-_T".contains(&byte))
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || b".-_T".contains(&byte))
     };
     if let Some(suffix) = other.strip_prefix(&own) {
         return is_suffix(suffix);
@@ -596,7 +679,9 @@ fn is_generation_of(path: &Path, sibling: &Path) -> bool {
     let Some((stem, extension)) = own.rsplit_once('.') else {
         return false;
     };
-    let middle = other.strip_prefix(stem).and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
+    let middle = other
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
     middle.is_some_and(is_suffix)
 }
 
@@ -655,7 +740,11 @@ mod tests {
             ("app2.log", false),
             ("application.log", false),
         ] {
-            assert_eq!(is_generation_of(own, &own.with_file_name(name)), expected, "{name}");
+            assert_eq!(
+                is_generation_of(own, &own.with_file_name(name)),
+                expected,
+                "{name}"
+            );
         }
     }
 }

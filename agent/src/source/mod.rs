@@ -17,10 +17,10 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use scrinium_protocol::batch::{AGENT_LEVEL, Compressor, SealedBatch, StreamPosition};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
-use ed25519_dalek::SigningKey;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -96,7 +96,9 @@ pub(crate) fn start(
         },
     };
     sources.watch(commands.clone());
-    let thread = std::thread::Builder::new().name("sources".into()).spawn(move || sources.run(&received))?;
+    let thread = std::thread::Builder::new()
+        .name("sources".into())
+        .spawn(move || sources.run(&received))?;
     Ok((commands, thread))
 }
 
@@ -138,7 +140,11 @@ impl Sources {
                 }
                 !over
             });
-            let patience = if busy { Duration::ZERO } else { self.poll_interval() };
+            let patience = if busy {
+                Duration::ZERO
+            } else {
+                self.poll_interval()
+            };
             if !self.wait(commands, patience) {
                 return;
             }
@@ -154,7 +160,11 @@ impl Sources {
             match commands.recv_timeout(left) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
                 Ok(Command::Wake) => deadline = deadline.min(clock::now() + GATHER_DELAY),
-                Ok(Command::Rewind { stream, position, rewinds }) => self.rewind(stream, position, rewinds),
+                Ok(Command::Rewind {
+                    stream,
+                    position,
+                    rewinds,
+                }) => self.rewind(stream, position, rewinds),
                 Err(RecvTimeoutError::Timeout) => return true,
             }
         }
@@ -189,7 +199,10 @@ impl Sources {
             let start = StreamPosition::start(self.agent, id, self.epoch);
             let position = self.positions.get(&id).cloned().unwrap_or(start);
             let rewinds = self.rewinds.get(&id).copied().unwrap_or(0);
-            self.streams.insert(path.clone(), FileStream::new(id, name, path.clone(), position, rewinds));
+            self.streams.insert(
+                path.clone(),
+                FileStream::new(id, name, path.clone(), position, rewinds),
+            );
         }
         let directories = self.discovery.directories(&files);
         if let Some(watcher) = &mut self.watcher {
@@ -209,7 +222,10 @@ impl Sources {
         let wake = move |event: notify::Result<notify::Event>| {
             // Reading a file is an event too: only changes count, or we would wake ourselves.
             let changed = event.is_ok_and(|event| {
-                matches!(event.kind, EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_))
+                matches!(
+                    event.kind,
+                    EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_)
+                )
             });
             if changed {
                 // A full channel already holds a wake-up.
@@ -223,7 +239,11 @@ impl Sources {
     }
 
     fn poll_interval(&self) -> Duration {
-        if self.watcher.is_some() { POLL_WATCHED } else { POLL_UNWATCHED }
+        if self.watcher.is_some() {
+            POLL_WATCHED
+        } else {
+            POLL_UNWATCHED
+        }
     }
 }
 

@@ -71,7 +71,10 @@ impl Disk {
                 Err(error) => {
                     // Kept out of the queue; what it held is read again from the source.
                     error!(segment = number, %error, "a segment of the spool is damaged");
-                    durable::rename(&disk.path(number), &disk.path(number).with_extension("damaged"))?;
+                    durable::rename(
+                        &disk.path(number),
+                        &disk.path(number).with_extension("damaged"),
+                    )?;
                     found.retain(|(_, _, place): &(_, _, DiskPlace)| place.segment != number);
                 }
             }
@@ -81,8 +84,14 @@ impl Disk {
 
     fn read_segment(&mut self, number: u64, found: &mut Found) -> Result<u64, Error> {
         let reader = SegmentReader::open(&self.path(number), &self.key, Kind::Spool)?;
-        if reader.previous() != [0; 16] && reader.previous() != self.last_tag && self.last_tag != [0; 16] {
-            warn!(segment = number, "a segment of the spool does not follow the one before it");
+        if reader.previous() != [0; 16]
+            && reader.previous() != self.last_tag
+            && self.last_tag != [0; 16]
+        {
+            warn!(
+                segment = number,
+                "a segment of the spool does not follow the one before it"
+            );
         }
         self.last_tag = reader.tag();
         let mut cursor = reader.start();
@@ -142,7 +151,8 @@ impl Disk {
     fn create(&mut self) -> Result<(u64, SegmentWriter)> {
         let number = self.next_number;
         self.next_number += 1;
-        let writer = SegmentWriter::create(&self.dir, &self.key, Kind::Spool, number, self.last_tag)?;
+        let writer =
+            SegmentWriter::create(&self.dir, &self.key, Kind::Spool, number, self.last_tag)?;
         self.last_tag = writer.tag();
         Ok((number, writer))
     }
@@ -170,7 +180,11 @@ impl Disk {
             if oldest.is_some_and(|oldest| number >= oldest) {
                 break;
             }
-            if self.writer.as_ref().is_some_and(|(open, _)| *open == number) {
+            if self
+                .writer
+                .as_ref()
+                .is_some_and(|(open, _)| *open == number)
+            {
                 self.writer = None;
             }
             durable::remove(&self.path(number))?;

@@ -74,7 +74,12 @@ pub(crate) struct Fill {
 impl Spool {
     /// Opens the segments of `dir`. What is damaged is left out and said; its streams are rewound
     /// to before it when the server has spoken.
-    pub(crate) fn open(dir: &Path, key: &Secret<32>, ram_bytes_max: u64, disk_bytes_max: u64) -> Result<Self> {
+    pub(crate) fn open(
+        dir: &Path,
+        key: &Secret<32>,
+        ram_bytes_max: u64,
+        disk_bytes_max: u64,
+    ) -> Result<Self> {
         let (disk, found) = Disk::open(dir, key, disk_bytes_max)?;
         let mut spool = Self {
             queue: VecDeque::new(),
@@ -106,7 +111,9 @@ impl Spool {
     pub(crate) fn add(&mut self, name: &str, batch: &SealedBatch) {
         let encoded = batch.encoded();
         self.ram_bytes += encoded.len() as u64;
-        self.names.entry(batch.header.stream).or_insert_with(|| name.to_owned());
+        self.names
+            .entry(batch.header.stream)
+            .or_insert_with(|| name.to_owned());
         self.push(&batch.header, Place::Ram(encoded));
     }
 
@@ -181,7 +188,11 @@ impl Spool {
 
     /// Everything of `stream` before `next` is durable on the server.
     pub(crate) fn ack(&mut self, stream: StreamId, next: Sequence) -> Result<()> {
-        for item in self.queue.iter_mut().take_while(|item| item.stream != stream || item.next <= next) {
+        for item in self
+            .queue
+            .iter_mut()
+            .take_while(|item| item.stream != stream || item.next <= next)
+        {
             if item.stream == stream && !item.acked {
                 item.acked = true;
                 self.entries -= u64::from(item.count);
@@ -200,7 +211,7 @@ impl Spool {
         self.sent = self.sent.saturating_sub(before - self.queue.len());
         let oldest = self.queue.iter().find_map(|item| match item.at {
             Place::Disk(place) if !item.acked => Some(place.segment),
-            _ => None,
+            Place::Disk(_) | Place::Ram(_) => None,
         });
         self.disk.remove_before(oldest)
     }
@@ -208,11 +219,19 @@ impl Spool {
     /// Compares what waits of one stream with where the server stands: what it has is dropped, what
     /// follows is kept, and what follows nothing is dropped too. Returns the position after what is
     /// kept: the source must go on there.
-    pub(crate) fn reconcile(&mut self, stream: StreamId, server: &StreamPosition) -> Result<StreamPosition> {
+    pub(crate) fn reconcile(
+        &mut self,
+        stream: StreamId,
+        server: &StreamPosition,
+    ) -> Result<StreamPosition> {
         let mut expected = server.clone();
         let mut last_kept = None;
         for i in 0..self.queue.len() {
-            let Some(item) = self.queue.get_mut(i).filter(|item| item.stream == stream && !item.acked) else {
+            let Some(item) = self
+                .queue
+                .get_mut(i)
+                .filter(|item| item.stream == stream && !item.acked)
+            else {
                 continue;
             };
             if item.first == expected.next && item.previous == expected.head {
@@ -233,7 +252,9 @@ impl Spool {
                 Place::Ram(encoded) => encoded.clone(),
                 Place::Disk(place) => self.disk.read(*place)?,
             };
-            expected = SealedBatch::decode(&encoded, "batch")?.header.position_after();
+            expected = SealedBatch::decode(&encoded, "batch")?
+                .header
+                .position_after();
         }
         self.remove_acked()?;
         Ok(expected)
@@ -251,7 +272,12 @@ impl Spool {
                 Place::Ram(encoded) => encoded.clone(),
                 Place::Disk(place) => self.disk.read(*place)?,
             };
-            ends.insert(stream, SealedBatch::decode(&encoded, "batch")?.header.position_after());
+            ends.insert(
+                stream,
+                SealedBatch::decode(&encoded, "batch")?
+                    .header
+                    .position_after(),
+            );
         }
         Ok(ends)
     }

@@ -20,11 +20,18 @@ pub(crate) struct Exported {
 pub(crate) fn raw(archive: &Archive, stream: StreamId, out: &mut dyn Write) -> Result<Exported> {
     let mut done = Exported::default();
     let mut next: Option<u64> = None;
-    for extent in archive.extents().iter().filter(|extent| extent.stream == stream) {
+    for extent in archive
+        .extents()
+        .iter()
+        .filter(|extent| extent.stream == stream)
+    {
         for batch in archive.read(extent)? {
             let first = batch.header.first.0;
             if next.is_some_and(|next| first != next && first != 0) {
-                bail!("{}: entries are missing before {first}; run verify", extent.place_name());
+                bail!(
+                    "{}: entries are missing before {first}; run verify",
+                    extent.place_name()
+                );
             }
             next = Some(batch.header.next().0);
             for (meta, bytes) in batch.entries.iter() {

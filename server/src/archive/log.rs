@@ -86,7 +86,8 @@ impl Log {
                         .get_mut(&batch.header.stream)
                         .context("a batch in the log precedes its stream")?;
                     anyhow::ensure!(
-                        starts_anew(stream, &batch) || batch.header.relation_to(&stream.position) == Relation::Follows,
+                        starts_anew(stream, &batch)
+                            || batch.header.relation_to(&stream.position) == Relation::Follows,
                         "a batch in the log does not follow the one before"
                     );
                     apply(stream, &batch.header, received_us);
@@ -97,7 +98,10 @@ impl Log {
                     streams.entry(stream.id).or_insert(stream);
                 }
                 RECORD_LIMIT => {}
-                unknown => anyhow::bail!("{}: record kind {unknown} is of a newer version", path.display()),
+                unknown => anyhow::bail!(
+                    "{}: record kind {unknown} is of a newer version",
+                    path.display()
+                ),
             }
         }
         Ok(Some(log))
@@ -127,7 +131,10 @@ impl Log {
     }
 
     pub(crate) fn batches(&self) -> Vec<LogBatch> {
-        self.batches.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.batches
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn read(&self, place: Place) -> Result<StoredBatch> {
@@ -151,7 +158,10 @@ impl LogBatch {
             stream: header.stream,
             sequences: (header.first.0, header.next().0),
             // The last time is inside the body; a batch spans at most a minute.
-            times_us: (header.time_first_us, header.time_first_us.saturating_add(BATCH_SPAN_US_MAX)),
+            times_us: (
+                header.time_first_us,
+                header.time_first_us.saturating_add(BATCH_SPAN_US_MAX),
+            ),
         }
     }
 }
@@ -159,7 +169,8 @@ impl LogBatch {
 /// Whether a batch opens a new epoch of its stream properly.
 pub(crate) fn starts_anew(stream: &StreamRecord, batch: &SealedBatch) -> bool {
     let start = StreamPosition::start(stream.agent, stream.id, batch.header.epoch);
-    batch.header.epoch != stream.position.epoch && batch.header.relation_to(&start) == Relation::Follows
+    batch.header.epoch != stream.position.epoch
+        && batch.header.relation_to(&start) == Relation::Follows
 }
 
 /// Moves a stream over a batch that was committed.
@@ -171,7 +182,12 @@ pub(crate) fn apply(stream: &mut StreamRecord, header: &BatchHeader, received_us
 }
 
 /// A stream that has no entry yet.
-pub(crate) fn new_stream(id: StreamId, agent: AgentId, kind: StreamKind, name: String) -> StreamRecord {
+pub(crate) fn new_stream(
+    id: StreamId,
+    agent: AgentId,
+    kind: StreamKind,
+    name: String,
+) -> StreamRecord {
     StreamRecord {
         id,
         agent,

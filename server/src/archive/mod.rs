@@ -65,8 +65,14 @@ pub(crate) struct Extent {
 
 #[derive(Clone)]
 enum Source {
-    Log { log: Arc<Log>, place: Place },
-    Segment { segment: Arc<SegmentRecord>, block: usize },
+    Log {
+        log: Arc<Log>,
+        place: Place,
+    },
+    Segment {
+        segment: Arc<SegmentRecord>,
+        block: usize,
+    },
 }
 
 impl Archive {
@@ -83,7 +89,11 @@ impl Archive {
             state.streams.insert(stream.id, stream);
         }
         state.archived = state.streams.clone();
-        state.segments = catalogue.load::<SegmentRecord>()?.into_iter().map(Arc::new).collect();
+        state.segments = catalogue
+            .load::<SegmentRecord>()?
+            .into_iter()
+            .map(Arc::new)
+            .collect();
         state.segments.sort_by_key(|segment| segment.number);
         let archived = state.segments.last().map_or(0, |segment| segment.log);
         let numbers = log::numbers(&archive.log_dir())?;
@@ -99,11 +109,19 @@ impl Archive {
                 scrinium_segment::durable::remove(&path)?;
                 continue;
             }
-            if let Some(log) = Log::recover(&path, &archive.log_key, limits.get(&number).copied(), &mut state.streams)? {
+            if let Some(log) = Log::recover(
+                &path,
+                &archive.log_key,
+                limits.get(&number).copied(),
+                &mut state.streams,
+            )? {
                 state.logs.push(Arc::new(log));
             }
         }
-        *archive.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        *archive
+            .state
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = state;
         Ok(archive)
     }
 
@@ -154,8 +172,13 @@ impl Archive {
     /// Streams that no segment knows yet, as they were introduced.
     pub(crate) fn introduced(&self) -> Vec<StreamRecord> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let unknown = state.streams.values().filter(|stream| !state.archived.contains_key(&stream.id));
-        unknown.map(|live| log::new_stream(live.id, live.agent, live.kind, live.name.clone())).collect()
+        let unknown = state
+            .streams
+            .values()
+            .filter(|stream| !state.archived.contains_key(&stream.id));
+        unknown
+            .map(|live| log::new_stream(live.id, live.agent, live.kind, live.name.clone()))
+            .collect()
     }
 
     /// One stream as the last segment left it, or before its first entry.
@@ -164,7 +187,12 @@ impl Archive {
         let archived = state.archived.get(&id).cloned();
         archived.or_else(|| {
             let live = state.streams.get(&id)?;
-            Some(log::new_stream(live.id, live.agent, live.kind, live.name.clone()))
+            Some(log::new_stream(
+                live.id,
+                live.agent,
+                live.kind,
+                live.name.clone(),
+            ))
         })
     }
 
@@ -177,8 +205,13 @@ impl Archive {
     /// Where each stream of one agent stands.
     pub(crate) fn positions_of(&self, agent: AgentId) -> Vec<(StreamId, StreamPosition)> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let of_agent = state.streams.values().filter(|stream| stream.agent == agent);
-        of_agent.map(|stream| (stream.id, stream.position.clone())).collect()
+        let of_agent = state
+            .streams
+            .values()
+            .filter(|stream| stream.agent == agent);
+        of_agent
+            .map(|stream| (stream.id, stream.position.clone()))
+            .collect()
     }
 
     /// Notes a stream not seen before. Returns whether it is new.
@@ -198,7 +231,12 @@ impl Archive {
     }
 
     /// Finds a stream by its agent, kind and name.
-    pub(crate) fn find_stream(&self, agent: AgentId, kind: StreamKind, name: &str) -> Option<StreamRecord> {
+    pub(crate) fn find_stream(
+        &self,
+        agent: AgentId,
+        kind: StreamKind,
+        name: &str,
+    ) -> Option<StreamRecord> {
         self.stream(StreamId::derive(agent, kind, name))
     }
 
@@ -257,22 +295,37 @@ impl Archive {
             Source::Log { log, place } => Ok(vec![log.read(*place)?]),
             Source::Segment { segment, block } => {
                 let reader = self.open_segment(segment)?;
-                let record = segment.blocks.get(*block).context("a block of the catalogue")?;
+                let record = segment
+                    .blocks
+                    .get(*block)
+                    .context("a block of the catalogue")?;
                 self.read_block(&reader, record)
             }
         }
     }
 
     /// Reads one block of an open segment.
-    pub(crate) fn read_block(&self, reader: &SegmentReader, block: &BlockRecord) -> Result<Vec<StoredBatch>> {
+    pub(crate) fn read_block(
+        &self,
+        reader: &SegmentReader,
+        block: &BlockRecord,
+    ) -> Result<Vec<StoredBatch>> {
         let record = reader.read(place_of(block.place))?;
         let batches = block::decode(&record.payload, block.raw_len)?;
         Ok(batches)
     }
 
     pub(crate) fn open_segment(&self, segment: &SegmentRecord) -> Result<SegmentReader> {
-        let reader = SegmentReader::open(&self.segment_path(segment.number), &self.archive_key, Kind::Archive)?;
-        anyhow::ensure!(reader.tag() == segment.tag, "segment {:016x} is not the one that was sealed", segment.number);
+        let reader = SegmentReader::open(
+            &self.segment_path(segment.number),
+            &self.archive_key,
+            Kind::Archive,
+        )?;
+        anyhow::ensure!(
+            reader.tag() == segment.tag,
+            "segment {:016x} is not the one that was sealed",
+            segment.number
+        );
         Ok(reader)
     }
 
@@ -308,5 +361,9 @@ pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
     };
-    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    entries
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|meta| meta.len())
+        .sum()
 }

@@ -8,6 +8,7 @@
 //! at the next attempt; a finished one whose log still lies there wins over the log.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -15,9 +16,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use scrinium_protocol::batch::Compressor;
 use scrinium_protocol::identity::StreamId;
+use scrinium_segment::Kind;
 use scrinium_segment::durable;
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::Kind;
 use tracing::{error, info};
 
 use super::Archive;
@@ -38,9 +39,16 @@ pub(crate) fn run(archive: &Archive, catalogue: &Catalogue, finished: &Receiver<
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let (_, logs) = archive.parts();
-        for log in logs.iter().filter(|log| log.number() < active_from && active_from != u64::MAX) {
+        for log in logs
+            .iter()
+            .filter(|log| log.number() < active_from && active_from != u64::MAX)
+        {
             if let Err(error) = seal(archive, catalogue, log) {
-                error!(log = log.number(), error = format!("{error:#}"), "a log could not be sealed and is kept");
+                error!(
+                    log = log.number(),
+                    error = format!("{error:#}"),
+                    "a log could not be sealed and is kept"
+                );
                 break;
             }
         }
@@ -53,14 +61,24 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
         let introduced = archive.introduced();
         catalogue.write(|changes| introduced.iter().try_for_each(|stream| changes.put(stream)))?;
         archive.replace_log(None, number);
-        durable::remove(&archive.log_dir().join(scrinium_segment::segment_name(Kind::Log, number)))?;
+        durable::remove(
+            &archive
+                .log_dir()
+                .join(scrinium_segment::segment_name(Kind::Log, number)),
+        )?;
         return Ok(());
     }
     // A segment is named after its log, so an unfinished attempt lies where this one goes.
     durable::remove(&archive.segment_path(number))?;
     let (segments, _) = archive.parts();
     let previous = segments.last().map_or([0; 16], |segment| segment.tag);
-    let writer = SegmentWriter::create(&archive.archive_dir(), archive.archive_key(), Kind::Archive, number, previous)?;
+    let writer = SegmentWriter::create(
+        &archive.archive_dir(),
+        archive.archive_key(),
+        Kind::Archive,
+        number,
+        previous,
+    )?;
     let mut sealing = Sealing {
         writer,
         compressor: Compressor::new(ARCHIVE_LEVEL),
@@ -75,13 +93,14 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
         // Read at its place, root and all: a batch that cannot be read keeps its log.
         let batch = log.read(shown.place)?;
         let id = batch.header.stream;
-        if !sealing.streams.contains_key(&id) {
-            let stream = archive.archived_stream(id).context("a batch in the log has no stream")?;
-            sealing.streams.insert(id, stream);
-        }
-        if let Some(stream) = sealing.streams.get_mut(&id) {
-            apply(stream, &batch.header, batch.received_us);
-        }
+        let stream = match sealing.streams.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let stream = archive.archived_stream(id);
+                new.insert(stream.context("a batch in the log has no stream")?)
+            }
+        };
+        apply(stream, &batch.header, batch.received_us);
         sealed += u64::from(batch.header.count);
         sealing.add(&batch)?;
     }
@@ -91,7 +110,10 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
     }
     let (segment, streams) = sealing.finish(number)?;
     let blocks: u64 = segment.blocks.iter().map(|block| block.entries).sum();
-    ensure!(blocks == sealed, "segment {number:016x} holds {blocks} entries of {sealed}");
+    ensure!(
+        blocks == sealed,
+        "segment {number:016x} holds {blocks} entries of {sealed}"
+    );
     // At this point the segment is durable; if we die now, the log is sealed again.
     catalogue.write(|changes| {
         for stream in streams.values() {
@@ -101,9 +123,18 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
         Ok(())
     })?;
     // At this point the segment is the archive's; if we die now, the start removes the log.
-    info!(log = number, bytes = segment.len, blocks = segment.blocks.len(), "sealed a log");
+    info!(
+        log = number,
+        bytes = segment.len,
+        blocks = segment.blocks.len(),
+        "sealed a log"
+    );
     archive.replace_log(Some((segment, streams)), number);
-    durable::remove(&archive.log_dir().join(scrinium_segment::segment_name(Kind::Log, number)))?;
+    durable::remove(
+        &archive
+            .log_dir()
+            .join(scrinium_segment::segment_name(Kind::Log, number)),
+    )?;
     Ok(())
 }
 
@@ -130,7 +161,11 @@ struct OpenBlock {
 impl Sealing {
     fn add(&mut self, batch: &StoredBatch) -> Result<()> {
         let header = &batch.header;
-        let last_us = batch.entries.iter().last().map_or(header.time_first_us, |(meta, _)| meta.time_us);
+        let last_us = batch
+            .entries
+            .iter()
+            .last()
+            .map_or(header.time_first_us, |(meta, _)| meta.time_us);
         let block = self.open.entry(header.stream).or_insert_with(|| OpenBlock {
             raw: Vec::new(),
             filter: FilterBuilder::new(),
@@ -142,7 +177,10 @@ impl Sealing {
         encode_batch(&mut block.raw, batch);
         block.filter.add(batch.entries.bytes());
         block.sequences.1 = header.next().0;
-        block.times_us = (block.times_us.0.min(header.time_first_us), block.times_us.1.max(last_us));
+        block.times_us = (
+            block.times_us.0.min(header.time_first_us),
+            block.times_us.1.max(last_us),
+        );
         block.entries += u64::from(header.count);
         self.open_bytes += block.raw.len() - before;
         if block.raw.len() >= RAW_LEN_FLUSH {
@@ -163,7 +201,9 @@ impl Sealing {
             return Ok(());
         };
         self.open_bytes -= block.raw.len();
-        let place = self.writer.append(RECORD_BLOCK, &[&self.compressor.compress(&block.raw)])?;
+        let place = self
+            .writer
+            .append(RECORD_BLOCK, &[&self.compressor.compress(&block.raw)])?;
         self.blocks.push(BlockRecord {
             place: (place.offset, place.len, place.index),
             stream,
@@ -186,7 +226,8 @@ impl Sealing {
         let filters = self.writer.append(RECORD_FILTERS, &[&self.filters])?;
         // The index stands in the segment too, so the catalogue can be rebuilt from it.
         let index = serde_json::to_vec(&self.blocks)?;
-        self.writer.append(RECORD_INDEX, &[&self.compressor.compress(&index)])?;
+        self.writer
+            .append(RECORD_INDEX, &[&self.compressor.compress(&index)])?;
         let tag = self.writer.tag();
         let len = self.writer.finish()?;
         let segment = SegmentRecord {

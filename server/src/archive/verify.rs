@@ -107,7 +107,12 @@ impl Run<'_> {
                 range.1 = block.sequences.1;
             }
             for (stream, sequences) in seen {
-                self.find(segment_name(Kind::Archive, segment.number), stream, sequences, problem.clone());
+                self.find(
+                    segment_name(Kind::Archive, segment.number),
+                    stream,
+                    sequences,
+                    problem.clone(),
+                );
             }
         }
     }
@@ -116,7 +121,12 @@ impl Run<'_> {
         let batches = match self.archive.read(extent) {
             Ok(batches) => batches,
             Err(error) => {
-                self.find(extent.place_name(), extent.stream, extent.sequences, format!("{error:#}"));
+                self.find(
+                    extent.place_name(),
+                    extent.stream,
+                    extent.sequences,
+                    format!("{error:#}"),
+                );
                 self.damaged.insert(extent.stream, ());
                 self.positions.remove(&extent.stream);
                 return;
@@ -134,15 +144,32 @@ impl Run<'_> {
         self.report.batches += 1;
         self.report.entries += u64::from(header.count);
         self.report.bytes += batch.entries.bytes().len() as u64;
-        self.report.gaps += batch.entries.iter().filter(|(meta, _)| meta.flags.is_gap()).count() as u64;
+        self.report.gaps += batch
+            .entries
+            .iter()
+            .filter(|(meta, _)| meta.flags.is_gap())
+            .count() as u64;
 
         if batch.entries.root() != header.root {
-            self.find(extent.place_name(), stream, sequences, "the Merkle root does not match the entries".into());
+            self.find(
+                extent.place_name(),
+                stream,
+                sequences,
+                "the Merkle root does not match the entries".into(),
+            );
         }
-        let key = self.agents.get(&batch.agent).map(|(_, key)| VerifyingKey::from_bytes(key));
+        let key = self
+            .agents
+            .get(&batch.agent)
+            .map(|(_, key)| VerifyingKey::from_bytes(key));
         let signed = matches!(&key, Some(Ok(key)) if header.verify_signature(key).is_ok());
         if !signed {
-            self.find(extent.place_name(), stream, sequences, "the signature is not the agent's".into());
+            self.find(
+                extent.place_name(),
+                stream,
+                sequences,
+                "the signature is not the agent's".into(),
+            );
         }
         let start = StreamPosition::start(batch.agent, stream, header.epoch);
         let follows = match self.positions.get(&stream) {
@@ -154,7 +181,12 @@ impl Run<'_> {
             _ => header.relation_to(&start) == Relation::Follows,
         };
         if !follows {
-            self.find(extent.place_name(), stream, sequences, "the chain does not follow the batch before".into());
+            self.find(
+                extent.place_name(),
+                stream,
+                sequences,
+                "the chain does not follow the batch before".into(),
+            );
         }
         self.positions.insert(stream, header.position_after());
     }
@@ -165,23 +197,35 @@ impl Run<'_> {
             if stream.entries == 0 || self.damaged.contains_key(&id) {
                 continue;
             }
-            let reached = self.positions.get(&id).map_or(0, |position| position.next.0);
+            let reached = self
+                .positions
+                .get(&id)
+                .map_or(0, |position| position.next.0);
             // Batches that came while we read are not missing.
             if reached < stream.position.next.0 && !self.grew_since(id, reached) {
                 let sequences = (reached, stream.position.next.0);
-                self.find("archive".into(), id, sequences, "entries at the end of the stream are missing".into());
+                self.find(
+                    "archive".into(),
+                    id,
+                    sequences,
+                    "entries at the end of the stream are missing".into(),
+                );
             }
         }
     }
 
     fn grew_since(&self, stream: StreamId, reached: u64) -> bool {
         let extents = self.archive.extents();
-        extents.iter().any(|extent| extent.stream == stream && extent.sequences.0 == reached)
+        extents
+            .iter()
+            .any(|extent| extent.stream == stream && extent.sequences.0 == reached)
     }
 
     fn find(&mut self, segment: String, stream: StreamId, sequences: (u64, u64), problem: String) {
         let record = self.archive.stream(stream);
-        let agent = record.as_ref().and_then(|record| self.agents.get(&record.agent));
+        let agent = record
+            .as_ref()
+            .and_then(|record| self.agents.get(&record.agent));
         self.report.findings.push(Finding {
             segment,
             agent: agent.map_or_else(|| "?".to_owned(), |(name, _)| name.clone()),
@@ -197,7 +241,13 @@ impl Report {
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!(
             "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries\n",
-            self.streams, self.batches, self.entries, self.bytes, self.segments, self.logs, self.gaps
+            self.streams,
+            self.batches,
+            self.entries,
+            self.bytes,
+            self.segments,
+            self.logs,
+            self.gaps
         );
         for finding in &self.findings {
             text.push_str(&format!(
@@ -220,7 +270,10 @@ impl Report {
 }
 
 /// Reads the filters of a segment, one per block; `None` when they are damaged.
-pub(crate) fn filters(archive: &Archive, segment: &crate::catalogue::records::SegmentRecord) -> Option<Vec<Vec<u8>>> {
+pub(crate) fn filters(
+    archive: &Archive,
+    segment: &crate::catalogue::records::SegmentRecord,
+) -> Option<Vec<Vec<u8>>> {
     let reader = archive.open_segment(segment).ok()?;
     let payload = reader.read(place_of(segment.filters)).ok()?.payload;
     let mut rest = payload.as_slice();

@@ -59,7 +59,10 @@ impl Catalogue {
 
     /// Reads every row of one type.
     pub(crate) fn load<T: Stored>(&self) -> Result<Vec<T>> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut statement = connection.prepare("SELECT name, value FROM item WHERE kind = ?1")?;
         let mut rows = statement.query(params![T::KIND])?;
         let mut found = Vec::new();
@@ -67,16 +70,22 @@ impl Catalogue {
             let name: Vec<u8> = row.get(0)?;
             let value: Vec<u8> = row.get(1)?;
             let value = self.open_value(T::KIND, &name, &value)?;
-            found.push(serde_json::from_slice(&value).context("a row of the catalogue is of a newer version")?);
+            found.push(
+                serde_json::from_slice(&value)
+                    .context("a row of the catalogue is of a newer version")?,
+            );
         }
         Ok(found)
     }
 
     /// Writes and removes rows; all of it durable when this returns, or none of it.
-    pub(crate) fn write(&self, changes: impl FnOnce(&mut Changes<'_>) -> Result<()>) -> Result<()> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn write(&self, changes: impl FnOnce(&Changes<'_>) -> Result<()>) -> Result<()> {
+        let mut connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let transaction = connection.transaction()?;
-        changes(&mut Changes {
+        changes(&Changes {
             catalogue: self,
             transaction: &transaction,
         })?;
@@ -96,16 +105,24 @@ impl Catalogue {
     fn seal_value(&self, kind: u8, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
         let nonce: [u8; 12] = random()?;
         let aad = [&[kind], name].concat();
-        let payload = Payload { msg: value, aad: &aad };
+        let payload = Payload {
+            msg: value,
+            aad: &aad,
+        };
         let sealed = self.cipher.encrypt(&nonce.into(), payload);
         let sealed = sealed.map_err(|_| anyhow!("sealing a row of the catalogue"))?;
         Ok([&nonce[..], &sealed].concat())
     }
 
     fn open_value(&self, kind: u8, name: &[u8], value: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
-        let (nonce, sealed) = value.split_first_chunk::<12>().context("a row of the catalogue is cut")?;
+        let (nonce, sealed) = value
+            .split_first_chunk::<12>()
+            .context("a row of the catalogue is cut")?;
         let aad = [&[kind], name].concat();
-        let payload = Payload { msg: sealed, aad: &aad };
+        let payload = Payload {
+            msg: sealed,
+            aad: &aad,
+        };
         let opened = self.cipher.decrypt(&(*nonce).into(), payload);
         let opened = opened.map_err(|_| anyhow!("a row of the catalogue was altered"))?;
         Ok(Zeroizing::new(opened))
@@ -119,7 +136,7 @@ pub(crate) struct Changes<'a> {
 }
 
 impl Changes<'_> {
-    pub(crate) fn put<T: Stored>(&mut self, row: &T) -> Result<()> {
+    pub(crate) fn put<T: Stored>(&self, row: &T) -> Result<()> {
         let name = self.catalogue.hashed_name(T::KIND, &row.name());
         let value = Zeroizing::new(serde_json::to_vec(row)?);
         let sealed = self.catalogue.seal_value(T::KIND, &name, &value)?;
@@ -143,7 +160,11 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("catalogue.db");
         let catalogue = Catalogue::open(&path, &Secret::new([1; 32])).unwrap();
-        catalogue.put(&Row { name: "MARKER-user".into() }).unwrap();
+        catalogue
+            .put(&Row {
+                name: "MARKER-user".into(),
+            })
+            .unwrap();
         assert_eq!(catalogue.load::<Row>().unwrap().len(), 1);
         for file in std::fs::read_dir(&dir).unwrap() {
             let bytes = std::fs::read(file.unwrap().path()).unwrap();

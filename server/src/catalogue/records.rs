@@ -14,7 +14,10 @@ mod hex {
     use serde::de::Error as _;
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer, T: AsRef<[u8]>>(bytes: &T, s: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer, T: AsRef<[u8]>>(
+        bytes: &T,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
         s.serialize_str(&HEXLOWER.encode(bytes.as_ref()))
     }
 
@@ -23,7 +26,9 @@ mod hex {
     ) -> Result<[u8; N], D::Error> {
         let text = String::deserialize(d)?;
         let bytes = HEXLOWER.decode(text.as_bytes()).map_err(D::Error::custom)?;
-        bytes.try_into().map_err(|_| D::Error::custom("wrong length"))
+        bytes
+            .try_into()
+            .map_err(|_| D::Error::custom("wrong length"))
     }
 }
 

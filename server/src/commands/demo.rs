@@ -64,22 +64,36 @@ pub(super) async fn run(args: Args) -> Result<()> {
     };
     let agent = start_agent(&server, &agent_program, &state, &sources).await?;
 
-    let url = server.console.map_or_else(String::new, |address| format!("https://{address}/"));
+    let url = server
+        .console
+        .map_or_else(String::new, |address| format!("https://{address}/"));
     say(&format!(
         "\n  Scrinium demo\n\n  console    {url}\n  user       {ADMIN}\n  password   {}   (made for this run)\n\n  \
          The certificate is self-signed: let the browser pass once.\n  Try:  echo \"hello from $USER\" >> {}\n        \
          then search for: hello\n  Try:  logger -n 127.0.0.1 -P {} -d \"switch port 7 is up\"\n  Stop with Ctrl-C. Everything lies in {}\n",
         password.as_str(),
         sources.join("app.log").display(),
-        config.syslog_udp.first().and_then(|address| address.rsplit_once(':')).map_or("15514", |(_, port)| port),
+        config
+            .syslog_udp
+            .first()
+            .and_then(|address| address.rsplit_once(':'))
+            .map_or("15514", |(_, port)| port),
         dir.display(),
     ))?;
     std::io::stdout().flush()?;
     if !args.no_browser {
         open_browser(&url);
     }
-    let generator = tokio::spawn(generate(sources.join("app.log"), config.syslog_udp.first().cloned()));
-    let supervisor = tokio::spawn(supervise(agent, agent_program, state.clone(), dir.join("agent.toml")));
+    let generator = tokio::spawn(generate(
+        sources.join("app.log"),
+        config.syslog_udp.first().cloned(),
+    ));
+    let supervisor = tokio::spawn(supervise(
+        agent,
+        agent_program,
+        state.clone(),
+        dir.join("agent.toml"),
+    ));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -95,7 +109,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
 }
 
 fn default_dir() -> Result<PathBuf> {
-    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let data = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute());
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
     let Some(base) = data.or(home) else {
         bail!("there is no home directory; choose one with --dir");
@@ -121,13 +137,25 @@ fn demo_config() -> Result<Config> {
 }
 
 /// Enrols the agent the first time, then starts it.
-async fn start_agent(server: &Server, program: &Path, state: &Path, sources: &Path) -> Result<Child> {
+async fn start_agent(
+    server: &Server,
+    program: &Path,
+    state: &Path,
+    sources: &Path,
+) -> Result<Child> {
     let core = server.core();
-    if core.agents.list().iter().all(|(agent, _)| agent.name != AGENT_NAME) {
+    if core
+        .agents
+        .list()
+        .iter()
+        .all(|(agent, _)| agent.name != AGENT_NAME)
+    {
         if state.try_exists()? {
             std::fs::remove_dir_all(state)?;
         }
-        let token = core.agents.make_token(AGENT_NAME, "demo", &core.address, *core.noise.public(), 600)?;
+        let token =
+            core.agents
+                .make_token(AGENT_NAME, "demo", &core.address, *core.noise.public(), 600)?;
         let enrolled = Command::new(program)
             .arg("enroll")
             .arg(token.to_text())
@@ -140,8 +168,13 @@ async fn start_agent(server: &Server, program: &Path, state: &Path, sources: &Pa
     }
     let patterns = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
     let own = sources.join("*.log");
-    let files = patterns.iter().map(|p| (*p).to_owned()).chain([own.display().to_string()]);
-    let text: String = files.map(|file| format!("[[source]]\nfile = {file:?}\n")).collect();
+    let files = patterns
+        .iter()
+        .map(|p| (*p).to_owned())
+        .chain([own.display().to_string()]);
+    let text: String = files
+        .map(|file| format!("[[source]]\nfile = {file:?}\n"))
+        .collect();
     let config = state.with_file_name("agent.toml");
     durable::write_file(&config, text.as_bytes())?;
     spawn_agent(program, state, &config)
@@ -170,7 +203,10 @@ async fn supervise(mut agent: Child, program: PathBuf, state: PathBuf, config: P
         match spawn_agent(&program, &state, &config) {
             Ok(child) => agent = child,
             Err(error) => {
-                warn!(error = format!("{error:#}"), "the demo's agent cannot be started");
+                warn!(
+                    error = format!("{error:#}"),
+                    "the demo's agent cannot be started"
+                );
                 return;
             }
         }
@@ -187,19 +223,50 @@ async fn generate(path: PathBuf, syslog: Option<String>) {
         let time = |pattern| crate::present::format_time(us, pattern);
         let (a, b) = (n * 7919 % 250 + 1, n * 104_729 % 60_000 + 1024);
         let line = match n % 3 {
-            0 => format!("{} INFO  order {} paid by customer {} in {} ms", time("%Y-%m-%dT%H:%M:%S%.3fZ"), 40_000 + n, a, b % 400),
-            1 => format!("{} WARN  slow query on table invoices: {} ms", time("%Y-%m-%dT%H:%M:%S%.3fZ"), 500 + b % 3000),
-            _ => format!("{} INFO  GET /api/v1/orders/{} 200 {} bytes", time("%Y-%m-%dT%H:%M:%S%.3fZ"), 40_000 + n, b),
+            0 => format!(
+                "{} INFO  order {} paid by customer {} in {} ms",
+                time("%Y-%m-%dT%H:%M:%S%.3fZ"),
+                40_000 + n,
+                a,
+                b % 400
+            ),
+            1 => format!(
+                "{} WARN  slow query on table invoices: {} ms",
+                time("%Y-%m-%dT%H:%M:%S%.3fZ"),
+                500 + b % 3000
+            ),
+            _ => format!(
+                "{} INFO  GET /api/v1/orders/{} 200 {} bytes",
+                time("%Y-%m-%dT%H:%M:%S%.3fZ"),
+                40_000 + n,
+                b
+            ),
         };
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path);
         drop(file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())));
         let bsd = time("%b %e %H:%M:%S");
         let message = match n % 5 {
-            0 => format!("<134>{bsd} fw-edge %ASA-6-302013: Built outbound TCP connection {n} for outside:203.0.113.{a}/443 to inside:10.0.3.{a}/{b}"),
-            1 => format!("<134>1 {} MX84 flows src=10.0.8.{a} dst=198.51.100.{a} protocol=tcp sport={b} dport=443 pattern: allow all", time("%s.%9f")),
-            2 => format!("<30>{bsd} dhcp-core dhcpd[812]: DHCPACK on 10.0.8.{a} to 00:1b:44:11:3a:{:02x} via vlan8", a % 256),
-            3 => format!("<38>{bsd} bastion sshd[{b}]: Failed password for invalid user admin from 198.51.100.{a} port {b} ssh2"),
-            _ => format!("<189>{bsd} sw-floor2 LINK-3-UPDOWN: Interface GigabitEthernet0/{}, changed state to up", a % 48),
+            0 => format!(
+                "<134>{bsd} fw-edge %ASA-6-302013: Built outbound TCP connection {n} for outside:203.0.113.{a}/443 to inside:10.0.3.{a}/{b}"
+            ),
+            1 => format!(
+                "<134>1 {} MX84 flows src=10.0.8.{a} dst=198.51.100.{a} protocol=tcp sport={b} dport=443 pattern: allow all",
+                time("%s.%9f")
+            ),
+            2 => format!(
+                "<30>{bsd} dhcp-core dhcpd[812]: DHCPACK on 10.0.8.{a} to 00:1b:44:11:3a:{:02x} via vlan8",
+                a % 256
+            ),
+            3 => format!(
+                "<38>{bsd} bastion sshd[{b}]: Failed password for invalid user admin from 198.51.100.{a} port {b} ssh2"
+            ),
+            _ => format!(
+                "<189>{bsd} sw-floor2 LINK-3-UPDOWN: Interface GigabitEthernet0/{}, changed state to up",
+                a % 48
+            ),
         };
         if let (Some(socket), Some(to)) = (&socket, &syslog) {
             drop(socket.send_to(message.as_bytes(), to));

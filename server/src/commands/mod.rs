@@ -22,7 +22,11 @@ use crate::volume::Volume;
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
-#[command(version, name = "scrinium-server", after_help = "Example: scrinium-server demo")]
+#[command(
+    version,
+    name = "scrinium-server",
+    after_help = "Example: scrinium-server demo"
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,7 +35,11 @@ pub(crate) struct Cli {
 #[derive(clap::Args, Clone)]
 struct Data {
     /// Directory of the volume.
-    #[arg(long, env = "SCRINIUM_DATA", default_value = "/var/lib/scrinium/server")]
+    #[arg(
+        long,
+        env = "SCRINIUM_DATA",
+        default_value = "/var/lib/scrinium/server"
+    )]
     data: PathBuf,
     /// Configuration file; /etc/scrinium/server.toml if it is there.
     #[arg(long)]
@@ -62,7 +70,9 @@ enum Command {
         data: Data,
     },
     /// Opens the volume with recovery shares on a machine it was not made on, and binds it here.
-    #[command(after_help = "Example: scrinium-server recover --data DIR --share SCRINIUM-SHARE-… --share SCRINIUM-SHARE-…")]
+    #[command(
+        after_help = "Example: scrinium-server recover --data DIR --share SCRINIUM-SHARE-… --share SCRINIUM-SHARE-…"
+    )]
     Recover {
         #[command(flatten)]
         data: Data,
@@ -74,7 +84,9 @@ enum Command {
     #[command(subcommand, after_help = "Example: scrinium-server agent enroll web1")]
     Agent(Agent),
     /// Finds entries, newest first. Works on a stopped server's volume too.
-    #[command(after_help = "Example: scrinium-server search 'failed \"invalid user\" -backup' --from 24h --format json")]
+    #[command(
+        after_help = "Example: scrinium-server search 'failed \"invalid user\" -backup' --from 24h --format json"
+    )]
     Search {
         /// Words, "phrases", prefix*, -not, agent:NAME, stream:TEXT; empty for everything.
         #[arg(default_value = "")]
@@ -101,7 +113,9 @@ enum Command {
     },
     /// Exports one source: its exact bytes, or a package an authority can check. Works on a stopped
     /// server's volume too.
-    #[command(after_help = "Example: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -")]
+    #[command(
+        after_help = "Example: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -"
+    )]
     Export {
         #[command(flatten)]
         data: Data,
@@ -125,14 +139,20 @@ enum Command {
         json: bool,
     },
     /// Console accounts. Works on a stopped server's volume too.
-    #[command(subcommand, after_help = "Example: scrinium-server user password admin --password-file FILE")]
+    #[command(
+        subcommand,
+        after_help = "Example: scrinium-server user password admin --password-file FILE"
+    )]
     User(User),
 }
 
 #[derive(Subcommand)]
 enum Agent {
     /// Prints a one-time token for a new agent.
-    #[command(visible_alias = "enrol", after_help = "Example: scrinium-server agent enroll web1 --ttl 1h")]
+    #[command(
+        visible_alias = "enrol",
+        after_help = "Example: scrinium-server agent enroll web1 --ttl 1h"
+    )]
     Enroll {
         name: String,
         #[command(flatten)]
@@ -198,7 +218,9 @@ enum User {
 impl Cli {
     /// Runs the command to its end.
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
         let outcome = runtime.block_on(self.command.run());
         runtime.shutdown_timeout(Duration::from_secs(2));
         outcome
@@ -234,7 +256,10 @@ impl Command {
                 limit,
                 count,
             } => {
-                let time = |field, text: Option<String>| text.map(|text| control::parse_time(field, &text)).transpose();
+                let time = |field, text: Option<String>| {
+                    text.map(|text| control::parse_time(field, &text))
+                        .transpose()
+                };
                 let request = SearchRequest {
                     query,
                     from_us: time("--from", from).map_err(usage)?,
@@ -249,7 +274,9 @@ impl Command {
                 control::copy_to(response, &mut std::io::stdout()).await?;
                 close(client, running).await;
                 if damaged {
-                    complain("parts of the archive are damaged and were left out; run: scrinium-server verify")?;
+                    complain(
+                        "parts of the archive are damaged and were left out; run: scrinium-server verify",
+                    )?;
                 }
             }
             Self::Export {
@@ -349,7 +376,10 @@ impl Agent {
                 if json {
                     return say(&made.to_string());
                 }
-                say(made.get("token").and_then(|token| token.as_str()).unwrap_or_default())
+                say(made
+                    .get("token")
+                    .and_then(|token| token.as_str())
+                    .unwrap_or_default())
             }
             Self::List { json, .. } => {
                 let agents = control::json_of(client.get("/agents").await?).await?;
@@ -357,15 +387,27 @@ impl Agent {
                     return say(&serde_json::to_string_pretty(&agents)?);
                 }
                 for agent in agents.as_array().into_iter().flatten() {
-                    let field = |key: &str| agent.get(key).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
+                    let field = |key: &str| {
+                        agent
+                            .get(key)
+                            .and_then(|v| v.as_str())
+                            .unwrap_or("-")
+                            .to_owned()
+                    };
                     let (name, state) = (field("name"), field("state"));
-                    say(&format!("{name:24} {state:12} last durable {}  {}", field("last_durable"), field("os")))?;
+                    say(&format!(
+                        "{name:24} {state:12} last durable {}  {}",
+                        field("last_durable"),
+                        field("os")
+                    ))?;
                 }
                 Ok(())
             }
             Self::Show { name, .. } => {
                 let agents = control::json_of(client.get("/agents").await?).await?;
-                let named = |agent: &&serde_json::Value| agent.get("name").and_then(|n| n.as_str()) == Some(&name);
+                let named = |agent: &&serde_json::Value| {
+                    agent.get("name").and_then(|n| n.as_str()) == Some(&name)
+                };
                 let agent = agents.as_array().into_iter().flatten().find(named);
                 let agent = agent.with_context(|| format!("no agent is named '{name}'"))?;
                 say(&serde_json::to_string_pretty(agent)?)
@@ -377,7 +419,12 @@ impl Agent {
 }
 
 async fn set_enabled(client: &Client, name: &str, enabled: bool) -> Result<()> {
-    client.post("/agents/enabled", &json!({ "name": name, "enabled": enabled })).await?;
+    client
+        .post(
+            "/agents/enabled",
+            &json!({ "name": name, "enabled": enabled }),
+        )
+        .await?;
     Ok(())
 }
 
@@ -403,7 +450,10 @@ fn init(dir: &Path, password_file: Option<&Path>) -> Result<Made> {
 impl Made {
     fn print(&self, show_password: bool, recovery_out: Option<&Path>) -> Result<()> {
         if show_password {
-            say(&format!("administrator:  {ADMIN}\npassword:       {}\n", self.password.as_str()))?;
+            say(&format!(
+                "administrator:  {ADMIN}\npassword:       {}\n",
+                self.password.as_str()
+            ))?;
         }
         let shares: Vec<&str> = self.shares.iter().map(|share| share.as_str()).collect();
         if let Some(path) = recovery_out {
@@ -412,7 +462,9 @@ impl Made {
                 .with_context(|| format!("writing {}", path.display()))?;
             return Ok(());
         }
-        say("recovery shares: any two open the volume on another machine. Give them to three persons; they")?;
+        say(
+            "recovery shares: any two open the volume on another machine. Give them to three persons; they",
+        )?;
         say("are shown now and never again.")?;
         for share in shares {
             say(share)?;
@@ -454,22 +506,27 @@ fn load_config(data: &Data) -> Result<Config> {
 }
 
 fn read_password(path: &Path) -> Result<Zeroizing<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let text = Zeroizing::new(text);
-    Ok(Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned()))
+    Ok(Zeroizing::new(
+        text.trim_end_matches(['\n', '\r']).to_owned(),
+    ))
 }
 
 fn parse_ttl(text: &str) -> Result<u64> {
-    let parsed = text.split_at_checked(text.len().saturating_sub(1)).and_then(|(number, unit)| {
-        let seconds: u64 = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            "d" => 86_400,
-            _ => return None,
-        };
-        number.parse::<u64>().ok()?.checked_mul(seconds)
-    });
+    let parsed = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .and_then(|(number, unit)| {
+            let seconds: u64 = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                "d" => 86_400,
+                _ => return None,
+            };
+            number.parse::<u64>().ok()?.checked_mul(seconds)
+        });
     match parsed {
         Some(seconds) => Ok(seconds),
         None => bail!("--ttl '{text}' must be like 30m, 1h or 7d"),

@@ -42,7 +42,11 @@ impl Server {
         let sl = listener::bind_tcp("sl", &config.sl).await?;
         let syslog_tcp = listener::bind_tcp("syslog_tcp", &config.syslog_tcp).await?;
         let console = listener::bind_tcp("console", &config.console).await?;
-        let udp: Vec<_> = config.syslog_udp.iter().map(|address| listener::syslog::bind_udp(address)).collect::<Result<_>>()?;
+        let udp: Vec<_> = config
+            .syslog_udp
+            .iter()
+            .map(|address| listener::syslog::bind_udp(address))
+            .collect::<Result<_>>()?;
         let address = dialled_address(&config, sl.first().and_then(listener::local_address));
         let console_address = console.first().and_then(listener::local_address);
         let control = control::bind(dir)?;
@@ -88,12 +92,18 @@ pub(crate) fn dialled_address(config: &Config, bound: Option<SocketAddr>) -> Str
     if let Some(address) = &config.address {
         return address.clone();
     }
-    let configured = config.sl.first().and_then(|address| address.parse::<SocketAddr>().ok());
+    let configured = config
+        .sl
+        .first()
+        .and_then(|address| address.parse::<SocketAddr>().ok());
     let listening = bound.or(configured);
     let port = listening.map_or(720, |address| address.port());
     match listening {
         Some(address) if !address.ip().is_unspecified() => address.to_string(),
-        _ => format!("{}:{port}", host_name().unwrap_or_else(|| "localhost".to_owned())),
+        _ => format!(
+            "{}:{port}",
+            host_name().unwrap_or_else(|| "localhost".to_owned())
+        ),
     }
 }
 
@@ -101,6 +111,10 @@ pub(crate) fn dialled_address(config: &Config, bound: Option<SocketAddr>) -> Str
 pub(crate) fn beside(name: &str) -> Result<std::path::PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let path = own.with_file_name(name);
-    anyhow::ensure!(path.is_file(), "{} is not there; build it with: cargo build --release", path.display());
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is not there; build it with: cargo build --release",
+        path.display()
+    );
     Ok(path)
 }

@@ -11,7 +11,10 @@ use scrinium_protocol::kdf::sha256;
 /// The URL of an asset by its plain name; panics never, an unknown name is shown as it is.
 pub(crate) fn url(name: &str) -> String {
     let found = assets().iter().find(|asset| asset.name == name);
-    found.map_or_else(|| name.to_owned(), |asset| format!("/assets/{}", asset.hashed))
+    found.map_or_else(
+        || name.to_owned(),
+        |asset| format!("/assets/{}", asset.hashed),
+    )
 }
 
 /// Serves an asset by its hashed name.
@@ -37,9 +40,21 @@ fn assets() -> &'static [Asset] {
     static ASSETS: OnceLock<Vec<Asset>> = OnceLock::new();
     ASSETS.get_or_init(|| {
         [
-            ("style.css", "text/css; charset=utf-8", include_str!("../../assets/style.css")),
-            ("app.js", "text/javascript; charset=utf-8", include_str!("../../assets/app.js")),
-            ("icon.svg", "image/svg+xml", include_str!("../../assets/icon.svg")),
+            (
+                "style.css",
+                "text/css; charset=utf-8",
+                include_str!("../../assets/style.css"),
+            ),
+            (
+                "app.js",
+                "text/javascript; charset=utf-8",
+                include_str!("../../assets/app.js"),
+            ),
+            (
+                "icon.svg",
+                "image/svg+xml",
+                include_str!("../../assets/icon.svg"),
+            ),
         ]
         .into_iter()
         .map(|(name, content_type, content)| {

@@ -28,7 +28,9 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, core: &Arc<Core>) -> Result<Self, Response> {
-        let id = cookie(&parts.headers, SESSION_COOKIE).unwrap_or_default().to_owned();
+        let id = cookie(&parts.headers, SESSION_COOKIE)
+            .unwrap_or_default()
+            .to_owned();
         let Some(session) = core.accounts.session(&id) else {
             if parts.uri.path().starts_with("/api/") || parts.uri.path().ends_with("/state") {
                 return Err(StatusCode::UNAUTHORIZED.into_response());
@@ -72,10 +74,18 @@ pub(crate) struct SignInForm {
 }
 
 /// Checks name and password.
-pub(crate) async fn sign_in(State(core): State<Arc<Core>>, headers: HeaderMap, Form(form): Form<SignInForm>) -> Response {
+pub(crate) async fn sign_in(
+    State(core): State<Arc<Core>>,
+    headers: HeaderMap,
+    Form(form): Form<SignInForm>,
+) -> Response {
     let t = language_of(&headers);
     if is_foreign(&headers) {
-        return (StatusCode::FORBIDDEN, "this form was sent by another site\n").into_response();
+        return (
+            StatusCode::FORBIDDEN,
+            "this form was sent by another site\n",
+        )
+            .into_response();
     }
     let (user, password) = (form.user, Zeroizing::new(form.password));
     let checked = {
@@ -92,7 +102,8 @@ pub(crate) async fn sign_in(State(core): State<Arc<Core>>, headers: HeaderMap, F
     let written = core.audit.record(&known, action, json!({})).await;
     let problem = match outcome {
         Ok((id, _)) if written => {
-            let cookie = format!("{SESSION_COOKIE}={id}; Path=/; Secure; HttpOnly; SameSite=Strict");
+            let cookie =
+                format!("{SESSION_COOKIE}={id}; Path=/; Secure; HttpOnly; SameSite=Strict");
             let mut response = Redirect::to("/").into_response();
             if let Ok(value) = HeaderValue::from_str(&cookie) {
                 response.headers_mut().insert(header::SET_COOKIE, value);
@@ -121,10 +132,16 @@ pub(crate) struct CsrfForm {
 }
 
 /// Ends the session.
-pub(crate) async fn sign_out(State(core): State<Arc<Core>>, who: SignedIn, Form(form): Form<CsrfForm>) -> Response {
+pub(crate) async fn sign_out(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Form(form): Form<CsrfForm>,
+) -> Response {
     if who.session.has_csrf(&form.csrf) {
         core.accounts.sign_out(&who.id);
-        core.audit.record(&who.session.user, "signed out", json!({})).await;
+        core.audit
+            .record(&who.session.user, "signed out", json!({}))
+            .await;
     }
     Redirect::to("/sign-in").into_response()
 }
@@ -137,8 +154,15 @@ pub(crate) struct LanguageForm {
 }
 
 /// Changes the language, before or after signing in. Harmless, so it needs no token.
-pub(crate) async fn language(State(core): State<Arc<Core>>, headers: HeaderMap, Form(form): Form<LanguageForm>) -> Response {
-    let back = if form.back.starts_with('/') && !form.back.starts_with("//") && !form.back.contains('\\') {
+pub(crate) async fn language(
+    State(core): State<Arc<Core>>,
+    headers: HeaderMap,
+    Form(form): Form<LanguageForm>,
+) -> Response {
+    let back = if form.back.starts_with('/')
+        && !form.back.starts_with("//")
+        && !form.back.contains('\\')
+    {
         form.back.as_str()
     } else {
         "/"
@@ -150,10 +174,14 @@ pub(crate) async fn language(State(core): State<Arc<Core>>, headers: HeaderMap, 
     let Some(language) = Language::from_code(&form.language) else {
         return response;
     };
-    if let Some(session) = cookie(&headers, SESSION_COOKIE).and_then(|id| core.accounts.session(id)) {
+    if let Some(session) = cookie(&headers, SESSION_COOKIE).and_then(|id| core.accounts.session(id))
+    {
         drop(core.accounts.set_language(&session.user, language.code()));
     }
-    let cookie = format!("{LANGUAGE_COOKIE}={}; Path=/; Secure; SameSite=Strict; Max-Age=31536000", language.code());
+    let cookie = format!(
+        "{LANGUAGE_COOKIE}={}; Path=/; Secure; SameSite=Strict; Max-Age=31536000",
+        language.code()
+    );
     if let Ok(value) = HeaderValue::from_str(&cookie) {
         response.headers_mut().insert(header::SET_COOKIE, value);
     }
@@ -163,19 +191,26 @@ pub(crate) async fn language(State(core): State<Arc<Core>>, headers: HeaderMap, 
 fn language_of(headers: &HeaderMap) -> Language {
     let chosen = cookie(headers, LANGUAGE_COOKIE).and_then(Language::from_code);
     chosen.unwrap_or_else(|| {
-        let accepted = headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
+        let accepted = headers
+            .get(header::ACCEPT_LANGUAGE)
+            .and_then(|value| value.to_str().ok());
         Language::accepted(accepted.unwrap_or_default())
     })
 }
 
 /// Whether a browser says that another site made this request.
 fn is_foreign(headers: &HeaderMap) -> bool {
-    let site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
+    let site = headers
+        .get("sec-fetch-site")
+        .and_then(|value| value.to_str().ok());
     !matches!(site, None | Some("same-origin" | "none"))
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let lines = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let lines = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(';')).find_map(|pair| {
         let (key, value) = pair.trim().split_once('=')?;
         (key == name).then_some(value)

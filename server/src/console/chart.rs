@@ -19,7 +19,13 @@ impl Histogram<'_> {
         let (from, to) = self.range_us;
         let buckets = (to.saturating_sub(from) / self.bucket_us.max(1)).clamp(1, BUCKETS_MAX);
         let highest = self.counts.values().copied().max().unwrap_or(0).max(1);
-        let pattern = if self.bucket_us >= 86_400_000_000 { "%d %b" } else if to - from > 86_400_000_000 { "%d %b %H:%M" } else { "%H:%M:%S" };
+        let pattern = if self.bucket_us >= 86_400_000_000 {
+            "%d %b"
+        } else if to - from > 86_400_000_000 {
+            "%d %b %H:%M"
+        } else {
+            "%H:%M:%S"
+        };
         let mut svg = format!(
             "<svg class=\"histogram\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\"><title>{}</title>",
             escape(self.title)
@@ -27,7 +33,11 @@ impl Histogram<'_> {
         for i in 0..buckets {
             let start = from + i * self.bucket_us;
             let count = self.counts.get(&start).copied().unwrap_or(0);
-            let height = if count == 0 { 0 } else { (count * PLOT_HEIGHT / highest).max(2) };
+            let height = if count == 0 {
+                0
+            } else {
+                (count * PLOT_HEIGHT / highest).max(2)
+            };
             let (x, next) = (i * WIDTH / buckets, (i + 1) * WIDTH / buckets);
             let gap = u64::from(next - x > 3);
             svg.push_str(&format!(
@@ -45,7 +55,11 @@ impl Histogram<'_> {
     /// The times under the first, middle and last bar.
     pub(crate) fn axis(&self) -> [String; 3] {
         let (from, to) = self.range_us;
-        let pattern = if to.saturating_sub(from) > 86_400_000_000 { "%Y-%m-%d %H:%M" } else { "%H:%M:%S" };
+        let pattern = if to.saturating_sub(from) > 86_400_000_000 {
+            "%Y-%m-%d %H:%M"
+        } else {
+            "%H:%M:%S"
+        };
         [from, from + (to - from) / 2, to].map(|us| format_time(us, pattern))
     }
 }
@@ -53,14 +67,22 @@ impl Histogram<'_> {
 /// A bucket width that gives about 60 bars over `range_us`, in round units.
 pub(crate) fn bucket_for(range_us: u64) -> u64 {
     const SECOND: u64 = 1_000_000;
-    let steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800];
+    let steps = [
+        1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
+        86_400, 604_800,
+    ];
     let wanted = range_us / 60;
-    let step = steps.into_iter().map(|seconds| seconds * SECOND).find(|&step| step >= wanted);
+    let step = steps
+        .into_iter()
+        .map(|seconds| seconds * SECOND)
+        .find(|&step| step >= wanted);
     step.unwrap_or(2_592_000 * SECOND)
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 const WIDTH: u64 = 960;

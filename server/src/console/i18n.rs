@@ -23,13 +23,17 @@ impl Language {
     }
 
     pub(crate) fn from_code(code: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|language| language.code() == code)
+        Self::ALL
+            .into_iter()
+            .find(|language| language.code() == code)
     }
 
     /// The first language of an `Accept-Language` header that we speak; else English.
     pub(crate) fn accepted(header: &str) -> Self {
         let mut wanted = header.split([',', ';']).map(str::trim);
-        wanted.find_map(|tag| Self::from_code(tag.split('-').next()?)).unwrap_or(Self::En)
+        wanted
+            .find_map(|tag| Self::from_code(tag.split('-').next()?))
+            .unwrap_or(Self::En)
     }
 
     fn texts(self) -> &'static BTreeMap<String, String> {
@@ -79,7 +83,7 @@ impl Language {
         let digits = number.to_string();
         let mut out = String::new();
         for (i, digit) in digits.chars().enumerate() {
-            if i > 0 && (digits.len() - i) % 3 == 0 {
+            if i > 0 && (digits.len() - i).is_multiple_of(3) {
                 out.push_str(separator);
             }
             out.push(digit);
@@ -97,11 +101,21 @@ mod tests {
         let keys: Vec<&String> = Language::En.texts().keys().collect();
         assert!(keys.len() > 50);
         for language in Language::ALL {
-            assert_eq!(language.texts().keys().collect::<Vec<_>>(), keys, "{}", language.code());
+            assert_eq!(
+                language.texts().keys().collect::<Vec<_>>(),
+                keys,
+                "{}",
+                language.code()
+            );
             for (key, text) in language.texts() {
                 assert!(!text.trim().is_empty(), "{key}");
                 let holes = |text: &str| text.matches("{}").count();
-                assert_eq!(holes(text), holes(Language::En.text(key)), "{key} in {}", language.code());
+                assert_eq!(
+                    holes(text),
+                    holes(Language::En.text(key)),
+                    "{key} in {}",
+                    language.code()
+                );
             }
         }
     }
@@ -110,7 +124,11 @@ mod tests {
     fn every_key_of_the_templates_is_in_the_catalogue() {
         for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/templates")).unwrap() {
             let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-            for part in text.split("t.text(\"").skip(1).chain(text.split("t.with(\"").skip(1)) {
+            for part in text
+                .split("t.text(\"")
+                .skip(1)
+                .chain(text.split("t.with(\"").skip(1))
+            {
                 let key = part.split('"').next().unwrap();
                 assert!(Language::En.texts().contains_key(key), "{key}");
             }
@@ -121,7 +139,10 @@ mod tests {
     fn numbers_are_grouped_as_people_read_them() {
         assert_eq!(Language::En.number(1_234_567), "1,234,567");
         assert_eq!(Language::It.number(999), "999");
-        assert_eq!(Language::accepted("fr-CH, fr;q=0.9, en;q=0.8"), Language::Fr);
+        assert_eq!(
+            Language::accepted("fr-CH, fr;q=0.9, en;q=0.8"),
+            Language::Fr
+        );
         assert_eq!(Language::accepted("de"), Language::En);
     }
 }

@@ -54,11 +54,13 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAccept
         let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));
         tasks.spawn(async move {
             let _permit = permit;
-            let Ok(Ok(stream)) = tokio::time::timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await else {
+            let Ok(Ok(stream)) = tokio::time::timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await
+            else {
                 return;
             };
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
+            http.timer(TokioTimer::new())
+                .header_read_timeout(HEADERS_MAX);
             if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
                 debug!(%error, "a browser's connection broke");
             }
@@ -109,7 +111,9 @@ async fn headers(request: Request, next: Next) -> Response {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 

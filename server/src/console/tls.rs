@@ -17,13 +17,16 @@ pub(crate) fn config(core: &Core, files: Option<&(PathBuf, PathBuf)>) -> Result<
         Some((certificate, key)) => (
             CertificateDer::pem_file_iter(certificate)
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .with_context(|| format!("console.certificate: reading {}", certificate.display()))?,
+                .with_context(|| {
+                    format!("console.certificate: reading {}", certificate.display())
+                })?,
             PrivateKeyDer::from_pem_file(key)
                 .with_context(|| format!("console.key: reading {}", key.display()))?,
         ),
         None => {
             let (certificate, key) = &core.certificate;
-            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
+                .collect::<Result<Vec<_>, _>>()?;
             (chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)
         }
     };

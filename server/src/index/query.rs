@@ -44,11 +44,16 @@ impl Query {
         let mut rest = text.trim_start();
         while !rest.is_empty() {
             let (negated, after) = match rest.strip_prefix('-') {
-                Some(after) if !after.starts_with(char::is_whitespace) && !after.is_empty() => (true, after),
+                Some(after) if !after.starts_with(char::is_whitespace) && !after.is_empty() => {
+                    (true, after)
+                }
                 _ => (false, rest),
             };
-            let field = ["agent:", "stream:"].into_iter().find(|field| after.starts_with(field));
-            let value_text = field.map_or(after, |field| after.strip_prefix(field).unwrap_or(after));
+            let field = ["agent:", "stream:"]
+                .into_iter()
+                .find(|field| after.starts_with(field));
+            let value_text =
+                field.map_or(after, |field| after.strip_prefix(field).unwrap_or(after));
             let (value, quoted, remaining) = word(value_text)?;
             match field {
                 Some(_) if negated => bail!("a field cannot be negated"),
@@ -71,13 +76,17 @@ impl Query {
 
     /// Whether a line matches every term.
     pub(crate) fn matches(&self, line: &[u8]) -> bool {
-        self.terms.iter().all(|term| term.is_in(line) != term.negated)
+        self.terms
+            .iter()
+            .all(|term| term.is_in(line) != term.negated)
     }
 
     /// The tokens a block must hold.
     pub(crate) fn tokens(&self) -> Vec<u64> {
         let wanted = self.terms.iter().filter(|term| !term.negated);
-        wanted.flat_map(|term| term.tokens.iter().copied()).collect()
+        wanted
+            .flat_map(|term| term.tokens.iter().copied())
+            .collect()
     }
 }
 
@@ -90,7 +99,10 @@ impl Term {
         if text.is_empty() {
             bail!("a term of the query is empty");
         }
-        let pattern = RegexBuilder::new(&regex::escape(text)).case_insensitive(true).unicode(false).build()?;
+        let pattern = RegexBuilder::new(&regex::escape(text))
+            .case_insensitive(true)
+            .unicode(false)
+            .build()?;
         let bytes = text.as_bytes();
         let ends_in_token = !prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte));
         let mut wanted = tokens(bytes);
@@ -163,7 +175,11 @@ mod tests {
             ("failed -root", true),
             ("", true),
         ] {
-            assert_eq!(Query::parse(query).unwrap().matches(line), expected, "{query}");
+            assert_eq!(
+                Query::parse(query).unwrap().matches(line),
+                expected,
+                "{query}"
+            );
         }
     }
 

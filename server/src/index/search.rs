@@ -55,7 +55,12 @@ pub(crate) struct Wanted {
 }
 
 /// Searches the archive. `agents` are those whose entries may be returned, with their names.
-pub(crate) fn search(archive: &Archive, agents: &BTreeMap<AgentId, String>, query: &Query, wanted: Wanted) -> Found {
+pub(crate) fn search(
+    archive: &Archive,
+    agents: &BTreeMap<AgentId, String>,
+    query: &Query,
+    wanted: Wanted,
+) -> Found {
     let started = clock::now();
     let streams = matching_streams(archive, agents, query);
     let mut extents: Vec<Extent> = archive
@@ -84,19 +89,29 @@ pub(crate) fn search(archive: &Archive, agents: &BTreeMap<AgentId, String>, quer
         deadline: wanted.deadline.map(|deadline| started + deadline),
         found: Mutex::new(Found::default()),
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(extents.len()).max(1);
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(extents.len())
+        .max(1);
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(|| scan.run());
         }
         scan.run();
     });
-    let mut found = scan.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut found = scan
+        .found
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     sort_hits(&mut found.hits, wanted.hits_max);
     found
 }
 
-fn matching_streams(archive: &Archive, agents: &BTreeMap<AgentId, String>, query: &Query) -> BTreeSet<StreamId> {
+fn matching_streams(
+    archive: &Archive,
+    agents: &BTreeMap<AgentId, String>,
+    query: &Query,
+) -> BTreeSet<StreamId> {
     let streams = archive.streams();
     let matching = streams.values().filter(|stream| {
         let Some(agent) = agents.get(&stream.agent) else {
@@ -106,8 +121,14 @@ fn matching_streams(archive: &Archive, agents: &BTreeMap<AgentId, String>, query
         if stream.kind == StreamKind::Audit && query.streams.is_empty() {
             return false;
         }
-        query.agents.iter().all(|wanted| wanted.eq_ignore_ascii_case(agent))
-            && query.streams.iter().all(|wanted| stream.name.contains(wanted.as_str()))
+        query
+            .agents
+            .iter()
+            .all(|wanted| wanted.eq_ignore_ascii_case(agent))
+            && query
+                .streams
+                .iter()
+                .all(|wanted| stream.name.contains(wanted.as_str()))
     });
     matching.map(|stream| stream.id).collect()
 }
@@ -122,7 +143,9 @@ fn exclude_by_filter(archive: &Archive, query: &Query, extents: &mut Vec<Extent>
         let Some((segment, block)) = extent.block() else {
             return true;
         };
-        let filters = filters.entry(segment.number).or_insert_with(|| verify::filters(archive, segment));
+        let filters = filters
+            .entry(segment.number)
+            .or_insert_with(|| verify::filters(archive, segment));
         let filter = filters.as_ref().and_then(|filters| filters.get(block));
         filter.is_none_or(|filter| filter::may_hold(filter, &tokens))
     });
@@ -145,7 +168,10 @@ impl Scan<'_> {
             let Some(extent) = self.extents.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
                 return;
             };
-            if self.deadline.is_some_and(|deadline| clock::now() >= deadline) {
+            if self
+                .deadline
+                .is_some_and(|deadline| clock::now() >= deadline)
+            {
                 self.lock().partial = true;
                 self.stop.store(true, Ordering::Relaxed);
                 return;
@@ -174,7 +200,12 @@ impl Scan<'_> {
         }
         let found = self.lock();
         found.hits.len() >= self.wanted.hits_max
-            && found.hits.iter().map(|hit| hit.time_us).min().is_none_or(|oldest| extent.times_us.1 < oldest)
+            && found
+                .hits
+                .iter()
+                .map(|hit| hit.time_us)
+                .min()
+                .is_none_or(|oldest| extent.times_us.1 < oldest)
     }
 
     fn scan_batch(&self, batch: &StoredBatch, found: &mut Found) {
@@ -215,7 +246,10 @@ impl Scan<'_> {
             }
             found.count += 1;
             if let Some(bucket) = time_us.checked_div(self.wanted.bucket_us) {
-                *found.histogram.entry(bucket * self.wanted.bucket_us).or_default() += 1;
+                *found
+                    .histogram
+                    .entry(bucket * self.wanted.bucket_us)
+                    .or_default() += 1;
             }
             if self.wanted.hits_max > 0 {
                 found.hits.push(Hit {
@@ -254,6 +288,6 @@ impl Scan<'_> {
 
 /// Newest first; entries of one stream collected at once keep their order.
 fn sort_hits(hits: &mut Vec<Hit>, hits_max: usize) {
-    hits.sort_by(|a, b| (b.time_us, b.stream, b.sequence).cmp(&(a.time_us, a.stream, a.sequence)));
+    hits.sort_by_key(|hit| core::cmp::Reverse((hit.time_us, hit.stream, hit.sequence)));
     hits.truncate(hits_max);
 }

@@ -13,7 +13,8 @@ pub(crate) async fn bind_tcp(field: &str, addresses: &[String]) -> Result<Vec<Tc
     let mut listeners = Vec::new();
     for address in addresses {
         let listener = TcpListener::bind(address).await;
-        listeners.push(listener.with_context(|| format!("listen.{field}: cannot listen on {address}"))?);
+        listeners
+            .push(listener.with_context(|| format!("listen.{field}: cannot listen on {address}"))?);
     }
     Ok(listeners)
 }

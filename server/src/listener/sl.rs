@@ -49,26 +49,37 @@ pub(crate) async fn run(core: Arc<Core>, listener: TcpListener) {
         sessions.spawn(async move {
             drop(stream.set_nodelay(true));
             let mut stream = stream;
-            let handshake = tokio::time::timeout(HANDSHAKE_MAX, handshake(&core, &mut stream, address)).await;
+            let handshake =
+                tokio::time::timeout(HANDSHAKE_MAX, handshake(&core, &mut stream, address)).await;
             drop(permit);
             match handshake {
                 Ok(Ok((agent, enrolled, established))) => {
                     session::run(core, stream, address, agent, enrolled, established).await;
                 }
-                Ok(Err(error)) => debug!(%address, error = format!("{error:#}"), "a handshake failed"),
+                Ok(Err(error)) => {
+                    debug!(%address, error = format!("{error:#}"), "a handshake failed")
+                }
                 Err(_) => debug!(%address, "a handshake took too long"),
             }
         });
     }
 }
 
-async fn handshake(core: &Core, stream: &mut TcpStream, address: SocketAddr) -> Result<(AgentRecord, bool, Established)> {
+async fn handshake(
+    core: &Core,
+    stream: &mut TcpStream,
+    address: SocketAddr,
+) -> Result<(AgentRecord, bool, Established)> {
     let mut preamble = [0; PREAMBLE_HEAD_LEN].to_vec();
     stream.read_exact(&mut preamble).await?;
-    let head = preamble.first_chunk().context("the preamble has its length")?;
+    let head = preamble
+        .first_chunk()
+        .context("the preamble has its length")?;
     let hint_len = Preamble::hint_len(head)?;
     preamble.resize(PREAMBLE_HEAD_LEN + hint_len, 0);
-    stream.read_exact(preamble.get_mut(PREAMBLE_HEAD_LEN..).unwrap_or_default()).await?;
+    stream
+        .read_exact(preamble.get_mut(PREAMBLE_HEAD_LEN..).unwrap_or_default())
+        .await?;
 
     let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
     let expect = ExpectAgentStart::new(&preamble, core.noise.clone(), ephemeral);
@@ -96,18 +107,34 @@ async fn handshake(core: &Core, stream: &mut TcpStream, address: SocketAddr) -> 
 
     let frame = read_frame(stream).await?;
     let static_public = expect.claimed_static(&frame)?;
-    let accepted = core.agents.candidates(token, &static_public).and_then(|(candidate, credentials)| {
-        let (hello, used, established): (AgentHello, usize, Established) =
-            expect.handle(&frame, &credentials).map_err(|_| Refused::WrongCredential)?;
-        let used = credentials.get(used).ok_or(Refused::WrongCredential)?;
-        let (agent, enrolled) = core.agents.accept(candidate, used, &established.next_psk, &static_public, &hello)?;
-        Ok((agent, enrolled, established))
-    });
+    let accepted =
+        core.agents
+            .candidates(token, &static_public)
+            .and_then(|(candidate, credentials)| {
+                let (hello, used, established): (AgentHello, usize, Established) = expect
+                    .handle(&frame, &credentials)
+                    .map_err(|_| Refused::WrongCredential)?;
+                let used = credentials.get(used).ok_or(Refused::WrongCredential)?;
+                let (agent, enrolled) = core.agents.accept(
+                    candidate,
+                    used,
+                    &established.next_psk,
+                    &static_public,
+                    &hello,
+                )?;
+                Ok((agent, enrolled, established))
+            });
     match accepted {
         Ok((agent, enrolled, established)) => {
             if enrolled {
                 info!(agent = %agent.id, "enrolled an agent");
-                core.audit.record("agent", "enrolled", serde_json::json!({ "agent": agent.name, "address": address.to_string() })).await;
+                core.audit
+                    .record(
+                        "agent",
+                        "enrolled",
+                        serde_json::json!({ "agent": agent.name, "address": address.to_string() }),
+                    )
+                    .await;
             }
             Ok((agent, enrolled, established))
         }
@@ -115,7 +142,9 @@ async fn handshake(core: &Core, stream: &mut TcpStream, address: SocketAddr) -> 
             warn!(%address, reason = %refused, "refused an agent");
             core.agents.note_trouble(&static_public, &refused, address);
             core.audit.record("agent", "refused", serde_json::json!({ "reason": refused.to_string(), "address": address.to_string() })).await;
-            stream.write_all(&refusal_frame(&refused.to_string())).await?;
+            stream
+                .write_all(&refusal_frame(&refused.to_string()))
+                .await?;
             bail!("{refused}");
         }
     }

@@ -29,7 +29,11 @@ pub(crate) fn bind_udp(address: &str) -> Result<UdpSocket> {
         .parse()
         .with_context(|| format!("listen.syslog_udp: '{address}' is not IP:PORT"))?;
     let bind = || -> Result<UdpSocket> {
-        let socket = Socket::new(Domain::for_address(parsed), Type::DGRAM, Some(Protocol::UDP))?;
+        let socket = Socket::new(
+            Domain::for_address(parsed),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         let effective = socket.recv_buffer_size()?;
         if effective < RECEIVE_BUFFER {
@@ -72,7 +76,9 @@ pub(crate) async fn run_udp(socket: UdpSocket, entries: LocalQueue) {
         if names.len() > SENDERS_MAX {
             names.clear();
         }
-        let name = names.entry(from.ip()).or_insert_with(|| sender_name(from.ip()));
+        let name = names
+            .entry(from.ip())
+            .or_insert_with(|| sender_name(from.ip()));
         let bytes = buffer.get(..len).unwrap_or_default();
         for entry in to_entries(StreamKind::SyslogUdp, name, bytes, false) {
             if entries.try_send(entry).is_err() {
@@ -189,7 +195,12 @@ impl Drops {
         if kernel == 0 && self.queue_full == 0 {
             return;
         }
-        warn!(port = self.port, kernel, queue = self.queue_full, "syslog datagrams were lost");
+        warn!(
+            port = self.port,
+            kernel,
+            queue = self.queue_full,
+            "syslog datagrams were lost"
+        );
         let text = format!(
             "gap: {} datagrams to UDP port {} were lost ({kernel} in the kernel, {} before the archive)\n",
             kernel + self.queue_full,
@@ -220,7 +231,10 @@ fn kernel_drops(port: u16) -> Option<u64> {
             let mut fields = line.split_whitespace();
             let local = fields.nth(1).unwrap_or_default();
             if local.ends_with(&format!(":{port:04X}")) {
-                drops += fields.last().and_then(|drops| drops.parse::<u64>().ok()).unwrap_or(0);
+                drops += fields
+                    .last()
+                    .and_then(|drops| drops.parse::<u64>().ok())
+                    .unwrap_or(0);
             }
         }
     }
@@ -243,9 +257,16 @@ mod tests {
         let long = vec![b'x'; ENTRY_LEN_MAX * 2];
         let entries = to_entries(StreamKind::SyslogTcp, "192.0.2.1", &long, false);
         assert_eq!(entries.len(), 3);
-        let joined: Vec<u8> = entries.iter().flat_map(|entry| entry.bytes.clone()).collect();
+        let joined: Vec<u8> = entries
+            .iter()
+            .flat_map(|entry| entry.bytes.clone())
+            .collect();
         assert_eq!(joined.len(), long.len() + 1);
-        assert!(entries[0].flags.is_fragment() && entries[1].flags.is_fragment() && !entries[2].flags.is_fragment());
+        assert!(
+            entries[0].flags.is_fragment()
+                && entries[1].flags.is_fragment()
+                && !entries[2].flags.is_fragment()
+        );
     }
 
     #[test]

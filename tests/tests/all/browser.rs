@@ -20,28 +20,89 @@ fn sign_in_enrol_agents_and_search_work_in_three_languages_wide_and_narrow() {
     lab.add_agent("fw-gateway", lab.sl, "");
     lab.start_agent("fw-gateway");
     feed(&lab, "app.log", 3000);
-    wait_until("lines arrive", Duration::from_secs(30), || lab.count("seq*") == 3000);
-    for message in ["<134>Nov 21 10:00:00 sw-floor2 LINK-3-UPDOWN: Interface Gi0/7, changed state to up", "<38>Nov 21 10:00:01 bastion sshd[411]: Failed password for invalid user admin from 198.51.100.7 port 4242 ssh2"] {
+    wait_until("lines arrive", Duration::from_secs(30), || {
+        lab.count("seq*") == 3000
+    });
+    for message in [
+        "<134>Nov 21 10:00:00 sw-floor2 LINK-3-UPDOWN: Interface Gi0/7, changed state to up",
+        "<38>Nov 21 10:00:01 bastion sshd[411]: Failed password for invalid user admin from 198.51.100.7 port 4242 ssh2",
+    ] {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.send_to(message.as_bytes(), lab.syslog_udp).unwrap();
     }
     for (language, width, words) in [
-        ("en", 1280, ["Sign in", "Overview", "Agents", "Enrol an agent", "entries"]),
-        ("it", 1280, ["Accesso", "Panoramica", "Agenti", "Registra un agente", "righe"]),
-        ("fr", 1280, ["Connexion", "Vue d’ensemble", "Agents", "Enrôler un agent", "entrées"]),
-        ("en", 390, ["Sign in", "Overview", "Agents", "Enrol an agent", "entries"]),
-        ("it", 390, ["Accesso", "Panoramica", "Agenti", "Registra un agente", "righe"]),
-        ("fr", 390, ["Connexion", "Vue d’ensemble", "Agents", "Enrôler un agent", "entrées"]),
+        (
+            "en",
+            1280,
+            ["Sign in", "Overview", "Agents", "Enrol an agent", "entries"],
+        ),
+        (
+            "it",
+            1280,
+            [
+                "Accesso",
+                "Panoramica",
+                "Agenti",
+                "Registra un agente",
+                "righe",
+            ],
+        ),
+        (
+            "fr",
+            1280,
+            [
+                "Connexion",
+                "Vue d’ensemble",
+                "Agents",
+                "Enrôler un agent",
+                "entrées",
+            ],
+        ),
+        (
+            "en",
+            390,
+            ["Sign in", "Overview", "Agents", "Enrol an agent", "entries"],
+        ),
+        (
+            "it",
+            390,
+            [
+                "Accesso",
+                "Panoramica",
+                "Agenti",
+                "Registra un agente",
+                "righe",
+            ],
+        ),
+        (
+            "fr",
+            390,
+            [
+                "Connexion",
+                "Vue d’ensemble",
+                "Agents",
+                "Enrôler un agent",
+                "entrées",
+            ],
+        ),
     ] {
-        walk(&mut lab, language, width, words);
+        walk(&lab, language, width, words);
     }
 }
 
-fn walk(lab: &mut Lab, language: &str, width: u32, [sign_in, overview, agents, enrol, entries]: [&str; 5]) {
+fn walk(
+    lab: &Lab,
+    language: &str,
+    width: u32,
+    [sign_in, overview, agents, enrol, entries]: [&str; 5],
+) {
     let browser = Browser::start(width, language);
     let url = |path: &str| format!("https://{}{path}", lab.console);
     let shot = |name: &str| {
-        assert!(browser.fits(), "{name} in {language} at {width} is wider than the window");
+        assert!(
+            browser.fits(),
+            "{name} in {language} at {width} is wider than the window"
+        );
         browser.screenshot(&screenshots().join(format!("{name}-{language}-{width}.png")));
     };
     // Nothing but the sign-in answers without a session.
@@ -52,11 +113,15 @@ fn walk(lab: &mut Lab, language: &str, width: u32, [sign_in, overview, agents, e
     browser.type_into("input[name=user]", "admin");
     browser.type_into("input[name=password]", "not the password");
     browser.click("button.primary");
-    wait_until("the refusal is shown", Duration::from_secs(10), || !browser.text(".problem").is_empty());
+    wait_until("the refusal is shown", Duration::from_secs(10), || {
+        !browser.text(".problem").is_empty()
+    });
     browser.type_into("input[name=user]", "admin");
     browser.type_into("input[name=password]", PASSWORD);
     browser.click("button.primary");
-    wait_until("the overview is shown", Duration::from_secs(10), || browser.text("h1") == overview);
+    wait_until("the overview is shown", Duration::from_secs(10), || {
+        browser.text("h1") == overview
+    });
     shot("overview");
 
     browser.click("nav a[href='/agents']");
@@ -77,14 +142,33 @@ fn walk(lab: &mut Lab, language: &str, width: u32, [sign_in, overview, agents, e
     browser.type_into("input[name=name]", &name);
     browser.type_into("input[name=address]", &lab.sl.to_string());
     browser.click("form.stack button.primary");
-    wait_until("the token is shown", Duration::from_secs(10), || browser.text("#command").contains("SCRINIUM1-"));
-    let token = browser.run("return document.getElementById('token').textContent").as_str().unwrap().to_owned();
+    wait_until("the token is shown", Duration::from_secs(10), || {
+        browser.text("#command").contains("SCRINIUM1-")
+    });
+    let token = browser
+        .run("return document.getElementById('token').textContent")
+        .as_str()
+        .unwrap()
+        .to_owned();
     shot("enrol-waiting");
-    let enrolled = Command::new(program("scrinium-agent")).args(["enroll", &token, "--state"]).arg(lab.state(&name)).output().unwrap();
+    let enrolled = Command::new(program("scrinium-agent"))
+        .args(["enroll", &token, "--state"])
+        .arg(lab.state(&name))
+        .output()
+        .unwrap();
     assert!(enrolled.status.success());
     let log = lab.dir.join(format!("{name}.txt"));
-    OpenOptions::new().append(true).create(true).open(&log).unwrap().write_all(b"first entry\n").unwrap();
-    lab.write(&format!("{name}.toml"), format!("[[source]]\nfile = {:?}\n", log.display().to_string()).as_bytes());
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&log)
+        .unwrap()
+        .write_all(b"first entry\n")
+        .unwrap();
+    lab.write(
+        &format!("{name}.toml"),
+        format!("[[source]]\nfile = {:?}\n", log.display().to_string()).as_bytes(),
+    );
     let mut agent = Command::new(program("scrinium-agent"))
         .arg("run")
         .arg("--state")
@@ -102,21 +186,50 @@ fn walk(lab: &mut Lab, language: &str, width: u32, [sign_in, overview, agents, e
     agent.wait().unwrap();
 
     browser.open(&url("/search?range=all&q=failed"));
-    assert!(browser.text("#count").contains(entries), "{}", browser.text("#count"));
-    assert!(browser.text("tbody").contains("bastion"), "{}", browser.text("tbody"));
-    assert!(browser.run("return document.querySelectorAll('.histogram .bar').length").as_u64().unwrap() > 10);
+    assert!(
+        browser.text("#count").contains(entries),
+        "{}",
+        browser.text("#count")
+    );
+    assert!(
+        browser.text("tbody").contains("bastion"),
+        "{}",
+        browser.text("tbody")
+    );
+    assert!(
+        browser
+            .run("return document.querySelectorAll('.histogram .bar').length")
+            .as_u64()
+            .unwrap()
+            > 10
+    );
     shot("search");
     // A line with markup is text.
     browser.type_into("#q", "zqmarkupqz");
-    feed_line(lab, b"zqmarkupqz <script>window.hacked = 1</script> <b>bold</b>\n");
-    wait_until("the markup line is archived", Duration::from_secs(10), || lab.count("zqmarkupqz") > 0);
+    feed_line(
+        lab,
+        b"zqmarkupqz <script>window.hacked = 1</script> <b>bold</b>\n",
+    );
+    wait_until(
+        "the markup line is archived",
+        Duration::from_secs(10),
+        || lab.count("zqmarkupqz") > 0,
+    );
     browser.click(".searchbar button");
-    wait_until("the markup line is shown", Duration::from_secs(10), || browser.text("tbody").contains("<b>bold</b>"));
+    wait_until("the markup line is shown", Duration::from_secs(10), || {
+        browser.text("tbody").contains("<b>bold</b>")
+    });
     assert!(browser.run("return window.hacked === undefined") == true);
     browser.open(&url("/search?range=all&q=nowhere-to-be-found"));
     shot("search-empty");
     let downloaded = browser.run("const r = new XMLHttpRequest(); r.open('GET', '/search/raw?range=all&q=bastion', false); r.send(); return r.responseText;");
-    assert!(downloaded.as_str().unwrap().starts_with("<38>Nov 21 10:00:01 bastion"), "{downloaded}");
+    assert!(
+        downloaded
+            .as_str()
+            .unwrap()
+            .starts_with("<38>Nov 21 10:00:01 bastion"),
+        "{downloaded}"
+    );
 }
 
 #[test]
@@ -130,26 +243,56 @@ fn ten_wrong_passwords_lock_the_account() {
     for attempt in 1..=11 {
         browser.type_into("input[name=user]", "admin");
         // The right one does not help either once the account is locked.
-        browser.type_into("input[name=password]", if attempt == 11 { PASSWORD } else { "wrong password" });
+        browser.type_into(
+            "input[name=password]",
+            if attempt == 11 {
+                PASSWORD
+            } else {
+                "wrong password"
+            },
+        );
         let _removed = browser.run("document.querySelector('.problem')?.remove()");
         browser.click("button.primary");
-        wait_until("an answer", Duration::from_secs(10), || !browser.text(".problem").is_empty());
-        assert_eq!(browser.text(".problem").contains("locked"), attempt >= 10, "attempt {attempt}");
+        wait_until("an answer", Duration::from_secs(10), || {
+            !browser.text(".problem").is_empty()
+        });
+        assert_eq!(
+            browser.text(".problem").contains("locked"),
+            attempt >= 10,
+            "attempt {attempt}"
+        );
     }
 }
 
 fn feed(lab: &Lab, name: &str, count: u64) {
     let mut lines = Vec::new();
     Corpus::new().lines(count, &mut lines);
-    OpenOptions::new().append(true).create(true).open(lab.log(name)).unwrap().write_all(&lines).unwrap();
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(lab.log(name))
+        .unwrap()
+        .write_all(&lines)
+        .unwrap();
 }
 
 fn feed_line(lab: &Lab, line: &[u8]) {
-    OpenOptions::new().append(true).create(true).open(lab.log("app.log")).unwrap().write_all(line).unwrap();
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(lab.log("app.log"))
+        .unwrap()
+        .write_all(line)
+        .unwrap();
 }
 
 /// Where the pictures go: looked at by people, and the README's is one of them.
 fn screenshots() -> PathBuf {
     let target = program("scrinium-server");
-    target.parent().unwrap().parent().unwrap().join("screenshots")
+    target
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("screenshots")
 }

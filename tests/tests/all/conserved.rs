@@ -3,8 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use scrinium_tests::corpus::Corpus;
@@ -18,10 +16,9 @@ fn a_million_lines_survive_twenty_kills_and_two_rotations() {
     lab.add_agent("web1", lab.sl, "");
     lab.start_agent("web1");
     let path = lab.log("app.log");
-    let written = Arc::new(AtomicU64::new(0));
     let writer = {
-        let (path, written) = (path.clone(), written.clone());
-        std::thread::spawn(move || write_and_rotate(&path, &written))
+        let path = path.clone();
+        std::thread::spawn(move || write_and_rotate(&path))
     };
     // Kills at random moments, alternately, spread over the writing and the catching up after it.
     let mut random = Random(0x5eed);
@@ -58,7 +55,7 @@ fn a_million_lines_survive_twenty_kills_and_two_rotations() {
 
 /// Appends a million lines; renames the file after a third and truncates it, as copytruncate does
 /// while the writer is idle, after two thirds. Returns everything written, in order.
-fn write_and_rotate(path: &Path, written: &AtomicU64) -> Vec<u8> {
+fn write_and_rotate(path: &Path) -> Vec<u8> {
     let mut corpus = Corpus::new();
     let mut all = Vec::new();
     let mut file = append(path);
@@ -78,7 +75,6 @@ fn write_and_rotate(path: &Path, written: &AtomicU64) -> Vec<u8> {
         corpus.lines(CHUNK, &mut chunk);
         file.write_all(&chunk).unwrap();
         all.extend_from_slice(&chunk);
-        written.store(n, Ordering::Relaxed);
         pause(Duration::from_millis(8));
     }
     all
@@ -92,7 +88,9 @@ fn a_line_without_its_end_arrives_and_is_joined_with_its_rest() {
     let mut file = append(&path);
     file.write_all(b"first line\nbegun but not").unwrap();
     lab.start_agent("web1");
-    wait_until("the beginning arrives", Duration::from_secs(20), || lab.count("begun") == 1);
+    wait_until("the beginning arrives", Duration::from_secs(20), || {
+        lab.count("begun") == 1
+    });
     file.write_all(b" ended until now\nlast\n").unwrap();
     let expected = b"first line\nbegun but not ended until now\nlast\n";
     lab.wait_for_bytes("web1", &path, expected.len(), Duration::from_secs(20));
@@ -106,7 +104,13 @@ fn any_bytes_are_archived_as_they_are() {
     lab.add_agent("web1", lab.sl, "");
     let path = lab.log("odd.log");
     let mut bytes = Vec::new();
-    for line in ["crlf\r\n", "\n", "\u{fffd}nul\0inside\n", "lone\rcarriage\n", "\u{1b}[31mred\u{1b}[0m <script>alert(1)</script>\n"] {
+    for line in [
+        "crlf\r\n",
+        "\n",
+        "\u{fffd}nul\0inside\n",
+        "lone\rcarriage\n",
+        "\u{1b}[31mred\u{1b}[0m <script>alert(1)</script>\n",
+    ] {
         bytes.extend_from_slice(line.as_bytes());
     }
     bytes.extend((0..=255_u8).filter(|&byte| byte != b'\n'));
@@ -184,7 +188,11 @@ fn rotate(path: &Path, first: &str, second: &str) {
 }
 
 fn append(path: &Path) -> File {
-    OpenOptions::new().append(true).create(true).open(path).unwrap()
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .unwrap()
 }
 
 /// Compares without printing megabytes.

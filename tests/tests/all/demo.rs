@@ -11,8 +11,13 @@ use scrinium_tests::{now, program, wait_until};
 fn the_demo_finds_a_line_within_two_seconds_of_its_writing() {
     let dir = std::env::temp_dir().join(format!("scrinium-demo-test-{}", std::process::id()));
     let _absent = std::fs::remove_dir_all(&dir);
-    let held: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let ports: Vec<String> = held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    let held: Vec<TcpListener> = (0..4)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let ports: Vec<String> = held
+        .iter()
+        .map(|listener| listener.local_addr().unwrap().to_string())
+        .collect();
     drop(held);
     let mut demo = Command::new(program("scrinium-server"))
         .args(["demo", "--no-browser", "--dir"])
@@ -26,23 +31,55 @@ fn the_demo_finds_a_line_within_two_seconds_of_its_writing() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
-    let said: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.contains("Stop with Ctrl-C")).collect();
-    assert!(said.iter().any(|line| line.contains(&format!("https://{}/", ports[1]))), "{said:?}");
-    assert!(said.iter().any(|line| line.contains("password")), "{said:?}");
+    let said: Vec<String> = lines
+        .map_while(Result::ok)
+        .take_while(|line| !line.contains("Stop with Ctrl-C"))
+        .collect();
+    assert!(
+        said.iter()
+            .any(|line| line.contains(&format!("https://{}/", ports[1]))),
+        "{said:?}"
+    );
+    assert!(
+        said.iter().any(|line| line.contains("password")),
+        "{said:?}"
+    );
 
     let count = |query: &str| {
-        let found = Command::new(program("scrinium-server")).args(["search", query, "--count", "--data"]).arg(dir.join("server")).output().unwrap();
-        String::from_utf8_lossy(&found.stdout).trim().parse::<u64>().unwrap_or(0)
+        let found = Command::new(program("scrinium-server"))
+            .args(["search", query, "--count", "--data"])
+            .arg(dir.join("server"))
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&found.stdout)
+            .trim()
+            .parse::<u64>()
+            .unwrap_or(0)
     };
-    wait_until("generated lines are found", Duration::from_secs(30), || count("order") > 0 && count("dhcpd") > 0);
-    let mut file = std::fs::OpenOptions::new().append(true).open(dir.join("sources/app.log")).unwrap();
+    wait_until("generated lines are found", Duration::from_secs(30), || {
+        count("order") > 0 && count("dhcpd") > 0
+    });
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(dir.join("sources/app.log"))
+        .unwrap();
     file.write_all(b"hello from the test zqdemoqz\n").unwrap();
     let written = now();
-    wait_until("the line is found", Duration::from_secs(2), || count("zqdemoqz") == 1);
+    wait_until("the line is found", Duration::from_secs(2), || {
+        count("zqdemoqz") == 1
+    });
     assert!(now().duration_since(written) < Duration::from_secs(2));
 
     let pid = demo.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    wait_until("the demo stops", Duration::from_secs(30), || demo.try_wait().unwrap().is_some());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    wait_until("the demo stops", Duration::from_secs(30), || {
+        demo.try_wait().unwrap().is_some()
+    });
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -13,13 +13,21 @@ fn wrong_expired_and_reused_tokens_are_refused_with_a_reason() {
 
     let reused = lab.enrol("two", &token);
     assert_eq!(reused.status.code(), Some(4));
-    assert!(text(&reused.stderr).contains("already used"), "{}", text(&reused.stderr));
+    assert!(
+        text(&reused.stderr).contains("already used"),
+        "{}",
+        text(&reused.stderr)
+    );
 
     let mut mistyped = lab.token("web2", lab.sl);
     mistyped.pop();
     let wrong = lab.enrol("three", &mistyped);
     assert_eq!(wrong.status.code(), Some(2));
-    assert!(text(&wrong.stderr).contains("token"), "{}", text(&wrong.stderr));
+    assert!(
+        text(&wrong.stderr).contains("token"),
+        "{}",
+        text(&wrong.stderr)
+    );
 
     // A token of another server, and one of this server whose secret is another's.
     let other = Lab::start("tokens-other");
@@ -31,7 +39,11 @@ fn wrong_expired_and_reused_tokens_are_refused_with_a_reason() {
     pause(Duration::from_millis(2100)); // the passing of the token's second is under test
     let expired = lab.enrol("five", text(&made.stdout).trim());
     assert!(!expired.status.success());
-    assert!(text(&expired.stderr).contains("expired"), "{}", text(&expired.stderr));
+    assert!(
+        text(&expired.stderr).contains("expired"),
+        "{}",
+        text(&expired.stderr)
+    );
 }
 
 #[test]
@@ -39,7 +51,9 @@ fn a_second_agent_process_on_one_state_is_refused() {
     let mut lab = Lab::start("twice");
     lab.add_agent("web1", lab.sl, "");
     lab.start_agent("web1");
-    wait_until("the agent runs", Duration::from_secs(20), || lab.agent_status("web1").is_some());
+    wait_until("the agent runs", Duration::from_secs(20), || {
+        lab.agent_status("web1").is_some()
+    });
     let second = std::process::Command::new(scrinium_tests::program("scrinium-agent"))
         .arg("run")
         .arg("--state")
@@ -47,7 +61,11 @@ fn a_second_agent_process_on_one_state_is_refused() {
         .output()
         .unwrap();
     assert_eq!(second.status.code(), Some(1));
-    assert!(text(&second.stderr).contains("in use by another process"), "{}", text(&second.stderr));
+    assert!(
+        text(&second.stderr).contains("in use by another process"),
+        "{}",
+        text(&second.stderr)
+    );
 }
 
 #[test]
@@ -55,12 +73,25 @@ fn a_disabled_agent_is_refused_and_goes_on_when_it_is_enabled_again() {
     let mut lab = Lab::start("disabled");
     lab.add_agent("web1", lab.sl, "");
     lab.start_agent("web1");
-    let connected = |lab: &Lab| lab.agent_status("web1").is_some_and(|status| status["connected"] == true);
-    wait_until("the agent is connected", Duration::from_secs(20), || connected(&lab));
+    let connected = |lab: &Lab| {
+        lab.agent_status("web1")
+            .is_some_and(|status| status["connected"] == true)
+    };
+    wait_until("the agent is connected", Duration::from_secs(20), || {
+        connected(&lab)
+    });
     assert!(lab.server(&["agent", "disable", "web1"]).status.success());
     wait_until("the agent is refused", Duration::from_secs(20), || {
-        lab.agent_status("web1").is_some_and(|status| status["problem"].as_str().is_some_and(|problem| problem.contains("disabled")))
+        lab.agent_status("web1").is_some_and(|status| {
+            status["problem"]
+                .as_str()
+                .is_some_and(|problem| problem.contains("disabled"))
+        })
     });
     assert!(lab.server(&["agent", "enable", "web1"]).status.success());
-    wait_until("the agent is connected again", Duration::from_secs(40), || connected(&lab));
+    wait_until(
+        "the agent is connected again",
+        Duration::from_secs(40),
+        || connected(&lab),
+    );
 }

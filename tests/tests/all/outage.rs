@@ -13,9 +13,17 @@ use scrinium_tests::{now, pause, wait_until};
 fn an_outage_fills_sealed_segments_that_drain_afterwards_and_nothing_is_readable_anywhere() {
     let mut lab = Lab::start("outage");
     let proxy = Proxy::start(lab.sl);
-    lab.add_agent("laptop-of-mrossi", proxy.address(), "[spool]\nram_bytes_max = \"1 MiB\"\n");
+    lab.add_agent(
+        "laptop-of-mrossi",
+        proxy.address(),
+        "[spool]\nram_bytes_max = \"1 MiB\"\n",
+    );
     let path = lab.log("app.log");
-    let mut file = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .unwrap();
     let mut corpus = Corpus::new();
     let mut all = Vec::new();
     let mut write = |count| {
@@ -41,7 +49,10 @@ fn an_outage_fills_sealed_segments_that_drain_afterwards_and_nothing_is_readable
         len = write(2000);
         pause(Duration::from_millis(50));
         segments_max = segments_max.max(std::fs::read_dir(&spool).unwrap().count());
-        assert!(now().duration_since(cut_at) < Duration::from_secs(240), "the disk cache does not fill");
+        assert!(
+            now().duration_since(cut_at) < Duration::from_secs(240),
+            "the disk cache does not fill"
+        );
     }
     nothing_readable(&lab, &proxy);
     // A kill during the outage loses nothing that was spilled, and files hold the rest.
@@ -49,9 +60,13 @@ fn an_outage_fills_sealed_segments_that_drain_afterwards_and_nothing_is_readable
     lab.start_agent("laptop-of-mrossi");
     proxy.mend();
     lab.wait_for_bytes("laptop-of-mrossi", &path, len, Duration::from_secs(120));
-    assert!(lab.export("laptop-of-mrossi", &path) == all, "archived and written differ");
+    assert!(
+        lab.export("laptop-of-mrossi", &path) == all,
+        "archived and written differ"
+    );
     wait_until("the disk cache drains", Duration::from_secs(30), || {
-        lab.agent_status("laptop-of-mrossi").is_some_and(|status| status["disk_bytes"] == 0)
+        lab.agent_status("laptop-of-mrossi")
+            .is_some_and(|status| status["disk_bytes"] == 0)
     });
     assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 0);
     let (code, report) = lab.verify();
@@ -65,10 +80,21 @@ fn nothing_readable(lab: &Lab, proxy: &Proxy) {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     // A host name of a few letters is found in any random bytes.
     let host = Some(host.trim()).filter(|host| host.len() >= 6);
-    let secrets = [Some("zqMARKERqz"), Some("mrossi"), Some("app.log"), Some("correct horse"), host];
+    let secrets = [
+        Some("zqMARKERqz"),
+        Some("mrossi"),
+        Some("app.log"),
+        Some("correct horse"),
+        host,
+    ];
     for secret in secrets.into_iter().flatten() {
         for dir in [lab.data(), lab.state("laptop-of-mrossi")] {
-            assert_eq!(Lab::holds(&dir, secret.as_bytes()), None, "{secret} in {}", dir.display());
+            assert_eq!(
+                Lab::holds(&dir, secret.as_bytes()),
+                None,
+                "{secret} in {}",
+                dir.display()
+            );
         }
         assert!(!proxy.saw(secret.as_bytes()), "{secret} on the wire");
     }
@@ -77,7 +103,9 @@ fn nothing_readable(lab: &Lab, proxy: &Proxy) {
 
 /// How long the link is cut: SCRINIUM_TEST_OUTAGE_S seconds, 15 in the normal run.
 fn outage() -> Duration {
-    let seconds = std::env::var("SCRINIUM_TEST_OUTAGE_S").ok().and_then(|text| text.parse().ok());
+    let seconds = std::env::var("SCRINIUM_TEST_OUTAGE_S")
+        .ok()
+        .and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(15))
 }
 

@@ -17,24 +17,53 @@ fn a_package_is_whole_until_any_byte_of_it_changes() {
     let path = lab.log("app.log");
     let mut lines = Vec::new();
     Corpus::new().lines(5000, &mut lines);
-    OpenOptions::new().append(true).create(true).open(&path).unwrap().write_all(&lines).unwrap();
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .unwrap()
+        .write_all(&lines)
+        .unwrap();
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &path, lines.len(), Duration::from_secs(30));
     let package = lab.dir.join("package.tar");
     let out = package.to_str().unwrap();
-    let exported = lab.server(&["export", "--agent", "web1", "--path", path.to_str().unwrap(), "--out", out]);
+    let exported = lab.server(&[
+        "export",
+        "--agent",
+        "web1",
+        "--path",
+        path.to_str().unwrap(),
+        "--out",
+        out,
+    ]);
     assert!(exported.status.success(), "{}", text(&exported.stderr));
 
     let check = || {
-        let output = Command::new(program("scrinium-verify")).arg(&package).output().unwrap();
-        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+        let output = Command::new(program("scrinium-verify"))
+            .arg(&package)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            text(&output.stdout) + &text(&output.stderr),
+        )
     };
     assert_eq!(check().0, Some(0), "{}", check().1);
     // Stock tools read it.
-    let log = Command::new("tar").arg("xOf").arg(&package).arg("log.txt").output().unwrap();
+    let log = Command::new("tar")
+        .arg("xOf")
+        .arg(&package)
+        .arg("log.txt")
+        .output()
+        .unwrap();
     assert!(log.stdout == lines);
 
-    let file = OpenOptions::new().read(true).write(true).open(&package).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&package)
+        .unwrap();
     let len = file.metadata().unwrap().len();
     let flip = |at: u64| {
         let mut byte = [0];

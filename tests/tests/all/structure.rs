@@ -17,7 +17,10 @@ fn crates_depend_in_one_direction() {
         for line in text.lines().filter(|line| !line.starts_with("name")) {
             if let Some((_, dependency)) = line.split_once("scrinium-") {
                 let dependency = dependency.split(['.', ' ']).next().unwrap();
-                assert!(allowed.contains(&dependency), "{name} must not depend on {dependency}");
+                assert!(
+                    allowed.contains(&dependency),
+                    "{name} must not depend on {dependency}"
+                );
             }
         }
     }
@@ -26,7 +29,10 @@ fn crates_depend_in_one_direction() {
 /// Protocols do no I/O: no socket, clock, file, thread or random source.
 #[test]
 fn the_protocol_does_no_io() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("protocol/src");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join("protocol/src");
     let mut dirs = vec![root];
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(dir).unwrap().flatten() {
@@ -37,7 +43,15 @@ fn the_protocol_does_no_io() {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap();
-            for word in ["std::net", "std::fs", "std::thread", "SystemTime", "Instant::now", "getrandom", "tokio"] {
+            for word in [
+                "std::net",
+                "std::fs",
+                "std::thread",
+                "SystemTime",
+                "Instant::now",
+                "getrandom",
+                "tokio",
+            ] {
                 assert!(!code.contains(word), "{} uses {word}", path.display());
             }
         }

@@ -16,23 +16,45 @@ fn logger_is_found_with_its_host_time_and_severity() {
         (["-d", "--rfc5424"], "datagramme", lab.syslog_udp.port()),
         (["-d", "--rfc3164"], "datagramold", lab.syslog_udp.port()),
         (["-T", "--rfc5424"], "streamnew", lab.syslog_tcp.port()),
-        (["-T", "--octet-count"], "streamcount", lab.syslog_tcp.port()),
+        (
+            ["-T", "--octet-count"],
+            "streamcount",
+            lab.syslog_tcp.port(),
+        ),
     ] {
         let sent = Command::new("logger")
-            .args(["-n", "127.0.0.1", "-P", &port.to_string(), "-p", "auth.warning", "-t", "myapp"])
+            .args([
+                "-n",
+                "127.0.0.1",
+                "-P",
+                &port.to_string(),
+                "-p",
+                "auth.warning",
+                "-t",
+                "myapp",
+            ])
             .args(flags)
             .arg(format!("user root {word}"))
             .status()
             .unwrap();
         assert!(sent.success());
-        wait_until("the line is found", Duration::from_secs(10), || lab.count(word) == 1);
+        wait_until("the line is found", Duration::from_secs(10), || {
+            lab.count(word) == 1
+        });
         let entry = &lab.search(word)[0];
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         assert_eq!(entry["host"].as_str().unwrap(), host.trim(), "{entry}");
         assert_eq!(entry["severity"], "warning");
         assert_eq!(entry["app"], "myapp");
-        let (event, received) = (entry["time"].as_str().unwrap(), entry["received"].as_str().unwrap());
-        assert_eq!(event[..16], received[..16], "the minute it happened is the minute it came");
+        let (event, received) = (
+            entry["time"].as_str().unwrap(),
+            entry["received"].as_str().unwrap(),
+        );
+        assert_eq!(
+            event.get(..16),
+            received.get(..16),
+            "the minute it happened is the minute it came"
+        );
     }
     assert_eq!(lab.verify().0, 0);
 }
@@ -66,12 +88,26 @@ fn rsyslog_sends_over_udp_and_tcp() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_until("rsyslog listens", Duration::from_secs(20), || socket.try_exists().unwrap());
+    wait_until("rsyslog listens", Duration::from_secs(20), || {
+        socket.try_exists().unwrap()
+    });
     for n in 0..500 {
-        let sent = Command::new("logger").arg("-u").arg(&socket).args(["-t", "relayed", "-p", "local3.err", &format!("message number{n}")]).status();
+        let sent = Command::new("logger")
+            .arg("-u")
+            .arg(&socket)
+            .args([
+                "-t",
+                "relayed",
+                "-p",
+                "local3.err",
+                &format!("message number{n}"),
+            ])
+            .status();
         assert!(sent.unwrap().success());
     }
-    wait_until("every copy is found", Duration::from_secs(30), || lab.count("relayed") == 1500);
+    wait_until("every copy is found", Duration::from_secs(30), || {
+        lab.count("relayed") == 1500
+    });
     let entry = &lab.search("number499")[0];
     assert_eq!(entry["severity"], "error");
     assert_eq!(entry["app"], "relayed");

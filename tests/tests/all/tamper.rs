@@ -16,17 +16,27 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_named_and_the_rest_is_serve
     for name in ["a.log", "b.log"] {
         let mut lines = Vec::new();
         Corpus::new().lines(8000, &mut lines);
-        OpenOptions::new().append(true).create(true).open(lab.log(name)).unwrap().write_all(&lines).unwrap();
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(lab.log(name))
+            .unwrap()
+            .write_all(&lines)
+            .unwrap();
     }
     lab.start_agent("web1");
-    wait_until("everything is archived", Duration::from_secs(60), || lab.count("stream:.log") == 16_000);
+    wait_until("everything is archived", Duration::from_secs(60), || {
+        lab.count("stream:.log") == 16_000
+    });
     lab.stop_agent("web1");
     lab.stop_server();
     lab.start_server();
     let archive = lab.data().join("archive");
     let segment = || {
         let files = std::fs::read_dir(&archive).unwrap().flatten();
-        files.max_by_key(|file| file.metadata().unwrap().len()).map(|file| file.path())
+        files
+            .max_by_key(|file| file.metadata().unwrap().len())
+            .map(|file| file.path())
     };
     wait_until("the log is sealed", Duration::from_secs(60), || {
         std::fs::read_dir(lab.data().join("log")).unwrap().count() == 1 && segment().is_some()
@@ -35,7 +45,11 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_named_and_the_rest_is_serve
     let name = path.file_name().unwrap().to_str().unwrap().to_owned();
     assert_eq!(lab.verify().0, 0);
 
-    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     let len = file.metadata().unwrap().len();
     let flip = |at: u64| {
         let mut byte = [0];
@@ -43,19 +57,44 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_named_and_the_rest_is_serve
         file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
     };
     // Header, first record's length, inside blocks, filters, index, end: spread over all of it.
-    let places = [0, 9, 20, 60, 80, 88, 92, 93, len / 4, len / 2, len * 3 / 4, len * 9 / 10, len - 40, len - 20, len - 1];
+    let places = [
+        0,
+        9,
+        20,
+        60,
+        80,
+        88,
+        92,
+        93,
+        len / 4,
+        len / 2,
+        len * 3 / 4,
+        len * 9 / 10,
+        len - 40,
+        len - 20,
+        len - 1,
+    ];
     for at in places {
         flip(at);
         let (code, report) = lab.verify();
         assert_eq!(code, 3, "byte {at} of {len}: {report}");
-        assert!(report.contains(&name) && report.contains("web1") && report.contains(".log") && report.contains("sequence"), "{report}");
+        assert!(
+            report.contains(&name)
+                && report.contains("web1")
+                && report.contains(".log")
+                && report.contains("sequence"),
+            "{report}"
+        );
         flip(at);
     }
     assert_eq!(lab.verify().0, 0);
 
     flip(len / 4);
     let served = lab.count("seq*");
-    assert!((1..16_000).contains(&served) && served >= 7000, "{served} of 16000 served");
+    assert!(
+        (1..16_000).contains(&served) && served >= 7000,
+        "{served} of 16000 served"
+    );
     flip(len / 4);
     assert_eq!(lab.count("seq*"), 16_000);
 

@@ -61,13 +61,35 @@ impl Row {
             host: agent.host_name.clone(),
             os: agent.os.clone(),
             version: agent.version.clone(),
-            address: live.address.map(|address| address.to_string()).unwrap_or_default(),
-            last_durable: last.map_or_else(|| t.text("agents.none_yet").to_owned(), |us| ago(t, us, now)),
+            address: live
+                .address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            last_durable: last.map_or_else(
+                || t.text("agents.none_yet").to_owned(),
+                |us| ago(t, us, now),
+            ),
             last_durable_at: last.map(rfc3339).unwrap_or_default(),
-            keep_alive: if known { ago(t, live.heard_us, now) } else { "–".to_owned() },
-            backlog: if known { human_bytes(state.backlog_bytes) } else { "–".to_owned() },
-            backlog_age: if state.oldest_us > 0 { ago(t, state.oldest_us, now) } else { String::new() },
-            offset: if known { format!("{offset_ms:+} ms") } else { "–".to_owned() },
+            keep_alive: if known {
+                ago(t, live.heard_us, now)
+            } else {
+                "–".to_owned()
+            },
+            backlog: if known {
+                human_bytes(state.backlog_bytes)
+            } else {
+                "–".to_owned()
+            },
+            backlog_age: if state.oldest_us > 0 {
+                ago(t, state.oldest_us, now)
+            } else {
+                String::new()
+            },
+            offset: if known {
+                format!("{offset_ms:+} ms")
+            } else {
+                "–".to_owned()
+            },
             offset_is_large: offset_ms.unsigned_abs() > OFFSET_MS_MAX,
             generation: agent.generation,
             trouble: live.trouble.clone(),
@@ -78,7 +100,12 @@ impl Row {
 /// The table of all agents.
 pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Response {
     let t = who.language;
-    let rows = core.agents.list().iter().map(|(agent, live)| Row::new(t, &core, agent, live)).collect();
+    let rows = core
+        .agents
+        .list()
+        .iter()
+        .map(|(agent, live)| Row::new(t, &core, agent, live))
+        .collect();
     html(&AgentsPage {
         t,
         frame: Frame::new(&who, "agents", "/agents"),
@@ -108,7 +135,11 @@ struct StreamRow {
 }
 
 /// One agent: what it is, what it sends.
-pub(crate) async fn detail(State(core): State<Arc<Core>>, who: SignedIn, Path(name): Path<String>) -> Response {
+pub(crate) async fn detail(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(name): Path<String>,
+) -> Response {
     let t = who.language;
     let agents = core.agents.list();
     let Some((agent, live)) = agents.iter().find(|(agent, _)| agent.name == name) else {
@@ -123,7 +154,11 @@ pub(crate) async fn detail(State(core): State<Arc<Core>>, who: SignedIn, Path(na
             name: stream.name.clone(),
             entries: t.number(stream.entries),
             raw: human_bytes(stream.bytes),
-            last: if stream.last_us > 0 { ago(t, stream.last_us, now) } else { "–".to_owned() },
+            last: if stream.last_us > 0 {
+                ago(t, stream.last_us, now)
+            } else {
+                "–".to_owned()
+            },
             query: format!("agent:{} stream:\"{}\"", agent.name, stream.name),
         })
         .collect();
@@ -146,13 +181,26 @@ pub(crate) struct EnabledForm {
 }
 
 /// Enables or disables an agent.
-pub(crate) async fn set_enabled(State(core): State<Arc<Core>>, who: SignedIn, Path(name): Path<String>, Form(form): Form<EnabledForm>) -> Response {
+pub(crate) async fn set_enabled(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(name): Path<String>,
+    Form(form): Form<EnabledForm>,
+) -> Response {
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
     }
     let detail = json!({ "agent": name, "enabled": form.enabled });
-    if !core.audit.record(&who.session.user, "agent enabled", detail).await {
-        return (StatusCode::SERVICE_UNAVAILABLE, who.language.text("error.unwritable").to_owned()).into_response();
+    if !core
+        .audit
+        .record(&who.session.user, "agent enabled", detail)
+        .await
+    {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            who.language.text("error.unwritable").to_owned(),
+        )
+            .into_response();
     }
     match core.agents.set_enabled(&name, form.enabled) {
         Ok(()) => Redirect::to(&format!("/agents/{name}")).into_response(),

@@ -57,14 +57,31 @@ pub(crate) struct EnrolForm {
 }
 
 /// Makes a token and shows it once.
-pub(crate) async fn make(State(core): State<Arc<Core>>, who: SignedIn, Form(form): Form<EnrolForm>) -> Response {
+pub(crate) async fn make(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Form(form): Form<EnrolForm>,
+) -> Response {
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
     }
     let t = who.language;
-    let written = core.audit.record(&who.session.user, "token made", json!({ "agent": form.name })).await;
+    let written = core
+        .audit
+        .record(
+            &who.session.user,
+            "token made",
+            json!({ "agent": form.name }),
+        )
+        .await;
     let made = if written {
-        core.agents.make_token(form.name.trim(), form.site.trim(), form.address.trim(), *core.noise.public(), TTL_S)
+        core.agents.make_token(
+            form.name.trim(),
+            form.site.trim(),
+            form.address.trim(),
+            *core.noise.public(),
+            TTL_S,
+        )
     } else {
         Err(anyhow::anyhow!("{}", t.text("error.unwritable")))
     };
@@ -90,20 +107,32 @@ pub(crate) async fn make(State(core): State<Arc<Core>>, who: SignedIn, Form(form
 }
 
 /// How far an enrolment is: `waiting`, `connected`, or `receiving` with the first entry.
-pub(crate) async fn state(State(core): State<Arc<Core>>, who: SignedIn, Path(token): Path<String>) -> Response {
-    let id = HEXLOWER.decode(token.as_bytes()).ok().and_then(|id| <[u8; 16]>::try_from(id).ok());
+pub(crate) async fn state(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(token): Path<String>,
+) -> Response {
+    let id = HEXLOWER
+        .decode(token.as_bytes())
+        .ok()
+        .and_then(|id| <[u8; 16]>::try_from(id).ok());
     let Some(id) = id else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let t = who.language;
     let Some(agent) = core.agents.enrolled_with(&id) else {
-        return Json(json!({ "state": "waiting", "text": t.text("enrol.waiting") })).into_response();
+        return Json(json!({ "state": "waiting", "text": t.text("enrol.waiting") }))
+            .into_response();
     };
     let streams = core.archive.streams();
     if last_durable_us(agent.id, &streams).is_some() {
-        return Json(json!({ "state": "receiving", "text": t.with("enrol.receiving", &agent.name) })).into_response();
+        return Json(
+            json!({ "state": "receiving", "text": t.with("enrol.receiving", &agent.name) }),
+        )
+        .into_response();
     }
-    Json(json!({ "state": "connected", "text": t.with("enrol.connected", &agent.name) })).into_response()
+    Json(json!({ "state": "connected", "text": t.with("enrol.connected", &agent.name) }))
+        .into_response()
 }
 
 const TTL_S: u64 = 3600;

@@ -56,12 +56,17 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         *states.entry(state.name()).or_default() += 1;
         if !matches!(state, AgentState::Connected | AgentState::Disabled) {
             let detail = live.trouble.clone().unwrap_or_else(|| {
-                if live.heard_us > 0 { ago(t, live.heard_us, now) } else { String::new() }
+                if live.heard_us > 0 {
+                    ago(t, live.heard_us, now)
+                } else {
+                    String::new()
+                }
             });
             attention.push((agent.name.clone(), state.name(), detail));
         }
     }
-    let connected = states.get("connected").copied().unwrap_or(0) + states.get("buffering").copied().unwrap_or(0);
+    let connected = states.get("connected").copied().unwrap_or(0)
+        + states.get("buffering").copied().unwrap_or(0);
     let streams = core.archive.streams();
     let bucket = bucket_for(HOUR_US);
     let from = (now - HOUR_US) / bucket * bucket + bucket;
@@ -78,7 +83,9 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
             count_all: true,
             deadline: Some(std::time::Duration::from_secs(3)),
         };
-        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted)).await.unwrap_or_default()
+        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted))
+            .await
+            .unwrap_or_default()
     };
     let latest = found.hits.iter().map(|hit| {
         let view = View::new(hit, &names, &streams);
@@ -103,7 +110,9 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         streams: t.number(streams.len() as u64),
         entries: t.number(streams.values().map(|stream| stream.entries).sum()),
         raw: human_bytes(streams.values().map(|stream| stream.bytes).sum()),
-        disk: human_bytes(disk_bytes(&core.archive.log_dir()) + disk_bytes(&core.archive.archive_dir())),
+        disk: human_bytes(
+            disk_bytes(&core.archive.log_dir()) + disk_bytes(&core.archive.archive_dir()),
+        ),
         last_hour: t.number(found.count),
         chart: histogram.to_svg(),
         axis: histogram.axis(),

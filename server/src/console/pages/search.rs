@@ -70,10 +70,18 @@ struct Row {
 }
 
 /// The page.
-pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<Params>) -> Response {
+pub(crate) async fn page(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    UrlQuery(params): UrlQuery<Params>,
+) -> Response {
     let t = who.language;
     let started = clock::now();
-    let range = if RANGES.contains(&params.range.as_str()) { params.range.clone() } else { "1h".to_owned() };
+    let range = if RANGES.contains(&params.range.as_str()) {
+        params.range.clone()
+    } else {
+        "1h".to_owned()
+    };
     let back = format!("/search?q={}&range={range}", encode(&params.q));
     let mut page = SearchPage {
         t,
@@ -139,11 +147,26 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(
 }
 
 /// The raw lines as a file, newest first.
-pub(crate) async fn raw(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<Params>) -> Response {
+pub(crate) async fn raw(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    UrlQuery(params): UrlQuery<Params>,
+) -> Response {
     let names = core.agent_names();
-    let (found, _, _) = match run(&core, &who, &params.q, &params.range, HITS_DOWNLOADED, &names).await {
+    let (found, _, _) = match run(
+        &core,
+        &who,
+        &params.q,
+        &params.range,
+        HITS_DOWNLOADED,
+        &names,
+    )
+    .await
+    {
         Ok(ran) => ran,
-        Err(error) => return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response(),
+        Err(error) => {
+            return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response();
+        }
     };
     let mut out = Vec::new();
     let written = write_hits(&mut out, "raw", &found.hits, &names, &BTreeMap::new());
@@ -153,11 +176,19 @@ pub(crate) async fn raw(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(p
     let complete = found.count == found.hits.len() as u64 && !found.partial && found.damaged == 0;
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::CONTENT_DISPOSITION, "attachment; filename=\"scrinium-search.log\""),
+        (
+            header::CONTENT_DISPOSITION,
+            "attachment; filename=\"scrinium-search.log\"",
+        ),
     ];
     let mut response = (headers, out).into_response();
     let complete = if complete { "yes" } else { "no" };
-    response.headers_mut().insert("x-complete", complete.parse().unwrap_or(axum::http::HeaderValue::from_static("no")));
+    response.headers_mut().insert(
+        "x-complete",
+        complete
+            .parse()
+            .unwrap_or(axum::http::HeaderValue::from_static("no")),
+    );
     response
 }
 
@@ -168,25 +199,40 @@ pub(crate) struct ExportParams {
 }
 
 /// One whole source as a package for an authority.
-pub(crate) async fn export(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<ExportParams>) -> Response {
+pub(crate) async fn export(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    UrlQuery(params): UrlQuery<ExportParams>,
+) -> Response {
     let stream = match control::find_stream(&core, &params.agent, &params.path) {
         Ok(stream) => stream,
         Err(error) => return (StatusCode::NOT_FOUND, format!("{error:#}\n")).into_response(),
     };
     let detail = json!({ "agent": params.agent, "path": params.path });
     if !core.audit.record(&who.session.user, "export", detail).await {
-        return (StatusCode::SERVICE_UNAVAILABLE, who.language.text("error.unwritable").to_owned()).into_response();
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            who.language.text("error.unwritable").to_owned(),
+        )
+            .into_response();
     }
     let headers = [
         (header::CONTENT_TYPE, "application/x-tar"),
-        (header::CONTENT_DISPOSITION, "attachment; filename=\"scrinium-package.tar\""),
+        (
+            header::CONTENT_DISPOSITION,
+            "attachment; filename=\"scrinium-package.tar\"",
+        ),
     ];
     let body: Body = control::stream_export(core, stream, true);
     (headers, body).into_response()
 }
 
 /// The same for programs.
-pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(params): UrlQuery<Params>) -> Response {
+pub(crate) async fn api(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    UrlQuery(params): UrlQuery<Params>,
+) -> Response {
     let names = core.agent_names();
     let limit = params.limit.unwrap_or(HITS_SHOWN).min(HITS_DOWNLOADED);
     let (found, _, _) = match run(&core, &who, &params.q, &params.range, limit, &names).await {
@@ -197,7 +243,11 @@ pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, UrlQuery(p
         }
     };
     let streams = core.archive.streams();
-    let hits: Vec<Value> = found.hits.iter().map(|hit| View::new(hit, &names, &streams).to_json()).collect();
+    let hits: Vec<Value> = found
+        .hits
+        .iter()
+        .map(|hit| View::new(hit, &names, &streams).to_json())
+        .collect();
     Json(json!({ "count": found.count, "partial": found.partial, "damaged": found.damaged, "entries": hits })).into_response()
 }
 
@@ -223,7 +273,11 @@ async fn run(
         "30d" => 30 * 86_400_000_000,
         "all" => {
             let extents = core.archive.extents();
-            let oldest = extents.iter().map(|extent| extent.times_us.0).min().unwrap_or(now);
+            let oldest = extents
+                .iter()
+                .map(|extent| extent.times_us.0)
+                .min()
+                .unwrap_or(now);
             now.saturating_sub(oldest).max(60_000_000)
         }
         _ => 3_600_000_000,
@@ -241,7 +295,8 @@ async fn run(
         deadline: Some(SEARCH_MAX),
     };
     let (core, names) = (core.clone(), names.clone());
-    let found = tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted)).await?;
+    let found =
+        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted)).await?;
     Ok((found, (from, to), bucket_us))
 }
 

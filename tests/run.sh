@@ -1,0 +1,49 @@
+#!/bin/sh
+# Everything this project can check of itself: format, lints, every test, documentation.
+#
+#   sh tests/run.sh              the normal run
+#   SCRINIUM_TEST_OUTAGE_S=60    cut the link for a whole minute in the outage test (15 s otherwise)
+#   SCRINIUM_TEST_LOGS=DIR       take the lines of the tests from real logs instead of built-in ones
+#
+# Installs what the tests need beyond cargo when it may (Debian, as root); says what it leaves out else.
+set -eu
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "tools"
+missing=""
+for pair in chromium:chromium chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing ${pair##*:}"
+done
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
+            echo "SKIPPED: could not install$missing; the tests that need them do nothing and say so"
+    else
+        echo "SKIPPED: not installed and not ours to install:$missing; the tests that need them do nothing and say so"
+    fi
+else
+    echo "all there"
+fi
+
+step "format"
+cargo fmt --all --check
+
+step "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "programs"
+cargo build --workspace --locked
+
+step "tests of each crate"
+cargo test --workspace --exclude scrinium-tests --locked
+
+step "real programs, real peers"
+# One at a time: they kill processes, fill disks and measure delays.
+cargo test -p scrinium-tests --lib --test all --locked -- --test-threads=1
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items
+
+printf '\nall checks passed\n'
