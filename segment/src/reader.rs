@@ -162,6 +162,28 @@ impl SegmentReader {
         Ok(Next::Record(record))
     }
 
+    /// Moves `cursor` over the damaged record at `at`, trusting its length; `false` when nothing can
+    /// follow it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the disk does not answer.
+    pub fn skip(&self, cursor: &mut Cursor, at: Cursor) -> Result<bool, Error> {
+        let left = self.len.saturating_sub(at.offset);
+        if left < RECORD_HEAD_LEN as u64 {
+            return Ok(false);
+        }
+        let mut head = [0; RECORD_HEAD_LEN];
+        self.read_exact(&mut head, at.offset)?;
+        let [a, b, c, d, _] = head;
+        let whole = u64::from(u32::from_be_bytes([a, b, c, d])) + RECORD_HEAD_LEN as u64;
+        if whole > left {
+            return Ok(false);
+        }
+        cursor.offset = at.offset + whole;
+        cursor.index = at.index + 1;
+        Ok(true)
+    }
+
     /// Reads the record at a known place.
     ///
     /// # Errors

@@ -232,6 +232,16 @@ impl Lab {
         }
     }
 
+    /// Processor seconds that server and agents have used since they were started last.
+    #[must_use]
+    pub fn cpu_seconds(&self) -> f64 {
+        let agents = self.agents.iter().filter_map(|(_, child)| child.as_ref());
+        agents
+            .chain(&self.server)
+            .map(|child| cpu_seconds(child.id()))
+            .sum()
+    }
+
     /// How many lines match.
     #[must_use]
     pub fn count(&self, query: &str) -> u64 {
@@ -348,6 +358,20 @@ fn terminate(child: &mut Child) {
     wait_until("the program stops", Duration::from_secs(30), || {
         child.try_wait().unwrap().is_some()
     });
+}
+
+/// Processor seconds of one process, from `/proc`.
+#[must_use]
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    ticks / 100.0 // USER_HZ of every Linux that matters
 }
 
 /// Bytes of a program as text.

@@ -14,6 +14,8 @@ mod file;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -88,6 +90,7 @@ pub(crate) fn start(
         streams: BTreeMap::new(),
         watcher: None,
         watched: Vec::new(),
+        wake_pending: Arc::default(),
         context: Context {
             signing,
             compressor: Compressor::new(AGENT_LEVEL),
@@ -112,6 +115,8 @@ struct Sources {
     streams: BTreeMap<PathBuf, FileStream>,
     watcher: Option<notify::RecommendedWatcher>,
     watched: Vec<PathBuf>,
+    /// A wake-up lies in the channel.
+    wake_pending: Arc<AtomicBool>,
     context: Context,
 }
 
@@ -159,7 +164,10 @@ impl Sources {
             let left = deadline.saturating_duration_since(clock::now());
             match commands.recv_timeout(left) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-                Ok(Command::Wake) => deadline = deadline.min(clock::now() + GATHER_DELAY),
+                Ok(Command::Wake) => {
+                    self.wake_pending.store(false, Ordering::Release);
+                    deadline = deadline.min(clock::now() + GATHER_DELAY);
+                }
                 Ok(Command::Rewind {
                     stream,
                     position,
@@ -219,6 +227,7 @@ impl Sources {
     }
 
     fn watch(&mut self, commands: SyncSender<Command>) {
+        let pending = self.wake_pending.clone();
         let wake = move |event: notify::Result<notify::Event>| {
             // Reading a file is an event too: only changes count, or we would wake ourselves.
             let changed = event.is_ok_and(|event| {
@@ -228,8 +237,10 @@ impl Sources {
                 )
             });
             if changed {
-                // A full channel already holds a wake-up.
-                let _best_effort = commands.try_send(Command::Wake);
+                // One wake-up in the channel is enough, and leaves it room for commands.
+                if !pending.swap(true, Ordering::AcqRel) {
+                    let _stopping = commands.try_send(Command::Wake);
+                }
             }
         };
         match notify::recommended_watcher(wake) {

@@ -20,8 +20,8 @@ use scrinium_protocol::codec::{Codec as _, Reader};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::reader::{Next, SegmentReader};
-use scrinium_segment::{HEADER_LEN, Kind, Place};
-use tracing::warn;
+use scrinium_segment::{Error, HEADER_LEN, Kind, Place};
+use tracing::{error, warn};
 
 use super::block::{StoredBatch, decode_log};
 use crate::catalogue::records::StreamRecord;
@@ -30,6 +30,8 @@ use crate::catalogue::records::StreamRecord;
 pub(crate) struct Log {
     reader: SegmentReader,
     batches: RwLock<Vec<LogBatch>>,
+    /// Records that could not be read back at the start, in words.
+    damage: Vec<String>,
 }
 
 /// What lies where in a log.
@@ -47,6 +49,7 @@ impl Log {
         Ok(Self {
             reader: SegmentReader::open(path, key, Kind::Log)?,
             batches: RwLock::default(),
+            damage: Vec::new(),
         })
     }
 
@@ -58,7 +61,7 @@ impl Log {
         committed: Option<u64>,
         streams: &mut BTreeMap<StreamId, StreamRecord>,
     ) -> Result<Option<Self>> {
-        let log = match Self::open(path, key) {
+        let mut log = match Self::open(path, key) {
             Ok(log) => log,
             Err(_) if std::fs::metadata(path)?.len() <= HEADER_LEN as u64 => {
                 // We died between creating the file and its first sync: nothing in it was acked.
@@ -69,10 +72,21 @@ impl Log {
         };
         let mut cursor = log.reader.start();
         while committed.is_none_or(|committed| cursor.offset < committed) {
-            let record = match log.reader.next(&mut cursor)? {
-                Next::Record(record) => record,
-                Next::End => break,
-                Next::Torn { offset, bytes } => {
+            let at = cursor;
+            let record = match log.reader.next(&mut cursor) {
+                Ok(Next::Record(record)) => record,
+                Ok(Next::End) => break,
+                Err(error @ Error::Record { .. }) => {
+                    // What was acked here is gone; verify names it, everything else is served.
+                    error!(%error, "a record of the log is damaged and left out");
+                    log.damage.push(error.to_string());
+                    if !log.reader.skip(&mut cursor, at)? {
+                        break;
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(Next::Torn { offset, bytes }) => {
                     if bytes > 0 {
                         warn!(log = %path.display(), offset, bytes, "the tail of a log was not complete and is left out");
                     }
@@ -82,14 +96,23 @@ impl Log {
             match record.kind {
                 RECORD_BATCH => {
                     let (received_us, _, batch) = decode_log(&record.payload)?;
-                    let stream = streams
-                        .get_mut(&batch.header.stream)
-                        .context("a batch in the log precedes its stream")?;
-                    anyhow::ensure!(
-                        starts_anew(stream, &batch)
-                            || batch.header.relation_to(&stream.position) == Relation::Follows,
-                        "a batch in the log does not follow the one before"
-                    );
+                    let Some(stream) = streams.get_mut(&batch.header.stream) else {
+                        log.damage.push(format!(
+                            "the introduction of stream {} is missing",
+                            batch.header.stream
+                        ));
+                        continue;
+                    };
+                    let follows = starts_anew(stream, &batch)
+                        || batch.header.relation_to(&stream.position) == Relation::Follows;
+                    if !follows {
+                        // The batch before it was damaged: the chain goes on from here.
+                        let finding = format!(
+                            "entries before sequence {} of stream {} are missing",
+                            batch.header.first.0, stream.name
+                        );
+                        log.damage.push(finding);
+                    }
                     apply(stream, &batch.header, received_us);
                     log.push(LogBatch::new(&batch, record.place));
                 }
@@ -105,6 +128,11 @@ impl Log {
             }
         }
         Ok(Some(log))
+    }
+
+    /// What could not be read back at the start.
+    pub(crate) fn damage(&self) -> &[String] {
+        &self.damage
     }
 
     /// What the log at `path` says of the one before it: its number and committed bytes.

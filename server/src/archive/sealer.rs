@@ -130,11 +130,15 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
         "sealed a log"
     );
     archive.replace_log(Some((segment, streams)), number);
-    durable::remove(
-        &archive
-            .log_dir()
-            .join(scrinium_segment::segment_name(Kind::Log, number)),
-    )?;
+    let path = archive
+        .log_dir()
+        .join(scrinium_segment::segment_name(Kind::Log, number));
+    if log.damage().is_empty() {
+        durable::remove(&path)?;
+    } else {
+        // Kept for whoever wants to know what happened to it; no longer a log.
+        durable::rename(&path, &path.with_extension("log.damaged"))?;
+    }
     Ok(())
 }
 

@@ -75,6 +75,17 @@ impl Run<'_> {
     fn structure(&mut self) {
         let (segments, logs) = self.archive.parts();
         self.report.logs = logs.len() as u64;
+        for log in &logs {
+            for problem in log.damage() {
+                self.report.findings.push(Finding {
+                    segment: segment_name(Kind::Log, log.number()),
+                    agent: "?".to_owned(),
+                    stream: "?".to_owned(),
+                    sequences: (0, 0),
+                    problem: problem.clone(),
+                });
+            }
+        }
         for segment in segments {
             self.report.segments += 1;
             let problem = match self.archive.open_segment(&segment) {

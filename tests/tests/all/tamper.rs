@@ -106,3 +106,48 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_named_and_the_rest_is_serve
     assert_eq!(code, 3);
     assert!(report.contains(&name), "{report}");
 }
+
+#[test]
+fn a_damaged_log_does_not_keep_the_server_from_starting_and_is_named() {
+    let mut lab = Lab::start("damaged-log");
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    for (n, name) in ["a.log", "b.log", "a.log", "b.log"].into_iter().enumerate() {
+        let line = format!("line{n} of {name}\n");
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(lab.log(name))
+            .unwrap()
+            .write_all(line.as_bytes())
+            .unwrap();
+        wait_until("the line is archived", Duration::from_secs(30), || {
+            lab.count(&format!("line{n}")) == 1
+        });
+    }
+    lab.stop_agent("web1");
+    lab.kill_server();
+    let logs = std::fs::read_dir(lab.data().join("log")).unwrap().flatten();
+    let path = logs
+        .max_by_key(|file| file.metadata().unwrap().len())
+        .unwrap()
+        .path();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let len = file.metadata().unwrap().len();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, len / 2).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], len / 2).unwrap();
+
+    lab.start_server();
+    let (code, report) = lab.verify();
+    assert_eq!(code, 3, "{report}");
+    let served = (0..4)
+        .filter(|n| lab.count(&format!("line{n}")) == 1)
+        .count();
+    assert!(served >= 3, "{served} of 4 served");
+    assert_eq!(lab.count("line3"), 1);
+}
