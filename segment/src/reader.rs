@@ -321,6 +321,15 @@ mod tests {
         assert!(SegmentReader::open(&path, &key(), Kind::Spool).is_err());
     }
 
+    /// A segment written by version 0.1.0: it must open for ever.
+    #[test]
+    fn the_first_format_opens() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/segment-1.log");
+        let reader = SegmentReader::open(&path, &key(), Kind::Log).unwrap();
+        assert_eq!((reader.number(), reader.previous()), (7, [0; 16]));
+        assert!(reads_whole(&path, 2));
+    }
+
     fn reads_whole(path: &Path, records: usize) -> bool {
         let Ok(reader) = SegmentReader::open(path, &key(), Kind::Log) else {
             return false;

@@ -10,6 +10,7 @@ mod interop;
 mod machine;
 mod outage;
 mod package;
+mod properties;
 mod structure;
 mod syslog;
 mod tamper;
