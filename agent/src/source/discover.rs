@@ -41,7 +41,7 @@ impl Discovery {
                 .flatten()
             {
                 let path = entry.path();
-                if !pattern.matcher.is_match(path) || self.is_denied(path) {
+                if !pattern.matcher.is_match(path) || is_compressed(path) || self.is_denied(path) {
                     continue;
                 }
                 if entry.file_type().is_file() && found.len() < FILES_MAX {
@@ -80,6 +80,12 @@ impl Discovery {
     }
 }
 
+/// Whether a file is named as a compressed one: its lines were collected before it was compressed.
+fn is_compressed(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| COMPRESSED.contains(&extension))
+}
+
 /// The directories of a glob before its first special character.
 fn fixed_part(text: &str) -> PathBuf {
     let special = text.find(['*', '?', '[', '{']).unwrap_or(text.len());
@@ -93,6 +99,7 @@ fn depth_of(root: &Path, text: &str) -> usize {
     all.saturating_sub(root.components().count()).max(1)
 }
 
+const COMPRESSED: [&str; 8] = ["Z", "bz2", "gz", "lz4", "tgz", "xz", "zip", "zst"];
 const DEPTH_MAX: usize = 16;
 /// Files followed at once.
 const FILES_MAX: usize = 20_000;

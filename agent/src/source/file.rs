@@ -34,6 +34,8 @@ pub(crate) struct FileStream {
     name: String,
     path: PathBuf,
     rewinds: u64,
+    /// The sources ask for its old generations too: they are read first when nothing was read yet.
+    history: bool,
     /// After the last sealed batch.
     position: StreamPosition,
     builder: BatchBuilder,
@@ -83,12 +85,14 @@ impl FileStream {
         path: PathBuf,
         position: StreamPosition,
         rewinds: u64,
+        history: bool,
     ) -> Self {
         Self {
             id,
             name,
             path,
             rewinds,
+            history,
             position,
             builder: BatchBuilder::new(),
             current: None,
@@ -197,7 +201,15 @@ impl FileStream {
         let bookmark = match Bookmark::decode(&self.position.bookmark) {
             Ok(bookmark) => bookmark,
             Err(_) if self.position.bookmark.is_empty() => {
-                self.current = open(&self.path)?;
+                if self.history {
+                    let old = self.later_generations(FileId::default(), SystemTime::UNIX_EPOCH)?;
+                    self.queued.extend(old);
+                    self.queued.extend(open(&self.path)?);
+                }
+                self.current = match self.queued.pop_front() {
+                    Some(oldest) => Some(oldest),
+                    None => open(&self.path)?,
+                };
                 self.resumed = true;
                 return Ok(());
             }
@@ -683,6 +695,27 @@ fn is_generation_of(path: &Path, sibling: &Path) -> bool {
         .strip_prefix(stem)
         .and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
     middle.is_some_and(is_suffix)
+}
+
+/// The paths a file may have had before rotation gave it its name: `app.log` of `app.log.1`,
+/// `app.log-20261121`, `app.1.log` and `app-2026-11-21.log`.
+pub(super) fn bases_of(path: &Path) -> impl Iterator<Item = PathBuf> + use<'_> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let strip = |text: &str| {
+        let stem = text.trim_end_matches(|c: char| c.is_ascii_digit() || ".-_T".contains(c));
+        stem.to_owned()
+    };
+    let inner = name
+        .rsplit_once('.')
+        .map(|(stem, extension)| format!("{}.{extension}", strip(stem)));
+    let bases =
+        [Some(strip(name)), inner].map(|base| path.with_file_name(base.unwrap_or_default()));
+    bases
+        .into_iter()
+        .filter(move |base| base != path && is_generation_of(base, path))
 }
 
 /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.

@@ -12,7 +12,8 @@ pub(crate) mod bookmark;
 pub(crate) mod discover;
 mod file;
 
-use std::collections::BTreeMap;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,6 +89,7 @@ pub(crate) fn start(
         rewinds: BTreeMap::new(),
         discovery: Discovery::new(config),
         streams: BTreeMap::new(),
+        unnamed: BTreeSet::new(),
         watcher: None,
         watched: Vec::new(),
         wake_pending: Arc::default(),
@@ -113,6 +115,8 @@ struct Sources {
     rewinds: BTreeMap<StreamId, u64>,
     discovery: Discovery,
     streams: BTreeMap<PathBuf, FileStream>,
+    /// Files that cannot be followed, and about which it was said.
+    unnamed: BTreeSet<PathBuf>,
     watcher: Option<notify::RecommendedWatcher>,
     watched: Vec<PathBuf>,
     /// A wake-up lies in the channel.
@@ -190,6 +194,8 @@ impl Sources {
     /// Opens a stream for every file that matches and has none.
     fn discover(&mut self) {
         let files = self.discovery.files();
+        let bases: LazyCell<BTreeSet<PathBuf>, _> =
+            LazyCell::new(|| files.iter().flat_map(|path| file::bases_of(path)).collect());
         for path in &files {
             if self.streams.contains_key(path) {
                 continue;
@@ -199,17 +205,24 @@ impl Sources {
                 debug!(stream = %known.id(), "a followed file has another name now");
                 continue;
             }
+            // Old generations belong to the stream of the file they were, and are read before it.
+            if file::bases_of(path).any(|base| files.contains(&base)) {
+                continue;
+            }
             let Some(name) = path.to_str().map(str::to_owned) else {
-                warn!("a file name is not UTF-8 and is not followed");
+                if self.unnamed.insert(path.clone()) {
+                    warn!("a file name is not UTF-8 and is not followed");
+                }
                 continue;
             };
+            let history = bases.contains(path);
             let id = StreamId::derive(self.agent, StreamKind::File, &name);
             let start = StreamPosition::start(self.agent, id, self.epoch);
             let position = self.positions.get(&id).cloned().unwrap_or(start);
             let rewinds = self.rewinds.get(&id).copied().unwrap_or(0);
             self.streams.insert(
                 path.clone(),
-                FileStream::new(id, name, path.clone(), position, rewinds),
+                FileStream::new(id, name, path.clone(), position, rewinds, history),
             );
         }
         let directories = self.discovery.directories(&files);

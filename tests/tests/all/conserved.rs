@@ -157,6 +157,32 @@ fn rotations_while_the_agent_is_stopped_are_read_in_order() {
     assert!(lab.verify().1.contains("; 0 gap entries"));
 }
 
+/// A glob that matches old generations too: they are read once, in order, as part of one stream.
+#[test]
+fn old_generations_that_match_the_glob_are_read_once_and_first() {
+    let mut lab = Lab::start("history");
+    lab.add_agent("web1", lab.sl, "");
+    let config = format!(
+        "[[source]]\nfile = \"{}/logs/app.log*\"\n",
+        lab.dir.display()
+    );
+    lab.write("web1.toml", config.as_bytes());
+    let path = lab.log("app.log");
+    for line in ["one\n", "two\n", "three\n"] {
+        append(&path).write_all(line.as_bytes()).unwrap();
+        rotate(&path, "log.1", "log.2");
+    }
+    // The oldest was overwritten before the agent ever ran; two generations and the file are left.
+    append(&path).write_all(b"four\n").unwrap();
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &path, 15, Duration::from_secs(30));
+    rotate(&path, "log.1", "log.2");
+    append(&path).write_all(b"five\n").unwrap();
+    lab.wait_for_bytes("web1", &path, 20, Duration::from_secs(30));
+    assert_same(&lab.export("web1", &path), b"two\nthree\nfour\nfive\n");
+    assert_eq!(lab.count("agent:web1"), 4);
+}
+
 #[test]
 fn a_file_that_vanished_unread_leaves_a_gap_entry() {
     let mut lab = Lab::start("vanished");
