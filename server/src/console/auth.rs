@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::i18n::Language;
@@ -88,6 +89,10 @@ pub(crate) async fn sign_in(
             .into_response();
     }
     let (user, password) = (form.user, Zeroizing::new(form.password));
+    // Each check costs 19 MiB and some milliseconds: a flood of them waits here, not in memory.
+    let Ok(_turn) = CHECKS.acquire().await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
     let checked = {
         let (core, user) = (core.clone(), user.clone());
         tokio::task::spawn_blocking(move || core.accounts.sign_in(&user, &password)).await
@@ -217,6 +222,8 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     })
 }
 
+/// Passwords checked at once.
+static CHECKS: Semaphore = Semaphore::const_new(2);
 /// The prefix makes browsers refuse the cookie over plain HTTP or from a subdomain.
 const SESSION_COOKIE: &str = "__Host-scrinium";
 const LANGUAGE_COOKIE: &str = "scrinium-language";
