@@ -12,7 +12,6 @@
 //!    it later is linked to it.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +23,9 @@ use scrinium_protocol::batch::{
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
 
-use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, TAIL_LEN_MAX};
+use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX};
+use super::follow::{Follow, open, read_at};
+use super::generations::{is_generation_of, siblings};
 use super::{Context, Produced};
 use crate::clock;
 
@@ -50,22 +51,6 @@ pub(crate) struct FileStream {
     in_line: bool,
     resumed: bool,
     complained: bool,
-}
-
-/// A file being read.
-struct Follow {
-    file: File,
-    id: FileId,
-    /// Everything before was put into entries.
-    offset: u64,
-    /// The start of the file, as far as seen.
-    head: Vec<u8>,
-    /// The bytes before the offset.
-    tail: Vec<u8>,
-    /// An unfinished line's length at the end of the file, and since when it has it.
-    unfinished: Option<(usize, Instant)>,
-    /// Since when it is no longer at the path.
-    renamed: Option<Instant>,
 }
 
 /// What a read met.
@@ -581,168 +566,6 @@ impl FileStream {
     }
 }
 
-impl Follow {
-    fn new(file: File, id: FileId) -> Self {
-        Self {
-            file,
-            id,
-            offset: 0,
-            head: Vec::new(),
-            tail: Vec::new(),
-            unfinished: None,
-            renamed: None,
-        }
-    }
-
-    /// Goes on at a bookmark that was found in this file.
-    fn resume_at(&mut self, bookmark: &Bookmark) -> io::Result<()> {
-        let len = self.file.metadata()?.len();
-        let mut head = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(HEAD_LEN_MAX)];
-        let got = read_at(&self.file, &mut head, 0)?;
-        head.truncate(got);
-        let tail_len = usize::try_from(bookmark.offset)
-            .unwrap_or(usize::MAX)
-            .min(TAIL_LEN_MAX);
-        let mut tail = vec![0; tail_len];
-        let got = read_at(&self.file, &mut tail, bookmark.offset - tail_len as u64)?;
-        if got != tail_len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.offset = bookmark.offset;
-        self.head = head;
-        self.tail = tail;
-        Ok(())
-    }
-
-    fn bookmark(&self, in_line: bool) -> Bookmark {
-        Bookmark::new(self.id, self.offset, in_line, &self.head, &self.tail)
-    }
-
-    /// Moves the offset to `at` of a window that begins `tail_len` bytes before the offset.
-    fn move_to(&mut self, at: usize, tail_len: usize, window: &[u8]) {
-        self.offset = self.offset - tail_len as u64 + at as u64;
-        let from = at.saturating_sub(TAIL_LEN_MAX);
-        self.tail = window.get(from..at).unwrap_or_default().to_vec();
-    }
-
-    /// Undoes [`Follow::move_to`], so that further positions count from the window's start again.
-    fn move_back(&mut self, at: usize, tail_len: usize, window: &[u8]) {
-        self.offset = self.offset - at as u64 + tail_len as u64;
-        self.tail = window.get(..tail_len).unwrap_or_default().to_vec();
-    }
-}
-
-/// Opens a regular file; `None` when there is none.
-fn open(path: &Path) -> io::Result<Option<Follow>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(None);
-    }
-    Ok(Some(Follow::new(file, FileId::of(&metadata))))
-}
-
-/// Regular files beside `path` whose names begin like its own.
-fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(dir), Some(stem)) = (
-        path.parent(),
-        path.file_stem().and_then(|stem| stem.to_str()),
-    ) else {
-        return Ok(Vec::new());
-    };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let begins = name.to_str().is_some_and(|name| name.starts_with(stem));
-        if begins && entry.path() != path && entry.file_type()?.is_file() {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Whether `sibling` is named as rotation names old files: the same name with a number or a date
-/// behind it or before its extension.
-fn is_generation_of(path: &Path, sibling: &Path) -> bool {
-    let name = |path: &Path| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .map(str::to_owned)
-    };
-    let (Some(own), Some(other)) = (name(path), name(sibling)) else {
-        return false;
-    };
-    let is_suffix = |text: &str| {
-        text.starts_with(['.', '-', '_'])
-            && text.bytes().any(|byte| byte.is_ascii_digit())
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || b".-_T".contains(&byte))
-    };
-    if let Some(suffix) = other.strip_prefix(&own) {
-        return is_suffix(suffix);
-    }
-    let Some((stem, extension)) = own.rsplit_once('.') else {
-        return false;
-    };
-    let middle = other
-        .strip_prefix(stem)
-        .and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
-    middle.is_some_and(is_suffix)
-}
-
-/// The paths a file may have had before rotation gave it its name: `app.log` of `app.log.1`,
-/// `app.log-20261121`, `app.1.log` and `app-2026-11-21.log`.
-pub(super) fn bases_of(path: &Path) -> impl Iterator<Item = PathBuf> + use<'_> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    let strip = |text: &str| {
-        let stem = text.trim_end_matches(|c: char| c.is_ascii_digit() || ".-_T".contains(c));
-        stem.to_owned()
-    };
-    let inner = name
-        .rsplit_once('.')
-        .map(|(stem, extension)| format!("{}.{extension}", strip(stem)));
-    let bases =
-        [Some(strip(name)), inner].map(|base| path.with_file_name(base.unwrap_or_default()));
-    bases
-        .into_iter()
-        .filter(move |base| base != path && is_generation_of(base, path))
-}
-
-/// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let rest = buffer.get_mut(done..).unwrap_or_default();
-        #[cfg(unix)]
-        let got = {
-            use std::os::unix::fs::FileExt as _;
-            file.read_at(rest, offset + done as u64)
-        };
-        #[cfg(windows)]
-        let got = {
-            use std::os::windows::fs::FileExt as _;
-            file.seek_read(rest, offset + done as u64)
-        };
-        match got {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
-}
-
 /// Bytes read at once.
 const CHUNK_LEN: usize = 512 << 10;
 /// Bytes read from one file before the next file's turn.
@@ -755,29 +578,3 @@ const SWITCH_AFTER: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
 /// A file that is gone is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rotated_names_are_told_from_others() {
-        let own = Path::new("/var/log/app.log");
-        for (name, expected) in [
-            ("app.log.1", true),
-            ("app.log-20261121", true),
-            ("app-2026-11-21.log", true),
-            ("app.1.log", true),
-            ("app.log.1.gz", false),
-            ("app.log.bak", false),
-            ("app2.log", false),
-            ("application.log", false),
-        ] {
-            assert_eq!(
-                is_generation_of(own, &own.with_file_name(name)),
-                expected,
-                "{name}"
-            );
-        }
-    }
-}

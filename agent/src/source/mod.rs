@@ -11,6 +11,8 @@
 pub(crate) mod bookmark;
 pub(crate) mod discover;
 mod file;
+mod follow;
+mod generations;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -194,8 +196,12 @@ impl Sources {
     /// Opens a stream for every file that matches and has none.
     fn discover(&mut self) {
         let files = self.discovery.files();
-        let bases: LazyCell<BTreeSet<PathBuf>, _> =
-            LazyCell::new(|| files.iter().flat_map(|path| file::bases_of(path)).collect());
+        let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
+            files
+                .iter()
+                .flat_map(|path| generations::bases_of(path))
+                .collect()
+        });
         for path in &files {
             if self.streams.contains_key(path) {
                 continue;
@@ -206,7 +212,7 @@ impl Sources {
                 continue;
             }
             // Old generations belong to the stream of the file they were, and are read before it.
-            if file::bases_of(path).any(|base| files.contains(&base)) {
+            if generations::bases_of(path).any(|base| files.contains(&base)) {
                 continue;
             }
             let Some(name) = path.to_str().map(str::to_owned) else {
