@@ -14,8 +14,8 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "tools"
 missing=""
-for pair in chromium:chromium chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux; do
-    command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing ${pair##*:}"
+for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing $(echo "${pair##*:}" | tr , " ")"
 done
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

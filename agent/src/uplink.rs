@@ -513,6 +513,7 @@ impl Uplink {
 
     /// Stops: sources first, then what they had read goes to the disk unless it was acked.
     async fn finish(mut self, mut produced: mpsc::Receiver<Produced>) -> Result<()> {
+        let had_started = self.sources.is_some();
         if let Some((commands, thread)) = self.sources.take() {
             let _best_effort = commands.try_send(Command::Stop);
             drop(commands);
@@ -532,8 +533,8 @@ impl Uplink {
                 self.take(Some(item));
             }
         }
-        let is_empty = self.spool.fill().entries == 0;
-        if self.spool.is_in_ram() || is_empty {
+        // Sources that never started know nothing new: the server is still to be asked first.
+        if had_started {
             self.spill()?;
         }
         if let Link::Up(mut up) = self.link {

@@ -1,9 +1,10 @@
 //! A server and its agents in a directory of their own.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -34,15 +35,7 @@ impl Lab {
         let dir = std::env::temp_dir().join(format!("scrinium-lab-{name}-{}", std::process::id()));
         let _absent = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(dir.join("logs")).unwrap();
-        // All four are held at once, so that they differ.
-        let held: Vec<TcpListener> = (0..4)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let ports: Vec<SocketAddr> = held
-            .iter()
-            .map(|listener| listener.local_addr().unwrap())
-            .collect();
-        drop(held);
+        let ports: Vec<SocketAddr> = (0..4).map(|_| free_address()).collect();
         let mut lab = Self {
             sl: ports[0],
             console: ports[1],
@@ -358,6 +351,21 @@ fn terminate(child: &mut Child) {
     wait_until("the program stops", Duration::from_secs(30), || {
         child.try_wait().unwrap().is_some()
     });
+}
+
+/// A loopback address nobody listens on, below the ports that outgoing connections are given: else a
+/// program that dials a stopped server could be given the server's own port.
+#[must_use]
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 100).unwrap() * 100;
+    loop {
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Processor seconds of one process, from `/proc`.

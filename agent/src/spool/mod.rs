@@ -282,10 +282,6 @@ impl Spool {
         Ok(ends)
     }
 
-    pub(crate) fn is_in_ram(&self) -> bool {
-        self.ram_bytes > 0
-    }
-
     pub(crate) fn fill(&self) -> Fill {
         let waiting = || self.queue.iter().filter(|item| !item.acked);
         Fill {

@@ -1,24 +1,17 @@
 //! `scrinium-server demo`: one command, unprivileged, and a line is found within two seconds.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use scrinium_tests::lab::free_address;
 use scrinium_tests::{now, program, wait_until};
 
 #[test]
 fn the_demo_finds_a_line_within_two_seconds_of_its_writing() {
     let dir = std::env::temp_dir().join(format!("scrinium-demo-test-{}", std::process::id()));
     let _absent = std::fs::remove_dir_all(&dir);
-    let held: Vec<TcpListener> = (0..4)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let ports: Vec<String> = held
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect();
-    drop(held);
+    let ports: Vec<String> = (0..4).map(|_| free_address().to_string()).collect();
     let mut demo = Command::new(program("scrinium-server"))
         .args(["demo", "--no-browser", "--dir"])
         .arg(&dir)

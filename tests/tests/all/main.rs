@@ -6,6 +6,7 @@ mod browser;
 mod conserved;
 mod demo;
 mod enrolment;
+mod full_disk;
 mod interop;
 mod machine;
 mod outage;
