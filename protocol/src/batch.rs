@@ -19,58 +19,15 @@
 //!    head, so one head vouches for the whole stream before it.
 //! 3. The signature is over the head alone.
 
-use std::io::Read as _;
-use std::ops::Range;
-
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
 use crate::codec::{Codec, Reader, put_bytes16, put_varint};
+use crate::compress::{Compressor, decompress};
+use crate::entry::{ENTRY_LEN_MAX, Entries, EntryMeta, push_leaf};
 use crate::error::{Error, InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId};
 use crate::kdf::sha256;
 use crate::merkle::MerkleTree;
-
-/// What is known of an entry besides its bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct EntryMeta {
-    /// When it was collected, in microseconds since 1970-01-01T00:00Z.
-    pub time_us: u64,
-    pub flags: EntryFlags,
-}
-
-/// Properties of an entry.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct EntryFlags(u8);
-
-impl EntryFlags {
-    pub const NONE: Self = Self(0);
-    /// The line is not over: the next entry of the stream goes on with it.
-    pub const FRAGMENT: Self = Self(1);
-    /// Not a log line, but the collector's statement that something is missing here, and why.
-    pub const GAP: Self = Self(2);
-
-    #[must_use]
-    pub fn is_fragment(self) -> bool {
-        self.0 & Self::FRAGMENT.0 != 0
-    }
-
-    #[must_use]
-    pub fn is_gap(self) -> bool {
-        self.0 & Self::GAP.0 != 0
-    }
-
-    #[must_use]
-    pub fn bits(self) -> u8 {
-        self.0
-    }
-
-    fn from_bits(bits: u8) -> Result<Self, InvalidMessage> {
-        if bits & !(Self::FRAGMENT.0 | Self::GAP.0) != 0 {
-            return Err(InvalidMessage::NotCanonical("entry flags"));
-        }
-        Ok(Self(bits))
-    }
-}
 
 /// Where a stream stands: what the next batch must follow.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -301,94 +258,6 @@ impl Codec for SealedBatch {
     }
 }
 
-/// The entries of an opened batch.
-#[derive(Clone, Debug)]
-pub struct Entries {
-    raw: Vec<u8>,
-    table: Vec<(EntryMeta, Range<usize>)>,
-}
-
-impl Entries {
-    /// Parses a decompressed body; does not compare it with the root.
-    ///
-    /// # Errors
-    /// Fails when the body does not hold exactly the entries the header counts.
-    pub fn parse(raw: Vec<u8>, header: &BatchHeader) -> Result<Self, InvalidMessage> {
-        let mut r = Reader::new(&raw);
-        let table_len = r.u32("entry table")? as usize;
-        let mut table_bytes = Reader::new(r.take(table_len, "entry table")?);
-        let data_start = 4 + table_len;
-        let mut offset = data_start;
-        let mut time_us = header.time_first_us;
-        let mut table = Vec::with_capacity(header.count as usize);
-        for _ in 0..header.count {
-            let len = table_bytes.varint("entry length")?;
-            let len = usize::try_from(len).map_err(|_| InvalidMessage::TooLong("entry"))?;
-            if len > ENTRY_LEN_MAX {
-                return Err(InvalidMessage::TooLong("entry"));
-            }
-            let flags = EntryFlags::from_bits(table_bytes.u8("entry flags")?)?;
-            time_us = time_us.saturating_add(table_bytes.varint("entry time")?);
-            let end = offset + len;
-            if end > raw.len() {
-                return Err(InvalidMessage::MissingData("entry"));
-            }
-            table.push((EntryMeta { time_us, flags }, offset..end));
-            offset = end;
-        }
-        table_bytes.finish("entry table")?;
-        if offset != raw.len() {
-            return Err(InvalidMessage::TrailingData("entries"));
-        }
-        Ok(Self { raw, table })
-    }
-
-    /// The entries in order.
-    pub fn iter(&self) -> impl Iterator<Item = (EntryMeta, &[u8])> {
-        self.table
-            .iter()
-            .map(|(meta, range)| (*meta, self.raw.get(range.clone()).unwrap_or_default()))
-    }
-
-    /// The bytes of all entries, one after the other.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        let start = self.table.first().map_or(self.raw.len(), |(_, r)| r.start);
-        self.raw.get(start..).unwrap_or_default()
-    }
-
-    /// The body as it was before compression.
-    #[must_use]
-    pub fn raw(&self) -> &[u8] {
-        &self.raw
-    }
-
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.table.len()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
-
-    /// Computes the Merkle root over the entries.
-    #[must_use]
-    pub fn root(&self) -> [u8; 32] {
-        let mut tree = MerkleTree::new();
-        for (meta, bytes) in self.iter() {
-            push_leaf(&mut tree, meta, bytes);
-        }
-        tree.root()
-    }
-}
-
-/// Adds the leaf of one entry: its time, flags and bytes.
-pub fn push_leaf(tree: &mut MerkleTree, meta: EntryMeta, bytes: &[u8]) {
-    tree.push(&[&meta.time_us.to_be_bytes(), &[meta.flags.bits()], bytes]);
-}
-
 /// Collects entries of one stream until a batch is worth sealing.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
@@ -486,56 +355,6 @@ impl BatchBuilder {
     }
 }
 
-/// A zstd compressor whose tables are allocated once.
-pub struct Compressor(zstd::bulk::Compressor<'static>);
-
-impl Compressor {
-    /// # Panics
-    /// If `level` is not a zstd level (a programming error).
-    #[must_use]
-    pub fn new(level: i32) -> Self {
-        Self(zstd::bulk::Compressor::new(level).expect("a constant zstd level"))
-    }
-
-    /// Compresses `raw` into one zstd frame.
-    ///
-    /// # Panics
-    /// If zstd runs out of memory.
-    #[must_use]
-    pub fn compress(&mut self, raw: &[u8]) -> Vec<u8> {
-        self.0
-            .compress(raw)
-            .expect("zstd compresses anything into a buffer of its own bound")
-    }
-}
-
-impl core::fmt::Debug for Compressor {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Compressor")
-    }
-}
-
-/// Decompresses exactly `raw_len` bytes to the end of `out`; never allocates more than that.
-///
-/// # Errors
-/// [`InvalidMessage::BadCompression`] for a frame that is damaged, longer or shorter.
-pub fn decompress(body: &[u8], raw_len: u32, out: &mut Vec<u8>) -> Result<(), InvalidMessage> {
-    let bad = InvalidMessage::BadCompression("body");
-    let start = out.len();
-    let raw_len = raw_len as usize;
-    out.reserve_exact(raw_len);
-    let decoder = zstd::stream::read::Decoder::with_buffer(body).map_err(|_| bad.clone())?;
-    decoder
-        .single_frame()
-        .take(raw_len as u64 + 1)
-        .read_to_end(out)
-        .map_err(|_| bad.clone())?;
-    if out.len() - start != raw_len {
-        return Err(bad);
-    }
-    Ok(())
-}
-
 fn signed_text(head: Head) -> [u8; 49] {
     let mut text = *b"scrinium batch v1                                ";
     if let Some(tail) = text.last_chunk_mut::<32>() {
@@ -548,8 +367,6 @@ fn signed_text(head: Head) -> [u8; 49] {
 pub const BATCH_ENTRIES_MAX: u32 = 4096;
 /// Most bytes of entries in one batch, before compression.
 pub const BATCH_BYTES_MAX: usize = 192 << 10;
-/// Longest entry; a longer line becomes linked fragments.
-pub const ENTRY_LEN_MAX: usize = 64 << 10;
 /// Longest bookmark.
 pub const BOOKMARK_LEN_MAX: usize = 1024;
 /// Longest encoded header.
@@ -558,14 +375,12 @@ pub const HEADER_LEN_MAX: usize = 256 + BOOKMARK_LEN_MAX;
 pub const RAW_LEN_MAX: u32 = 4 + (192 << 10) + 4096 * 14;
 /// Longest compressed body: zstd adds at most 1/256 and a frame header to what it cannot compress.
 pub const BODY_LEN_MAX: usize = RAW_LEN_MAX as usize + (RAW_LEN_MAX as usize >> 8) + 64;
-/// zstd level of the agent: the one that costs least CPU per line shipped.
-pub const AGENT_LEVEL: i32 = 1;
-
 const BATCH_VERSION: u8 = 1;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::EntryFlags;
 
     #[test]
     fn a_batch_opens_to_the_entries_it_was_made_of() {
@@ -612,15 +427,6 @@ mod tests {
             });
             assert!(!whole, "byte {at}");
         }
-    }
-
-    #[test]
-    fn a_body_that_inflates_past_its_declared_length_is_refused() {
-        let bomb = Compressor::new(3).compress(&vec![0; 64 << 20]);
-        let mut out = Vec::new();
-        let outcome = decompress(&bomb, 1000, &mut out);
-        assert_eq!(outcome, Err(InvalidMessage::BadCompression("body")));
-        assert!(out.capacity() < 1 << 20, "{}", out.capacity());
     }
 
     #[test]

@@ -12,6 +12,8 @@
 
 pub mod batch;
 pub mod codec;
+pub mod compress;
+pub mod entry;
 pub mod error;
 pub mod identity;
 pub mod kdf;

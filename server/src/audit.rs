@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::local::{LocalEntry, LocalQueue};
-use scrinium_protocol::batch::EntryFlags;
+use scrinium_protocol::entry::EntryFlags;
 use scrinium_protocol::identity::StreamKind;
 
 /// Where acts are written down.
@@ -31,7 +31,7 @@ impl Audit {
         let line =
             json!({ "time_us": time_us, "actor": actor, "action": action, "detail": detail });
         let mut bytes = line.to_string().into_bytes();
-        bytes.truncate(scrinium_protocol::batch::ENTRY_LEN_MAX - 1);
+        bytes.truncate(scrinium_protocol::entry::ENTRY_LEN_MAX - 1);
         bytes.push(b'\n');
         let (durable, done) = oneshot::channel();
         let entry = LocalEntry {

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
-use scrinium_protocol::batch::{
-    AGENT_LEVEL, BatchBuilder, Compressor, EntryFlags, EntryMeta, SealedBatch, StreamPosition,
-};
+use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
+use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;

@@ -13,8 +13,9 @@ use std::io::{Read as _, Write};
 
 use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
-use scrinium_protocol::batch::{AGENT_LEVEL, Compressor, SealedBatch};
+use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::{Head, StreamId};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};

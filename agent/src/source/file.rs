@@ -17,9 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use memchr::memchr_iter;
-use scrinium_protocol::batch::{
-    BatchBuilder, ENTRY_LEN_MAX, EntryFlags, EntryMeta, StreamPosition,
-};
+use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
 
@@ -57,7 +56,7 @@ pub(crate) struct FileStream {
 enum Read {
     /// Whole lines were taken; there may be more.
     More,
-    /// The end of the file, for now.
+    /// The end of the file, as it is at this moment.
     End,
     /// The bytes before the offset are not what they were: truncated or rewritten.
     Truncated,

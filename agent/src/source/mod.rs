@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
-use scrinium_protocol::batch::{AGENT_LEVEL, Compressor, SealedBatch, StreamPosition};
+use scrinium_protocol::batch::{SealedBatch, StreamPosition};
+use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};

@@ -465,8 +465,10 @@ mod tests {
     use ed25519_dalek::SigningKey;
 
     use super::*;
-    use crate::batch::{BatchBuilder, Compressor, EntryFlags, EntryMeta, SealedBatch};
+    use crate::batch::{BatchBuilder, SealedBatch};
     use crate::codec::Codec as _;
+    use crate::compress::Compressor;
+    use crate::entry::{EntryFlags, EntryMeta};
     use crate::identity::Epoch;
     use crate::secret::Secret;
     use crate::sl::handshake::{

@@ -148,7 +148,7 @@ enum Count {
 }
 
 /// Longest message, in bytes: the longest entry.
-pub const MESSAGE_LEN_MAX: usize = crate::batch::ENTRY_LEN_MAX;
+pub const MESSAGE_LEN_MAX: usize = crate::entry::ENTRY_LEN_MAX;
 const COUNT_DIGITS_MAX: usize = 6;
 
 #[cfg(test)]

@@ -7,8 +7,10 @@
 //! whose body is still as the agent compressed it.
 
 use anyhow::{Result, ensure};
-use scrinium_protocol::batch::{BatchHeader, Entries, SealedBatch, decompress};
+use scrinium_protocol::batch::{BatchHeader, SealedBatch};
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
+use scrinium_protocol::compress::decompress;
+use scrinium_protocol::entry::Entries;
 use scrinium_protocol::identity::AgentId;
 
 /// A batch as the archive holds it.

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use scrinium_protocol::batch::Compressor;
+use scrinium_protocol::compress::Compressor;
 use scrinium_protocol::identity::StreamId;
 use scrinium_segment::Kind;
 use scrinium_segment::durable;

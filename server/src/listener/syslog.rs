@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::batch::{ENTRY_LEN_MAX, EntryFlags};
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::StreamKind;
 use scrinium_protocol::syslog::frame::{Deframer, Frame};
 use socket2::{Domain, Protocol, Socket, Type};

@@ -1,10 +1,10 @@
 //! Bytes from anywhere decode or fail, and never panic; what is encoded reads back.
 
 use proptest::prelude::*;
-use scrinium_protocol::batch::{
-    BatchBuilder, Compressor, EntryFlags, EntryMeta, SealedBatch, StreamPosition,
-};
+use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::sl::handshake::{AgentHello, FrameHead, Preamble};
 use scrinium_protocol::sl::message::Message;
