@@ -3,7 +3,8 @@
 #
 #   sh tests/run.sh              the normal run
 #   SCRINIUM_TEST_OUTAGE_S=60    cut the link for a whole minute in the outage test (15 s otherwise)
-#   SCRINIUM_TEST_SEED=N         other moments for the kills of the million-line test
+#   SCRINIUM_TEST_SOAK_S=600      everything at once for longer than 20 s
+#   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
 #   SCRINIUM_TEST_LOGS=DIR       take the lines of the tests from real logs instead of built-in ones
 #
 # Installs what the tests need beyond cargo when it may (Debian, as root); says what it leaves out else.

@@ -13,6 +13,7 @@ pub mod browser;
 pub mod corpus;
 pub mod lab;
 pub mod proxy;
+pub mod random;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use scrinium_tests::corpus::Corpus;
 use scrinium_tests::lab::Lab;
+use scrinium_tests::random::Random;
 use scrinium_tests::{pause, wait_until};
 
 /// A million lines while agent and server are killed in turn, and the file is rotated twice.
@@ -24,7 +25,7 @@ fn a_million_lines_survive_twenty_kills_and_two_rotations() {
     let seed = std::env::var("SCRINIUM_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok());
-    let mut random = Random(seed.unwrap_or(0x5eed));
+    let mut random = Random::new(seed.unwrap_or(0x5eed));
     for round in 0..KILLS {
         pause(Duration::from_millis(150 + random.below(700)));
         if round % 2 == 0 {
@@ -233,17 +234,6 @@ fn assert_same(archived: &[u8], written: &[u8]) {
         archived.len(),
         written.len()
     );
-}
-
-/// SplitMix64: the same moments in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed ^ (mixed >> 27)) % bound
-    }
 }
 
 const LINES: u64 = 1_000_000;

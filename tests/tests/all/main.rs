@@ -12,6 +12,7 @@ mod machine;
 mod outage;
 mod package;
 mod properties;
+mod soak;
 mod structure;
 mod syslog;
 mod tamper;
