@@ -275,6 +275,8 @@ async fn serve_status(path: PathBuf, shown: watch::Receiver<Status>) {
     let shown = Arc::new(shown);
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
+            // No descriptors left, say: the error would come back at once.
+            tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
         let status = shown.borrow().clone();
@@ -397,5 +399,7 @@ fn say(line: &str) -> Result<()> {
 }
 
 const ANSWER_MAX: Duration = Duration::from_secs(15);
+#[cfg(unix)]
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 #[cfg(unix)]
 const STATUS_SOCKET: &str = "status.sock";

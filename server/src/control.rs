@@ -31,6 +31,7 @@ use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
+use crate::listener::ACCEPT_RETRY;
 use crate::present;
 
 /// What `search` asks.
@@ -81,6 +82,7 @@ pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
     loop {
         while tasks.try_join_next().is_some() {}
         let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
         let service = hyper_util::service::TowerToHyperService::new(router.clone());

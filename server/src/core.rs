@@ -113,7 +113,8 @@ impl Running {
             local_task,
         } = self;
         drop(local);
-        // Tasks that were told to end may be in the middle of a step.
+        // Aborted tasks end at their next await, and only the count of their references says when.
+        // What is not gone in five seconds is left behind, and said.
         for _ in 0..STEPS_MAX {
             if Arc::strong_count(&core) == 1 {
                 break;

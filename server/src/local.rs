@@ -63,9 +63,14 @@ pub(crate) async fn run(
             sealed.extend(maker.add(entry, &mut waiting));
         }
         sealed.extend(maker.seal_all());
-        submit(&ingest, agent, sealed).await;
-        for durable in waiting {
-            let _gave_up = durable.send(());
+        if submit(&ingest, agent, sealed).await {
+            for durable in waiting {
+                let _gave_up = durable.send(());
+            }
+        } else {
+            // Whoever waits learns from the dropped senders that it is not durable. The streams are
+            // taken up again where the archive stands.
+            maker.streams.clear();
         }
         // Gathers a few more before the next batch of a quiet stream, at the cost of this delay.
         if entries.len() < GATHER_MIN {
@@ -74,9 +79,11 @@ pub(crate) async fn run(
     }
 }
 
-/// Submits until the disk took everything, introductions of streams included.
-async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) {
+/// Submits until the disk took everything, introductions of streams included. `false` when not
+/// everything is durable: the server stops, or the archive holds another history.
+async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool {
     let mut left = submissions;
+    let mut all_durable = true;
     while !left.is_empty() {
         let mut answers = Vec::new();
         for made in &left {
@@ -93,7 +100,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) {
                     && ingest.send(submission).is_ok()
             });
             if !sent {
-                return; // the server stops; nothing of this was promised to anyone
+                return false; // the server stops; nothing of this was promised to anyone
             }
             answers.push(outcome);
         }
@@ -106,8 +113,9 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) {
                 Ok(Outcome::Conflict) if !failed.is_empty() => failed.push(item),
                 Ok(Outcome::Conflict) => {
                     error!("a batch of the server's own was refused as conflicting");
+                    all_durable = false;
                 }
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
         left = failed;
@@ -115,6 +123,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) {
             tokio::time::sleep(RETRY_DELAY).await;
         }
     }
+    all_durable
 }
 
 struct Made {

@@ -199,6 +199,7 @@ async fn supervise(mut agent: Child, program: PathBuf, state: PathBuf, config: P
     loop {
         let ended = agent.wait().await;
         warn!(?ended, "the demo's agent ended; starting it again");
+        // An agent that cannot run must not be started in a tight loop.
         tokio::time::sleep(Duration::from_secs(2)).await;
         match spawn_agent(&program, &state, &config) {
             Ok(child) => agent = child,

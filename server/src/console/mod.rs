@@ -29,9 +29,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::core::Core;
+use crate::listener::accept;
 
 /// Serves the console until the task is dropped.
 pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAcceptor) {
@@ -43,14 +44,7 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAccept
         let Ok(permit) = connections.clone().acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "accepting a browser failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+        let (stream, _) = accept(&listener).await;
         let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));
         tasks.spawn(async move {
             let _permit = permit;

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::accept;
 use crate::agents::Refused;
 use crate::catalogue::records::AgentRecord;
 use crate::core::Core;
@@ -28,17 +29,9 @@ pub(crate) async fn run(core: Arc<Core>, listener: TcpListener) {
     let half_open = Arc::new(Semaphore::new(HALF_OPEN_MAX));
     let mut sessions = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, address) = tokio::select! {
+            accepted = accept(&listener) => accepted,
             Some(_) = sessions.join_next() => continue,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(%error, "accepting an agent failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
         };
         // Past the cap new connections are closed at once: established sessions do not feel it.
         let Ok(permit) = half_open.clone().try_acquire_owned() else {

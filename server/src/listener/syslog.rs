@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use super::accept;
 use crate::clock;
 use crate::local::{LocalEntry, LocalQueue};
 
@@ -97,21 +98,14 @@ pub(crate) async fn run_tcp(listener: TcpListener, entries: LocalQueue) {
             return;
         };
         while tasks.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((stream, from)) => {
-                let entries = entries.clone();
-                tasks.spawn(async move {
-                    if let Err(error) = receive_tcp(stream, from, &entries).await {
-                        debug!(%from, %error, "a syslog connection ended");
-                    }
-                    drop(permit);
-                });
+        let (stream, from) = accept(&listener).await;
+        let entries = entries.clone();
+        tasks.spawn(async move {
+            if let Err(error) = receive_tcp(stream, from, &entries).await {
+                debug!(%from, %error, "a syslog connection ended");
             }
-            Err(error) => {
-                warn!(%error, "accepting a syslog sender failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
+            drop(permit);
+        });
     }
 }
 
