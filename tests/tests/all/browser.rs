@@ -13,7 +13,7 @@ use scrinium_tests::{has_tool, program, wait_until};
 
 #[test]
 fn sign_in_enrol_agents_and_search_work_in_three_languages_wide_and_narrow() {
-    if !has_tool("chromedriver") || !has_tool("chromium") {
+    if !has_tool("chromedriver") || !has_tool("chromium") || !has_tool("logger") {
         return;
     }
     let mut lab = Lab::start("browser");
@@ -30,6 +30,26 @@ fn sign_in_enrol_agents_and_search_work_in_three_languages_wide_and_narrow() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.send_to(message.as_bytes(), lab.syslog_udp).unwrap();
     }
+    for (transport, port) in [("-d", lab.syslog_udp.port()), ("-T", lab.syslog_tcp.port())] {
+        let sent = Command::new("logger")
+            .args([
+                "-n",
+                "127.0.0.1",
+                "-P",
+                &port.to_string(),
+                transport,
+                "-p",
+                "auth.warning",
+                "-t",
+                "myapp",
+            ])
+            .arg("zqloggerqz says hello")
+            .status();
+        assert!(sent.unwrap().success());
+    }
+    wait_until("both are archived", Duration::from_secs(10), || {
+        lab.count("zqloggerqz") == 2
+    });
     for (language, width, words) in [
         (
             "en",
@@ -204,6 +224,25 @@ fn walk(
             > 10
     );
     shot("search");
+    // What logger sent over UDP and TCP stands there with its host, time and severity.
+    browser.open(&url("/search?range=all&q=zqloggerqz"));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for row in 1..=2 {
+        let cell = |column: u32| {
+            browser.text(&format!(
+                ".results tbody tr:nth-child({row}) td:nth-child({column})"
+            ))
+        };
+        assert!(cell(2).starts_with(host.trim()), "{}", cell(2));
+        assert!(cell(3).starts_with("warning"), "{}", cell(3));
+        // The page shows the time the sender wrote: that of the line itself.
+        assert!(
+            cell(4).contains(cell(1).get(..8).unwrap()),
+            "{} in {}",
+            cell(1),
+            cell(4)
+        );
+    }
     // A line with markup is text.
     browser.type_into("#q", "zqmarkupqz");
     feed_line(

@@ -1,0 +1,253 @@
+//! The agent's side: sends batches within the window, takes statements and receipts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use ed25519_dalek::VerifyingKey;
+
+use super::channel::Channel;
+use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
+use crate::batch::{BatchHeader, StreamPosition};
+use crate::error::{Error, PeerMisbehaved};
+use crate::identity::{AgentId, Head, Sequence, StreamId, StreamKind};
+use crate::sl::handshake::Established;
+use crate::sl::message::{KeepAlive, Message, Ready, Receipt};
+
+/// What an agent's session tells its owner.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AgentEvent {
+    /// The first record of the server was opened: it holds the next credential durably.
+    CredentialRolled,
+    /// The server accepted the token and named this agent.
+    Enrolled { agent: AgentId },
+    /// Where the archive stands for one stream.
+    StreamState {
+        stream: StreamId,
+        position: StreamPosition,
+    },
+    /// Every stream was stated; batches may be sent.
+    Ready,
+    /// Everything of the stream before `receipt.next` is durable: the spool may drop it.
+    Acked(Receipt),
+    /// The server ended the session.
+    Closed { reason: String },
+    /// Nothing was heard for three keep-alives: reconnect.
+    PeerSilent,
+}
+
+/// The window of unacknowledged batches is full: leave the batch in the spool.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the window of unacknowledged batches is full")]
+pub struct WindowFull;
+
+/// The agent's side.
+#[derive(Debug)]
+pub struct AgentSession {
+    pub(super) channel: Channel,
+    heard: bool,
+    ready: Option<(Ready, VerifyingKey)>,
+    in_flight: BTreeMap<StreamId, VecDeque<InFlight>>,
+    in_flight_bytes: u64,
+    events: VecDeque<AgentEvent>,
+    silent: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    next: Sequence,
+    head: Head,
+    bytes: u64,
+}
+
+impl AgentSession {
+    #[must_use]
+    pub fn new(established: Established, now: Instant) -> Self {
+        Self {
+            channel: Channel::new(established, now),
+            heard: false,
+            ready: None,
+            in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
+            events: VecDeque::new(),
+            silent: false,
+        }
+    }
+
+    /// Says that the next credential is durable on this side.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send_credential_stored(&mut self, now: Instant) -> Result<(), Error> {
+        self.channel.send(&Message::CredentialStored, now)
+    }
+
+    /// Names a stream before its first batch of this session.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send_stream_open(
+        &mut self,
+        stream: StreamId,
+        kind: StreamKind,
+        name: &str,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.channel
+            .send(&Message::StreamOpen { stream, kind, name }, now)
+    }
+
+    /// Whether [`AgentSession::send_batch`] would take a batch of `len` encoded bytes.
+    #[must_use]
+    pub fn has_window(&self, len: usize) -> bool {
+        let Some((ready, _)) = &self.ready else {
+            return false;
+        };
+        self.in_flight_bytes == 0
+            || self.in_flight_bytes + len as u64 <= u64::from(ready.window_bytes_max)
+    }
+
+    /// Sends one encoded batch.
+    ///
+    /// # Errors
+    /// [`WindowFull`] inside `Ok` until acks make room; an error ends the session.
+    pub fn send_batch(
+        &mut self,
+        header: &BatchHeader,
+        encoded: Vec<u8>,
+        now: Instant,
+    ) -> Result<Result<(), WindowFull>, Error> {
+        if !self.has_window(encoded.len()) {
+            return Ok(Err(WindowFull));
+        }
+        let bytes = encoded.len() as u64;
+        self.channel.send(&Message::Batch(encoded), now)?;
+        self.in_flight_bytes += bytes;
+        self.in_flight
+            .entry(header.stream)
+            .or_default()
+            .push_back(InFlight {
+                next: header.next(),
+                head: header.head(),
+                bytes,
+            });
+        Ok(Ok(()))
+    }
+
+    /// Sends a keep-alive with the state of the queues.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send_keep_alive(&mut self, state: KeepAlive, now: Instant) -> Result<(), Error> {
+        self.channel.send(&Message::KeepAlive(state), now)
+    }
+
+    /// Ends the session; what is in flight stays in the spool.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send_close(&mut self, reason: &str, now: Instant) -> Result<(), Error> {
+        let reason = reason.to_owned();
+        self.channel.send(&Message::Close { reason }, now)
+    }
+
+    /// Takes received bytes.
+    ///
+    /// # Errors
+    /// The session is over; reconnect.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<(), Error> {
+        let mut messages = Vec::new();
+        self.channel.handle_bytes(bytes, now, &mut messages)?;
+        for message in messages {
+            if !self.heard {
+                self.heard = true;
+                self.events.push_back(AgentEvent::CredentialRolled);
+            }
+            self.handle_message(message)?;
+        }
+        Ok(())
+    }
+
+    fn handle_message(&mut self, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Enrolled { agent } if self.ready.is_none() => {
+                self.events.push_back(AgentEvent::Enrolled { agent });
+            }
+            Message::StreamState { stream, position } if self.ready.is_none() => {
+                self.events
+                    .push_back(AgentEvent::StreamState { stream, position });
+            }
+            Message::Ready(ready) if self.ready.is_none() => {
+                let key = VerifyingKey::from_bytes(&ready.signing_public)
+                    .map_err(|_| PeerMisbehaved::LowOrderKey)?;
+                let interval = u64::from(ready.keep_alive_ms);
+                self.channel.keep_alive =
+                    Duration::from_millis(interval).clamp(KEEP_ALIVE_MIN, KEEP_ALIVE_MAX);
+                self.ready = Some((ready, key));
+                self.events.push_back(AgentEvent::Ready);
+            }
+            Message::Receipt(receipt) => self.handle_receipt(receipt)?,
+            Message::KeepAlive(_) => {}
+            Message::Close { reason } => self.events.push_back(AgentEvent::Closed { reason }),
+            Message::Enrolled { .. }
+            | Message::StreamState { .. }
+            | Message::Ready(_)
+            | Message::CredentialStored
+            | Message::StreamOpen { .. }
+            | Message::Batch(_) => return Err(PeerMisbehaved::UnexpectedMessage.into()),
+        }
+        Ok(())
+    }
+
+    fn handle_receipt(&mut self, receipt: Receipt) -> Result<(), Error> {
+        let Some((_, key)) = &self.ready else {
+            return Err(PeerMisbehaved::UnexpectedMessage.into());
+        };
+        receipt.verify(key)?;
+        let queue = self.in_flight.get_mut(&receipt.stream);
+        let queue = queue.ok_or(PeerMisbehaved::AckOfUnsentBatch)?;
+        let acked = queue
+            .iter()
+            .position(|sent| sent.next == receipt.next && sent.head == receipt.head)
+            .ok_or(PeerMisbehaved::AckOfUnsentBatch)?;
+        self.in_flight_bytes -= queue.drain(..=acked).map(|sent| sent.bytes).sum::<u64>();
+        self.events.push_back(AgentEvent::Acked(receipt));
+        Ok(())
+    }
+
+    /// Whether the owner must call [`AgentSession::send_keep_alive`] now.
+    #[must_use]
+    pub fn is_keep_alive_due(&self, now: Instant) -> bool {
+        self.channel.is_keep_alive_due(now)
+    }
+
+    /// Acts on every deadline that `now` has reached.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if !self.silent && self.channel.is_peer_silent(now) {
+            self.silent = true;
+            self.events.push_back(AgentEvent::PeerSilent);
+        }
+    }
+
+    /// Returns the next bytes to write.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.channel.poll_transmit()
+    }
+
+    /// Returns the next event for the owner.
+    pub fn poll_event(&mut self) -> Option<AgentEvent> {
+        self.events.pop_front()
+    }
+
+    /// Returns when a deadline is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Instant {
+        self.channel.poll_timeout()
+    }
+
+    /// Whether the server ended the session with an authenticated close.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.channel.closed
+    }
+}

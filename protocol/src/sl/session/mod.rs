@@ -1,0 +1,243 @@
+//! An established session: who may say what, when; acks, window and liveness.
+//!
+//! ```text
+//! spool ─send_batch─▶ AgentSession ─poll_transmit─▶ socket ─handle_bytes─▶ ServerSession ─▶ ingest
+//! spool ◀─poll_event─ AgentSession ◀─handle_bytes─ socket ◀─poll_transmit─ ServerSession ◀─ receipts
+//! ```
+//!
+//! Sans-IO: bytes and time come in through `handle_*`, commands are verbs, and what is to be done
+//! goes out through `poll_*` until `None`. After an error the session is dead: drop it.
+
+mod agent;
+mod channel;
+mod server;
+
+use std::time::Duration;
+
+pub use agent::{AgentEvent, AgentSession, WindowFull};
+pub use server::{ServerEvent, ServerSession};
+
+/// Interval of keep-alives unless the server says otherwise.
+pub const KEEP_ALIVE_DEFAULT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_MIN: Duration = Duration::from_millis(100);
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(600);
+/// A peer that missed this many keep-alives is gone.
+pub const KEEP_ALIVES_MISSED_MAX: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+    use crate::batch::{BatchBuilder, SealedBatch, StreamPosition};
+    use crate::codec::Codec as _;
+    use crate::compress::Compressor;
+    use crate::entry::{EntryFlags, EntryMeta};
+    use crate::error::PeerMisbehaved;
+    use crate::identity::Epoch;
+    use crate::identity::{AgentId, StreamId};
+    use crate::secret::Secret;
+    use crate::sl::handshake::Established;
+    use crate::sl::handshake::{
+        AgentHello, AgentKeys, ExpectAgentStart, Purpose, ServerHello, start,
+    };
+    use crate::sl::message::{Message, Ready, Receipt};
+    use crate::sl::noise::KeyPair;
+
+    #[test]
+    fn a_batch_is_acked_once_and_opens_the_window_again() {
+        let mut link = Link::ready();
+        let batch = batch();
+        let encoded = batch.encoded();
+        assert_eq!(
+            link.agent
+                .send_batch(&batch.header, encoded.clone(), link.now),
+            Ok(Ok(()))
+        );
+        let second = link.agent.send_batch(&batch.header, vec![0; 900], link.now);
+        assert_eq!(second, Ok(Err(WindowFull)));
+        link.exchange();
+        assert_eq!(link.server.poll_event(), Some(ServerEvent::Batch(encoded)));
+
+        link.send(&Message::Receipt(receipt(&batch)));
+        let event = link.agent.poll_event();
+        assert_eq!(event, Some(AgentEvent::Acked(receipt(&batch))));
+        assert!(link.agent.has_window(900));
+    }
+
+    #[test]
+    fn a_receipt_for_what_was_never_sent_ends_the_session() {
+        let mut link = Link::ready();
+        link.server
+            .send(&Message::Receipt(receipt(&batch())), link.now)
+            .unwrap();
+        let bytes = link.server.poll_transmit().unwrap();
+        assert_eq!(
+            link.agent.handle_bytes(&bytes, link.now),
+            Err(PeerMisbehaved::AckOfUnsentBatch.into())
+        );
+    }
+
+    #[test]
+    fn a_forged_receipt_ends_the_session() {
+        let mut link = Link::ready();
+        let batch = batch();
+        link.agent
+            .send_batch(&batch.header, batch.encoded(), link.now)
+            .unwrap()
+            .unwrap();
+        let mut forged = receipt(&batch);
+        forged.sign(&SigningKey::from_bytes(&[66; 32]));
+        link.server
+            .send(&Message::Receipt(forged), link.now)
+            .unwrap();
+        let bytes = link.server.poll_transmit().unwrap();
+        assert_eq!(
+            link.agent.handle_bytes(&bytes, link.now),
+            Err(PeerMisbehaved::WrongSignature.into())
+        );
+    }
+
+    #[test]
+    fn messages_of_the_other_side_are_refused() {
+        let mut link = Link::ready();
+        link.agent
+            .channel
+            .send(
+                &Message::Enrolled {
+                    agent: AgentId([1; 16]),
+                },
+                link.now,
+            )
+            .unwrap();
+        let bytes = link.agent.poll_transmit().unwrap();
+        assert_eq!(
+            link.server.handle_bytes(&bytes, link.now),
+            Err(PeerMisbehaved::UnexpectedMessage.into())
+        );
+    }
+
+    #[test]
+    fn silence_is_noticed_after_three_keep_alives() {
+        let mut link = Link::ready();
+        link.now += KEEP_ALIVE_DEFAULT * 3 - Duration::from_millis(1);
+        link.agent.handle_timeout(link.now);
+        assert_eq!(link.agent.poll_event(), None);
+        assert!(link.agent.is_keep_alive_due(link.now));
+        link.now += Duration::from_millis(1);
+        link.agent.handle_timeout(link.now);
+        assert_eq!(link.agent.poll_event(), Some(AgentEvent::PeerSilent));
+        link.server.handle_timeout(link.now, 0).unwrap();
+        assert_eq!(link.server.poll_event(), Some(ServerEvent::PeerSilent));
+    }
+
+    #[test]
+    fn bytes_may_come_one_at_a_time() {
+        let mut link = Link::ready();
+        link.agent.send_close("done", link.now).unwrap();
+        for byte in link.agent.poll_transmit().unwrap() {
+            assert_eq!(link.server.poll_event(), None);
+            link.server.handle_bytes(&[byte], link.now).unwrap();
+        }
+        let closed = ServerEvent::Closed {
+            reason: "done".into(),
+        };
+        assert_eq!(link.server.poll_event(), Some(closed));
+    }
+
+    struct Link {
+        agent: AgentSession,
+        server: ServerSession,
+        now: Instant,
+    }
+
+    impl Link {
+        fn ready() -> Self {
+            #[expect(clippy::disallowed_methods, reason = "the epoch of virtual time")]
+            let now = Instant::now();
+            let (agent, server) = established();
+            let mut link = Self {
+                agent: AgentSession::new(agent, now),
+                server: ServerSession::new(server, KEEP_ALIVE_DEFAULT, now),
+                now,
+            };
+            link.send(&Message::Ready(Ready {
+                window_bytes_max: 1000,
+                keep_alive_ms: 10_000,
+                signing_public: server_key().verifying_key().to_bytes(),
+            }));
+            assert_eq!(link.agent.poll_event(), Some(AgentEvent::CredentialRolled));
+            assert_eq!(link.agent.poll_event(), Some(AgentEvent::Ready));
+            link
+        }
+
+        fn send(&mut self, message: &Message) {
+            self.server.send(message, self.now).unwrap();
+            self.exchange();
+        }
+
+        fn exchange(&mut self) {
+            while let Some(bytes) = self.agent.poll_transmit() {
+                self.server.handle_bytes(&bytes, self.now).unwrap();
+            }
+            while let Some(bytes) = self.server.poll_transmit() {
+                self.agent.handle_bytes(&bytes, self.now).unwrap();
+            }
+        }
+    }
+
+    fn established() -> (Established, Established) {
+        let pair = |seed| KeyPair::from_secret(&Secret::new([seed; 32]));
+        let keys = AgentKeys {
+            static_keys: pair(1),
+            ephemeral: pair(2),
+            server_public: *pair(3).public(),
+            psk: Secret::new([5; 32]),
+        };
+        let (sent, agent) = start(keys, "", Purpose::Connect).unwrap();
+        let server = ExpectAgentStart::new(&sent[..5], pair(3), pair(4));
+        let (_, server) = server.handle(&sent[8..]).unwrap();
+        let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 0 }).unwrap();
+        let (_, agent) = agent.handle(&sent[3..]).unwrap();
+        let (sent, agent) = agent.finish(&AgentHello::default()).unwrap();
+        let (_, _, server) = server.handle(&sent[3..], &[Secret::new([5; 32])]).unwrap();
+        (agent, server)
+    }
+
+    fn batch() -> SealedBatch {
+        let mut builder = BatchBuilder::new();
+        builder.push(
+            b"line\n",
+            EntryMeta {
+                time_us: 1,
+                flags: EntryFlags::NONE,
+            },
+        );
+        let stream = StreamId([2; 16]);
+        let position = StreamPosition::start(AgentId([1; 16]), stream, Epoch([3; 16]));
+        let key = SigningKey::from_bytes(&[5; 32]);
+        builder
+            .seal(stream, &position, Vec::new(), &key, &mut Compressor::new(1))
+            .0
+    }
+
+    fn receipt(batch: &SealedBatch) -> Receipt {
+        let mut receipt = Receipt {
+            stream: batch.header.stream,
+            epoch: batch.header.epoch,
+            next: batch.header.next(),
+            head: batch.header.head(),
+            log: 1,
+            offset: 2,
+            signature: [0; 64],
+        };
+        receipt.sign(&server_key());
+        receipt
+    }
+
+    fn server_key() -> SigningKey {
+        SigningKey::from_bytes(&[6; 32])
+    }
+}

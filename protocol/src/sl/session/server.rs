@@ -1,0 +1,119 @@
+//! The server's side: states, takes batches, sends receipts.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::channel::Channel;
+use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
+use crate::error::{Error, PeerMisbehaved};
+use crate::identity::{StreamId, StreamKind};
+use crate::sl::handshake::Established;
+use crate::sl::message::{KeepAlive, Message};
+
+/// What a server's session tells its owner.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ServerEvent {
+    /// The agent holds the next credential durably: the one before may be forgotten.
+    CredentialStored,
+    StreamOpen {
+        stream: StreamId,
+        kind: StreamKind,
+        name: String,
+    },
+    /// An encoded batch, not yet verified.
+    Batch(Vec<u8>),
+    KeepAlive(KeepAlive),
+    Closed {
+        reason: String,
+    },
+    PeerSilent,
+}
+
+/// The server's side.
+#[derive(Debug)]
+pub struct ServerSession {
+    channel: Channel,
+    events: VecDeque<ServerEvent>,
+    silent: bool,
+}
+
+impl ServerSession {
+    #[must_use]
+    pub fn new(established: Established, keep_alive: Duration, now: Instant) -> Self {
+        let mut channel = Channel::new(established, now);
+        channel.keep_alive = keep_alive.clamp(KEEP_ALIVE_MIN, KEEP_ALIVE_MAX);
+        Self {
+            channel,
+            events: VecDeque::new(),
+            silent: false,
+        }
+    }
+
+    /// Sends a message of the server.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send(&mut self, message: &Message, now: Instant) -> Result<(), Error> {
+        self.channel.send(message, now)
+    }
+
+    /// Takes received bytes.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<(), Error> {
+        let mut messages = Vec::new();
+        self.channel.handle_bytes(bytes, now, &mut messages)?;
+        for message in messages {
+            self.events.push_back(match message {
+                Message::CredentialStored => ServerEvent::CredentialStored,
+                Message::StreamOpen { stream, kind, name } => {
+                    ServerEvent::StreamOpen { stream, kind, name }
+                }
+                Message::Batch(bytes) => ServerEvent::Batch(bytes),
+                Message::KeepAlive(state) => ServerEvent::KeepAlive(state),
+                Message::Close { reason } => ServerEvent::Closed { reason },
+                Message::Enrolled { .. }
+                | Message::StreamState { .. }
+                | Message::Ready(_)
+                | Message::Receipt(_) => return Err(PeerMisbehaved::UnexpectedMessage.into()),
+            });
+        }
+        Ok(())
+    }
+
+    /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<(), Error> {
+        if !self.silent && self.channel.is_peer_silent(now) {
+            self.silent = true;
+            self.events.push_back(ServerEvent::PeerSilent);
+        }
+        if self.channel.is_keep_alive_due(now) {
+            let state = KeepAlive {
+                time_us,
+                ..KeepAlive::default()
+            };
+            self.channel.send(&Message::KeepAlive(state), now)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the next bytes to write.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.channel.poll_transmit()
+    }
+
+    /// Returns the next event for the owner.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        self.events.pop_front()
+    }
+
+    /// Returns when a deadline is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Instant {
+        self.channel.poll_timeout()
+    }
+}
