@@ -67,7 +67,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let url = server
         .console
         .map_or_else(String::new, |address| format!("https://{address}/"));
-    say(&format!(
+    let banner = format!(
         "\n  Scrinium demo\n\n  console    {url}\n  user       {ADMIN}\n  password   {}   (made for this run)\n\n  \
          The certificate is self-signed: let the browser pass once.\n  Try:  echo \"hello from $USER\" >> {}\n        \
          then search for: hello\n  Try:  logger -n 127.0.0.1 -P {} -d \"switch port 7 is up\"\n  Stop with Ctrl-C. Everything lies in {}\n",
@@ -79,8 +79,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
             .and_then(|address| address.rsplit_once(':'))
             .map_or("15514", |(_, port)| port),
         dir.display(),
-    ))?;
-    std::io::stdout().flush()?;
+    );
+    // Whoever started it may have read enough and closed the pipe: the demo goes on.
+    if let Err(error) = say(&banner) {
+        warn!(%error, "standard output takes no more");
+    }
     if !args.no_browser {
         open_browser(&url);
     }
@@ -98,7 +101,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    say("stopping …")?;
+    let _nobody_reads = say("stopping …");
     generator.abort();
     // Aborting the supervisor drops the agent, which ends it; its state is safe against that.
     supervisor.abort();
