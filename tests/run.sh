@@ -15,7 +15,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "tools"
 missing=""
-for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux; do
+for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux python3:python3-venv; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing $(echo "${pair##*:}" | tr , " ")"
 done
 if [ -n "$missing" ]; then
@@ -27,6 +27,12 @@ if [ -n "$missing" ]; then
     fi
 else
     echo "all there"
+fi
+
+# An independent Noise implementation for the interoperation test, in a place of its own.
+if [ ! -x target/interop/bin/python ] || ! target/interop/bin/python -c "import noise.connection" 2>/dev/null; then
+    { python3 -m venv target/interop && target/interop/bin/pip -q install noiseprotocol==0.3.1; } >/dev/null 2>&1 ||
+        echo "SKIPPED: could not install noiseprotocol; its interoperation test does nothing and says so"
 fi
 
 step "format"

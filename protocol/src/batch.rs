@@ -19,7 +19,7 @@
 //!    head, so one head vouches for the whole stream before it.
 //! 3. The signature is over the head alone.
 
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 
 use crate::codec::{Codec, Reader, put_bytes16, put_varint};
 use crate::compress::{Compressor, decompress};
@@ -28,6 +28,7 @@ use crate::error::{Error, InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId};
 use crate::kdf::sha256;
 use crate::merkle::MerkleTree;
+use crate::signature;
 
 /// Where a stream stands: what the next batch must follow.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -103,10 +104,7 @@ impl BatchHeader {
     /// # Errors
     /// [`PeerMisbehaved::WrongSignature`] when `key` did not sign it.
     pub fn verify_signature(&self, key: &VerifyingKey) -> Result<(), PeerMisbehaved> {
-        let signature = Signature::from_bytes(&self.signature);
-        key.verify_strict(&signed_text(self.head()), &signature)
-            .map_err(|_| PeerMisbehaved::WrongSignature)?;
-        Ok(())
+        signature::verify(key, &signed_text(self.head()), &self.signature)
     }
 
     /// The sequence after the last entry.

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aead;
 pub mod batch;
 pub mod codec;
 pub mod compress;
@@ -19,6 +20,7 @@ pub mod identity;
 pub mod kdf;
 pub mod merkle;
 pub mod secret;
+pub mod signature;
 pub mod sl;
 pub mod syslog;
 pub mod token;

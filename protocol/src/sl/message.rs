@@ -1,11 +1,12 @@
 //! The messages of a session: what a record carries, by its type.
 
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 
 use crate::batch::StreamPosition;
 use crate::codec::{Codec, Reader, put_bytes16, truncated};
 use crate::error::{InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId, StreamKind};
+use crate::signature;
 
 /// One message.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -71,9 +72,7 @@ impl Receipt {
     /// # Errors
     /// [`PeerMisbehaved::WrongSignature`] when `key` did not sign it.
     pub fn verify(&self, key: &VerifyingKey) -> Result<(), PeerMisbehaved> {
-        key.verify_strict(&self.signed_text(), &Signature::from_bytes(&self.signature))
-            .map_err(|_| PeerMisbehaved::WrongSignature)?;
-        Ok(())
+        signature::verify(key, &self.signed_text(), &self.signature)
     }
 
     fn signed_text(&self) -> Vec<u8> {

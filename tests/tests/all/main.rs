@@ -16,3 +16,4 @@ mod soak;
 mod structure;
 mod syslog;
 mod tamper;
+mod vectors;

@@ -1,15 +1,12 @@
 //! Noise §5.1, the CipherState object.
 
-use aes_gcm::aead::AeadInOut as _;
-use aes_gcm::{Aes256Gcm, KeyInit as _};
-
+use crate::aead::Aead;
 use crate::error::PeerMisbehaved;
 
 /// A key and the number of the next message under it.
 #[derive(Clone, Default)]
 pub struct CipherState {
-    /// The AES key schedule; it zeroizes itself.
-    cipher: Option<Aes256Gcm>,
+    cipher: Option<Aead>,
     n: u64,
 }
 
@@ -18,7 +15,7 @@ impl CipherState {
     #[must_use]
     pub fn new(key: &[u8; 32]) -> Self {
         Self {
-            cipher: Some(Aes256Gcm::new(key.into())),
+            cipher: Some(Aead::new(key)),
             n: 0,
         }
     }
@@ -48,34 +45,22 @@ impl CipherState {
             return Ok(());
         };
         let next = next_nonce(self.n)?;
-        let text = buffer.get_mut(start..).expect("start is within the buffer");
-        let tag = cipher
-            .encrypt_inout_detached(&nonce_bytes(self.n).into(), ad, text.into())
-            .map_err(|_| PeerMisbehaved::KeyExhausted)?; // unreachable: a record is far below 64 GiB
-        buffer.extend_from_slice(&tag);
+        cipher.seal(&nonce_bytes(self.n), ad, buffer, start);
         self.n = next;
         Ok(())
     }
 
-    /// `DecryptWithAd(ad, ciphertext)` in place; returns the plaintext's length.
-    ///
-    /// Noise §5.1: if an authentication failure occurs, `n` is not incremented.
+    /// `DecryptWithAd(ad, ciphertext)` in place; returns the plaintext's length. A failure leaves the
+    /// nonce where it was.
     ///
     /// # Errors
-    /// [`PeerMisbehaved::BadTag`] when the text was not made by the holder of the key.
+    /// [`PeerMisbehaved::BadTag`] when the text was altered.
     pub fn decrypt(&mut self, ad: &[u8], text: &mut [u8]) -> Result<usize, PeerMisbehaved> {
         let Some(cipher) = &self.cipher else {
             return Ok(text.len());
         };
         let next = next_nonce(self.n)?;
-        let Some((text, tag)) = text.split_last_chunk_mut::<TAG_LEN>() else {
-            return Err(PeerMisbehaved::BadTag);
-        };
-        let tag = (*tag).into();
-        let len = text.len();
-        cipher
-            .decrypt_inout_detached(&nonce_bytes(self.n).into(), ad, text.into(), &tag)
-            .map_err(|_| PeerMisbehaved::BadTag)?;
+        let len = cipher.open(&nonce_bytes(self.n), ad, text)?;
         self.n = next;
         Ok(len)
     }
@@ -98,9 +83,6 @@ fn nonce_bytes(n: u64) -> [u8; 12] {
     }
     nonce
 }
-
-/// Bytes of an AES-GCM tag.
-pub(crate) const TAG_LEN: usize = 16;
 
 impl core::fmt::Debug for CipherState {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

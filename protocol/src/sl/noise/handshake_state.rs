@@ -2,8 +2,8 @@
 
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::cipher_state::TAG_LEN;
 use super::symmetric_state::SymmetricState;
+use crate::aead::TAG_LEN;
 use crate::codec::Reader;
 use crate::error::{Error, PeerMisbehaved};
 use crate::secret::Secret;

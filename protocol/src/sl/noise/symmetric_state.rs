@@ -4,7 +4,7 @@ use zeroize::Zeroize as _;
 
 use super::cipher_state::CipherState;
 use crate::error::PeerMisbehaved;
-use crate::kdf::{hmac_sha256, sha256};
+use crate::kdf::{hkdf_sha256, hmac_sha256, sha256};
 use crate::secret::Secret;
 
 /// Chaining key, transcript hash and the handshake's cipher.
@@ -93,9 +93,7 @@ impl SymmetricState {
 
 /// Noise §4.3, `HKDF(chaining_key, input_key_material, 3)`; with two outputs the first two are used.
 fn hkdf(ck: &[u8; 32], input: &[u8]) -> [[u8; 32]; 3] {
-    let temp = hmac_sha256(ck, &[input]);
-    let first = hmac_sha256(&temp, &[&[1]]);
-    let second = hmac_sha256(&temp, &[&first, &[2]]);
-    let third = hmac_sha256(&temp, &[&second, &[3]]);
-    [first, second, third]
+    let mut out = [[0; 32]; 3];
+    hkdf_sha256(ck, input, &[], out.as_flattened_mut());
+    out
 }
