@@ -11,10 +11,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use scrinium_protocol::identity::{AgentId, Epoch};
 use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::refusal_of;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::token::Token;
 use scrinium_segment::lock::DirLock;
-use scrinium_segment::random;
+use scrinium_segment::{fault, random};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
@@ -23,7 +24,8 @@ use tracing::info;
 use crate::clock;
 use crate::config::Config;
 use crate::identity::{self, Identity, State};
-use crate::link::{self, Dial, as_refusal};
+use crate::link::{self, Dial};
+use crate::shipper::Refused;
 use crate::source::discover::Discovery;
 use crate::uplink::{self, Status};
 
@@ -183,6 +185,9 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 signing: Secret::new(random()?),
                 credential: token.secret.clone(),
                 token: Some(token.id),
+                recovery: None,
+                server_signing: None,
+                central: None,
                 epoch: Epoch(random()?),
                 behind: false,
                 positions: BTreeMap::new(),
@@ -190,8 +195,11 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
             Identity::create(dir, &key, state)?
         }
     };
-    let (mut stream, established) = Dial::new(&identity.state).run().await?;
+    let (mut stream, established) = Dial::new(&identity.state, &identity.state.credential, None)
+        .run()
+        .await?;
     let next = established.next_psk.clone();
+    let recovery = established.recovery_psk.clone();
     let mut session = AgentSession::new(established, clock::now());
     let mut buffer = vec![0; 4096];
     let mut received = Vec::new();
@@ -199,8 +207,8 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
         let read = tokio::time::timeout(ANSWER_MAX, stream.read(&mut buffer)).await;
         let n = read.context("the server did not answer in time")??;
         received.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if let Some(refused) = as_refusal(&received) {
-            return Err(refused.into());
+        if let Some(reason) = refusal_of(&received) {
+            return Err(Refused(reason).into());
         }
         if n == 0 {
             bail!("the server closed the connection");
@@ -211,7 +219,9 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 identity.state.agent = agent;
                 identity.state.credential = next;
                 identity.state.token = None;
+                identity.state.recovery = Some(recovery);
                 identity.save()?;
+                fault::point("agent: enrolment durable");
                 session.send_credential_stored(clock::now())?;
                 session.send_close("enrolled", clock::now())?;
                 if let Some(bytes) = session.poll_transmit() {
@@ -386,7 +396,7 @@ pub(crate) struct UsageError(String);
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<UsageError>() {
         2
-    } else if error.is::<link::Refused>() {
+    } else if error.is::<Refused>() {
         4
     } else {
         1

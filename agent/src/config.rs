@@ -9,10 +9,20 @@ use globset::{GlobBuilder, GlobMatcher};
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) sources: Vec<Pattern>,
+    /// No source was named.
+    has_default_sources: bool,
     /// Paths the administrator of this machine forbids; nothing overrides them.
     pub(crate) deny: Vec<Pattern>,
-    pub(crate) ram_bytes_max: u64,
-    pub(crate) disk_bytes_max: u64,
+    pub(crate) limits: Limits,
+    /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
+    pub(crate) integrity_only: Option<String>,
+}
+
+/// What the spool may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub ram_bytes_max: u64,
+    pub disk_bytes_max: u64,
 }
 
 /// A glob over absolute paths.
@@ -43,12 +53,12 @@ impl Config {
             (
                 "SCRINIUM_RAM_BYTES_MAX",
                 "spool.ram_bytes_max",
-                &mut config.ram_bytes_max,
+                &mut config.limits.ram_bytes_max,
             ),
             (
                 "SCRINIUM_DISK_BYTES_MAX",
                 "spool.disk_bytes_max",
-                &mut config.disk_bytes_max,
+                &mut config.limits.disk_bytes_max,
             ),
         ] {
             if let Ok(text) = std::env::var(name) {
@@ -59,9 +69,32 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads the text of a configuration from the server.
+    pub(crate) fn parse_central(text: &str) -> Result<Self> {
+        let config = Self::parse(text)?;
+        if config.integrity_only.is_some() {
+            bail!("server.integrity_only can be set on the machine alone");
+        }
+        Ok(config)
+    }
+
+    /// This configuration with what the server wants on top: its limits, its sources and those named
+    /// here; what is denied here stays denied.
+    pub(crate) fn with_central(&self, central: &Self) -> Self {
+        let local = self.sources.iter().filter(|_| !self.has_default_sources);
+        Self {
+            sources: central.sources.iter().chain(local).cloned().collect(),
+            has_default_sources: false,
+            deny: self.deny.iter().chain(&central.deny).cloned().collect(),
+            limits: central.limits,
+            integrity_only: self.integrity_only.clone(),
+        }
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let raw: raw::Config = toml::from_str(text)?;
-        let sources = if raw.source.is_empty() {
+        let has_default_sources = raw.source.is_empty();
+        let sources = if has_default_sources {
             DEFAULT_SOURCES
                 .iter()
                 .map(|text| Pattern::new("source.file", text))
@@ -75,24 +108,32 @@ impl Config {
         };
         let config = Self {
             sources,
+            has_default_sources,
             deny: raw
                 .deny
                 .iter()
                 .map(|text| Pattern::new("deny", text))
                 .collect::<Result<_>>()?,
-            ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
-            disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
+            limits: Limits {
+                ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
+                disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
+            },
+            integrity_only: raw.server.integrity_only,
         };
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<()> {
-        if self.ram_bytes_max < RAM_BYTES_MIN {
+        if self.limits.ram_bytes_max < RAM_BYTES_MIN {
             bail!("spool.ram_bytes_max must be at least 512 KiB: one batch and the next");
         }
-        if self.disk_bytes_max < self.ram_bytes_max {
+        if self.limits.disk_bytes_max < self.limits.ram_bytes_max {
             bail!("spool.disk_bytes_max must be at least spool.ram_bytes_max");
+        }
+        let address = self.integrity_only.as_ref();
+        if address.is_some_and(|address| !address.contains(':')) {
+            bail!("server.integrity_only must be HOST:PORT");
         }
         Ok(())
     }
@@ -140,6 +181,13 @@ mod raw {
         pub(super) source: Vec<Source>,
         pub(super) deny: Vec<String>,
         pub(super) spool: Spool,
+        pub(super) server: Server,
+    }
+
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Server {
+        pub(super) integrity_only: Option<String>,
     }
 
     #[derive(serde::Deserialize)]
@@ -178,7 +226,7 @@ mod tests {
     #[test]
     fn an_empty_file_collects_the_usual_logs() {
         let config = Config::parse("").unwrap();
-        assert_eq!(config.ram_bytes_max, 16 << 20);
+        assert_eq!(config.limits.ram_bytes_max, 16 << 20);
         assert!(
             config
                 .sources
@@ -194,6 +242,30 @@ mod tests {
     }
 
     #[test]
+    fn the_server_adds_sources_and_sets_limits_but_what_is_denied_here_stays_denied() {
+        let local =
+            Config::parse("deny = ['/secret/**']\n[[source]]\nfile = '/own/*.log'").unwrap();
+        let central = "[[source]]\nfile = '/central/*.log'\n[spool]\nram_bytes_max = '1 MiB'";
+        let both = local.with_central(&Config::parse_central(central).unwrap());
+        let names: Vec<&str> = both
+            .sources
+            .iter()
+            .map(|source| source.text.as_str())
+            .collect();
+        assert_eq!(names, ["/central/*.log", "/own/*.log"]);
+        assert_eq!(both.limits.ram_bytes_max, 1 << 20);
+        assert!(
+            both.deny
+                .iter()
+                .any(|deny| deny.matcher.is_match("/secret/x.log"))
+        );
+        let nothing_named = Config::parse("").unwrap();
+        let only_central = nothing_named.with_central(&Config::parse_central(central).unwrap());
+        assert_eq!(only_central.sources.len(), 1);
+        assert!(Config::parse_central("[server]\nintegrity_only = 'a:1'").is_err());
+    }
+
+    #[test]
     fn unknown_and_bad_fields_are_named() {
         for (text, name) in [
             ("[[source]]\nfil = '/x'", "fil"),
@@ -201,6 +273,7 @@ mod tests {
             ("[spool]\nram_bytes_max = '16 MB'", "spool.ram_bytes_max"),
             ("[spool]\nram_bytes_max = '1 KiB'", "spool.ram_bytes_max"),
             ("[spool]\ndisk_bytes_max = '1 MiB'", "spool.disk_bytes_max"),
+            ("[server]\nintegrity_only = 'here'", "server.integrity_only"),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());
             assert!(error.contains(name), "{error}");

@@ -15,6 +15,7 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
 use scrinium_segment::slots::Slots;
 use scrinium_segment::{durable, machine, random};
 use serde::{Deserialize, Serialize};
@@ -22,29 +23,43 @@ use zeroize::Zeroizing;
 
 /// What is written down. No field is shown by `Debug` that is secret.
 #[derive(Debug)]
-pub(crate) struct State {
-    pub(crate) agent: AgentId,
+pub struct State {
+    pub agent: AgentId,
     /// `HOST:PORT` of the server.
-    pub(crate) address: String,
-    pub(crate) server_public: [u8; 32],
+    pub address: String,
+    pub server_public: [u8; 32],
     /// X25519 secret of this agent.
-    pub(crate) noise: Secret<32>,
+    pub noise: Secret<32>,
     /// Ed25519 secret that signs batches.
-    pub(crate) signing: Secret<32>,
+    pub signing: Secret<32>,
     /// The rolling password of the next connection.
-    pub(crate) credential: Secret<32>,
+    pub credential: Secret<32>,
     /// The token being used, until the server has answered.
-    pub(crate) token: Option<[u8; 16]>,
-    /// Epoch of streams begun by this installation.
-    pub(crate) epoch: Epoch,
-    pub(crate) behind: bool,
-    pub(crate) positions: BTreeMap<StreamId, StreamPosition>,
+    pub token: Option<[u8; 16]>,
+    /// What is shown when the server does not know the rolling credential: agreed at enrolment.
+    pub recovery: Option<Secret<32>>,
+    /// Ed25519 key of the server, from the first session: signs configurations.
+    pub server_signing: Option<[u8; 32]>,
+    /// The configuration from the server that is in force.
+    pub central: Option<Central>,
+    /// Epoch of streams begun by this installation, or since its state was restored from a copy.
+    pub epoch: Epoch,
+    pub behind: bool,
+    pub positions: BTreeMap<StreamId, StreamPosition>,
+}
+
+/// A configuration from the server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Central {
+    pub version: u64,
+    pub text: String,
 }
 
 /// The state and the files it lives in.
-pub(crate) struct Identity {
+#[derive(Debug)]
+pub struct Identity {
     slots: Slots,
-    pub(crate) state: State,
+    pub state: State,
 }
 
 /// `machine.json`: which characteristics the key is bound to, and the random part of it.
@@ -56,7 +71,7 @@ struct Binding {
 }
 
 /// Prepares a state directory: makes it and its binding when they are not there. Returns its key.
-pub(crate) fn prepare(dir: &Path) -> Result<Secret<32>> {
+pub fn prepare(dir: &Path) -> Result<Secret<32>> {
     durable::create_dir(dir).with_context(|| format!("creating {}", dir.display()))?;
     if !dir.join(BINDING_FILE).try_exists()? {
         let secret: [u8; 32] = random()?;
@@ -74,7 +89,7 @@ pub(crate) fn prepare(dir: &Path) -> Result<Secret<32>> {
 }
 
 /// The key of a state directory on this machine.
-pub(crate) fn key_of(dir: &Path) -> Result<Secret<32>> {
+pub fn key_of(dir: &Path) -> Result<Secret<32>> {
     let path = dir.join(BINDING_FILE);
     let text = std::fs::read(&path).with_context(|| {
         format!(
@@ -101,7 +116,7 @@ pub(crate) fn key_of(dir: &Path) -> Result<Secret<32>> {
 
 impl Identity {
     /// Opens the state of an enrolled agent.
-    pub(crate) fn open(dir: &Path, key: &Secret<32>) -> Result<Self> {
+    pub fn open(dir: &Path, key: &Secret<32>) -> Result<Self> {
         let (slots, bytes) = Slots::open(dir, STATE_NAME, key).with_context(|| {
             format!("{}: the agent's state is damaged or belongs to another machine; enrol this one anew", dir.display())
         })?;
@@ -116,7 +131,7 @@ impl Identity {
     }
 
     /// Writes the state of an agent about to be enrolled.
-    pub(crate) fn create(dir: &Path, key: &Secret<32>, state: State) -> Result<Self> {
+    pub fn create(dir: &Path, key: &Secret<32>, state: State) -> Result<Self> {
         let (slots, _) = Slots::open(dir, STATE_NAME, key)?;
         let mut identity = Self { slots, state };
         identity.save()?;
@@ -124,7 +139,7 @@ impl Identity {
     }
 
     /// Makes the state durable.
-    pub(crate) fn save(&mut self) -> Result<()> {
+    pub fn save(&mut self) -> Result<()> {
         let bytes = Zeroizing::new(self.state.encode());
         self.slots.save(&bytes).context("writing the agent's state")
     }
@@ -141,6 +156,17 @@ impl State {
         }
         out.push(u8::from(self.token.is_some()));
         out.extend_from_slice(&self.token.unwrap_or_default());
+        out.push(u8::from(self.recovery.is_some()));
+        let recovery = self.recovery.as_ref().map_or(&[0; 32], Secret::expose);
+        out.extend_from_slice(recovery);
+        out.push(u8::from(self.server_signing.is_some()));
+        out.extend_from_slice(&self.server_signing.unwrap_or_default());
+        let (version, text) = match &self.central {
+            Some(central) => (central.version, central.text.as_str()),
+            None => (0, ""),
+        };
+        out.extend_from_slice(&version.to_be_bytes());
+        put_bytes16(&mut out, text.as_bytes());
         self.epoch.encode(&mut out);
         out.push(u8::from(self.behind));
         for (stream, position) in &self.positions {
@@ -162,15 +188,27 @@ impl State {
             signing: Secret::new(r.array("signing key")?),
             credential: Secret::new(r.array("credential")?),
             token: None,
+            recovery: None,
+            server_signing: None,
+            central: None,
             epoch: Epoch::default(),
             behind: false,
             positions: BTreeMap::new(),
         };
-        let has_token = r.u8("token flag")? != 0;
+        let has_token = r.flag("token flag")?;
         let token = r.array("token")?;
         state.token = has_token.then_some(token);
+        let has_recovery = r.flag("recovery flag")?;
+        let recovery = Secret::new(r.array("recovery credential")?);
+        state.recovery = has_recovery.then_some(recovery);
+        let has_signing = r.flag("server signing flag")?;
+        let signing = r.array("server signing key")?;
+        state.server_signing = has_signing.then_some(signing);
+        let version = r.u64("configuration version")?;
+        let text = r.text16(CONFIGURATION_LEN_MAX, "configuration")?;
+        state.central = (version > 0).then_some(Central { version, text });
         state.epoch = Epoch::read(&mut r)?;
-        state.behind = r.u8("behind flag")? != 0;
+        state.behind = r.flag("behind flag")?;
         while !r.is_empty() {
             let stream = StreamId::read(&mut r)?;
             state
@@ -183,7 +221,7 @@ impl State {
 
 const BINDING_FILE: &str = "machine.json";
 const STATE_NAME: &str = "state";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -207,6 +245,12 @@ mod tests {
             signing: Secret::new([6; 32]),
             credential: Secret::new([7; 32]),
             token: Some([8; 16]),
+            recovery: Some(Secret::new([10; 32])),
+            server_signing: Some([11; 32]),
+            central: Some(Central {
+                version: 12,
+                text: "[[source]]".into(),
+            }),
             epoch: Epoch([9; 16]),
             behind: true,
             positions: BTreeMap::from([(StreamId([1; 16]), position)]),

@@ -1,5 +1,6 @@
 //! Dialling the server: TCP, preamble, handshake.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -8,20 +9,18 @@ use scrinium_protocol::sl::handshake::{
     AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, ServerHello, start,
 };
 use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::{machine, random};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::clock;
 use crate::identity::State;
-
-/// The server refused, in its own words.
-#[derive(Debug, thiserror::Error)]
-#[error("the server refused: {0}")]
-pub(crate) struct Refused(pub(crate) String);
+use crate::shipper::Refused;
 
 /// What dialling needs of the agent's state.
 pub(crate) struct Dial {
+    suite: Suite,
     address: String,
     server_public: [u8; 32],
     noise: Secret<32>,
@@ -31,15 +30,24 @@ pub(crate) struct Dial {
 }
 
 impl Dial {
-    pub(crate) fn new(state: &State) -> Self {
+    /// Dials with `credential`; in clear, if `integrity_only` says where.
+    pub(crate) fn new(
+        state: &State,
+        credential: &Secret<32>,
+        integrity_only: Option<String>,
+    ) -> Self {
         let signing = ed25519_dalek::SigningKey::from_bytes(state.signing.expose());
         // Salted with the server's key: two servers cannot compare what they know of a machine.
         let fingerprint = machine::fingerprint(&state.server_public);
         Self {
-            address: state.address.clone(),
+            suite: match integrity_only {
+                Some(_) => Suite::IntegrityOnly,
+                None => Suite::Encrypted,
+            },
+            address: integrity_only.unwrap_or_else(|| state.address.clone()),
             server_public: state.server_public,
             noise: state.noise.clone(),
-            credential: state.credential.clone(),
+            credential: credential.clone(),
             purpose: state
                 .token
                 .map_or(Purpose::Connect, |token| Purpose::Enrol { token }),
@@ -47,6 +55,7 @@ impl Dial {
                 agent: state.agent,
                 signing_public: signing.verifying_key().to_bytes(),
                 boot_id: boot_id(),
+                instance: instance(),
                 time_us: 0,
                 host_name: host_name(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -68,6 +77,7 @@ impl Dial {
         let mut stream = connected.with_context(|| format!("connecting to {}", self.address))?;
         stream.set_nodelay(true)?;
         let keys = AgentKeys {
+            suite: self.suite,
             static_keys: KeyPair::from_secret(&self.noise),
             ephemeral: KeyPair::from_secret(&Secret::new(random()?)),
             server_public: self.server_public,
@@ -108,17 +118,6 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// What the first bytes after frame 3 are: a refusal frame, or the first record.
-pub(crate) fn as_refusal(bytes: &[u8]) -> Option<Refused> {
-    let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_LEN>()?;
-    match FrameHead::parse(*head) {
-        Ok(FrameHead::Refusal(len)) if rest.len() == len => {
-            Some(Refused(String::from_utf8_lossy(rest).into_owned()))
-        }
-        _ => None,
-    }
-}
-
 /// Checks that the server can be reached at all.
 pub(crate) async fn can_connect(address: &str) -> Result<()> {
     let connected = tokio::time::timeout(DIAL_MAX, TcpStream::connect(address)).await;
@@ -127,6 +126,12 @@ pub(crate) async fn can_connect(address: &str) -> Result<()> {
         Ok(Err(error)) => bail!("{address}: {error}"),
         Err(_) => bail!("{address} did not answer in time"),
     }
+}
+
+/// What this process is called as long as it lives.
+fn instance() -> [u8; 16] {
+    static INSTANCE: OnceLock<[u8; 16]> = OnceLock::new();
+    *INSTANCE.get_or_init(|| random().unwrap_or_default())
 }
 
 fn boot_id() -> [u8; 16] {

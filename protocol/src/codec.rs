@@ -80,6 +80,18 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.array(field)?))
     }
 
+    /// Reads a byte that is 0 or 1.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::NotCanonical`] for any other.
+    pub fn flag(&mut self, field: &'static str) -> Result<bool, InvalidMessage> {
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(InvalidMessage::NotCanonical(field)),
+        }
+    }
+
     /// Reads an unsigned LEB128 integer of at most 64 bits, in its shortest form only.
     ///
     /// # Errors

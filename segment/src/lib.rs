@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod durable;
+pub mod fault;
 mod format;
 pub mod key;
 pub mod lock;

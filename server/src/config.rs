@@ -9,16 +9,32 @@ use anyhow::{Context as _, Result, bail};
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) sl: Vec<String>,
+    /// For agents that may send in clear; nobody else is let in there.
+    pub(crate) sl_integrity: Vec<String>,
     pub(crate) console: Vec<String>,
     pub(crate) syslog_udp: Vec<String>,
     pub(crate) syslog_tcp: Vec<String>,
     /// What agents dial, put into tokens; `HOST:PORT`.
     pub(crate) address: Option<String>,
     pub(crate) keep_alive: Duration,
+    /// Components of a machine that may change before its agent is quarantined.
+    pub(crate) machine_changes_max: usize,
+    /// An enrolled agent that was not heard for this long raises an alarm.
+    pub(crate) silent_after: Duration,
+    pub(crate) handshakes: Handshakes,
     /// A log is finished, and then sealed, at this length.
     pub(crate) log_bytes_max: u64,
     /// PEM files that replace the certificate made at `init`.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+}
+
+/// What is let in before anything is known of who it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handshakes {
+    /// From one address, in the long run; four times as many at once.
+    pub(crate) per_second: u32,
+    pub(crate) half_open_max: usize,
+    pub(crate) sessions_max: usize,
 }
 
 impl Config {
@@ -39,6 +55,7 @@ impl Config {
         })?;
         for (name, field) in [
             ("SCRINIUM_LISTEN_SL", &mut config.sl),
+            ("SCRINIUM_LISTEN_SL_INTEGRITY", &mut config.sl_integrity),
             ("SCRINIUM_LISTEN_CONSOLE", &mut config.console),
             ("SCRINIUM_LISTEN_SYSLOG_UDP", &mut config.syslog_udp),
             ("SCRINIUM_LISTEN_SYSLOG_TCP", &mut config.syslog_tcp),
@@ -69,11 +86,19 @@ impl Config {
         };
         let config = Self {
             sl: raw.listen.sl,
+            sl_integrity: raw.listen.sl_integrity,
             console: raw.listen.console,
             syslog_udp: raw.listen.syslog_udp,
             syslog_tcp: raw.listen.syslog_tcp,
             address: raw.agents.address,
             keep_alive: Duration::from_secs(raw.agents.keep_alive_s),
+            machine_changes_max: raw.agents.machine_changes_max,
+            silent_after: Duration::from_secs(raw.agents.silent_after_s),
+            handshakes: Handshakes {
+                per_second: raw.agents.handshakes_per_s,
+                half_open_max: raw.agents.half_open_max,
+                sessions_max: raw.agents.sessions_max,
+            },
             log_bytes_max: raw.archive.log_mib_max.saturating_mul(1 << 20),
             certificate,
         };
@@ -84,6 +109,7 @@ impl Config {
     fn check(&self) -> Result<()> {
         for (field, addresses) in [
             ("listen.sl", &self.sl),
+            ("listen.sl_integrity", &self.sl_integrity),
             ("listen.console", &self.console),
             ("listen.syslog_udp", &self.syslog_udp),
             ("listen.syslog_tcp", &self.syslog_tcp),
@@ -102,6 +128,22 @@ impl Config {
         }
         if !(1..=600).contains(&self.keep_alive.as_secs()) {
             bail!("agents.keep_alive_s must be between 1 and 600");
+        }
+        if !(10..=30 * 86_400).contains(&self.silent_after.as_secs()) {
+            bail!("agents.silent_after_s must be between 10 and 2592000");
+        }
+        for (field, value, max) in [
+            (
+                "handshakes_per_s",
+                self.handshakes.per_second as usize,
+                10_000,
+            ),
+            ("half_open_max", self.handshakes.half_open_max, 65_536),
+            ("sessions_max", self.handshakes.sessions_max, 1_000_000),
+        ] {
+            if !(1..=max).contains(&value) {
+                bail!("agents.{field} must be between 1 and {max}");
+            }
         }
         Ok(())
     }
@@ -124,6 +166,7 @@ mod raw {
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Listen {
         pub(super) sl: Vec<String>,
+        pub(super) sl_integrity: Vec<String>,
         pub(super) console: Vec<String>,
         pub(super) syslog_udp: Vec<String>,
         pub(super) syslog_tcp: Vec<String>,
@@ -134,6 +177,7 @@ mod raw {
             let any = |port: u16| vec![format!("0.0.0.0:{port}")];
             Self {
                 sl: any(720),
+                sl_integrity: Vec::new(), // 721 when an administrator wants it
                 console: any(8443),
                 syslog_udp: any(514),
                 syslog_tcp: [any(514), any(5140)].concat(),
@@ -146,6 +190,11 @@ mod raw {
     pub(super) struct Agents {
         pub(super) address: Option<String>,
         pub(super) keep_alive_s: u64,
+        pub(super) machine_changes_max: usize,
+        pub(super) silent_after_s: u64,
+        pub(super) handshakes_per_s: u32,
+        pub(super) half_open_max: usize,
+        pub(super) sessions_max: usize,
     }
 
     impl Default for Agents {
@@ -153,6 +202,11 @@ mod raw {
             Self {
                 address: None,
                 keep_alive_s: 10,
+                machine_changes_max: 1,
+                silent_after_s: 300,
+                handshakes_per_s: 50,
+                half_open_max: 512,
+                sessions_max: 20_000,
             }
         }
     }
@@ -198,6 +252,11 @@ mod tests {
             ("[listen]\nsll = []", "sll"),
             ("[listen]\nsl = ['here']", "listen.sl"),
             ("[agents]\nkeep_alive_s = 0", "agents.keep_alive_s"),
+            ("[agents]\nsilent_after_s = 9", "agents.silent_after_s"),
+            ("[agents]\nhandshakes_per_s = 0", "agents.handshakes_per_s"),
+            ("[agents]\nhalf_open_max = 65537", "agents.half_open_max"),
+            ("[agents]\nsessions_max = 0", "agents.sessions_max"),
+            ("[listen]\nsl_integrity = ['x']", "listen.sl_integrity"),
             ("[archive]\nlog_mib_max = 0", "archive.log_mib_max"),
             ("[console]\nkey = '/k'", "console.certificate"),
         ] {

@@ -71,6 +71,11 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/agents", get(handle_agents))
         .route("/agents/enroll", post(handle_enrol))
         .route("/agents/enabled", post(handle_enabled))
+        .route("/agents/approve", post(handle_approve))
+        .route("/agents/integrity-only", post(handle_integrity_only))
+        .route("/agents/configure", post(handle_configure))
+        .route("/alarms", get(handle_alarms))
+        .route("/alarms/acknowledge", post(handle_acknowledge))
         .route("/users/password", post(handle_password))
         .with_state(core)
 }
@@ -381,6 +386,61 @@ async fn handle_enabled(
     )
     .await?;
     core.agents.set_enabled(name, enabled)?;
+    Ok(Json(json!({})))
+}
+
+/// What commands about one agent ask.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct AgentRequest {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) allow: bool,
+    #[serde(default)]
+    pub(crate) text: String,
+}
+
+async fn handle_approve(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<AgentRequest>,
+) -> Result<Json<Value>, Failure> {
+    audit(&core, "agent approved", json!({ "agent": request.name })).await?;
+    core.agents.approve(&request.name)?;
+    Ok(Json(json!({})))
+}
+
+async fn handle_integrity_only(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<AgentRequest>,
+) -> Result<Json<Value>, Failure> {
+    let AgentRequest { name, allow, .. } = request;
+    let detail = json!({ "agent": name, "allowed": allow });
+    audit(&core, "sending in clear", detail).await?;
+    core.agents.set_integrity_only(&name, allow)?;
+    Ok(Json(json!({})))
+}
+
+async fn handle_configure(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<AgentRequest>,
+) -> Result<Json<Value>, Failure> {
+    let AgentRequest { name, text, .. } = request;
+    let detail = json!({ "agent": name, "text": text });
+    audit(&core, "agent configured", detail).await?;
+    let version = core.agents.configure(&name, &text)?;
+    Ok(Json(json!({ "version": version })))
+}
+
+async fn handle_alarms(State(core): State<Arc<Core>>) -> Json<Value> {
+    Json(present::alarms_json(&core))
+}
+
+async fn handle_acknowledge(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<BTreeMap<String, u64>>,
+) -> Result<Json<Value>, Failure> {
+    let id = request.get("id").copied().unwrap_or_default();
+    audit(&core, "alarm acknowledged", json!({ "id": id })).await?;
+    core.alarms.acknowledge(id, "local")?;
     Ok(Json(json!({})))
 }
 

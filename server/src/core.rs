@@ -15,11 +15,13 @@ use tokio::sync::mpsc;
 
 use crate::accounts::Accounts;
 use crate::agents::Agents;
+use crate::alarms::Alarms;
 use crate::archive::{Archive, sealer};
 use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::config::Config;
+use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
 use crate::volume::Volume;
 use crate::{ingest, local};
@@ -29,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) volume: Volume,
     pub(crate) archive: Arc<Archive>,
     pub(crate) agents: Agents,
+    pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
     pub(crate) audit: Audit,
     pub(crate) ingest: ingest::Queue,
@@ -38,6 +41,8 @@ pub(crate) struct Core {
     pub(crate) own_agent: AgentId,
     pub(crate) certificate: (String, String),
     pub(crate) keep_alive: Duration,
+    pub(crate) silent_after: Duration,
+    pub(crate) admission: Admission,
     /// What agents dial.
     pub(crate) address: String,
 }
@@ -80,10 +85,12 @@ impl Running {
             queue.clone(),
             entries,
         ));
+        let audit = Audit::new(local.clone());
         let core = Core {
-            agents: Agents::load(catalogue.clone())?,
+            agents: Agents::load(catalogue.clone(), config.machine_changes_max)?,
+            alarms: Alarms::load(catalogue.clone(), audit.clone())?,
             accounts: Accounts::load(catalogue)?,
-            audit: Audit::new(local.clone()),
+            audit,
             archive,
             ingest: queue,
             noise: KeyPair::from_secret(&keys.noise.0),
@@ -91,6 +98,8 @@ impl Running {
             own_agent: keys.agent,
             certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
             keep_alive: config.keep_alive,
+            silent_after: config.silent_after,
+            admission: Admission::new(config.handshakes),
             address,
             volume,
         };
@@ -128,6 +137,7 @@ impl Running {
             return;
         };
         drop(core.audit);
+        drop(core.alarms);
         drop(local_task.await);
         drop(core.ingest);
         // The writer finishes its log; the sealer ends after the log it is at.

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod agents;
+mod alarms;
 mod archive;
 mod audit;
 mod catalogue;
@@ -22,6 +23,7 @@ mod local;
 mod package;
 mod present;
 mod session;
+mod silence;
 mod volume;
 
 use std::io::IsTerminal as _;

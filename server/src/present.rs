@@ -233,6 +233,36 @@ pub(crate) fn agents_json(core: &Core) -> Value {
             "clock_offset_ms": live.clock_offset_us / 1000,
             "credential_generation": agent.generation,
             "trouble": live.trouble,
+            "integrity_only": agent.integrity_only,
+            "quarantine": agent.quarantine.as_ref().map(|seen| json!({
+                "reason": seen.reason,
+                "address": seen.address,
+                "host": seen.host_name,
+                "since": rfc3339(seen.since_us),
+                "approved": seen.approved,
+            })),
+            "configuration": agent.configuration.as_ref().map(|wanted| json!({
+                "version": wanted.version,
+                "answered": wanted.answered,
+                "rejected": wanted.rejected,
+            })),
+        })
+    });
+    Value::Array(rows.collect())
+}
+
+/// Every alarm for the API and the command, newest first.
+pub(crate) fn alarms_json(core: &Core) -> Value {
+    let rows = core.alarms.list().into_iter().map(|alarm| {
+        json!({
+            "id": alarm.id,
+            "kind": alarm.kind.name(),
+            "agent": alarm.agent,
+            "text": alarm.text,
+            "first": rfc3339(alarm.first_us),
+            "last": rfc3339(alarm.last_us),
+            "count": alarm.count,
+            "acknowledged_by": alarm.acknowledged_by,
         })
     });
     Value::Array(rows.collect())

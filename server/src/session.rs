@@ -5,6 +5,7 @@
 //! socket ◀─ ServerSession ◀─ receipt, the last of each stream ◀─ answers, in order
 //! ```
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,16 +14,22 @@ use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::identity::StreamId;
+use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::Established;
-use scrinium_protocol::sl::message::{Message, Ready, Receipt};
+use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt};
+use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{ServerEvent, ServerSession};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use scrinium_segment::random;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+use crate::agents::{Accepted, Told};
+use crate::alarms::{AlarmKind, Raise};
 use crate::archive::log::new_stream;
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
@@ -34,17 +41,13 @@ pub(crate) async fn run(
     core: Arc<Core>,
     stream: TcpStream,
     address: SocketAddr,
-    agent: AgentRecord,
-    enrolled: bool,
+    accepted: Accepted,
     established: Established,
 ) {
-    let id = agent.id;
-    let (number, mut ended) = core.agents.begin_session(id, address, clock::unix_us());
+    let id = accepted.agent.id;
+    let (number, told) = core.agents.begin_session(id, address, clock::unix_us());
     info!(agent = %id, "an agent connected");
-    let outcome = tokio::select! {
-        outcome = drive(&core, stream, &agent, enrolled, established) => outcome,
-        _ = ended.changed() => Ok("replaced by a newer session, or disabled".to_owned()),
-    };
+    let outcome = drive(&core, stream, accepted, established, told).await;
     let trouble = match outcome {
         Ok(reason) => {
             info!(agent = %id, reason, "an agent's session ended");
@@ -61,10 +64,11 @@ pub(crate) async fn run(
 async fn drive(
     core: &Core,
     stream: TcpStream,
-    agent: &AgentRecord,
-    enrolled: bool,
+    accepted: Accepted,
     established: Established,
+    mut told: watch::Receiver<Told>,
 ) -> Result<String> {
+    let Accepted { agent, enrolled } = accepted;
     let next_psk = established.next_psk.clone();
     let signing =
         VerifyingKey::from_bytes(&agent.signing_public).context("the agent's signing key")?;
@@ -73,18 +77,19 @@ async fn drive(
     let (barrier, settled) = oneshot::channel();
     submit(core, Submission::Barrier(barrier))?;
     settled.await.context("the writer stopped")?;
-    state(core, &mut session, agent, enrolled)?;
+    state(core, &mut session, &agent, enrolled)?;
 
     let mut driver = Driver {
         core,
-        agent,
+        agent: agent.id,
         signing,
         next_psk,
         session,
         waiting: VecDeque::new(),
     };
-    let (mut reader, mut writer) = stream.into_split();
-    let mut buffer = vec![0; READ_LEN];
+    drop(agent);
+    driver.send_configuration()?;
+    let (reader, mut writer) = stream.into_split();
     loop {
         if let Some(bytes) = driver.session.poll_transmit() {
             writer.write_all(&bytes).await?;
@@ -93,20 +98,24 @@ async fn drive(
         let has_room = driver.waiting.len() < IN_FLIGHT_MAX;
         tokio::select! {
             biased;
-            answer = next_answer(&mut driver.waiting) => driver.handle_answers(answer)?,
-            read = reader.read(&mut buffer), if has_room => match read? {
-                0 => bail!("the agent ended the connection without a close: truncated"),
-                n => {
-                    let bytes = buffer.get(..n).unwrap_or_default();
-                    driver.session.handle_bytes(bytes, clock::now())?;
+            answer = next_answer(&mut driver.waiting) => driver.handle_answers(answer).await?,
+            readable = reader.readable(), if has_room => {
+                readable?;
+                driver.read(&reader)?;
+            }
+            changed = told.changed() => {
+                let now = *told.borrow_and_update();
+                if changed.is_err() || now.ended {
+                    return Ok("replaced by a newer session, disabled, or no longer allowed in clear".to_owned());
                 }
-            },
+                driver.send_configuration()?;
+            }
             () = tokio::time::sleep_until(deadline.into()) => {
                 driver.session.handle_timeout(clock::now(), clock::unix_us())?;
             }
         }
         while let Some(event) = driver.session.poll_event() {
-            if let Some(reason) = driver.handle_event(event)? {
+            if let Some(reason) = driver.handle_event(event).await? {
                 return Ok(reason);
             }
         }
@@ -130,9 +139,11 @@ fn state(
         }
     }
     let ready = Ready {
-        window_bytes_max: WINDOW_BYTES_MAX,
+        live_bytes_max: LANE_BYTES_MAX,
+        backlog_bytes_max: LANE_BYTES_MAX,
         keep_alive_ms: u32::try_from(core.keep_alive.as_millis()).unwrap_or(u32::MAX),
         signing_public: core.signing.verifying_key().to_bytes(),
+        restored: agent.restored,
     };
     session.send(&Message::Ready(ready), now)?;
     Ok(())
@@ -140,7 +151,7 @@ fn state(
 
 struct Driver<'a> {
     core: &'a Core,
-    agent: &'a AgentRecord,
+    agent: AgentId,
     signing: VerifyingKey,
     next_psk: Secret<32>,
     session: ServerSession,
@@ -149,25 +160,75 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
+    /// Takes what the socket has, through a buffer that sessions share: an idle one has none.
+    fn read(&mut self, reader: &OwnedReadHalf) -> Result<()> {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
+        }
+        BUFFER.with_borrow_mut(|buffer| match reader.try_read(buffer) {
+            Ok(0) => bail!("the agent ended the connection without a close: truncated"),
+            Ok(n) => {
+                let bytes = buffer.get(..n).unwrap_or_default();
+                Ok(self.session.handle_bytes(bytes, clock::now())?)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Sends the agent's configuration, unless it has answered to this one already.
+    fn send_configuration(&mut self) -> Result<()> {
+        let agent = self.core.agents.get(self.agent);
+        let configuration = agent.and_then(|agent| agent.configuration);
+        let Some(wanted) = configuration.filter(|wanted| wanted.answered != wanted.version) else {
+            return Ok(());
+        };
+        let signed =
+            Configuration::new(wanted.version, wanted.text, self.agent, &self.core.signing);
+        self.session
+            .send(&Message::Configuration(signed), clock::now())?;
+        Ok(())
+    }
+
     /// Acts on one event; returns why the session is over, when it is.
-    fn handle_event(&mut self, event: ServerEvent) -> Result<Option<String>> {
-        self.core.agents.heard(self.agent.id, None);
+    async fn handle_event(&mut self, event: ServerEvent) -> Result<Option<String>> {
+        let keep_alive = match &event {
+            ServerEvent::KeepAlive(state) => Some(state.clone()),
+            _ => None,
+        };
+        if let Some(raise) = self.core.agents.heard(self.agent, keep_alive) {
+            self.core.alarms.raise(raise).await;
+        }
         match event {
             ServerEvent::CredentialStored => self
                 .core
                 .agents
-                .credential_stored(self.agent.id, &self.next_psk)?,
+                .credential_stored(self.agent, &self.next_psk)?,
             ServerEvent::StreamOpen { stream, kind, name } => {
-                if StreamId::derive(self.agent.id, kind, &name) != stream {
+                self.core.agents.epoch_begun(self.agent)?;
+                if StreamId::derive(self.agent, kind, &name) != stream {
                     bail!("the agent named a stream that is not its own");
                 }
                 if self.core.archive.stream(stream).is_none() {
-                    let stream = new_stream(stream, self.agent.id, kind, name);
+                    let stream = new_stream(stream, self.agent, kind, name);
                     submit(self.core, Submission::Stream(stream))?;
                 }
             }
             ServerEvent::Batch(encoded) => self.handle_batch(encoded)?,
-            ServerEvent::KeepAlive(state) => self.core.agents.heard(self.agent.id, Some(state)),
+            ServerEvent::KeepAlive(_) => {}
+            ServerEvent::ConfigurationAnswer(answer) => {
+                let detail = json!({
+                    "agent": self.agent.to_string(),
+                    "version": answer.version,
+                    "rejected": answer.rejected,
+                });
+                self.core.agents.configured(self.agent, answer)?;
+                self.core.audit.record("agent", "configured", detail).await;
+            }
+            ServerEvent::RenewalAsked => {
+                let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
+                self.session.renew(ephemeral, clock::now())?;
+            }
             ServerEvent::Closed { reason } => return Ok(Some(reason)),
             ServerEvent::PeerSilent => bail!("nothing was heard for three keep-alives"),
         }
@@ -186,7 +247,7 @@ impl Driver<'_> {
         })?;
         let (answer, outcome) = oneshot::channel();
         let submission = BatchSubmission {
-            agent: self.agent.id,
+            agent: self.agent,
             batch,
             encoded,
             answer,
@@ -197,7 +258,7 @@ impl Driver<'_> {
     }
 
     /// Sends the receipts of every batch answered so far, one per stream.
-    fn handle_answers(&mut self, first: Outcome) -> Result<()> {
+    async fn handle_answers(&mut self, first: Outcome) -> Result<()> {
         let mut receipts: BTreeMap<StreamId, Receipt> = BTreeMap::new();
         let mut next = Some(first);
         while let Some(outcome) = next {
@@ -207,6 +268,7 @@ impl Driver<'_> {
                 }
                 Outcome::Conflict => {
                     self.send(receipts)?;
+                    self.raise_conflict().await;
                     bail!(
                         "the agent sent a batch that conflicts with the archive: same sequence, other history"
                     );
@@ -225,6 +287,19 @@ impl Driver<'_> {
             }
         }
         self.send(receipts)
+    }
+
+    async fn raise_conflict(&self) {
+        let agent = self.core.agents.get(self.agent);
+        let agent = agent.map(|agent| agent.name).unwrap_or_default();
+        let text = "it sent a batch, signed with its own key, that contradicts what is archived: same sequence, other history. The archive was not changed.";
+        let raise = Raise {
+            kind: AlarmKind::ConflictingBatch,
+            agent,
+            text: text.to_owned(),
+            key: String::new(),
+        };
+        self.core.alarms.raise(raise).await;
     }
 
     fn send(&mut self, receipts: BTreeMap<StreamId, Receipt>) -> Result<()> {
@@ -251,8 +326,8 @@ fn submit(core: &Core, submission: Submission) -> Result<()> {
     tokio::task::block_in_place(|| core.ingest.send(submission).ok()).context("the writer stopped")
 }
 
-/// Most bytes of batches an agent may have in flight.
-const WINDOW_BYTES_MAX: u32 = 4 << 20;
+/// Most bytes of batches an agent may have in flight in one lane.
+const LANE_BYTES_MAX: u32 = 4 << 20;
 /// Most batches of one session at the writer.
 const IN_FLIGHT_MAX: usize = 256;
 const READ_LEN: usize = 256 << 10;

@@ -22,11 +22,12 @@ use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
 
+use super::Context;
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX};
 use super::follow::{Follow, open, read_at};
 use super::generations::{is_generation_of, siblings};
-use super::{Context, Produced};
 use crate::clock;
+use crate::shipper::Produced;
 
 /// The stream of one path.
 pub(crate) struct FileStream {

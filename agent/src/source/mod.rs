@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
-use scrinium_protocol::batch::{SealedBatch, StreamPosition};
+use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use tokio::sync::mpsc;
@@ -34,15 +34,7 @@ use self::discover::Discovery;
 use self::file::FileStream;
 use crate::clock;
 use crate::config::Config;
-
-/// A batch on its way to the spool.
-pub(crate) struct Produced {
-    pub(crate) name: String,
-    /// How often the stream was rewound before this batch was made: one made before the last
-    /// rewind is dropped.
-    pub(crate) rewinds: u64,
-    pub(crate) batch: SealedBatch,
-}
+use crate::shipper::Produced;
 
 /// What the sources are told.
 pub(crate) enum Command {
@@ -52,6 +44,8 @@ pub(crate) enum Command {
         position: StreamPosition,
         rewinds: u64,
     },
+    /// Collect what this says from now on.
+    Configure(Box<Config>),
     /// Something changed on the disk.
     Wake,
     Stop,
@@ -180,6 +174,7 @@ impl Sources {
                     position,
                     rewinds,
                 }) => self.rewind(stream, position, rewinds),
+                Ok(Command::Configure(config)) => self.configure(&config),
                 Err(RecvTimeoutError::Timeout) => return true,
             }
         }
@@ -191,6 +186,22 @@ impl Sources {
         self.rewinds.insert(stream, rewinds);
         // Opened again by the next discovery, from the new position.
         self.streams.retain(|_, open| open.id() != stream);
+        self.discover();
+    }
+
+    /// Follows what the new configuration names, and no longer what it does not.
+    fn configure(&mut self, config: &Config) {
+        self.discovery = Discovery::new(config);
+        let files = self.discovery.files();
+        let positions = &mut self.positions;
+        self.streams.retain(|path, stream| {
+            let stays = files.contains(path);
+            if !stays {
+                // Should it be named again, its stream goes on.
+                positions.insert(stream.id(), stream.position().clone());
+            }
+            stays
+        });
         self.discover();
     }
 

@@ -17,33 +17,41 @@ use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::{Error, Kind, durable, segment_name};
+use scrinium_segment::{Error, Kind, durable, fault, segment_name};
 use tracing::{error, warn};
 
 /// Where a batch lies on the disk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct DiskPlace {
-    pub(crate) segment: u64,
+pub(super) struct DiskPlace {
+    segment: u64,
     place: scrinium_segment::Place,
 }
 
 /// The segments in a directory.
-pub(crate) struct Disk {
+#[derive(Debug)]
+pub(super) struct Disk {
     dir: PathBuf,
     key: Secret<32>,
     bytes_max: u64,
-    /// Complete segments, and the one being written, with their lengths.
-    segments: BTreeMap<u64, u64>,
+    /// Complete segments, and the one being written.
+    segments: BTreeMap<u64, Segment>,
     writer: Option<(u64, SegmentWriter)>,
     next_number: u64,
     last_tag: [u8; 16],
+}
+
+#[derive(Debug, Default)]
+struct Segment {
+    len: u64,
+    /// Batches in it that wait.
+    held: u64,
 }
 
 type Found = Vec<(String, BatchHeader, DiskPlace)>;
 
 impl Disk {
     /// Opens the directory; returns every batch in it, oldest first.
-    pub(crate) fn open(dir: &Path, key: &Secret<32>, bytes_max: u64) -> Result<(Self, Found)> {
+    pub(super) fn open(dir: &Path, key: &Secret<32>, bytes_max: u64) -> Result<(Self, Found)> {
         durable::create_dir(dir)?;
         let mut disk = Self {
             dir: dir.to_owned(),
@@ -66,7 +74,7 @@ impl Disk {
             disk.next_number = number + 1;
             match disk.read_segment(number, &mut found) {
                 Ok(len) => {
-                    disk.segments.insert(number, len);
+                    disk.segments.insert(number, Segment { len, held: 0 });
                 }
                 Err(error) => {
                     // Kept out of the queue; what it held is read again from the source.
@@ -114,20 +122,36 @@ impl Disk {
     }
 
     /// Whether `bytes` more stay below the limit.
-    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
         self.bytes() + bytes <= self.bytes_max
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.segments.values().sum()
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.len).sum()
     }
 
-    pub(crate) fn bytes_max(&self) -> u64 {
+    pub(super) fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
+    pub(super) fn set_bytes_max(&mut self, bytes_max: u64) {
+        self.bytes_max = bytes_max;
+    }
+
+    /// A batch waits in its segment.
+    pub(super) fn hold(&mut self, place: DiskPlace) {
+        self.segments.entry(place.segment).or_default().held += 1;
+    }
+
+    /// A batch waits no more; see [`Disk::remove_unheld`].
+    pub(super) fn release(&mut self, place: DiskPlace) {
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
+            segment.held = segment.held.saturating_sub(1);
+        }
+    }
+
     /// Appends a batch; durable after [`Disk::sync`].
-    pub(crate) fn append(&mut self, name: &str, encoded: &[u8]) -> Result<DiskPlace> {
+    pub(super) fn append(&mut self, name: &str, encoded: &[u8]) -> Result<DiskPlace> {
         let (number, mut writer) = match self.writer.take() {
             Some(open) => open,
             None => self.create()?,
@@ -136,7 +160,7 @@ impl Disk {
         put_bytes16(&mut head, name.as_bytes());
         // On error the writer is dropped: the next append begins a new segment.
         let place = writer.append(RECORD_BATCH, &[&head, encoded])?;
-        self.segments.insert(number, writer.len());
+        self.segments.entry(number).or_default().len = writer.len();
         if writer.len() >= SEGMENT_BYTES_MAX {
             writer.finish()?;
         } else {
@@ -157,7 +181,7 @@ impl Disk {
         Ok((number, writer))
     }
 
-    pub(crate) fn sync(&mut self) -> Result<()> {
+    pub(super) fn sync(&mut self) -> Result<()> {
         if let Some((number, mut writer)) = self.writer.take() {
             writer.sync()?;
             self.writer = Some((number, writer));
@@ -166,7 +190,7 @@ impl Disk {
     }
 
     /// Reads one batch back.
-    pub(crate) fn read(&self, place: DiskPlace) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, place: DiskPlace) -> Result<Vec<u8>> {
         let reader = SegmentReader::open(&self.path(place.segment), &self.key, Kind::Spool)?;
         let record = reader.read(place.place)?;
         let mut r = Reader::new(&record.payload);
@@ -174,10 +198,11 @@ impl Disk {
         Ok(r.rest().to_vec())
     }
 
-    /// Removes the segments before `oldest`; all of them when nothing waits on the disk.
-    pub(crate) fn remove_before(&mut self, oldest: Option<u64>) -> Result<()> {
-        while let Some((&number, _)) = self.segments.first_key_value() {
-            if oldest.is_some_and(|oldest| number >= oldest) {
+    /// Removes the oldest segments in which nothing waits. Later ones stay until it is their turn, so
+    /// that a missing segment is noticed.
+    pub(super) fn remove_unheld(&mut self) -> Result<()> {
+        while let Some((&number, segment)) = self.segments.first_key_value() {
+            if segment.held > 0 {
                 break;
             }
             if self
@@ -188,6 +213,7 @@ impl Disk {
                 self.writer = None;
             }
             durable::remove(&self.path(number))?;
+            fault::point("agent: segment removed");
             self.segments.remove(&number);
         }
         Ok(())

@@ -2,12 +2,15 @@
 //! them.
 //!
 //! ```text
-//! sources ─▶ [ queue: on disk … | in RAM … ] ─▶ uplink        front = oldest
+//! sources ─▶ one queue per stream [ on disk … | in RAM … ] ─▶ shipper        front = oldest
 //!                └─ segments ([disk])   └─ spill when the link is down and RAM is full, and at the stop
 //! ```
 //!
+//! A stream with something on the disk is in the backlog lane, every other in the live lane. Within a
+//! lane streams take turns, a batch each: one with much to say does not keep the others waiting.
+//!
 //! Invariants:
-//! 1. The queue is in order per stream; everything on disk is older than everything in RAM.
+//! 1. Each queue is in order; what it has on disk is older than what it has in RAM.
 //! 2. A batch leaves only by an ack, or because its stream is rewound.
 //! 3. Full is full: nothing is dropped, the sources wait.
 
@@ -19,275 +22,402 @@ use std::path::Path;
 use anyhow::Result;
 use scrinium_protocol::batch::{BatchHeader, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::identity::{Head, Sequence, StreamId};
+use scrinium_protocol::identity::{Epoch, Head, Sequence, StreamId};
 use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::message::Lane;
 
 use self::disk::{Disk, DiskPlace};
+use crate::config::Limits;
 
-/// The queue between sources and server.
-pub(crate) struct Spool {
-    queue: VecDeque<Item>,
-    /// How many of the front were sent in this session.
-    sent: usize,
-    names: BTreeMap<StreamId, String>,
+/// The queues between sources and server.
+#[derive(Debug)]
+pub struct Spool {
+    queues: BTreeMap<StreamId, Queue>,
+    /// Streams with something unsent, in the order of their turns. One may stand in the wrong lane, or
+    /// twice, or have nothing left: looked at when its turn comes.
+    live: VecDeque<StreamId>,
+    backlog: VecDeque<StreamId>,
     disk: Disk,
     ram_bytes: u64,
     ram_bytes_max: u64,
     entries: u64,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    name: String,
+    items: VecDeque<Item>,
+    /// How many of the front were sent in this session.
+    sent: usize,
+    on_disk: usize,
+}
+
+#[derive(Debug)]
 struct Item {
-    stream: StreamId,
+    epoch: Epoch,
     first: Sequence,
     next: Sequence,
     previous: Head,
     head: Head,
     count: u32,
     time_us: u64,
-    acked: bool,
     at: Place,
 }
 
+#[derive(Debug)]
 enum Place {
     Ram(Vec<u8>),
     Disk(DiskPlace),
 }
 
 /// A batch to be sent.
-pub(crate) struct Next {
-    pub(crate) header: BatchHeader,
-    pub(crate) encoded: Vec<u8>,
-    pub(crate) name: String,
-    pub(crate) is_in_ram: bool,
+#[derive(Debug)]
+pub struct Next {
+    pub header: BatchHeader,
+    pub encoded: Vec<u8>,
+    pub name: String,
+    /// A crash would forget it.
+    pub is_in_ram: bool,
 }
 
 /// What waits.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fill {
-    pub(crate) entries: u64,
-    pub(crate) bytes: u64,
-    pub(crate) oldest_us: u64,
-    pub(crate) disk_bytes: u64,
-    pub(crate) disk_bytes_max: u64,
+pub struct Fill {
+    pub entries: u64,
+    pub bytes: u64,
+    /// When the oldest entry was collected, Unix µs; 0 when nothing waits.
+    pub oldest_us: u64,
+    pub disk_bytes: u64,
+    pub disk_bytes_max: u64,
+}
+
+impl Queue {
+    fn lane(&self) -> Lane {
+        if self.on_disk > 0 {
+            Lane::Backlog
+        } else {
+            Lane::Live
+        }
+    }
 }
 
 impl Spool {
     /// Opens the segments of `dir`. What is damaged is left out and said; its streams are rewound
     /// to before it when the server has spoken.
-    pub(crate) fn open(
-        dir: &Path,
-        key: &Secret<32>,
-        ram_bytes_max: u64,
-        disk_bytes_max: u64,
-    ) -> Result<Self> {
-        let (disk, found) = Disk::open(dir, key, disk_bytes_max)?;
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub fn open(dir: &Path, key: &Secret<32>, limits: Limits) -> Result<Self> {
+        let (disk, found) = Disk::open(dir, key, limits.disk_bytes_max)?;
         let mut spool = Self {
-            queue: VecDeque::new(),
-            sent: 0,
-            names: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            live: VecDeque::new(),
+            backlog: VecDeque::new(),
             disk,
             ram_bytes: 0,
-            ram_bytes_max,
+            ram_bytes_max: limits.ram_bytes_max,
             entries: 0,
         };
         for (name, header, place) in found {
-            spool.names.insert(header.stream, name);
-            spool.push(&header, Place::Disk(place));
+            spool.disk.hold(place);
+            spool.push(&name, &header, Place::Disk(place));
         }
         Ok(spool)
     }
 
+    /// Sets other limits; what is over them stays, and no more comes.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.ram_bytes_max = limits.ram_bytes_max;
+        self.disk.set_bytes_max(limits.disk_bytes_max);
+    }
+
     /// Whether RAM takes another batch.
-    pub(crate) fn has_ram(&self) -> bool {
+    #[must_use]
+    pub fn has_ram(&self) -> bool {
         self.ram_bytes < self.ram_bytes_max
     }
 
     /// Whether the disk takes what is in RAM.
-    pub(crate) fn has_disk(&self) -> bool {
+    #[must_use]
+    pub fn has_disk(&self) -> bool {
         self.disk.has_room(self.ram_bytes)
     }
 
-    /// Takes a batch into RAM.
-    pub(crate) fn add(&mut self, name: &str, batch: &SealedBatch) {
-        let encoded = batch.encoded();
-        self.ram_bytes += encoded.len() as u64;
-        self.names
-            .entry(batch.header.stream)
-            .or_insert_with(|| name.to_owned());
-        self.push(&batch.header, Place::Ram(encoded));
+    /// Entries that wait.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.entries
     }
 
-    fn push(&mut self, header: &BatchHeader, at: Place) {
+    /// Takes a batch into RAM.
+    pub fn add(&mut self, name: &str, batch: &SealedBatch) {
+        let encoded = batch.encoded();
+        self.ram_bytes += encoded.len() as u64;
+        self.push(name, &batch.header, Place::Ram(encoded));
+    }
+
+    fn push(&mut self, name: &str, header: &BatchHeader, at: Place) {
         self.entries += u64::from(header.count);
-        self.queue.push_back(Item {
-            stream: header.stream,
+        let queue = self.queues.entry(header.stream).or_insert_with(|| Queue {
+            name: name.to_owned(),
+            ..Queue::default()
+        });
+        queue.on_disk += usize::from(matches!(at, Place::Disk(_)));
+        let was_idle = queue.sent == queue.items.len();
+        queue.items.push_back(Item {
+            epoch: header.epoch,
             first: header.first,
             next: header.next(),
             previous: header.previous,
             head: header.head(),
             count: header.count,
             time_us: header.time_first_us,
-            acked: false,
             at,
         });
+        let lane = queue.lane();
+        if was_idle {
+            self.turns(lane).push_back(header.stream);
+        }
+    }
+
+    fn turns(&mut self, lane: Lane) -> &mut VecDeque<StreamId> {
+        match lane {
+            Lane::Live => &mut self.live,
+            Lane::Backlog => &mut self.backlog,
+        }
     }
 
     /// Moves everything from RAM to the disk; durable when this returns.
-    pub(crate) fn spill(&mut self) -> Result<()> {
-        let names = &self.names;
+    ///
+    /// # Errors
+    /// The disk does not take it; RAM still holds it.
+    pub fn spill(&mut self) -> Result<()> {
+        self.spill_where(|_| true)
+    }
+
+    /// Moves to the disk what waits in RAM behind something on the disk.
+    ///
+    /// # Errors
+    /// The disk does not take it; RAM still holds it.
+    pub fn spill_backlog(&mut self) -> Result<()> {
+        self.spill_where(|queue| queue.lane() == Lane::Backlog)
+    }
+
+    /// Whether [`Spool::spill_backlog`] would make room.
+    #[must_use]
+    pub fn has_backlog_in_ram(&self) -> bool {
+        self.queues
+            .values()
+            .any(|queue| queue.on_disk > 0 && queue.on_disk < queue.items.len())
+    }
+
+    fn spill_where(&mut self, which: impl Fn(&Queue) -> bool) -> Result<()> {
         let mut moved = Vec::new();
-        for (i, item) in self.queue.iter().enumerate() {
-            if let Place::Ram(encoded) = &item.at
-                && !item.acked
-            {
-                let name = names.get(&item.stream).map_or("", String::as_str);
-                moved.push((i, self.disk.append(name, encoded)?));
+        for (stream, queue) in self.queues.iter().filter(|(_, queue)| which(queue)) {
+            for (i, item) in queue.items.iter().enumerate() {
+                if let Place::Ram(encoded) = &item.at {
+                    moved.push((*stream, i, self.disk.append(&queue.name, encoded)?));
+                }
             }
         }
         self.disk.sync()?;
         // At this point both copies are there; RAM forgets its own.
-        for (i, place) in moved {
-            if let Some(item) = self.queue.get_mut(i) {
+        for (stream, i, place) in moved {
+            let Some(queue) = self.queues.get_mut(&stream) else {
+                continue;
+            };
+            let lane = queue.lane();
+            if let Some(item) = queue.items.get_mut(i)
+                && let Place::Ram(encoded) = &item.at
+            {
+                self.ram_bytes -= encoded.len() as u64;
                 item.at = Place::Disk(place);
+                self.disk.hold(place);
+                queue.on_disk += 1;
+            }
+            if lane == Lane::Live && queue.sent < queue.items.len() {
+                self.backlog.push_back(stream);
             }
         }
-        self.ram_bytes = 0;
-        Ok(())
+        self.disk.remove_unheld()
     }
 
-    /// The oldest batch not yet sent in this session.
-    pub(crate) fn peek(&mut self) -> Result<Option<Next>> {
-        while self.queue.get(self.sent).is_some_and(|item| item.acked) {
-            self.sent += 1;
+    /// The next batch of `lane` not yet sent in this session.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn peek(&mut self, lane: Lane) -> Result<Option<Next>> {
+        while let Some(&stream) = self.turns(lane).front() {
+            let queue = self.queues.get(&stream);
+            let queue = queue.filter(|queue| queue.lane() == lane);
+            let Some((queue, item)) =
+                queue.and_then(|queue| Some((queue, queue.items.get(queue.sent)?)))
+            else {
+                self.turns(lane).pop_front();
+                continue;
+            };
+            let encoded = self.read(item)?;
+            return Ok(Some(Next {
+                header: SealedBatch::decode(&encoded, "batch")?.header,
+                name: queue.name.clone(),
+                is_in_ram: matches!(item.at, Place::Ram(_)),
+                encoded,
+            }));
         }
-        let Some(item) = self.queue.get(self.sent) else {
-            return Ok(None);
-        };
-        let encoded = match &item.at {
-            Place::Ram(encoded) => encoded.clone(),
-            Place::Disk(place) => self.disk.read(*place)?,
-        };
-        let batch = SealedBatch::decode(&encoded, "batch")?;
-        Ok(Some(Next {
-            header: batch.header,
-            name: self.names.get(&item.stream).cloned().unwrap_or_default(),
-            is_in_ram: matches!(item.at, Place::Ram(_)),
-            encoded,
-        }))
+        Ok(None)
     }
 
-    /// The batch last peeked at was sent.
-    pub(crate) fn advance(&mut self) {
-        self.sent += 1;
+    /// The batch of `lane` last peeked at was sent: the next stream has its turn.
+    pub fn advance(&mut self, lane: Lane) {
+        let Some(stream) = self.turns(lane).pop_front() else {
+            return;
+        };
+        if let Some(queue) = self.queues.get_mut(&stream) {
+            queue.sent += 1;
+            if queue.sent < queue.items.len() {
+                self.turns(lane).push_back(stream);
+            }
+        }
     }
 
     /// A new session sends everything unacked again.
-    pub(crate) fn restart(&mut self) {
-        self.sent = 0;
-    }
-
-    /// Everything of `stream` before `next` is durable on the server.
-    pub(crate) fn ack(&mut self, stream: StreamId, next: Sequence) -> Result<()> {
-        for item in self
-            .queue
-            .iter_mut()
-            .take_while(|item| item.stream != stream || item.next <= next)
-        {
-            if item.stream == stream && !item.acked {
-                item.acked = true;
-                self.entries -= u64::from(item.count);
-                if let Place::Ram(encoded) = &mut item.at {
-                    self.ram_bytes -= encoded.len() as u64;
-                    *encoded = Vec::new();
+    pub fn restart(&mut self) {
+        self.live.clear();
+        self.backlog.clear();
+        for (stream, queue) in &mut self.queues {
+            queue.sent = 0;
+            if !queue.items.is_empty() {
+                match queue.lane() {
+                    Lane::Live => self.live.push_back(*stream),
+                    Lane::Backlog => self.backlog.push_back(*stream),
                 }
             }
         }
-        self.remove_acked()
     }
 
-    fn remove_acked(&mut self) -> Result<()> {
-        let before = self.queue.len();
-        while self.queue.pop_front_if(|item| item.acked).is_some() {}
-        self.sent = self.sent.saturating_sub(before - self.queue.len());
-        let oldest = self.queue.iter().find_map(|item| match item.at {
-            Place::Disk(place) if !item.acked => Some(place.segment),
-            Place::Disk(_) | Place::Ram(_) => None,
+    /// Everything of `stream` before `next` is durable on the server.
+    ///
+    /// # Errors
+    /// A segment that nothing waits in any more cannot be removed.
+    pub fn ack(&mut self, stream: StreamId, next: Sequence) -> Result<()> {
+        let acked = self.queues.get(&stream).map_or(0, |queue| {
+            let before = |item: &&Item| item.next <= next;
+            queue.items.iter().take_while(before).count()
         });
-        self.disk.remove_before(oldest)
+        self.drop_front(stream, acked);
+        self.disk.remove_unheld()
+    }
+
+    fn drop_front(&mut self, stream: StreamId, count: usize) {
+        let Some(mut queue) = self.queues.remove(&stream) else {
+            return;
+        };
+        for item in queue.items.drain(..count) {
+            queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
+            self.forget(&item);
+        }
+        queue.sent = queue.sent.saturating_sub(count);
+        let (lane, has_unsent) = (queue.lane(), queue.sent < queue.items.len());
+        if has_unsent && lane == Lane::Live && !self.live.contains(&stream) {
+            // Its last batch on the disk is acked: what it has in RAM is live now.
+            self.live.push_back(stream);
+        }
+        if !queue.items.is_empty() {
+            self.queues.insert(stream, queue);
+        }
     }
 
     /// Compares what waits of one stream with where the server stands: what it has is dropped, what
-    /// follows is kept, and what follows nothing is dropped too. Returns the position after what is
-    /// kept: the source must go on there.
-    pub(crate) fn reconcile(
+    /// follows is kept, and what follows nothing is dropped too. A stream the server does not know
+    /// begins with what waits of it, or at `start`. Returns the position after what is kept: the source
+    /// must go on there.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn reconcile(
         &mut self,
         stream: StreamId,
-        server: &StreamPosition,
+        server: Option<&StreamPosition>,
+        start: StreamPosition,
     ) -> Result<StreamPosition> {
-        let mut expected = server.clone();
-        let mut last_kept = None;
-        for i in 0..self.queue.len() {
-            let Some(item) = self
-                .queue
-                .get_mut(i)
-                .filter(|item| item.stream == stream && !item.acked)
-            else {
-                continue;
-            };
+        let Some(queue) = self.queues.get(&stream) else {
+            return Ok(server.cloned().unwrap_or(start));
+        };
+        let mut expected = match (server, queue.items.front()) {
+            (Some(server), _) => server.clone(),
+            (None, Some(front)) if front.first == Sequence(0) => StreamPosition {
+                epoch: front.epoch,
+                head: front.previous,
+                ..start
+            },
+            (None, _) => start,
+        };
+        let Some(mut queue) = self.queues.remove(&stream) else {
+            return Ok(expected);
+        };
+        let mut kept = VecDeque::new();
+        for item in core::mem::take(&mut queue.items) {
             if item.first == expected.next && item.previous == expected.head {
                 expected.next = item.next;
                 expected.head = item.head;
-                last_kept = Some(i);
-                continue;
-            }
-            item.acked = true;
-            self.entries -= u64::from(item.count);
-            if let Place::Ram(encoded) = &mut item.at {
-                self.ram_bytes -= encoded.len() as u64;
-                *encoded = Vec::new();
+                kept.push_back(item);
+            } else {
+                queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
+                self.forget(&item);
             }
         }
-        if let Some(item) = last_kept.and_then(|i| self.queue.get(i)) {
-            let encoded = match &item.at {
-                Place::Ram(encoded) => encoded.clone(),
-                Place::Disk(place) => self.disk.read(*place)?,
-            };
-            expected = SealedBatch::decode(&encoded, "batch")?
-                .header
-                .position_after();
+        if let Some(last) = kept.back() {
+            expected = self.position_after(last)?;
+            queue.items = kept;
+            queue.sent = 0;
+            self.turns(queue.lane()).push_back(stream);
+            self.queues.insert(stream, queue);
         }
-        self.remove_acked()?;
+        self.disk.remove_unheld()?;
         Ok(expected)
     }
 
-    /// Where each stream stands after the last of its batches here.
-    pub(crate) fn ends(&self) -> Result<BTreeMap<StreamId, StreamPosition>> {
-        let mut last = BTreeMap::new();
-        for item in self.queue.iter().filter(|item| !item.acked) {
-            last.insert(item.stream, item);
+    fn forget(&mut self, item: &Item) {
+        self.entries -= u64::from(item.count);
+        match &item.at {
+            Place::Ram(encoded) => self.ram_bytes -= encoded.len() as u64,
+            Place::Disk(place) => self.disk.release(*place),
         }
+    }
+
+    /// Where each stream stands after the last of its batches here.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn ends(&self) -> Result<BTreeMap<StreamId, StreamPosition>> {
         let mut ends = BTreeMap::new();
-        for (stream, item) in last {
-            let encoded = match &item.at {
-                Place::Ram(encoded) => encoded.clone(),
-                Place::Disk(place) => self.disk.read(*place)?,
-            };
-            ends.insert(
-                stream,
-                SealedBatch::decode(&encoded, "batch")?
-                    .header
-                    .position_after(),
-            );
+        for (stream, queue) in &self.queues {
+            if let Some(last) = queue.items.back() {
+                ends.insert(*stream, self.position_after(last)?);
+            }
         }
         Ok(ends)
     }
 
-    pub(crate) fn fill(&self) -> Fill {
-        let waiting = || self.queue.iter().filter(|item| !item.acked);
+    fn position_after(&self, item: &Item) -> Result<StreamPosition> {
+        let batch = SealedBatch::decode(&self.read(item)?, "batch")?;
+        Ok(batch.header.position_after())
+    }
+
+    fn read(&self, item: &Item) -> Result<Vec<u8>> {
+        match &item.at {
+            Place::Ram(encoded) => Ok(encoded.clone()),
+            Place::Disk(place) => self.disk.read(*place),
+        }
+    }
+
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        let oldest = self.queues.values().filter_map(|queue| queue.items.front());
         Fill {
             entries: self.entries,
             bytes: self.ram_bytes + self.disk.bytes(),
-            oldest_us: waiting().next().map_or(0, |item| item.time_us),
+            oldest_us: oldest.map(|item| item.time_us).min().unwrap_or(0),
             disk_bytes: self.disk.bytes(),
             disk_bytes_max: self.disk.bytes_max(),
         }

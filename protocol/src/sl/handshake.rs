@@ -16,6 +16,7 @@
 
 use super::noise::{HandshakeState, KeyPair, Pattern, Role};
 use super::record::{RecordKeys, RecordOpener, RecordSealer};
+use super::suite::Suite;
 use crate::codec::{Codec, Reader, put_bytes16, truncated};
 use crate::error::{Error, InvalidMessage, PeerIncompatible, PeerMisbehaved};
 use crate::identity::AgentId;
@@ -94,6 +95,8 @@ pub struct AgentHello {
     /// Ed25519 key that signs this agent's batches.
     pub signing_public: [u8; 32],
     pub boot_id: [u8; 16],
+    /// Drawn when the agent's process starts: a reconnect of the same process, or another one.
+    pub instance: [u8; 16],
     pub time_us: u64,
     pub host_name: String,
     pub version: String,
@@ -107,6 +110,7 @@ impl Codec for AgentHello {
         self.agent.encode(out);
         out.extend_from_slice(&self.signing_public);
         out.extend_from_slice(&self.boot_id);
+        out.extend_from_slice(&self.instance);
         out.extend_from_slice(&self.time_us.to_be_bytes());
         for text in [&self.host_name, &self.version, &self.os] {
             put_bytes16(out, truncated(text, TEXT_LEN_MAX).as_bytes());
@@ -114,7 +118,7 @@ impl Codec for AgentHello {
         let components = self.fingerprint.iter().take(FINGERPRINT_MAX);
         out.push(u8::try_from(components.len()).expect("at most 16"));
         for (name, hash) in components {
-            put_bytes16(out, truncated(name, TEXT_LEN_MAX).as_bytes());
+            put_bytes16(out, truncated(name, COMPONENT_LEN_MAX).as_bytes());
             out.extend_from_slice(hash);
         }
     }
@@ -124,6 +128,7 @@ impl Codec for AgentHello {
             agent: AgentId::read(r)?,
             signing_public: r.array("signing key")?,
             boot_id: r.array("boot id")?,
+            instance: r.array("instance")?,
             time_us: r.u64("agent time")?,
             host_name: r.text16(TEXT_LEN_MAX, "host name")?,
             version: r.text16(TEXT_LEN_MAX, "agent version")?,
@@ -135,7 +140,7 @@ impl Codec for AgentHello {
             return Err(InvalidMessage::TooLong("fingerprint"));
         }
         for _ in 0..components {
-            let name = r.text16(TEXT_LEN_MAX, "component name")?;
+            let name = r.text16(COMPONENT_LEN_MAX, "component name")?;
             hello.fingerprint.push((name, r.array("component hash")?));
         }
         Ok(hello)
@@ -145,24 +150,33 @@ impl Codec for AgentHello {
 /// What both sides hold after the handshake.
 #[derive(Debug)]
 pub struct Established {
+    pub suite: Suite,
     pub sealer: RecordSealer,
     pub opener: RecordOpener,
     /// The credential of the next connection. The server makes it durable before its first record;
     /// the agent when it has opened that record.
     pub next_psk: Secret<32>,
+    /// Proves, without the rolling credential, that this enrolment was ours: what an agent whose state
+    /// was restored shows to be let in by a person. Kept from the enrolment's handshake alone.
+    pub recovery_psk: Secret<32>,
+    /// Mixed into the first renewal of this session's keys.
+    pub(crate) renewal_psk: Secret<32>,
     /// Names the session.
     pub hash: [u8; 32],
 }
 
 impl Established {
-    fn new(state: &HandshakeState, role: Role) -> Self {
+    /// Keys of a finished handshake: the connection's, or a renewal inside it.
+    pub(crate) fn new(state: &HandshakeState, role: Role, suite: Suite) -> Self {
         let split = state.split();
         let initiator = RecordKeys {
-            cipher: split.initiator,
+            suite,
+            body: split.initiator,
             length: state.export("length check, initiator"),
         };
         let responder = RecordKeys {
-            cipher: split.responder,
+            suite,
+            body: split.responder,
             length: state.export("length check, responder"),
         };
         let (ours, theirs) = match role {
@@ -170,9 +184,12 @@ impl Established {
             Role::Responder => (responder, initiator),
         };
         Self {
+            suite,
             sealer: RecordSealer::new(ours),
             opener: RecordOpener::new(theirs),
             next_psk: state.export("next credential"),
+            recovery_psk: state.export("recovery credential"),
+            renewal_psk: state.export("renewal"),
             hash: split.hash,
         }
     }
@@ -181,6 +198,7 @@ impl Established {
 /// What the agent brings to a handshake.
 #[derive(Debug)]
 pub struct AgentKeys {
+    pub suite: Suite,
     pub static_keys: KeyPair,
     /// Drawn for this handshake only.
     pub ephemeral: KeyPair,
@@ -192,6 +210,7 @@ pub struct AgentKeys {
 #[derive(Debug)]
 pub struct ExpectServerHello {
     state: HandshakeState,
+    suite: Suite,
 }
 
 /// Agent: starts; returns preamble and frame 1.
@@ -204,7 +223,7 @@ pub fn start(
     purpose: Purpose,
 ) -> Result<(Vec<u8>, ExpectServerHello), Error> {
     let mut out = Preamble {
-        suite: SUITE_ENCRYPTED,
+        suite: keys.suite,
         hint: truncated(hint, usize::from(u8::MAX)).to_owned(),
     }
     .encoded();
@@ -219,7 +238,8 @@ pub fn start(
     );
     let message = state.write_message(&purpose.encoded())?;
     put_frame(&mut out, FRAME_HANDSHAKE, &message);
-    Ok((out, ExpectServerHello { state }))
+    let suite = keys.suite;
+    Ok((out, ExpectServerHello { state, suite }))
 }
 
 impl ExpectServerHello {
@@ -230,7 +250,8 @@ impl ExpectServerHello {
     pub fn handle(mut self, message: &[u8]) -> Result<(ServerHello, SendAgentHello), Error> {
         let payload = self.state.read_message(message)?;
         let hello = ServerHello::decode(&payload, "server hello")?;
-        Ok((hello, SendAgentHello { state: self.state }))
+        let (state, suite) = (self.state, self.suite);
+        Ok((hello, SendAgentHello { state, suite }))
     }
 }
 
@@ -238,6 +259,7 @@ impl ExpectServerHello {
 #[derive(Debug)]
 pub struct SendAgentHello {
     state: HandshakeState,
+    suite: Suite,
 }
 
 impl SendAgentHello {
@@ -249,7 +271,7 @@ impl SendAgentHello {
         let message = self.state.write_message(&hello.encoded())?;
         let mut out = Vec::new();
         put_frame(&mut out, FRAME_HANDSHAKE, &message);
-        let established = Established::new(&self.state, Role::Initiator);
+        let established = Established::new(&self.state, Role::Initiator, self.suite);
         Ok((out, established))
     }
 }
@@ -257,7 +279,7 @@ impl SendAgentHello {
 /// The bytes before the first frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Preamble {
-    pub suite: u8,
+    pub suite: Suite,
     /// Which server or tenant is meant; empty for the only one.
     pub hint: String,
 }
@@ -265,23 +287,24 @@ pub struct Preamble {
 impl Preamble {
     fn encoded(&self) -> Vec<u8> {
         let hint_len = u8::try_from(self.hint.len()).expect("cut to 255 bytes");
-        let mut out = vec![b'S', b'L', VERSION, self.suite, hint_len];
+        let mut out = vec![b'S', b'L', VERSION, self.suite.to_byte(), hint_len];
         out.extend_from_slice(self.hint.as_bytes());
         out
     }
 
-    /// Checks the first five bytes; returns how many bytes of hint follow.
+    /// Checks the first five bytes against the suite of this port; returns how many bytes of hint
+    /// follow.
     ///
     /// # Errors
     /// [`PeerIncompatible`] says in what the peer differs.
-    pub fn hint_len(head: &[u8; PREAMBLE_HEAD_LEN]) -> Result<usize, Error> {
+    pub fn hint_len(head: &[u8; PREAMBLE_HEAD_LEN], ours: Suite) -> Result<usize, Error> {
         let [b'S', b'L', version, suite, hint_len] = *head else {
             return Err(PeerIncompatible::NotSl.into());
         };
         if version != VERSION {
             return Err(PeerIncompatible::Version(version).into());
         }
-        if suite != SUITE_ENCRYPTED {
+        if Suite::from_byte(suite) != Some(ours) {
             return Err(PeerIncompatible::Suite(suite).into());
         }
         Ok(usize::from(hint_len))
@@ -292,12 +315,13 @@ impl Preamble {
 #[derive(Debug)]
 pub struct ExpectAgentStart {
     state: HandshakeState,
+    suite: Suite,
 }
 
 impl ExpectAgentStart {
     /// Begins with the preamble as received and an ephemeral key drawn for this handshake.
     #[must_use]
-    pub fn new(preamble: &[u8], static_keys: KeyPair, ephemeral: KeyPair) -> Self {
+    pub fn new(suite: Suite, preamble: &[u8], static_keys: KeyPair, ephemeral: KeyPair) -> Self {
         let state = HandshakeState::new(
             Pattern::XKpsk3,
             Role::Responder,
@@ -307,7 +331,7 @@ impl ExpectAgentStart {
             None,
             None,
         );
-        Self { state }
+        Self { state, suite }
     }
 
     /// Takes the bytes of frame 1; returns why the agent connects and the state that answers.
@@ -317,7 +341,8 @@ impl ExpectAgentStart {
     pub fn handle(mut self, message: &[u8]) -> Result<(Purpose, SendServerHello), Error> {
         let payload = self.state.read_message(message)?;
         let purpose = Purpose::decode(&payload, "agent start")?;
-        Ok((purpose, SendServerHello { state: self.state }))
+        let (state, suite) = (self.state, self.suite);
+        Ok((purpose, SendServerHello { state, suite }))
     }
 }
 
@@ -325,6 +350,7 @@ impl ExpectAgentStart {
 #[derive(Debug)]
 pub struct SendServerHello {
     state: HandshakeState,
+    suite: Suite,
 }
 
 impl SendServerHello {
@@ -336,7 +362,8 @@ impl SendServerHello {
         let message = self.state.write_message(&hello.encoded())?;
         let mut out = Vec::new();
         put_frame(&mut out, FRAME_HANDSHAKE, &message);
-        Ok((out, ExpectAgentHello { state: self.state }))
+        let (state, suite) = (self.state, self.suite);
+        Ok((out, ExpectAgentHello { state, suite }))
     }
 }
 
@@ -344,6 +371,7 @@ impl SendServerHello {
 #[derive(Debug)]
 pub struct ExpectAgentHello {
     state: HandshakeState,
+    suite: Suite,
 }
 
 impl ExpectAgentHello {
@@ -374,7 +402,11 @@ impl ExpectAgentHello {
                 Err(error) => return Err(error),
             };
             let hello = AgentHello::decode(&payload, "agent hello")?;
-            return Ok((hello, used, Established::new(&state, Role::Responder)));
+            return Ok((
+                hello,
+                used,
+                Established::new(&state, Role::Responder, self.suite),
+            ));
         }
         Err(PeerMisbehaved::BadTag.into())
     }
@@ -418,6 +450,18 @@ pub fn refusal_frame(reason: &str) -> Vec<u8> {
     out
 }
 
+/// The reason, when the bytes after frame 3 are a refusal frame and not the first record.
+#[must_use]
+pub fn refusal_of(bytes: &[u8]) -> Option<String> {
+    let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_LEN>()?;
+    match FrameHead::parse(*head) {
+        Ok(FrameHead::Refusal(len)) if rest.len() == len => {
+            Some(String::from_utf8_lossy(rest).into_owned())
+        }
+        _ => None,
+    }
+}
+
 fn put_frame(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
     debug_assert!(bytes.len() <= FRAME_LEN_MAX, "hellos are bounded");
     out.push(kind);
@@ -428,15 +472,15 @@ fn put_frame(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
 pub const PREAMBLE_HEAD_LEN: usize = 5;
 /// Bytes before a frame's message.
 pub const FRAME_HEAD_LEN: usize = 3;
-/// Longest handshake message: the largest hello (16 components of 272 bytes, three texts) and tags.
-pub const FRAME_LEN_MAX: usize = 6 << 10;
-/// AES-256-GCM records.
-pub const SUITE_ENCRYPTED: u8 = 1;
+/// Longest handshake message: above the largest hello (16 components of 82 bytes, three texts) and its
+/// tags, and all that a half-open connection makes the server keep.
+pub const FRAME_LEN_MAX: usize = 4 << 10;
 const VERSION: u8 = 1;
 const FRAME_HANDSHAKE: u8 = 1;
 const FRAME_REFUSED: u8 = 2;
 const TEXT_LEN_MAX: usize = 256;
 const FINGERPRINT_MAX: usize = 16;
+const COMPONENT_LEN_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -448,6 +492,8 @@ mod tests {
         assert_eq!(hello.host_name, "web1");
         assert_eq!(used, 1);
         assert_eq!(agent.next_psk, server.next_psk);
+        assert_eq!(agent.recovery_psk, server.recovery_psk);
+        assert_ne!(agent.recovery_psk, agent.next_psk);
         assert_eq!(agent.hash, server.hash);
 
         let mut wire = Vec::new();
@@ -468,7 +514,7 @@ mod tests {
     fn an_altered_preamble_is_noticed() {
         let (mut sent, _) = start(agent_keys(), "", Purpose::Connect).unwrap();
         sent[3] ^= 2;
-        let server = ExpectAgentStart::new(&sent[..5], pair(20), pair(21));
+        let server = ExpectAgentStart::new(Suite::Encrypted, &sent[..5], pair(20), pair(21));
         assert_eq!(
             server.handle(&sent[8..]).unwrap_err(),
             PeerMisbehaved::BadTag.into()
@@ -487,26 +533,25 @@ mod tests {
 
     #[test]
     fn other_protocols_are_told_apart() {
-        assert_eq!(
-            Preamble::hint_len(b"GET /"),
-            Err(PeerIncompatible::NotSl.into())
-        );
-        assert_eq!(
-            Preamble::hint_len(b"SL\x02\x01\0"),
-            Err(PeerIncompatible::Version(2).into())
-        );
-        assert_eq!(
-            Preamble::hint_len(b"SL\x01\x02\0"),
-            Err(PeerIncompatible::Suite(2).into())
-        );
-        assert_eq!(Preamble::hint_len(b"SL\x01\x01\x04"), Ok(4));
+        let hint_len = |head: &[u8; 5]| Preamble::hint_len(head, Suite::Encrypted);
+        assert_eq!(hint_len(b"GET /"), Err(PeerIncompatible::NotSl.into()));
+        let version = hint_len(b"SL\x02\x01\0");
+        assert_eq!(version, Err(PeerIncompatible::Version(2).into()));
+        for suite in [0, 2, 3] {
+            let head = [b'S', b'L', 1, suite, 0];
+            let refused = Preamble::hint_len(&head, Suite::Encrypted);
+            assert_eq!(refused, Err(PeerIncompatible::Suite(suite).into()));
+        }
+        assert_eq!(hint_len(b"SL\x01\x01\x04"), Ok(4));
+        let other_port = Preamble::hint_len(b"SL\x01\x01\0", Suite::IntegrityOnly);
+        assert_eq!(other_port, Err(PeerIncompatible::Suite(1).into()));
     }
 
     fn run(
         credentials: &[[u8; 32]],
     ) -> Result<(Established, Established, AgentHello, usize), Error> {
         let (sent, agent) = start(agent_keys(), "", Purpose::Enrol { token: [4; 16] })?;
-        let server = ExpectAgentStart::new(&sent[..5], pair(20), pair(21));
+        let server = ExpectAgentStart::new(Suite::Encrypted, &sent[..5], pair(20), pair(21));
         let (purpose, server) = server.handle(&sent[8..])?;
         assert_eq!(purpose, Purpose::Enrol { token: [4; 16] });
         let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 5 })?;
@@ -526,6 +571,7 @@ mod tests {
 
     fn agent_keys() -> AgentKeys {
         AgentKeys {
+            suite: Suite::Encrypted,
             static_keys: pair(10),
             ephemeral: pair(11),
             server_public: *pair(20).public(),

@@ -37,16 +37,83 @@ pub enum Message {
     KeepAlive(KeepAlive),
     /// Both: the session ends on purpose; nothing follows.
     Close { reason: String },
+    /// Both: a message of the `NNpsk0` handshake that renews the session's keys; the agent's first.
+    Renewal(Vec<u8>),
+    /// Agent: the last record under its old keys.
+    Renewed,
+    /// Server: what the administrator wants this agent to do.
+    Configuration(Configuration),
+    /// Agent: what became of a configuration.
+    ConfigurationAnswer(ConfigurationAnswer),
+}
+
+/// A configuration for one agent, signed by the server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Configuration {
+    /// Grows with every change; an agent refuses one that is not above what it applied last.
+    pub version: u64,
+    /// TOML, at most [`CONFIGURATION_LEN_MAX`] bytes.
+    pub text: String,
+    pub signature: [u8; 64],
+}
+
+impl Configuration {
+    /// Makes the configuration for `agent`.
+    #[must_use]
+    pub fn new(version: u64, text: String, agent: AgentId, key: &SigningKey) -> Self {
+        let signed = Self::signed_text(version, &text, agent);
+        Self {
+            version,
+            text,
+            signature: key.sign(&signed).to_bytes(),
+        }
+    }
+
+    /// Checks that the server made it for `agent`.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::WrongSignature`] when `key` did not sign it for that agent.
+    pub fn verify(&self, agent: AgentId, key: &VerifyingKey) -> Result<(), PeerMisbehaved> {
+        let signed = Self::signed_text(self.version, &self.text, agent);
+        signature::verify(key, &signed, &self.signature)
+    }
+
+    fn signed_text(version: u64, text: &str, agent: AgentId) -> Vec<u8> {
+        let mut out = b"scrinium configuration v1".to_vec();
+        agent.encode(&mut out);
+        out.extend_from_slice(&version.to_be_bytes());
+        out.extend_from_slice(text.as_bytes());
+        out
+    }
+}
+
+/// What became of a configuration, in the agent's words.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConfigurationAnswer {
+    pub version: u64,
+    /// Why it was not applied; `None` when it is in force.
+    pub rejected: Option<String>,
 }
 
 /// The limits and the key of a server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ready {
-    /// Most bytes of batches in flight.
-    pub window_bytes_max: u32,
+    /// Most bytes of batches in flight, for each [`Lane`].
+    pub live_bytes_max: u32,
+    pub backlog_bytes_max: u32,
     pub keep_alive_ms: u32,
-    /// Ed25519 key that signs receipts.
+    /// Ed25519 key that signs receipts and configurations.
     pub signing_public: [u8; 32],
+    /// The agent's state was restored from a copy: it begins a new epoch where the server stands.
+    pub restored: bool,
+}
+
+/// Batches wait in one of two lanes, each with credits of its own; every other message overtakes both.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Lane {
+    /// Of a stream that has nothing older waiting on the disk.
+    Live,
+    Backlog,
 }
 
 /// An application-level acknowledgement; leaves the server only after `fsync`.
@@ -92,7 +159,7 @@ impl Receipt {
 }
 
 /// Liveness and the state of the agent's queues.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeepAlive {
     /// The sender's clock, Unix µs.
     pub time_us: u64,
@@ -104,6 +171,9 @@ pub struct KeepAlive {
     /// Bytes of sealed segments on the agent's disk, and how many it may use.
     pub disk_bytes: u64,
     pub disk_bytes_max: u64,
+    /// The sequence after the last entry collected, per stream that moved since the last keep-alive:
+    /// what is withheld on the way shows at once. At most [`MARKS_MAX`].
+    pub marks: Vec<(StreamId, Sequence)>,
 }
 
 impl Message {
@@ -120,6 +190,10 @@ impl Message {
             Self::Receipt(_) => RECEIPT,
             Self::KeepAlive(_) => KEEP_ALIVE,
             Self::Close { .. } => CLOSE,
+            Self::Renewal(_) => RENEWAL,
+            Self::Renewed => RENEWED,
+            Self::Configuration(_) => CONFIGURATION,
+            Self::ConfigurationAnswer(_) => CONFIGURATION_ANSWER,
         }
     }
 
@@ -132,11 +206,13 @@ impl Message {
                 position.encode(out);
             }
             Self::Ready(ready) => {
-                out.extend_from_slice(&ready.window_bytes_max.to_be_bytes());
+                out.extend_from_slice(&ready.live_bytes_max.to_be_bytes());
+                out.extend_from_slice(&ready.backlog_bytes_max.to_be_bytes());
                 out.extend_from_slice(&ready.keep_alive_ms.to_be_bytes());
                 out.extend_from_slice(&ready.signing_public);
+                out.push(u8::from(ready.restored));
             }
-            Self::CredentialStored => {}
+            Self::CredentialStored | Self::Renewed => {}
             Self::StreamOpen { stream, kind, name } => {
                 stream.encode(out);
                 out.push(kind.to_byte());
@@ -158,8 +234,27 @@ impl Message {
                 ] {
                     out.extend_from_slice(&value.to_be_bytes());
                 }
+                let marks = keep_alive.marks.iter().take(MARKS_MAX);
+                out.push(u8::try_from(marks.len()).expect("at most 128"));
+                for (stream, next) in marks {
+                    stream.encode(out);
+                    out.extend_from_slice(&next.0.to_be_bytes());
+                }
             }
             Self::Close { reason } => {
+                put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
+            }
+            Self::Renewal(bytes) => put_bytes16(out, bytes),
+            Self::Configuration(configuration) => {
+                out.extend_from_slice(&configuration.version.to_be_bytes());
+                let text = truncated(&configuration.text, CONFIGURATION_LEN_MAX);
+                put_bytes16(out, text.as_bytes());
+                out.extend_from_slice(&configuration.signature);
+            }
+            Self::ConfigurationAnswer(answer) => {
+                out.extend_from_slice(&answer.version.to_be_bytes());
+                out.push(u8::from(answer.rejected.is_none()));
+                let reason = answer.rejected.as_deref().unwrap_or_default();
                 put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
             }
         }
@@ -180,9 +275,11 @@ impl Message {
                 position: StreamPosition::read(&mut r)?,
             },
             READY => Self::Ready(Ready {
-                window_bytes_max: r.u32("window")?,
+                live_bytes_max: r.u32("live credits")?,
+                backlog_bytes_max: r.u32("backlog credits")?,
                 keep_alive_ms: r.u32("keep-alive interval")?,
                 signing_public: r.array("signing key")?,
+                restored: r.flag("restored flag")?,
             }),
             CREDENTIAL_STORED => Self::CredentialStored,
             STREAM_OPEN => Self::StreamOpen {
@@ -207,10 +304,26 @@ impl Message {
                 oldest_us: r.u64("oldest entry")?,
                 disk_bytes: r.u64("disk bytes")?,
                 disk_bytes_max: r.u64("disk limit")?,
+                marks: read_marks(&mut r)?,
             }),
             CLOSE => Self::Close {
                 reason: r.text16(REASON_LEN_MAX, "reason")?,
             },
+            RENEWAL => Self::Renewal(r.bytes16(RENEWAL_LEN_MAX, "renewal")?.to_vec()),
+            RENEWED => Self::Renewed,
+            CONFIGURATION => Self::Configuration(Configuration {
+                version: r.u64("configuration version")?,
+                text: r.text16(CONFIGURATION_LEN_MAX, "configuration")?,
+                signature: r.array("configuration signature")?,
+            }),
+            CONFIGURATION_ANSWER => Self::ConfigurationAnswer(ConfigurationAnswer {
+                version: r.u64("configuration version")?,
+                rejected: {
+                    let applied = r.flag("applied flag")?;
+                    let reason = r.text16(REASON_LEN_MAX, "reason")?;
+                    (!applied).then_some(reason)
+                },
+            }),
             unknown => return Err(InvalidMessage::UnknownType(unknown)),
         };
         // What follows the known fields belongs to a later version: it is ignored.
@@ -218,9 +331,24 @@ impl Message {
     }
 }
 
+fn read_marks(r: &mut Reader<'_>) -> Result<Vec<(StreamId, Sequence)>, InvalidMessage> {
+    let count = usize::from(r.u8("number of marks")?);
+    if count > MARKS_MAX {
+        return Err(InvalidMessage::TooLong("marks"));
+    }
+    (0..count)
+        .map(|_| Ok((StreamId::read(r)?, Sequence(r.u64("mark")?))))
+        .collect()
+}
+
+/// Most high-water marks in one keep-alive.
+pub const MARKS_MAX: usize = 128;
+/// Longest configuration, in bytes.
+pub const CONFIGURATION_LEN_MAX: usize = 60_000;
 /// Longest name of a stream, in bytes.
 pub const STREAM_NAME_LEN_MAX: usize = 4096;
 const REASON_LEN_MAX: usize = 512;
+const RENEWAL_LEN_MAX: usize = 128;
 
 const ENROLLED: u8 = 0x01;
 const STREAM_STATE: u8 = 0x02;
@@ -231,6 +359,10 @@ const BATCH: u8 = 0x06;
 const RECEIPT: u8 = 0x07;
 const KEEP_ALIVE: u8 = 0x08;
 const CLOSE: u8 = 0x09;
+const RENEWAL: u8 = 0x0a;
+const RENEWED: u8 = 0x0b;
+const CONFIGURATION: u8 = 0x0c;
+const CONFIGURATION_ANSWER: u8 = 0x0d;
 
 #[cfg(test)]
 mod tests {
@@ -282,6 +414,39 @@ mod tests {
         assert!(receipt.verify(&key.verifying_key()).is_err());
     }
 
+    #[test]
+    fn a_configuration_is_for_one_agent_and_one_version() {
+        let key = SigningKey::from_bytes(&[6; 32]);
+        let (agent, public) = (AgentId([1; 16]), key.verifying_key());
+        let signed = Configuration::new(7, "text".into(), agent, &key);
+        assert_eq!(signed.verify(agent, &public), Ok(()));
+        let refused = Err(PeerMisbehaved::WrongSignature);
+        assert_eq!(signed.verify(AgentId([2; 16]), &public), refused);
+        let newer = Configuration {
+            version: 8,
+            ..signed.clone()
+        };
+        assert_eq!(newer.verify(agent, &public), refused);
+        let other = Configuration {
+            text: "texT".into(),
+            ..signed
+        };
+        assert_eq!(other.verify(agent, &public), refused);
+    }
+
+    /// The bytes of every message, frozen: a change here is a new version of the protocol.
+    #[test]
+    fn messages_have_their_golden_bytes() {
+        let mut lines = String::new();
+        for message in samples() {
+            let mut payload = Vec::new();
+            message.encode_payload(&mut payload);
+            let hex = data_encoding::HEXLOWER.encode(&payload);
+            lines.push_str(&format!("{:02x} {hex}\n", message.kind()));
+        }
+        assert_eq!(lines, include_str!("golden/messages.txt"));
+    }
+
     fn samples() -> Vec<Message> {
         let stream = StreamId([2; 16]);
         vec![
@@ -298,9 +463,11 @@ mod tests {
                 },
             },
             Message::Ready(Ready {
-                window_bytes_max: 1,
+                live_bytes_max: 1,
+                backlog_bytes_max: 3,
                 keep_alive_ms: 2,
                 signing_public: [5; 32],
+                restored: true,
             }),
             Message::CredentialStored,
             Message::StreamOpen {
@@ -321,11 +488,28 @@ mod tests {
             Message::KeepAlive(KeepAlive {
                 time_us: 1,
                 disk_bytes_max: 6,
+                marks: vec![(stream, Sequence(8))],
                 ..KeepAlive::default()
             }),
             Message::Close {
                 reason: "stopping".into(),
             },
+            Message::Renewal(vec![1; 48]),
+            Message::Renewed,
+            Message::Configuration(Configuration::new(
+                3,
+                "[[source]]\n".into(),
+                AgentId([1; 16]),
+                &SigningKey::from_bytes(&[6; 32]),
+            )),
+            Message::ConfigurationAnswer(ConfigurationAnswer {
+                version: 3,
+                rejected: None,
+            }),
+            Message::ConfigurationAnswer(ConfigurationAnswer {
+                version: 4,
+                rejected: Some("glob 'x': …".into()),
+            }),
         ]
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! preamble, handshake frames     [handshake]   Noise XKpsk3, next credential
-//! records                        [record]      length check, AES-256-GCM, padding
+//! records                        [record]      length check, AES-256-GCM or HMAC ([suite]), padding
 //! messages                       [message]     what a record carries
 //! sessions                       [session]     who may say what when; acks, window, keep-alive
 //! ```
@@ -12,3 +12,4 @@ pub mod message;
 pub mod noise;
 pub mod record;
 pub mod session;
+pub mod suite;

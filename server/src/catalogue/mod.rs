@@ -145,6 +145,14 @@ impl Changes<'_> {
             .execute(params![T::KIND, &name[..], sealed])?;
         Ok(())
     }
+
+    pub(crate) fn remove<T: Stored>(&self, row: &T) -> Result<()> {
+        let name = self.catalogue.hashed_name(T::KIND, &row.name());
+        self.transaction
+            .prepare("DELETE FROM item WHERE kind = ?1 AND name = ?2")?
+            .execute(params![T::KIND, &name[..]])?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

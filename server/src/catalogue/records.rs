@@ -7,6 +7,7 @@ use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Stored;
+use crate::alarms::AlarmKind;
 
 /// Binary values as lower-case hexadecimal text.
 mod hex {
@@ -114,7 +115,47 @@ pub(crate) struct AgentRecord {
     pub(crate) host_name: String,
     pub(crate) version: String,
     pub(crate) os: String,
+    /// The machine it was last let in on: components by name, as keyed hashes.
     pub(crate) fingerprint: Vec<(String, String)>,
+    /// What an agent shows whose rolling credential is out of step; alone it lets nobody in.
+    #[serde(default)]
+    pub(crate) recovery: Option<StoredSecret>,
+    /// Who showed this identity in a way that a person must decide about.
+    #[serde(default)]
+    pub(crate) quarantine: Option<Quarantine>,
+    /// Its state was restored from a copy: it is told to begin a new epoch.
+    #[serde(default)]
+    pub(crate) restored: bool,
+    /// It may use the suite without encryption.
+    #[serde(default)]
+    pub(crate) integrity_only: bool,
+    /// The process that was last let in.
+    #[serde(default, with = "hex")]
+    pub(crate) instance: [u8; 16],
+    #[serde(default)]
+    pub(crate) configuration: Option<AgentConfiguration>,
+}
+
+/// What was seen of somebody refused until a person approves.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Quarantine {
+    pub(crate) reason: String,
+    pub(crate) address: String,
+    pub(crate) host_name: String,
+    pub(crate) fingerprint: Vec<(String, String)>,
+    pub(crate) since_us: u64,
+    pub(crate) approved: bool,
+}
+
+/// What an administrator wants an agent to do, and what it said to that.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct AgentConfiguration {
+    pub(crate) version: u64,
+    pub(crate) text: String,
+    /// The version the agent last spoke of.
+    pub(crate) answered: u64,
+    /// Why it did not apply that.
+    pub(crate) rejected: Option<String>,
 }
 
 impl Stored for AgentRecord {
@@ -228,6 +269,29 @@ pub(crate) struct BlockRecord {
     pub(crate) times_us: (u64, u64),
     pub(crate) entries: u64,
     pub(crate) raw_len: u32,
+}
+
+/// Something a person must hear of.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct AlarmRecord {
+    pub(crate) id: u64,
+    pub(crate) kind: AlarmKind,
+    pub(crate) agent: String,
+    pub(crate) text: String,
+    pub(crate) key: String,
+    pub(crate) first_us: u64,
+    pub(crate) last_us: u64,
+    pub(crate) count: u64,
+    pub(crate) acknowledged_by: Option<String>,
+    pub(crate) acknowledged_us: u64,
+}
+
+impl Stored for AlarmRecord {
+    const KIND: u8 = 7;
+
+    fn name(&self) -> Vec<u8> {
+        self.id.to_be_bytes().to_vec()
+    }
 }
 
 mod stream_kind {

@@ -1,5 +1,6 @@
 //! The commands of `scrinium-server`.
 
+mod agent;
 pub(crate) mod demo;
 mod run;
 
@@ -13,10 +14,11 @@ use clap::{Parser, Subcommand};
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use self::agent::{Agent, Alarm};
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
-use crate::control::{self, Client, EnrolRequest, ExportRequest, SearchRequest};
+use crate::control::{self, Client, ExportRequest, SearchRequest};
 use crate::core::{Running, make_keys, open_catalogue};
 use crate::volume::Volume;
 
@@ -83,6 +85,9 @@ enum Command {
     /// Makes, lists, shows, enables and disables agents. Works on a stopped server's volume too.
     #[command(subcommand, after_help = "Example: scrinium-server agent enroll web1")]
     Agent(Agent),
+    /// What a person must hear of. Works on a stopped server's volume too.
+    #[command(subcommand, after_help = "Example: scrinium-server alarm list")]
+    Alarm(Alarm),
     /// Finds entries, newest first. Works on a stopped server's volume too.
     #[command(
         after_help = "Example: scrinium-server search 'failed \"invalid user\" -backup' --from 24h --format json"
@@ -147,61 +152,6 @@ enum Command {
 }
 
 #[derive(Subcommand)]
-enum Agent {
-    /// Prints a one-time token for a new agent.
-    #[command(
-        visible_alias = "enrol",
-        after_help = "Example: scrinium-server agent enroll web1 --ttl 1h"
-    )]
-    Enroll {
-        name: String,
-        #[command(flatten)]
-        data: Data,
-        #[arg(long, default_value = "")]
-        site: String,
-        /// How long the token is valid: 30m, 1h, 7d.
-        #[arg(long, default_value = "1h")]
-        ttl: String,
-        /// What the agent dials, HOST:PORT; default from the configuration.
-        #[arg(long)]
-        address: Option<String>,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Lists the agents and how they do.
-    #[command(after_help = "Example: scrinium-server agent list --json")]
-    List {
-        #[command(flatten)]
-        data: Data,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Shows one agent.
-    #[command(after_help = "Example: scrinium-server agent show web1")]
-    Show {
-        name: String,
-        #[command(flatten)]
-        data: Data,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Lets a disabled agent connect again.
-    #[command(after_help = "Example: scrinium-server agent enable web1")]
-    Enable {
-        name: String,
-        #[command(flatten)]
-        data: Data,
-    },
-    /// Ends an agent's session and refuses new ones.
-    #[command(after_help = "Example: scrinium-server agent disable web1")]
-    Disable {
-        name: String,
-        #[command(flatten)]
-        data: Data,
-    },
-}
-
-#[derive(Subcommand)]
 enum User {
     /// Creates an account or sets its password.
     #[command(after_help = "Example: scrinium-server user password admin --password-file FILE")]
@@ -246,6 +196,7 @@ impl Command {
             }
             Self::Recover { data, shares } => recover(&data.data, shares)?,
             Self::Agent(agent) => agent.run().await?,
+            Self::Alarm(alarm) => alarm.run().await?,
             Self::Search {
                 query,
                 data,
@@ -339,93 +290,6 @@ impl Command {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-impl Agent {
-    async fn run(self) -> Result<()> {
-        let data = match &self {
-            Self::Enroll { data, .. }
-            | Self::List { data, .. }
-            | Self::Show { data, .. }
-            | Self::Enable { data, .. }
-            | Self::Disable { data, .. } => data.clone(),
-        };
-        let (client, running) = client(&data).await?;
-        self.ask(&client).await?;
-        close(client, running).await;
-        Ok(())
-    }
-
-    async fn ask(self, client: &Client) -> Result<()> {
-        match self {
-            Self::Enroll {
-                name,
-                site,
-                ttl,
-                address,
-                json,
-                ..
-            } => {
-                let request = EnrolRequest {
-                    name,
-                    site,
-                    ttl_s: parse_ttl(&ttl).map_err(usage)?,
-                    address,
-                };
-                let made = control::json_of(client.post("/agents/enroll", &request).await?).await?;
-                if json {
-                    return say(&made.to_string());
-                }
-                say(made
-                    .get("token")
-                    .and_then(|token| token.as_str())
-                    .unwrap_or_default())
-            }
-            Self::List { json, .. } => {
-                let agents = control::json_of(client.get("/agents").await?).await?;
-                if json {
-                    return say(&serde_json::to_string_pretty(&agents)?);
-                }
-                for agent in agents.as_array().into_iter().flatten() {
-                    let field = |key: &str| {
-                        agent
-                            .get(key)
-                            .and_then(|v| v.as_str())
-                            .unwrap_or("-")
-                            .to_owned()
-                    };
-                    let (name, state) = (field("name"), field("state"));
-                    say(&format!(
-                        "{name:24} {state:12} last durable {}  {}",
-                        field("last_durable"),
-                        field("os")
-                    ))?;
-                }
-                Ok(())
-            }
-            Self::Show { name, .. } => {
-                let agents = control::json_of(client.get("/agents").await?).await?;
-                let named = |agent: &&serde_json::Value| {
-                    agent.get("name").and_then(|n| n.as_str()) == Some(&name)
-                };
-                let agent = agents.as_array().into_iter().flatten().find(named);
-                let agent = agent.with_context(|| format!("no agent is named '{name}'"))?;
-                say(&serde_json::to_string_pretty(agent)?)
-            }
-            Self::Enable { name, .. } => set_enabled(client, &name, true).await,
-            Self::Disable { name, .. } => set_enabled(client, &name, false).await,
-        }
-    }
-}
-
-async fn set_enabled(client: &Client, name: &str, enabled: bool) -> Result<()> {
-    client
-        .post(
-            "/agents/enabled",
-            &json!({ "name": name, "enabled": enabled }),
-        )
-        .await?;
-    Ok(())
 }
 
 /// What `init` made and will never show again.

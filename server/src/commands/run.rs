@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use scrinium_protocol::sl::suite::Suite;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::info;
@@ -11,7 +12,7 @@ use tracing::info;
 use crate::config::Config;
 use crate::core::{Running, host_name};
 use crate::volume::Volume;
-use crate::{console, control, listener};
+use crate::{console, control, listener, silence};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
@@ -40,6 +41,7 @@ impl Server {
     pub(crate) async fn start(dir: &Path, config: Config) -> Result<Self> {
         let volume = Volume::open(dir)?;
         let sl = listener::bind_tcp("sl", &config.sl).await?;
+        let sl_integrity = listener::bind_tcp("sl_integrity", &config.sl_integrity).await?;
         let syslog_tcp = listener::bind_tcp("syslog_tcp", &config.syslog_tcp).await?;
         let console = listener::bind_tcp("console", &config.console).await?;
         let udp: Vec<_> = config
@@ -64,9 +66,12 @@ impl Server {
         for listener in console {
             tasks.spawn(console::serve(running.core.clone(), listener, tls.clone()));
         }
-        for listener in sl {
-            tasks.spawn(listener::sl::run(running.core.clone(), listener));
+        for (suite, listeners) in [(Suite::Encrypted, sl), (Suite::IntegrityOnly, sl_integrity)] {
+            for listener in listeners {
+                tasks.spawn(listener::sl::run(running.core.clone(), suite, listener));
+            }
         }
+        tasks.spawn(silence::watch(running.core.clone()));
         Ok(Self {
             running,
             tasks,

@@ -71,6 +71,11 @@ fn router(core: Arc<Core>) -> Router {
         .route("/agents", get(pages::agents::page))
         .route("/agents/{name}", get(pages::agents::detail))
         .route("/agents/{name}/enabled", post(pages::agents::set_enabled))
+        .route("/agents/{name}/approve", post(pages::agents::approve))
+        .route(
+            "/alarms/{id}/acknowledge",
+            post(pages::overview::acknowledge),
+        )
         .route("/enrol", get(pages::enrol::page).post(pages::enrol::make))
         .route("/enrol/{token}/state", get(pages::enrol::state))
         .route("/search", get(pages::search::page))
@@ -78,6 +83,7 @@ fn router(core: Arc<Core>) -> Router {
         .route("/export", get(pages::search::export))
         .route("/api/v1/search", get(pages::search::api))
         .route("/api/v1/agents", get(pages::agents::api))
+        .route("/api/v1/alarms", get(pages::overview::alarms_api))
         .route("/assets/{name}", get(assets::serve))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))

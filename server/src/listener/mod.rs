@@ -1,5 +1,6 @@
 //! Where bytes come in: SL from agents, syslog from everything else.
 
+pub(crate) mod admission;
 pub(crate) mod sl;
 pub(crate) mod syslog;
 

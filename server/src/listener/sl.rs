@@ -1,4 +1,4 @@
-//! Accepts agents: bounded half-open handshakes, then one session task each.
+//! Accepts agents: what [`super::admission`] lets in shakes hands, then has a session task of its own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,76 +7,81 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    AgentHello, Established, ExpectAgentStart, FRAME_HEAD_LEN, FrameHead, PREAMBLE_HEAD_LEN,
+    Established, ExpectAgentHello, ExpectAgentStart, FRAME_HEAD_LEN, FrameHead, PREAMBLE_HEAD_LEN,
     Preamble, Purpose, ServerHello, refusal_frame,
 };
 use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::random;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use super::accept;
-use crate::agents::Refused;
-use crate::catalogue::records::AgentRecord;
+use super::admission::Admitted;
+use crate::agents::{Accepted, Proven, Refused};
+use crate::alarms::{AlarmKind, Raise};
+use crate::catalogue::records::TokenRecord;
 use crate::core::Core;
 use crate::{clock, session};
 
 /// Accepts until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>, listener: TcpListener) {
-    let half_open = Arc::new(Semaphore::new(HALF_OPEN_MAX));
+pub(crate) async fn run(core: Arc<Core>, suite: Suite, listener: TcpListener) {
     let mut sessions = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
             accepted = accept(&listener) => accepted,
             Some(_) = sessions.join_next() => continue,
         };
-        // Past the cap new connections are closed at once: established sessions do not feel it.
-        let Ok(permit) = half_open.clone().try_acquire_owned() else {
-            debug!("too many half-open handshakes");
+        let Some(admitted) = core.admission.admit(address.ip(), clock::now()) else {
+            debug!(%address, "not admitted");
             continue;
         };
         let core = core.clone();
         sessions.spawn(async move {
             drop(stream.set_nodelay(true));
             let mut stream = stream;
-            let handshake =
-                tokio::time::timeout(HANDSHAKE_MAX, handshake(&core, &mut stream, address)).await;
-            drop(permit);
+            let Admitted { half_open, session } = admitted;
+            // Boxed: what a handshake needs is not kept by the session after it.
+            let handshake = Box::pin(handshake(&core, suite, &mut stream, address));
+            let handshake = tokio::time::timeout(HANDSHAKE_MAX, handshake).await;
+            drop(half_open);
             match handshake {
-                Ok(Ok((agent, enrolled, established))) => {
-                    session::run(core, stream, address, agent, enrolled, established).await;
+                Ok(Ok((accepted, established))) => {
+                    session::run(core, stream, address, accepted, established).await;
                 }
                 Ok(Err(error)) => {
-                    debug!(%address, error = format!("{error:#}"), "a handshake failed")
+                    debug!(%address, error = format!("{error:#}"), "a handshake failed");
                 }
                 Err(_) => debug!(%address, "a handshake took too long"),
             }
+            drop(session);
         });
     }
 }
 
 async fn handshake(
     core: &Core,
+    suite: Suite,
     stream: &mut TcpStream,
     address: SocketAddr,
-) -> Result<(AgentRecord, bool, Established)> {
+) -> Result<(Accepted, Established)> {
     let mut preamble = [0; PREAMBLE_HEAD_LEN].to_vec();
     stream.read_exact(&mut preamble).await?;
     let head = preamble
         .first_chunk()
         .context("the preamble has its length")?;
-    let hint_len = Preamble::hint_len(head)?;
+    let hint_len = Preamble::hint_len(head, suite)?;
     preamble.resize(PREAMBLE_HEAD_LEN + hint_len, 0);
     stream
         .read_exact(preamble.get_mut(PREAMBLE_HEAD_LEN..).unwrap_or_default())
         .await?;
 
-    let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
-    let expect = ExpectAgentStart::new(&preamble, core.noise.clone(), ephemeral);
     let frame = read_frame(stream).await?;
+    let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
+    let expect = ExpectAgentStart::new(suite, &preamble, core.noise.clone(), ephemeral);
     let (purpose, send) = expect.handle(&frame)?;
 
     let token = match purpose {
@@ -86,61 +91,100 @@ async fn handshake(
     let token = match token {
         Ok(token) => token,
         Err(refused) => {
-            info!(%address, reason = %refused, "refused an enrolment");
-            core.audit.record("agent", "enrolment refused", serde_json::json!({ "reason": refused.to_string(), "address": address.to_string() })).await;
+            note_token(core, &refused, address).await;
             let reason = refused.to_string();
             let (answer, _) = send.answer(&ServerHello::Refused { reason })?;
             stream.write_all(&answer).await?;
             bail!("{refused}");
         }
     };
+    let is_enrolment = token.is_some();
     let time_us = clock::unix_us();
     let (answer, expect) = send.answer(&ServerHello::Welcome { time_us })?;
     stream.write_all(&answer).await?;
 
     let frame = read_frame(stream).await?;
     let static_public = expect.claimed_static(&frame)?;
-    let accepted =
-        core.agents
-            .candidates(token, &static_public)
-            .and_then(|(candidate, credentials)| {
-                let (hello, used, established): (AgentHello, usize, Established) = expect
-                    .handle(&frame, &credentials)
-                    .map_err(|_| Refused::WrongCredential)?;
-                let used = credentials.get(used).ok_or(Refused::WrongCredential)?;
-                let (agent, enrolled) = core.agents.accept(
-                    candidate,
-                    used,
-                    &established.next_psk,
-                    &static_public,
-                    &hello,
-                )?;
-                Ok((agent, enrolled, established))
-            });
+    let accepted = finish(core, suite, address, token, &static_public, &frame, expect).await;
     match accepted {
-        Ok((agent, enrolled, established)) => {
-            if enrolled {
+        Ok((accepted, established)) => {
+            if accepted.enrolled {
+                let agent = &accepted.agent;
                 info!(agent = %agent.id, "enrolled an agent");
-                core.audit
-                    .record(
-                        "agent",
-                        "enrolled",
-                        serde_json::json!({ "agent": agent.name, "address": address.to_string() }),
-                    )
-                    .await;
+                let detail = json!({ "agent": agent.name, "address": address.to_string() });
+                core.audit.record("agent", "enrolled", detail).await;
             }
-            Ok((agent, enrolled, established))
+            Ok((accepted, established))
         }
         Err(refused) => {
-            warn!(%address, reason = %refused, "refused an agent");
-            core.agents.note_trouble(&static_public, &refused, address);
-            core.audit.record("agent", "refused", serde_json::json!({ "reason": refused.to_string(), "address": address.to_string() })).await;
-            stream
-                .write_all(&refusal_frame(&refused.to_string()))
-                .await?;
+            if is_enrolment {
+                note_token(core, &refused, address).await;
+            } else {
+                warn!(%address, reason = %refused, "refused an agent");
+                let detail =
+                    json!({ "reason": refused.to_string(), "address": address.to_string() });
+                core.audit.record("agent", "refused", detail).await;
+                if let Some(raise) = core.agents.note_refusal(&static_public, &refused, address) {
+                    core.alarms.raise(raise).await;
+                }
+            }
+            let frame = refusal_frame(&refused.to_string());
+            stream.write_all(&frame).await?;
             bail!("{refused}");
         }
     }
+}
+
+/// Takes frame 3. An agent that was started again comes before the end of its last connection may
+/// have been noticed: it is given a moment.
+async fn finish(
+    core: &Core,
+    suite: Suite,
+    address: SocketAddr,
+    token: Option<TokenRecord>,
+    static_public: &[u8; 32],
+    frame: &[u8],
+    expect: ExpectAgentHello,
+) -> Result<(Accepted, Established), Refused> {
+    let (_, credentials) = core.agents.candidates(token.clone(), static_public)?;
+    let (hello, used, established) = expect
+        .handle(frame, &credentials)
+        .map_err(|_| Refused::WrongCredential)?;
+    let proven = Proven {
+        suite,
+        address,
+        static_public,
+        used: credentials.get(used).ok_or(Refused::WrongCredential)?,
+        hello: &hello,
+        established: &established,
+    };
+    let deadline = clock::now() + INCUMBENT_MAX;
+    loop {
+        let (candidate, _) = core.agents.candidates(token.clone(), static_public)?;
+        match core.agents.accept(candidate, &proven) {
+            Err(Refused::InUse) if clock::now() < deadline => {
+                tokio::time::sleep(INCUMBENT_STEP).await;
+            }
+            Ok(accepted) => return Ok((accepted, established)),
+            Err(refused) => return Err(refused),
+        }
+    }
+}
+
+/// A token that is refused is somebody's mistake, or somebody's attempt.
+async fn note_token(core: &Core, refused: &Refused, address: SocketAddr) {
+    info!(%address, reason = %refused, "refused an enrolment");
+    let detail = json!({ "reason": refused.to_string(), "address": address.to_string() });
+    core.audit
+        .record("agent", "enrolment refused", detail)
+        .await;
+    let raise = Raise {
+        kind: AlarmKind::TokenRefused,
+        agent: String::new(),
+        text: format!("{refused} It came from {address}."),
+        key: address.ip().to_string(),
+    };
+    core.alarms.raise(raise).await;
 }
 
 async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
@@ -154,6 +198,7 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Handshakes not yet finished, at most 6 KiB each.
-const HALF_OPEN_MAX: usize = 512;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long a new process of an agent waits for the end of the old one's session.
+const INCUMBENT_MAX: Duration = Duration::from_secs(2);
+const INCUMBENT_STEP: Duration = Duration::from_millis(50);

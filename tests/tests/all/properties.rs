@@ -8,6 +8,7 @@ use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::sl::handshake::{AgentHello, FrameHead, Preamble};
 use scrinium_protocol::sl::message::Message;
+use scrinium_protocol::sl::suite::Suite;
 use scrinium_protocol::syslog::frame::{Deframer, MESSAGE_LEN_MAX};
 use scrinium_protocol::syslog::message::parse;
 use scrinium_protocol::token::Token;
@@ -22,7 +23,7 @@ proptest! {
             let _outcome = FrameHead::parse(*head);
         }
         if let Some(head) = bytes.first_chunk() {
-            let _outcome = Preamble::hint_len(head);
+            let _outcome = Preamble::hint_len(head, Suite::Encrypted);
         }
     }
 

@@ -76,7 +76,7 @@ fn next_nonce(n: u64) -> Result<u64, PeerMisbehaved> {
 }
 
 /// Noise §12.4: 32 bits of zeros followed by big-endian encoding of n.
-fn nonce_bytes(n: u64) -> [u8; 12] {
+pub(crate) fn nonce_bytes(n: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
     if let Some(tail) = nonce.last_chunk_mut::<8>() {
         *tail = n.to_be_bytes();

@@ -6,4 +6,5 @@ mod handshake_state;
 mod symmetric_state;
 
 pub use cipher_state::CipherState;
+pub(crate) use cipher_state::nonce_bytes;
 pub use handshake_state::{HandshakeState, KeyPair, Pattern, Role, Split};

@@ -11,7 +11,10 @@ use crate::batch::{BatchHeader, StreamPosition};
 use crate::error::{Error, PeerMisbehaved};
 use crate::identity::{AgentId, Head, Sequence, StreamId, StreamKind};
 use crate::sl::handshake::Established;
-use crate::sl::message::{KeepAlive, Message, Ready, Receipt};
+use crate::sl::message::{
+    Configuration, ConfigurationAnswer, KeepAlive, Lane, Message, Ready, Receipt,
+};
+use crate::sl::noise::KeyPair;
 
 /// What an agent's session tells its owner.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -26,7 +29,14 @@ pub enum AgentEvent {
         position: StreamPosition,
     },
     /// Every stream was stated; batches may be sent.
-    Ready,
+    Ready {
+        /// The agent's state is known to be a restored copy: begin a new epoch.
+        restored: bool,
+        /// Ed25519 key that signs receipts and configurations.
+        signing: VerifyingKey,
+    },
+    /// The administrator's wishes; not yet verified.
+    Configuration(Configuration),
     /// Everything of the stream before `receipt.next` is durable: the spool may drop it.
     Acked(Receipt),
     /// The server ended the session.
@@ -47,16 +57,53 @@ pub struct AgentSession {
     heard: bool,
     ready: Option<(Ready, VerifyingKey)>,
     in_flight: BTreeMap<StreamId, VecDeque<InFlight>>,
-    in_flight_bytes: u64,
+    live: Credits,
+    backlog: Credits,
     events: VecDeque<AgentEvent>,
     silent: bool,
 }
 
 #[derive(Debug)]
 struct InFlight {
+    lane: Lane,
+    sent_at: Instant,
     next: Sequence,
     head: Head,
     bytes: u64,
+}
+
+/// What one lane may have on the way.
+#[derive(Debug, Default)]
+struct Credits {
+    in_flight: u64,
+    max: u64,
+    /// What it uses of `max` now.
+    used_max: u64,
+}
+
+impl Credits {
+    fn new(max: u32) -> Self {
+        Self {
+            in_flight: 0,
+            max: u64::from(max),
+            used_max: u64::from(max).min(CREDITS_START),
+        }
+    }
+
+    /// A lane always takes one batch, however small its credits.
+    fn take(&self, len: u64) -> bool {
+        self.in_flight == 0 || self.in_flight + len <= self.used_max
+    }
+
+    /// An ack took `delay`: what waits on the way for longer than [`ACK_DELAY_MAX`] makes other lanes
+    /// wait behind it, so less is sent ahead; else more.
+    fn adapt(&mut self, delay: Duration) {
+        self.used_max = if delay > ACK_DELAY_MAX {
+            (self.used_max / 2).max(1)
+        } else {
+            (self.used_max * 2).min(self.max)
+        };
+    }
 }
 
 impl AgentSession {
@@ -67,7 +114,8 @@ impl AgentSession {
             heard: false,
             ready: None,
             in_flight: BTreeMap::new(),
-            in_flight_bytes: 0,
+            live: Credits::default(),
+            backlog: Credits::default(),
             events: VecDeque::new(),
             silent: false,
         }
@@ -99,34 +147,47 @@ impl AgentSession {
 
     /// Whether [`AgentSession::send_batch`] would take a batch of `len` encoded bytes.
     #[must_use]
-    pub fn has_window(&self, len: usize) -> bool {
-        let Some((ready, _)) = &self.ready else {
-            return false;
-        };
-        self.in_flight_bytes == 0
-            || self.in_flight_bytes + len as u64 <= u64::from(ready.window_bytes_max)
+    pub fn has_window(&self, lane: Lane, len: usize) -> bool {
+        self.ready.is_some() && self.credits(lane).take(len as u64)
     }
 
-    /// Sends one encoded batch.
+    fn credits(&self, lane: Lane) -> &Credits {
+        match lane {
+            Lane::Live => &self.live,
+            Lane::Backlog => &self.backlog,
+        }
+    }
+
+    fn credits_mut(&mut self, lane: Lane) -> &mut Credits {
+        match lane {
+            Lane::Live => &mut self.live,
+            Lane::Backlog => &mut self.backlog,
+        }
+    }
+
+    /// Sends one encoded batch in `lane`.
     ///
     /// # Errors
     /// [`WindowFull`] inside `Ok` until acks make room; an error ends the session.
     pub fn send_batch(
         &mut self,
+        lane: Lane,
         header: &BatchHeader,
         encoded: Vec<u8>,
         now: Instant,
     ) -> Result<Result<(), WindowFull>, Error> {
-        if !self.has_window(encoded.len()) {
+        if !self.has_window(lane, encoded.len()) {
             return Ok(Err(WindowFull));
         }
         let bytes = encoded.len() as u64;
         self.channel.send(&Message::Batch(encoded), now)?;
-        self.in_flight_bytes += bytes;
+        self.credits_mut(lane).in_flight += bytes;
         self.in_flight
             .entry(header.stream)
             .or_default()
             .push_back(InFlight {
+                lane,
+                sent_at: now,
                 next: header.next(),
                 head: header.head(),
                 bytes,
@@ -140,6 +201,33 @@ impl AgentSession {
     /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
     pub fn send_keep_alive(&mut self, state: KeepAlive, now: Instant) -> Result<(), Error> {
         self.channel.send(&Message::KeepAlive(state), now)
+    }
+
+    /// Whether the owner must draw an ephemeral key and call [`AgentSession::renew`] now.
+    #[must_use]
+    pub fn is_renewal_due(&self, now: Instant) -> bool {
+        self.ready.is_some() && self.channel.is_renewal_due(now)
+    }
+
+    /// Asks for new keys; what is sent meanwhile goes on under the old ones.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn renew(&mut self, ephemeral: KeyPair, now: Instant) -> Result<(), Error> {
+        self.channel.ask_renewal(ephemeral, now)
+    }
+
+    /// Says what became of a configuration.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send_configuration_answer(
+        &mut self,
+        answer: ConfigurationAnswer,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let message = Message::ConfigurationAnswer(answer);
+        self.channel.send(&message, now)
     }
 
     /// Ends the session; what is in flight stays in the spool.
@@ -163,12 +251,12 @@ impl AgentSession {
                 self.heard = true;
                 self.events.push_back(AgentEvent::CredentialRolled);
             }
-            self.handle_message(message)?;
+            self.handle_message(message, now)?;
         }
         Ok(())
     }
 
-    fn handle_message(&mut self, message: Message) -> Result<(), Error> {
+    fn handle_message(&mut self, message: Message, now: Instant) -> Result<(), Error> {
         match message {
             Message::Enrolled { agent } if self.ready.is_none() => {
                 self.events.push_back(AgentEvent::Enrolled { agent });
@@ -183,10 +271,19 @@ impl AgentSession {
                 let interval = u64::from(ready.keep_alive_ms);
                 self.channel.keep_alive =
                     Duration::from_millis(interval).clamp(KEEP_ALIVE_MIN, KEEP_ALIVE_MAX);
+                self.live = Credits::new(ready.live_bytes_max);
+                self.backlog = Credits::new(ready.backlog_bytes_max);
+                self.events.push_back(AgentEvent::Ready {
+                    restored: ready.restored,
+                    signing: key,
+                });
                 self.ready = Some((ready, key));
-                self.events.push_back(AgentEvent::Ready);
             }
-            Message::Receipt(receipt) => self.handle_receipt(receipt)?,
+            Message::Receipt(receipt) => self.handle_receipt(receipt, now)?,
+            Message::Configuration(configuration) if self.ready.is_some() => {
+                self.events
+                    .push_back(AgentEvent::Configuration(configuration));
+            }
             Message::KeepAlive(_) => {}
             Message::Close { reason } => self.events.push_back(AgentEvent::Closed { reason }),
             Message::Enrolled { .. }
@@ -194,12 +291,18 @@ impl AgentSession {
             | Message::Ready(_)
             | Message::CredentialStored
             | Message::StreamOpen { .. }
-            | Message::Batch(_) => return Err(PeerMisbehaved::UnexpectedMessage.into()),
+            | Message::Batch(_)
+            | Message::Renewal(_)
+            | Message::Renewed
+            | Message::Configuration(_)
+            | Message::ConfigurationAnswer(_) => {
+                return Err(PeerMisbehaved::UnexpectedMessage.into());
+            }
         }
         Ok(())
     }
 
-    fn handle_receipt(&mut self, receipt: Receipt) -> Result<(), Error> {
+    fn handle_receipt(&mut self, receipt: Receipt, now: Instant) -> Result<(), Error> {
         let Some((_, key)) = &self.ready else {
             return Err(PeerMisbehaved::UnexpectedMessage.into());
         };
@@ -210,7 +313,12 @@ impl AgentSession {
             .iter()
             .position(|sent| sent.next == receipt.next && sent.head == receipt.head)
             .ok_or(PeerMisbehaved::AckOfUnsentBatch)?;
-        self.in_flight_bytes -= queue.drain(..=acked).map(|sent| sent.bytes).sum::<u64>();
+        let acked: Vec<InFlight> = queue.drain(..=acked).collect();
+        for sent in acked {
+            let credits = self.credits_mut(sent.lane);
+            credits.in_flight -= sent.bytes;
+            credits.adapt(now.saturating_duration_since(sent.sent_at));
+        }
         self.events.push_back(AgentEvent::Acked(receipt));
         Ok(())
     }
@@ -251,3 +359,9 @@ impl AgentSession {
         self.channel.closed
     }
 }
+
+/// Batches wait on the way for at most this long before less is sent ahead: what is newer, and what is
+/// in the other lane, waits behind them.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(700);
+/// Credits used before the first ack.
+const CREDITS_START: u64 = 1 << 20;

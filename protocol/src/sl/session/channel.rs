@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::renewal::Renewal;
 use super::{KEEP_ALIVE_DEFAULT, KEEP_ALIVES_MISSED_MAX};
 use crate::error::Error;
 use crate::sl::handshake::Established;
 use crate::sl::message::Message;
+use crate::sl::noise::KeyPair;
 use crate::sl::record::{HEADER_LEN, RecordOpener, RecordSealer};
 
 /// Records in both directions, and when they passed.
@@ -13,6 +15,9 @@ use crate::sl::record::{HEADER_LEN, RecordOpener, RecordSealer};
 pub(super) struct Channel {
     sealer: RecordSealer,
     opener: RecordOpener,
+    renewal: Renewal,
+    /// Data, and not only keep-alives, went out under the keys in use.
+    has_carried: bool,
     /// Received and not yet opened.
     input: Vec<u8>,
     /// Sealed and not yet written.
@@ -25,9 +30,19 @@ pub(super) struct Channel {
 
 impl Channel {
     pub(super) fn new(established: Established, now: Instant) -> Self {
+        let Established {
+            suite,
+            sealer,
+            opener,
+            renewal_psk,
+            hash,
+            ..
+        } = established;
         Self {
-            sealer: established.sealer,
-            opener: established.opener,
+            sealer,
+            opener,
+            renewal: Renewal::new(suite, hash, renewal_psk, now),
+            has_carried: false,
             input: Vec::new(),
             output: Vec::new(),
             keep_alive: KEEP_ALIVE_DEFAULT,
@@ -44,27 +59,78 @@ impl Channel {
         now: Instant,
         messages: &mut Vec<Message>,
     ) -> Result<(), Error> {
-        self.input.extend_from_slice(bytes);
+        let mut input = core::mem::take(&mut self.input);
+        input.extend_from_slice(bytes);
         let mut start = 0;
         while !self.closed {
-            let rest = self.input.get_mut(start..).unwrap_or_default();
+            let rest = input.get_mut(start..).unwrap_or_default();
             let Some((header, rest)) = rest.split_first_chunk_mut::<HEADER_LEN>() else {
                 break;
             };
             let body_len = self.opener.body_len(header)?;
             let Some(body) = rest.get_mut(..body_len) else {
-                self.input.reserve(body_len);
+                input.reserve(body_len);
                 break;
             };
+            let number = self.opener.number();
             let (kind, payload) = self.opener.open(header, body)?;
             let message = Message::decode(kind, payload)?;
             start += HEADER_LEN + body_len;
             self.heard_at = now;
-            self.closed = matches!(message, Message::Close { .. });
-            messages.push(message);
+            match message {
+                Message::Renewal(renewal) => self.handle_renewal(renewal, number, now)?,
+                Message::Renewed => self.opener = self.renewal.finish()?,
+                message => {
+                    self.closed = matches!(message, Message::Close { .. });
+                    messages.push(message);
+                }
+            }
         }
-        self.input.drain(..start);
+        input.drain(..start);
+        // An idle session keeps no buffer.
+        if !input.is_empty() {
+            self.input = input;
+        }
         Ok(())
+    }
+
+    fn handle_renewal(&mut self, message: Vec<u8>, number: u64, now: Instant) -> Result<(), Error> {
+        if let Some((sealer, opener)) = self.renewal.handle(message, number, now)? {
+            self.send(&Message::Renewed, now)?;
+            // At this point the old keys are dropped, and zeroized with that.
+            self.sealer = sealer;
+            self.opener = opener;
+            self.has_carried = false;
+        }
+        Ok(())
+    }
+
+    /// Agent: asks for new keys.
+    pub(super) fn ask_renewal(&mut self, ephemeral: KeyPair, now: Instant) -> Result<(), Error> {
+        let message = self.renewal.ask(ephemeral, self.sealer.number())?;
+        self.send(&message, now)
+    }
+
+    /// Server: answers the agent's wish for new keys, if there is one.
+    pub(super) fn answer_renewal(&mut self, ephemeral: KeyPair, now: Instant) -> Result<(), Error> {
+        if let Some((message, sealer)) = self.renewal.answer(ephemeral, now)? {
+            self.send(&message, now)?;
+            self.sealer = sealer;
+            self.has_carried = false;
+        }
+        Ok(())
+    }
+
+    /// Server: whether the agent asked for new keys and has no answer yet.
+    pub(super) fn is_renewal_asked(&self) -> bool {
+        self.renewal.is_asked()
+    }
+
+    /// Agent: whether it is time to ask for new keys.
+    pub(super) fn is_renewal_due(&self, now: Instant) -> bool {
+        let is_worn = self.sealer.is_worn() || self.opener.is_worn();
+        let is_old = self.has_carried && now >= self.renewal.due_at();
+        self.renewal.is_idle() && (is_worn || is_old)
     }
 
     pub(super) fn send(&mut self, message: &Message, now: Instant) -> Result<(), Error> {
@@ -73,6 +139,7 @@ impl Channel {
         self.sealer
             .seal(message.kind(), &payload, &mut self.output)?;
         self.sent_at = now;
+        self.has_carried |= !matches!(message, Message::KeepAlive(_));
         Ok(())
     }
 

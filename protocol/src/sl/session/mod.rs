@@ -10,6 +10,7 @@
 
 mod agent;
 mod channel;
+mod renewal;
 mod server;
 
 use std::time::Duration;
@@ -43,8 +44,9 @@ mod tests {
     use crate::sl::handshake::{
         AgentHello, AgentKeys, ExpectAgentStart, Purpose, ServerHello, start,
     };
-    use crate::sl::message::{Message, Ready, Receipt};
+    use crate::sl::message::{KeepAlive, Lane, Message, Ready, Receipt};
     use crate::sl::noise::KeyPair;
+    use crate::sl::suite::Suite;
 
     #[test]
     fn a_batch_is_acked_once_and_opens_the_window_again() {
@@ -53,18 +55,21 @@ mod tests {
         let encoded = batch.encoded();
         assert_eq!(
             link.agent
-                .send_batch(&batch.header, encoded.clone(), link.now),
+                .send_batch(Lane::Live, &batch.header, encoded.clone(), link.now),
             Ok(Ok(()))
         );
-        let second = link.agent.send_batch(&batch.header, vec![0; 900], link.now);
+        let second = link
+            .agent
+            .send_batch(Lane::Live, &batch.header, vec![0; 900], link.now);
         assert_eq!(second, Ok(Err(WindowFull)));
+        assert!(link.agent.has_window(Lane::Backlog, 900));
         link.exchange();
         assert_eq!(link.server.poll_event(), Some(ServerEvent::Batch(encoded)));
 
         link.send(&Message::Receipt(receipt(&batch)));
         let event = link.agent.poll_event();
         assert_eq!(event, Some(AgentEvent::Acked(receipt(&batch))));
-        assert!(link.agent.has_window(900));
+        assert!(link.agent.has_window(Lane::Live, 900));
     }
 
     #[test]
@@ -85,7 +90,7 @@ mod tests {
         let mut link = Link::ready();
         let batch = batch();
         link.agent
-            .send_batch(&batch.header, batch.encoded(), link.now)
+            .send_batch(Lane::Live, &batch.header, batch.encoded(), link.now)
             .unwrap()
             .unwrap();
         let mut forged = receipt(&batch);
@@ -147,6 +152,108 @@ mod tests {
         assert_eq!(link.server.poll_event(), Some(closed));
     }
 
+    #[test]
+    fn keys_are_renewed_while_data_flows_in_both_directions() {
+        for suite in [Suite::Encrypted, Suite::IntegrityOnly] {
+            let mut link = Link::ready_with(suite);
+            let batch = batch();
+            for round in 0..3 {
+                assert!(!link.agent.is_renewal_due(link.now), "round {round}");
+                link.agent
+                    .send_batch(Lane::Live, &batch.header, batch.encoded(), link.now)
+                    .unwrap()
+                    .unwrap();
+                link.exchange();
+                link.now += Duration::from_secs(121);
+                assert!(link.agent.is_renewal_due(link.now));
+                link.agent.renew(pair(30 + round), link.now).unwrap();
+                assert!(!link.agent.is_renewal_due(link.now));
+                // Data before, between and after each message of the renewal.
+                link.agent.send_sign_of_life(link.now);
+                let asked = link.agent.poll_transmit().unwrap();
+                link.server.handle_bytes(&asked, link.now).unwrap();
+                assert!(matches!(
+                    link.server.poll_event(),
+                    Some(ServerEvent::Batch(_))
+                ));
+                link.server.send(&keep_alive(), link.now).unwrap();
+                let events: Vec<_> = core::iter::from_fn(|| link.server.poll_event()).collect();
+                assert!(events.contains(&ServerEvent::RenewalAsked), "{events:?}");
+                link.server.renew(pair(40 + round), link.now).unwrap();
+                link.server
+                    .send(&Message::Receipt(receipt(&batch)), link.now)
+                    .unwrap();
+                link.agent.send_sign_of_life(link.now);
+                link.exchange();
+                assert_eq!(
+                    link.agent.poll_event(),
+                    Some(AgentEvent::Acked(receipt(&batch)))
+                );
+                link.agent.send_sign_of_life(link.now);
+                link.exchange();
+                let heard = core::iter::from_fn(|| link.server.poll_event()).count();
+                assert_eq!(heard, 2, "the keep-alives sent around the change of keys");
+            }
+        }
+    }
+
+    #[test]
+    fn an_altered_renewal_ends_the_session() {
+        let mut link = Link::ready();
+        let forged = Message::Renewal(vec![9; 48]);
+        link.agent.channel.send(&forged, link.now).unwrap();
+        let bytes = link.agent.poll_transmit().unwrap();
+        link.server.handle_bytes(&bytes, link.now).unwrap();
+        let refused = link.server.renew(pair(40), link.now);
+        assert_eq!(refused, Err(PeerMisbehaved::BadTag.into()));
+        for early in [Message::Renewed, Message::Ready(ready())] {
+            let mut link = Link::ready();
+            link.agent.channel.send(&early, link.now).unwrap();
+            let bytes = link.agent.poll_transmit().unwrap();
+            let refused = link.server.handle_bytes(&bytes, link.now);
+            assert_eq!(refused, Err(PeerMisbehaved::UnexpectedMessage.into()));
+        }
+    }
+
+    #[test]
+    fn an_idle_session_renews_nothing_and_keeps_no_buffer() {
+        let mut link = Link::ready();
+        link.now += Duration::from_secs(3600);
+        link.agent.send_sign_of_life(link.now);
+        assert!(!link.agent.is_renewal_due(link.now));
+    }
+
+    #[test]
+    fn slow_acks_shrink_the_credits_and_quick_ones_let_them_grow() {
+        let mut link = Link::ready();
+        let batch = batch();
+        let round = |link: &mut Link, delay: Duration| {
+            link.agent
+                .send_batch(Lane::Backlog, &batch.header, batch.encoded(), link.now)
+                .unwrap()
+                .unwrap();
+            link.exchange();
+            link.now += delay;
+            link.send(&Message::Receipt(receipt(&batch)));
+        };
+        for _ in 0..20 {
+            round(&mut link, Duration::from_secs(1));
+        }
+        // One batch is always taken, a second one no longer.
+        link.agent
+            .send_batch(Lane::Backlog, &batch.header, batch.encoded(), link.now)
+            .unwrap()
+            .unwrap();
+        assert!(!link.agent.has_window(Lane::Backlog, 1));
+        assert!(link.agent.has_window(Lane::Live, 900));
+        link.exchange();
+        link.send(&Message::Receipt(receipt(&batch)));
+        for _ in 0..20 {
+            round(&mut link, Duration::ZERO);
+        }
+        assert!(link.agent.has_window(Lane::Backlog, 999));
+    }
+
     struct Link {
         agent: AgentSession,
         server: ServerSession,
@@ -155,21 +262,22 @@ mod tests {
 
     impl Link {
         fn ready() -> Self {
+            Self::ready_with(Suite::Encrypted)
+        }
+
+        fn ready_with(suite: Suite) -> Self {
             #[expect(clippy::disallowed_methods, reason = "the epoch of virtual time")]
             let now = Instant::now();
-            let (agent, server) = established();
+            let (agent, server) = established(suite);
             let mut link = Self {
                 agent: AgentSession::new(agent, now),
                 server: ServerSession::new(server, KEEP_ALIVE_DEFAULT, now),
                 now,
             };
-            link.send(&Message::Ready(Ready {
-                window_bytes_max: 1000,
-                keep_alive_ms: 10_000,
-                signing_public: server_key().verifying_key().to_bytes(),
-            }));
+            link.send(&Message::Ready(ready()));
             assert_eq!(link.agent.poll_event(), Some(AgentEvent::CredentialRolled));
-            assert_eq!(link.agent.poll_event(), Some(AgentEvent::Ready));
+            let ready = link.agent.poll_event();
+            assert!(matches!(ready, Some(AgentEvent::Ready { .. })));
             link
         }
 
@@ -188,22 +296,47 @@ mod tests {
         }
     }
 
-    fn established() -> (Established, Established) {
-        let pair = |seed| KeyPair::from_secret(&Secret::new([seed; 32]));
+    fn established(suite: Suite) -> (Established, Established) {
         let keys = AgentKeys {
+            suite,
             static_keys: pair(1),
             ephemeral: pair(2),
             server_public: *pair(3).public(),
             psk: Secret::new([5; 32]),
         };
         let (sent, agent) = start(keys, "", Purpose::Connect).unwrap();
-        let server = ExpectAgentStart::new(&sent[..5], pair(3), pair(4));
+        let server = ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(4));
         let (_, server) = server.handle(&sent[8..]).unwrap();
         let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 0 }).unwrap();
         let (_, agent) = agent.handle(&sent[3..]).unwrap();
         let (sent, agent) = agent.finish(&AgentHello::default()).unwrap();
         let (_, _, server) = server.handle(&sent[3..], &[Secret::new([5; 32])]).unwrap();
         (agent, server)
+    }
+
+    fn ready() -> Ready {
+        Ready {
+            live_bytes_max: 1000,
+            backlog_bytes_max: 1000,
+            keep_alive_ms: 10_000,
+            signing_public: server_key().verifying_key().to_bytes(),
+            restored: false,
+        }
+    }
+
+    fn keep_alive() -> Message {
+        Message::KeepAlive(KeepAlive::default())
+    }
+
+    impl AgentSession {
+        /// Something that changes nothing.
+        fn send_sign_of_life(&mut self, now: Instant) {
+            self.channel.send(&keep_alive(), now).unwrap();
+        }
+    }
+
+    fn pair(seed: u8) -> KeyPair {
+        KeyPair::from_secret(&Secret::new([seed; 32]))
     }
 
     fn batch() -> SealedBatch {

@@ -8,7 +8,8 @@ use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
 use crate::error::{Error, PeerMisbehaved};
 use crate::identity::{StreamId, StreamKind};
 use crate::sl::handshake::Established;
-use crate::sl::message::{KeepAlive, Message};
+use crate::sl::message::{ConfigurationAnswer, KeepAlive, Message};
+use crate::sl::noise::KeyPair;
 
 /// What a server's session tells its owner.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,6 +24,10 @@ pub enum ServerEvent {
     /// An encoded batch, not yet verified.
     Batch(Vec<u8>),
     KeepAlive(KeepAlive),
+    /// What became of a configuration.
+    ConfigurationAnswer(ConfigurationAnswer),
+    /// The agent asks for new keys: the owner draws one and calls [`ServerSession::renew`].
+    RenewalAsked,
     Closed {
         reason: String,
     },
@@ -72,14 +77,29 @@ impl ServerSession {
                 }
                 Message::Batch(bytes) => ServerEvent::Batch(bytes),
                 Message::KeepAlive(state) => ServerEvent::KeepAlive(state),
+                Message::ConfigurationAnswer(answer) => ServerEvent::ConfigurationAnswer(answer),
                 Message::Close { reason } => ServerEvent::Closed { reason },
                 Message::Enrolled { .. }
                 | Message::StreamState { .. }
                 | Message::Ready(_)
-                | Message::Receipt(_) => return Err(PeerMisbehaved::UnexpectedMessage.into()),
+                | Message::Receipt(_)
+                | Message::Configuration(_)
+                | Message::Renewal(_)
+                | Message::Renewed => return Err(PeerMisbehaved::UnexpectedMessage.into()),
             });
         }
+        if self.channel.is_renewal_asked() {
+            self.events.push_back(ServerEvent::RenewalAsked);
+        }
         Ok(())
+    }
+
+    /// Answers the agent's wish for new keys with an ephemeral key drawn for it.
+    ///
+    /// # Errors
+    /// The agent's message was not made by who holds the secret of this session.
+    pub fn renew(&mut self, ephemeral: KeyPair, now: Instant) -> Result<(), Error> {
+        self.channel.answer_renewal(ephemeral, now)
     }
 
     /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.

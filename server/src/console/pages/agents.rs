@@ -44,6 +44,16 @@ struct Row {
     offset_is_large: bool,
     generation: u64,
     trouble: Option<String>,
+    quarantine: Option<QuarantineRow>,
+}
+
+/// Who waits for approval.
+struct QuarantineRow {
+    reason: String,
+    host: String,
+    address: String,
+    since: String,
+    approved: bool,
 }
 
 impl Row {
@@ -51,7 +61,7 @@ impl Row {
         let now = clock::unix_us();
         let streams = core.archive.streams();
         let last = last_durable_us(agent.id, &streams);
-        let state = live.keep_alive;
+        let state = &live.keep_alive;
         let offset_ms = live.clock_offset_us / 1000;
         let known = live.heard_us > 0;
         Self {
@@ -93,6 +103,13 @@ impl Row {
             offset_is_large: offset_ms.unsigned_abs() > OFFSET_MS_MAX,
             generation: agent.generation,
             trouble: live.trouble.clone(),
+            quarantine: agent.quarantine.as_ref().map(|seen| QuarantineRow {
+                reason: seen.reason.clone(),
+                host: seen.host_name.clone(),
+                address: seen.address.clone(),
+                since: rfc3339(seen.since_us),
+                approved: seen.approved,
+            }),
         }
     }
 }
@@ -122,6 +139,9 @@ struct AgentPage {
     id: String,
     enrolled: String,
     fingerprint: Vec<(String, String)>,
+    integrity_only: bool,
+    /// Version, and what the agent said of it.
+    configuration: Option<(u64, String)>,
     streams: Vec<StreamRow>,
 }
 
@@ -129,6 +149,8 @@ struct StreamRow {
     kind: &'static str,
     name: String,
     entries: String,
+    /// Collected by the agent and not yet archived, by its own word.
+    missing: u64,
     raw: String,
     last: String,
     query: String,
@@ -153,6 +175,10 @@ pub(crate) async fn detail(
             kind: stream.kind.name(),
             name: stream.name.clone(),
             entries: t.number(stream.entries),
+            missing: live
+                .marks
+                .get(&stream.id)
+                .map_or(0, |mark| mark.0.saturating_sub(stream.position.next.0)),
             raw: human_bytes(stream.bytes),
             last: if stream.last_us > 0 {
                 ago(t, stream.last_us, now)
@@ -170,6 +196,18 @@ pub(crate) async fn detail(
         id: agent.id.to_string(),
         enrolled: rfc3339(agent.enrolled_us),
         fingerprint: agent.fingerprint.clone(),
+        integrity_only: agent.integrity_only,
+        configuration: agent.configuration.as_ref().map(|wanted| {
+            let said = if wanted.answered != wanted.version {
+                t.text("agents.configuration_waiting").to_owned()
+            } else {
+                match &wanted.rejected {
+                    None => t.text("agents.configuration_applied").to_owned(),
+                    Some(reason) => t.with("agents.configuration_rejected", reason),
+                }
+            };
+            (wanted.version, said)
+        }),
         streams: rows,
     })
 }
@@ -187,22 +225,52 @@ pub(crate) async fn set_enabled(
     Path(name): Path<String>,
     Form(form): Form<EnabledForm>,
 ) -> Response {
-    if !who.session.has_csrf(&form.csrf) {
-        return StatusCode::FORBIDDEN.into_response();
-    }
     let detail = json!({ "agent": name, "enabled": form.enabled });
-    if !core
-        .audit
-        .record(&who.session.user, "agent enabled", detail)
-        .await
-    {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            who.language.text("error.unwritable").to_owned(),
-        )
-            .into_response();
+    if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
+        return refused;
     }
-    match core.agents.set_enabled(&name, form.enabled) {
+    outcome(core.agents.set_enabled(&name, form.enabled), &name)
+}
+
+#[derive(Deserialize)]
+pub(crate) struct PlainForm {
+    pub(super) csrf: String,
+}
+
+/// Lets in what waits in quarantine.
+pub(crate) async fn approve(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(name): Path<String>,
+    Form(form): Form<PlainForm>,
+) -> Response {
+    let detail = json!({ "agent": name });
+    if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
+        return refused;
+    }
+    outcome(core.agents.approve(&name), &name)
+}
+
+/// Writes down what `who` is about to do; the answer when that must not go on.
+pub(super) async fn act(
+    core: &Core,
+    who: &SignedIn,
+    csrf: &str,
+    action: &str,
+    detail: Value,
+) -> Result<(), Response> {
+    if !who.session.has_csrf(csrf) {
+        return Err(StatusCode::FORBIDDEN.into_response());
+    }
+    if !core.audit.record(&who.session.user, action, detail).await {
+        let text = who.language.text("error.unwritable").to_owned();
+        return Err((StatusCode::SERVICE_UNAVAILABLE, text).into_response());
+    }
+    Ok(())
+}
+
+fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
+    match done {
         Ok(()) => Redirect::to(&format!("/agents/{name}")).into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
     }

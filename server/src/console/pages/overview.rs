@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::{Form, Json};
+use serde_json::{Value, json};
 
+use super::agents::{PlainForm, act};
 use super::{Frame, ago, html};
 use crate::archive::disk_bytes;
 use crate::clock;
@@ -16,7 +20,7 @@ use crate::console::i18n::Language;
 use crate::core::Core;
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
-use crate::present::{AgentState, View, human_bytes, state_of};
+use crate::present::{self, AgentState, View, human_bytes, state_of};
 
 #[derive(Template)]
 #[template(path = "overview.html")]
@@ -35,13 +39,64 @@ struct OverviewPage {
     axis: [String; 3],
     latest: Vec<Latest>,
     attention: Vec<(String, &'static str, String)>,
+    alarms: Vec<AlarmRow>,
     address: String,
+}
+
+/// An alarm nobody has acknowledged.
+struct AlarmRow {
+    id: u64,
+    kind: &'static str,
+    agent: String,
+    text: String,
+    last: String,
+    times: Option<String>,
+}
+
+impl AlarmRow {
+    fn standing(t: Language, core: &Core, now: u64) -> Vec<Self> {
+        let alarms = core.alarms.list().into_iter();
+        alarms
+            .filter(|alarm| alarm.acknowledged_by.is_none())
+            .map(|alarm| Self {
+                id: alarm.id,
+                kind: t.text(&format!("alarm.{}", alarm.kind.name())),
+                agent: alarm.agent,
+                text: alarm.text,
+                last: ago(t, alarm.last_us, now),
+                times: (alarm.count > 1).then(|| t.with("alarm.times", alarm.count)),
+            })
+            .take(ALARMS_SHOWN)
+            .collect()
+    }
 }
 
 struct Latest {
     ago: String,
     host: String,
     text: String,
+}
+
+/// Somebody has seen an alarm.
+pub(crate) async fn acknowledge(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(id): Path<u64>,
+    Form(form): Form<PlainForm>,
+) -> Response {
+    let detail = json!({ "id": id });
+    if let Err(refused) = act(&core, &who, &form.csrf, "alarm acknowledged", detail).await {
+        return refused;
+    }
+    match core.alarms.acknowledge(id, &who.session.user) {
+        Ok(()) => Redirect::to("/").into_response(),
+        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+    }
+}
+
+/// The alarms for programs.
+pub(crate) async fn alarms_api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<Value> {
+    Json(present::alarms_json(&core))
 }
 
 /// The page.
@@ -118,6 +173,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         axis: histogram.axis(),
         latest: latest.collect(),
         attention,
+        alarms: AlarmRow::standing(t, &core, now),
         address: core.address.clone(),
     })
 }
@@ -141,5 +197,7 @@ pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
     .into_response()
 }
 
+/// Alarms on the overview; the command lists all.
+const ALARMS_SHOWN: usize = 20;
 const HOUR_US: u64 = 3_600_000_000;
 const LATEST_MAX: usize = 8;

@@ -1,0 +1,550 @@
+//! What the agent knows and does about shipping, without socket, clock or thread.
+//!
+//! ```text
+//! sources ─take─▶ spool ─▶ AgentSession ─poll_transmit─▶ socket
+//!    ▲                         │ handle_bytes ◀────────── socket
+//!    └──────poll_order◀────────┘ the server states where each stream stands
+//! ```
+//!
+//! Invariants:
+//! 1. `behind` is durable before a batch that lies only in RAM is sent.
+//! 2. It is cleared only with RAM empty: by a spill, after which the disk knows everything sent.
+//! 3. The credential is replaced, durably, when the server's first record was opened, and before the
+//!    server is told so.
+//! 4. A configuration is in force only after it is durable, and is answered only after it is in force.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use ed25519_dalek::VerifyingKey;
+use scrinium_protocol::batch::{SealedBatch, StreamPosition};
+use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::{Established, refusal_of};
+use scrinium_protocol::sl::message::{
+    Configuration, ConfigurationAnswer, KeepAlive, Lane, MARKS_MAX,
+};
+use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
+use scrinium_segment::{fault, random};
+use tracing::{info, warn};
+
+use crate::config::Limits;
+use crate::identity::{Central, Identity, State};
+use crate::spool::{Fill, Spool};
+
+/// A batch on its way to the spool.
+#[derive(Debug)]
+pub struct Produced {
+    /// What the stream is called.
+    pub name: String,
+    /// How often the stream was rewound before this batch was made: one made before the last
+    /// rewind is dropped.
+    pub rewinds: u64,
+    pub batch: SealedBatch,
+}
+
+/// What the sources are to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Begin, from where each stream stands.
+    Start(BTreeMap<StreamId, StreamPosition>),
+    /// Forget what was read of this stream after `position`, and go on there.
+    Rewind {
+        stream: StreamId,
+        position: StreamPosition,
+        rewinds: u64,
+    },
+    /// Collect what the server's configuration says, of this text.
+    Configure(String),
+}
+
+/// The server refused, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("the server refused: {0}")]
+pub struct Refused(pub String);
+
+/// Checks the text of a configuration; says why it cannot be applied.
+pub type Check = fn(&str) -> Result<Limits>;
+
+/// The agent's shipping.
+#[derive(Debug)]
+pub struct Shipper {
+    identity: Identity,
+    spool: Spool,
+    link: Option<Link>,
+    /// Where each stream stands after its last batch produced.
+    positions: BTreeMap<StreamId, StreamPosition>,
+    rewinds: BTreeMap<StreamId, u64>,
+    has_sources: bool,
+    orders: VecDeque<Order>,
+    /// Streams that moved since the last keep-alive.
+    moved: BTreeSet<StreamId>,
+    /// The server did not take the rolling credential: the next attempt shows the recovery credential.
+    is_out_of_step: bool,
+    check: Check,
+    /// Why the spool cannot be written, while it cannot.
+    pub problem: Option<String>,
+    pub acked_entries: u64,
+}
+
+/// A connection after its handshake.
+#[derive(Debug)]
+struct Link {
+    session: AgentSession,
+    next_credential: Secret<32>,
+    recovery: Secret<32>,
+    /// Bytes before the first record, in case they are a refusal.
+    first: Option<Vec<u8>>,
+    stated: BTreeMap<StreamId, StreamPosition>,
+    opened: BTreeSet<StreamId>,
+    is_ready: bool,
+}
+
+impl Shipper {
+    /// Opens the spool in `dir`.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn open(
+        dir: &Path,
+        key: &Secret<32>,
+        limits: Limits,
+        identity: Identity,
+        check: Check,
+    ) -> Result<Self> {
+        let spool = Spool::open(&dir.join("spool"), key, limits)?;
+        let mut positions = identity.state.positions.clone();
+        positions.extend(spool.ends()?);
+        let mut shipper = Self {
+            identity,
+            spool,
+            link: None,
+            positions,
+            rewinds: BTreeMap::new(),
+            has_sources: false,
+            orders: VecDeque::new(),
+            moved: BTreeSet::new(),
+            is_out_of_step: false,
+            check,
+            problem: None,
+            acked_entries: 0,
+        };
+        // When the last stop left nothing unsaid the sources go on at once, else when the server has
+        // spoken.
+        if !shipper.identity.state.behind && shipper.identity.state.token.is_none() {
+            shipper.start_sources();
+        }
+        Ok(shipper)
+    }
+
+    /// What is written down of this agent.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.identity.state
+    }
+
+    /// The credential of the next attempt to connect.
+    #[must_use]
+    pub fn credential(&self) -> &Secret<32> {
+        let state = &self.identity.state;
+        match &state.recovery {
+            Some(recovery) if self.is_out_of_step => recovery,
+            _ => &state.credential,
+        }
+    }
+
+    /// What waits.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        self.spool.fill()
+    }
+
+    /// Whether batches flow.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_ready)
+    }
+
+    /// Shook hands.
+    pub fn handle_connected(&mut self, established: Established, now: Instant) {
+        self.link = Some(Link {
+            next_credential: established.next_psk.clone(),
+            recovery: established.recovery_psk.clone(),
+            session: AgentSession::new(established, now),
+            first: Some(Vec::new()),
+            stated: BTreeMap::new(),
+            opened: BTreeSet::new(),
+            is_ready: false,
+        });
+    }
+
+    /// The connection is gone, or was refused before it was one: what was in flight is sent again by
+    /// the next session.
+    pub fn handle_disconnected(&mut self, error: &anyhow::Error) {
+        // A refusal is a hint and changes nothing that is written down: the attempts alternate.
+        if error.is::<Refused>() && self.identity.state.token.is_none() {
+            self.is_out_of_step = !self.is_out_of_step;
+        }
+        self.problem = Some(format!("{error:#}"));
+        self.link = None;
+        self.spool.restart();
+    }
+
+    /// Takes received bytes.
+    ///
+    /// # Errors
+    /// The connection is over, by a refusal, by the protocol, or because the disk did not take what
+    /// must be durable.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<()> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        if let Some(first) = &mut link.first {
+            first.extend_from_slice(bytes);
+            if let Some(reason) = refusal_of(first) {
+                return Err(Refused(reason).into());
+            }
+        }
+        link.session.handle_bytes(bytes, now)?;
+        self.handle_events(now)
+    }
+
+    /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the server.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<()> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        if link.session.is_keep_alive_due(now) {
+            let fill = self.spool.fill();
+            let mut marks = Vec::new();
+            while marks.len() < MARKS_MAX
+                && let Some(stream) = self.moved.pop_first()
+            {
+                marks.extend(self.positions.get(&stream).map(|at| (stream, at.next)));
+            }
+            let state = KeepAlive {
+                time_us,
+                backlog_entries: fill.entries,
+                backlog_bytes: fill.bytes,
+                oldest_us: fill.oldest_us,
+                disk_bytes: fill.disk_bytes,
+                disk_bytes_max: fill.disk_bytes_max,
+                marks,
+            };
+            link.session.send_keep_alive(state, now)?;
+        }
+        link.session.handle_timeout(now);
+        self.handle_events(now)
+    }
+
+    /// When a deadline is due, while there is a connection.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        Some(self.link.as_ref()?.session.poll_timeout())
+    }
+
+    /// Returns the next bytes to write.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.link.as_mut()?.session.poll_transmit()
+    }
+
+    /// Returns what the sources are to do next.
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    fn handle_events(&mut self, now: Instant) -> Result<()> {
+        while let Some(event) = self
+            .link
+            .as_mut()
+            .and_then(|link| link.session.poll_event())
+        {
+            self.handle_event(event, now)?;
+        }
+        Ok(())
+    }
+
+    fn handle_event(&mut self, event: AgentEvent, now: Instant) -> Result<()> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let state = &mut self.identity.state;
+        match event {
+            AgentEvent::CredentialRolled => {
+                link.first = None;
+                state.credential = link.next_credential.clone();
+                if state.token.is_none() {
+                    self.identity.save()?;
+                    fault::point("agent: credential durable");
+                    // At this point the next credential is ours; if we die before saying so, the
+                    // server learns it from the next connection.
+                    link.session.send_credential_stored(now)?;
+                    self.is_out_of_step = false;
+                }
+            }
+            AgentEvent::Enrolled { agent } => {
+                state.agent = agent;
+                state.token = None;
+                state.recovery = Some(link.recovery.clone());
+                self.identity.save()?;
+                fault::point("agent: enrolment durable");
+                link.session.send_credential_stored(now)?;
+                info!(%agent, "enrolled");
+            }
+            AgentEvent::StreamState { stream, position } => {
+                link.stated.insert(stream, position);
+            }
+            AgentEvent::Ready { restored, signing } => self.handle_ready(restored, &signing)?,
+            AgentEvent::Configuration(configuration) => {
+                let answer = self.handle_configuration(configuration)?;
+                if let Some(link) = &mut self.link {
+                    link.session.send_configuration_answer(answer, now)?;
+                }
+            }
+            AgentEvent::Acked(receipt) => {
+                let before = self.spool.entries();
+                self.spool.ack(receipt.stream, receipt.next)?;
+                self.acked_entries += before - self.spool.entries();
+            }
+            AgentEvent::Closed { reason } => {
+                anyhow::bail!("the server ended the session: {reason}")
+            }
+            AgentEvent::PeerSilent => anyhow::bail!("the server was silent for three keep-alives"),
+        }
+        Ok(())
+    }
+
+    /// The server has stated where every stream stands: goes on exactly there.
+    fn handle_ready(&mut self, restored: bool, signing: &VerifyingKey) -> Result<()> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let mut stated = core::mem::take(&mut link.stated);
+        link.is_ready = true;
+        self.problem = None;
+        self.spool.restart();
+        let state = &mut self.identity.state;
+        let mut must_save = state.server_signing.is_none();
+        state.server_signing.get_or_insert(signing.to_bytes());
+        if restored || is_rolled_back(state, &stated) {
+            warn!(
+                "this agent's state was restored from a copy: a new epoch begins where the server stands"
+            );
+            state.epoch = Epoch(random()?);
+            state.behind = true;
+            for (stream, position) in &mut stated {
+                let start = StreamPosition::start(state.agent, *stream, state.epoch);
+                position.epoch = start.epoch;
+                position.next = start.next;
+                position.head = start.head;
+            }
+            must_save = true;
+        }
+        if must_save {
+            self.identity.save()?;
+        }
+        let (agent, epoch) = (self.identity.state.agent, self.identity.state.epoch);
+        let known: BTreeSet<StreamId> = self
+            .positions
+            .keys()
+            .chain(stated.keys())
+            .copied()
+            .collect();
+        for stream in known {
+            let server = stated.get(&stream);
+            let start = StreamPosition::start(agent, stream, epoch);
+            let reached = self.spool.reconcile(stream, server, start)?;
+            let ours = self.positions.get(&stream);
+            let agrees =
+                ours.is_some_and(|ours| ours.next == reached.next && ours.head == reached.head);
+            if agrees {
+                continue;
+            }
+            if self.has_sources {
+                let rewinds = self.rewinds.entry(stream).or_default();
+                *rewinds += 1;
+                self.orders.push_back(Order::Rewind {
+                    stream,
+                    position: reached.clone(),
+                    rewinds: *rewinds,
+                });
+            }
+            self.positions.insert(stream, reached);
+        }
+        info!(
+            "connected; the server has stated where {} streams stand",
+            stated.len()
+        );
+        if !self.has_sources {
+            self.start_sources();
+        }
+        Ok(())
+    }
+
+    fn start_sources(&mut self) {
+        self.has_sources = true;
+        self.orders.push_back(Order::Start(self.positions.clone()));
+    }
+
+    /// Applies a configuration, or says why not.
+    fn handle_configuration(&mut self, wanted: Configuration) -> Result<ConfigurationAnswer> {
+        let state = &self.identity.state;
+        let in_force = state.central.as_ref().map_or(0, |central| central.version);
+        let key = state.server_signing.as_ref();
+        let key = key.and_then(|key| VerifyingKey::from_bytes(key).ok());
+        let is_signed = key.is_some_and(|key| wanted.verify(state.agent, &key).is_ok());
+        let checked = (self.check)(&wanted.text);
+        let rejected = if !is_signed {
+            Some(
+                "it is not signed, for this agent, by the server this agent was enrolled with"
+                    .into(),
+            )
+        } else if wanted.version < in_force {
+            Some(format!("it is older than the one in force, {in_force}"))
+        } else if let Err(error) = &checked {
+            Some(format!("{error:#}"))
+        } else {
+            None
+        };
+        if let (None, Ok(limits)) = (&rejected, checked) {
+            let text = wanted.text.clone();
+            if wanted.version > in_force {
+                self.identity.state.central = Some(Central {
+                    version: wanted.version,
+                    text: wanted.text,
+                });
+                self.identity.save()?;
+            }
+            // At this point it outlives us; if we die before answering, the server sends it again.
+            self.spool.set_limits(limits);
+            self.orders.push_back(Order::Configure(text));
+        }
+        let version = wanted.version;
+        info!(version, rejected, "a configuration came from the server");
+        Ok(ConfigurationAnswer { version, rejected })
+    }
+
+    /// Whether another batch can be taken; spills for it when it must and may.
+    pub fn has_room(&mut self) -> bool {
+        if self.spool.has_ram() {
+            return true;
+        }
+        // While the link is up, files wait: they are their own buffer, and the disk is spared; but what
+        // waits behind a backlog on the disk must not keep other streams out of RAM.
+        let spilled = if self.is_ready() {
+            if !self.spool.has_backlog_in_ram() || !self.spool.has_disk() {
+                return false;
+            }
+            self.spool.spill_backlog()
+        } else if self.spool.has_disk() {
+            self.spill()
+        } else {
+            return false;
+        };
+        match spilled {
+            Ok(()) => self.spool.has_ram(),
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(error, "the spool cannot be written; sources wait");
+                self.problem = Some(error);
+                false
+            }
+        }
+    }
+
+    /// Moves RAM to the disk, and writes down that the disk knows everything.
+    ///
+    /// # Errors
+    /// The disk does not take it; RAM still holds what it held.
+    pub fn spill(&mut self) -> Result<()> {
+        self.spool.spill()?;
+        fault::point("agent: spilled");
+        // At this point the segments are durable; if we die now, `behind` makes us ask the server first.
+        self.identity.state.behind = false;
+        self.identity.state.positions.clone_from(&self.positions);
+        self.identity.save()?;
+        fault::point("agent: positions durable");
+        Ok(())
+    }
+
+    /// Whether sources were started: else nothing is known that was not known at the last stop.
+    #[must_use]
+    pub fn has_sources(&self) -> bool {
+        self.has_sources
+    }
+
+    /// Takes a batch from the sources.
+    pub fn take(&mut self, produced: &Produced) {
+        let header = &produced.batch.header;
+        if produced.rewinds != self.rewinds.get(&header.stream).copied().unwrap_or(0) {
+            return; // made before the stream was rewound; it is read again
+        }
+        self.positions
+            .insert(header.stream, header.position_after());
+        self.moved.insert(header.stream);
+        self.spool.add(&produced.name, &produced.batch);
+    }
+
+    /// Sends one batch if the session takes one: of the live lane first. Returns whether it did.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn send_next(&mut self, now: Instant) -> Result<bool> {
+        let Some(link) = self.link.as_mut().filter(|link| link.is_ready) else {
+            return Ok(false);
+        };
+        if link.session.is_renewal_due(now) {
+            let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
+            link.session.renew(ephemeral, now)?;
+        }
+        for lane in [Lane::Live, Lane::Backlog] {
+            let Some(next) = self.spool.peek(lane)? else {
+                continue;
+            };
+            if !link.session.has_window(lane, next.encoded.len()) {
+                continue;
+            }
+            if next.is_in_ram && !self.identity.state.behind {
+                self.identity.state.behind = true;
+                self.identity.save()?;
+                fault::point("agent: behind durable");
+            }
+            let stream = next.header.stream;
+            if link.opened.insert(stream) {
+                link.session
+                    .send_stream_open(stream, StreamKind::File, &next.name, now)?;
+            }
+            let sent = link
+                .session
+                .send_batch(lane, &next.header, next.encoded, now)?;
+            if sent.is_ok() {
+                self.spool.advance(lane);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Ends the session on purpose; returns the last bytes to write.
+    pub fn close(&mut self, reason: &str, now: Instant) -> Option<Vec<u8>> {
+        let link = self.link.as_mut()?;
+        link.session.send_close(reason, now).ok()?;
+        link.session.poll_transmit()
+    }
+}
+
+/// Whether the server knows more than an agent can have sent that had said everything to its disk.
+fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) -> bool {
+    !state.behind
+        && state.positions.iter().any(|(stream, ours)| {
+            stated
+                .get(stream)
+                .is_some_and(|server| server.epoch == ours.epoch && server.next > ours.next)
+        })
+}

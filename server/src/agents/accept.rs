@@ -1,0 +1,385 @@
+//! Who may finish a handshake: credentials, machines, and what to do about copies.
+//!
+//! ```text
+//! credential      next ─▶ proves it │ current │ superseded, recovery ─▶ quarantine, unless approved
+//! machine         a few characteristics changed ─▶ written down │ more ─▶ quarantine, unless approved
+//! another process of the agent is connected ─▶ refused, and an alarm when that one is still there
+//! ```
+//!
+//! Invariants:
+//! 1. What is refused here changes nothing that the incumbent needs: credential, session, fingerprint.
+//! 2. An approval is for the machine that was seen, and ends with the first credential proven on it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use data_encoding::HEXLOWER;
+use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::{AgentHello, Established};
+use scrinium_protocol::sl::suite::Suite;
+use scrinium_segment::fault;
+use tracing::warn;
+
+use super::enrol::new_agent;
+use super::{Agents, Rival, State};
+use crate::alarms::{AlarmKind, Raise};
+use crate::catalogue::records::{AgentRecord, Quarantine, StoredSecret, TokenRecord};
+use crate::clock;
+
+/// Why a handshake is refused; told to the agent in these words.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("this enrolment token is not known to the server")]
+    UnknownToken,
+    #[error("this enrolment token has expired; make a new one with: scrinium-server agent enroll")]
+    ExpiredToken,
+    #[error(
+        "this enrolment token was already used; make a new one with: scrinium-server agent enroll"
+    )]
+    UsedToken,
+    #[error("this agent is not known to the server; enrol it again")]
+    UnknownAgent,
+    #[error("the credential or the token is wrong")]
+    WrongCredential,
+    #[error(
+        "quarantined: {0}. An administrator lets it in on the agent's page, or with: scrinium-server agent approve NAME"
+    )]
+    Quarantined(String),
+    #[error("another process of this agent is connected; this one is let in when that one is gone")]
+    InUse,
+    #[error("this agent may not send in clear: scrinium-server agent integrity-only NAME --allow")]
+    SuiteNotAllowed,
+    #[error("this agent is disabled on the server")]
+    Disabled,
+    #[error("the server cannot write its catalogue now")]
+    Unavailable,
+}
+
+/// Who may finish a handshake with which credential.
+pub(crate) enum Candidate {
+    Enrol(Box<TokenRecord>),
+    Connect,
+}
+
+/// A finished handshake, to be accepted or refused.
+pub(crate) struct Proven<'a> {
+    pub(crate) suite: Suite,
+    pub(crate) address: SocketAddr,
+    pub(crate) static_public: &'a [u8; 32],
+    /// The credential that was used.
+    pub(crate) used: &'a Secret<32>,
+    pub(crate) hello: &'a AgentHello,
+    pub(crate) established: &'a Established,
+}
+
+/// An agent that was let in.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) agent: AgentRecord,
+    pub(crate) enrolled: bool,
+}
+
+/// Which of an agent's secrets was used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Held {
+    Next,
+    Current,
+    Superseded,
+    Recovery,
+}
+
+impl Held {
+    fn of(agent: &AgentRecord, used: &Secret<32>) -> Option<Self> {
+        credentials_of(agent)
+            .find(|(_, secret)| *secret == used)
+            .map(|(held, _)| held)
+    }
+}
+
+/// Every secret a handshake of `agent` may use, the likeliest first.
+fn credentials_of(agent: &AgentRecord) -> impl Iterator<Item = (Held, &Secret<32>)> {
+    let held = [
+        (Held::Next, agent.credential_next.as_ref()),
+        (Held::Current, Some(&agent.credential)),
+        (Held::Superseded, agent.credential_superseded.as_ref()),
+        (Held::Recovery, agent.recovery.as_ref()),
+    ];
+    held.into_iter()
+        .filter_map(|(held, secret)| Some((held, &secret?.0)))
+}
+
+impl Agents {
+    /// Finds who claims to connect with `static_public`, and the credentials to try, newest first.
+    pub(crate) fn candidates(
+        &self,
+        token: Option<TokenRecord>,
+        static_public: &[u8; 32],
+    ) -> Result<(Candidate, Vec<Secret<32>>), Refused> {
+        let state = self.lock();
+        if let Some(token) = token {
+            let ours = HEXLOWER.encode(static_public);
+            let has_connected = state
+                .agents
+                .values()
+                .any(|agent| agent.token_id == token.id && agent.generation > 0);
+            if token
+                .used_by
+                .as_ref()
+                .is_some_and(|used| *used != ours || has_connected)
+            {
+                return Err(Refused::UsedToken);
+            }
+            let psk = token.secret.0.clone();
+            return Ok((Candidate::Enrol(Box::new(token)), vec![psk]));
+        }
+        let agent = agent_with(&state, static_public).ok_or(Refused::UnknownAgent)?;
+        let credentials = credentials_of(agent).map(|(_, secret)| secret.clone());
+        Ok((Candidate::Connect, credentials.collect()))
+    }
+
+    /// Accepts a finished handshake; makes the next credential durable. When this returns, records may
+    /// leave.
+    pub(crate) fn accept(
+        &self,
+        candidate: Candidate,
+        proven: &Proven<'_>,
+    ) -> Result<Accepted, Refused> {
+        let mut state = self.lock();
+        let (mut agent, token) = match candidate {
+            Candidate::Enrol(token) => {
+                if proven.suite != Suite::Encrypted {
+                    return Err(Refused::SuiteNotAllowed);
+                }
+                let Established {
+                    next_psk,
+                    recovery_psk,
+                    ..
+                } = proven.established;
+                let made = new_agent(&state, *token, proven.static_public, next_psk, recovery_psk);
+                let (mut agent, token) = made?;
+                agent.fingerprint = hex_fingerprint(proven.hello);
+                (agent, Some(token))
+            }
+            Candidate::Connect => (self.admit(&mut state, proven)?, None),
+        };
+        let hello = proven.hello;
+        agent.signing_public = hello.signing_public;
+        agent.instance = hello.instance;
+        agent.host_name.clone_from(&hello.host_name);
+        agent.version.clone_from(&hello.version);
+        agent.os.clone_from(&hello.os);
+        let written = self.catalogue.write(|changes| {
+            changes.put(&agent)?;
+            token.iter().try_for_each(|token| changes.put(token))
+        });
+        if let Err(error) = written {
+            let error = format!("{error:#}");
+            warn!(error, "an agent's credential could not be made durable");
+            return Err(Refused::Unavailable);
+        }
+        fault::point("server: next credential durable");
+        // At this point both credentials work; if we die now, the agent comes back with the one it has.
+        let enrolled = token.is_some();
+        if let Some(token) = token {
+            state.tokens.insert(token.id, token);
+        }
+        state.agents.insert(agent.id, agent.clone());
+        Ok(Accepted { agent, enrolled })
+    }
+
+    /// The agent as it will be when it is let in.
+    fn admit(&self, state: &mut State, proven: &Proven<'_>) -> Result<AgentRecord, Refused> {
+        // Looked up again: another session of this agent may have moved it on meanwhile.
+        let current = agent_with(state, proven.static_public).ok_or(Refused::UnknownAgent)?;
+        let mut agent = current.clone();
+        if !agent.enabled {
+            return Err(Refused::Disabled);
+        }
+        if agent.id != proven.hello.agent {
+            return Err(Refused::UnknownAgent);
+        }
+        if proven.suite == Suite::IntegrityOnly && !agent.integrity_only {
+            return Err(Refused::SuiteNotAllowed);
+        }
+        let held = Held::of(&agent, proven.used).ok_or(Refused::WrongCredential)?;
+        let seen = hex_fingerprint(proven.hello);
+        let is_connected = state.sessions.contains_key(&agent.id);
+        if is_connected && agent.instance != proven.hello.instance {
+            state.rivals.insert(agent.id, rival(&agent, proven, &seen));
+            return Err(Refused::InUse);
+        }
+        let changed = changed_components(&agent.fingerprint, &seen);
+        let reason = match held {
+            Held::Superseded => Some("a credential was used that had already been replaced: the state of this agent was copied, or restored from a copy".to_owned()),
+            Held::Recovery => Some("the rolling credential is not the one this server knows: the state of the agent, or of the server, was restored from a copy".to_owned()),
+            Held::Next | Held::Current if changed.len() > self.changes_max => Some(format!("too much of the machine changed: {}", changed.join(", "))),
+            Held::Next | Held::Current => None,
+        };
+        if let Some(reason) = reason {
+            let is_approved = agent
+                .quarantine
+                .as_ref()
+                .is_some_and(|quarantine| quarantine.approved && quarantine.fingerprint == seen);
+            if !is_approved {
+                return Err(self.quarantine(state, agent, proven, reason, seen));
+            }
+            agent.restored |= matches!(held, Held::Superseded | Held::Recovery);
+        } else if !changed.is_empty() {
+            warn!(agent = %agent.id, changed = changed.join(", "), "the machine of an agent changed a little");
+        }
+        agent.fingerprint = seen;
+        if held == Held::Next {
+            prove_next(&mut agent);
+        }
+        agent.credential_next = Some(StoredSecret(proven.established.next_psk.clone()));
+        Ok(agent)
+    }
+
+    /// Writes down what was seen, for a person to decide about. Nothing else of the agent changes.
+    fn quarantine(
+        &self,
+        state: &mut State,
+        mut agent: AgentRecord,
+        proven: &Proven<'_>,
+        reason: String,
+        fingerprint: Vec<(String, String)>,
+    ) -> Refused {
+        let seen = Quarantine {
+            reason: reason.clone(),
+            address: proven.address.to_string(),
+            host_name: proven.hello.host_name.clone(),
+            fingerprint,
+            since_us: clock::unix_us(),
+            approved: false,
+        };
+        let is_new = agent.quarantine.as_ref().is_none_or(|known| {
+            known.reason != seen.reason || known.fingerprint != seen.fingerprint
+        });
+        if is_new {
+            agent.quarantine = Some(seen);
+            if let Err(error) = self.catalogue.put(&agent) {
+                let error = format!("{error:#}");
+                warn!(error, "a quarantine could not be made durable");
+                return Refused::Unavailable;
+            }
+            state.agents.insert(agent.id, agent);
+        }
+        Refused::Quarantined(reason)
+    }
+
+    /// Lets in what waits in quarantine; only the machine that was seen.
+    pub(crate) fn approve(&self, name: &str) -> Result<()> {
+        self.change(name, |agent| {
+            let quarantine = agent.quarantine.as_mut();
+            let quarantine =
+                quarantine.with_context(|| format!("nothing waits for approval as '{name}'"))?;
+            quarantine.approved = true;
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// The agent says it holds the next credential: the one before is superseded.
+    pub(crate) fn credential_stored(&self, id: AgentId, next: &Secret<32>) -> Result<()> {
+        let mut state = self.lock();
+        let Some(agent) = state.agents.get_mut(&id) else {
+            return Ok(());
+        };
+        if agent
+            .credential_next
+            .as_ref()
+            .is_some_and(|held| held.0 == *next)
+        {
+            let mut moved = agent.clone();
+            prove_next(&mut moved);
+            self.catalogue.put(&moved)?;
+            fault::point("server: credential superseded");
+            *agent = moved;
+        }
+        Ok(())
+    }
+
+    /// Notes a refusal, so that a person sees it on the agent's row; returns the alarm it deserves.
+    pub(crate) fn note_refusal(
+        &self,
+        static_public: &[u8; 32],
+        refused: &Refused,
+        address: SocketAddr,
+    ) -> Option<Raise> {
+        let mut state = self.lock();
+        let agent = agent_with(&state, static_public)?.clone();
+        let live = state.live.entry(agent.id).or_default();
+        let incumbent = live
+            .address
+            .map_or_else(|| "unknown".to_owned(), |at| at.to_string());
+        if !matches!(refused, Refused::InUse) {
+            live.trouble = Some(format!("{refused} ({address})"));
+            live.refused = true;
+        }
+        let kind = match refused {
+            Refused::Quarantined(_) => AlarmKind::IdentityUsedTwice,
+            Refused::WrongCredential => AlarmKind::WrongCredential,
+            _ => return None,
+        };
+        Some(Raise {
+            kind,
+            agent: agent.name,
+            text: format!(
+                "{refused} It came from {address}; the agent was last seen at {incumbent} as {}.",
+                agent.host_name
+            ),
+            key: address.ip().to_string(),
+        })
+    }
+}
+
+fn agent_with<'a>(state: &'a State, static_public: &[u8; 32]) -> Option<&'a AgentRecord> {
+    state
+        .agents
+        .values()
+        .find(|agent| agent.static_public == *static_public)
+}
+
+fn rival(agent: &AgentRecord, proven: &Proven<'_>, seen: &[(String, String)]) -> Rival {
+    let changed = changed_components(&agent.fingerprint, seen);
+    Rival {
+        address: proven.address,
+        host_name: proven.hello.host_name.clone(),
+        differs: if changed.is_empty() {
+            "with the same fingerprint".to_owned()
+        } else {
+            format!("with another {}", changed.join(", "))
+        },
+        since_us: clock::unix_us(),
+    }
+}
+
+fn hex_fingerprint(hello: &AgentHello) -> Vec<(String, String)> {
+    let components = hello.fingerprint.iter();
+    components
+        .map(|(name, hash)| (name.clone(), HEXLOWER.encode(hash)))
+        .collect()
+}
+
+/// Names of the known components that are gone or other now. New ones say nothing about the old machine.
+fn changed_components(known: &[(String, String)], seen: &[(String, String)]) -> Vec<String> {
+    let changed = known.iter().filter(|component| !seen.contains(component));
+    changed.map(|(name, _)| name.clone()).collect()
+}
+
+/// n+1 was proven: it becomes n, and n is superseded. What was let in by approval is the agent now.
+fn prove_next(agent: &mut AgentRecord) {
+    if let Some(next) = agent.credential_next.take() {
+        let before = core::mem::replace(&mut agent.credential, next);
+        agent.credential_superseded = Some(before);
+        agent.generation += 1;
+        if agent
+            .quarantine
+            .as_ref()
+            .is_some_and(|quarantine| quarantine.approved)
+        {
+            agent.quarantine = None;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Enrolment: one-time tokens, and the agents they make.
+
+use anyhow::{Result, bail};
+use data_encoding::HEXLOWER;
+use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::token::Token;
+use scrinium_segment::random;
+
+use super::accept::Refused;
+use super::{Agents, State};
+use crate::catalogue::records::{AgentRecord, StoredSecret, TokenRecord};
+use crate::clock;
+
+impl Agents {
+    /// Makes an enrolment token for an agent to be called `name`.
+    pub(crate) fn make_token(
+        &self,
+        name: &str,
+        site: &str,
+        address: &str,
+        server_public: [u8; 32],
+        ttl_s: u64,
+    ) -> Result<Token> {
+        check_name("agent name", name)?;
+        if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
+            bail!("address '{address}' must be HOST:PORT");
+        }
+        if ttl_s == 0 || ttl_s > TTL_S_MAX {
+            bail!("ttl must be between 1 second and 30 days");
+        }
+        let mut state = self.lock();
+        if state.agents.values().any(|agent| agent.name == name) {
+            bail!("an agent named '{name}' exists; choose another name or delete it");
+        }
+        let token = Token {
+            address: address.to_owned(),
+            server_public,
+            id: random()?,
+            secret: Secret::new(random()?),
+            expires_s: clock::unix_s() + ttl_s,
+        };
+        let record = TokenRecord {
+            id: token.id,
+            secret: StoredSecret(token.secret.clone()),
+            agent_name: name.to_owned(),
+            site: site.to_owned(),
+            made_us: clock::unix_us(),
+            expires_s: token.expires_s,
+            used_by: None,
+        };
+        self.catalogue.put(&record)?;
+        state.tokens.insert(record.id, record);
+        Ok(token)
+    }
+
+    /// Looks a token up at the first message of a handshake.
+    pub(crate) fn check_token(&self, id: &[u8; 16]) -> Result<TokenRecord, Refused> {
+        let state = self.lock();
+        let token = state.tokens.get(id).ok_or(Refused::UnknownToken)?;
+        if clock::unix_s() >= token.expires_s {
+            return Err(Refused::ExpiredToken);
+        }
+        Ok(token.clone())
+    }
+
+    /// The agent a token was used by, for the page that waits for it.
+    pub(crate) fn enrolled_with(&self, token: &[u8; 16]) -> Option<AgentRecord> {
+        self.lock()
+            .agents
+            .values()
+            .find(|agent| agent.token_id == *token)
+            .cloned()
+    }
+}
+
+/// The agent a token makes, and the token as used.
+pub(super) fn new_agent(
+    state: &State,
+    mut token: TokenRecord,
+    static_public: &[u8; 32],
+    next: &Secret<32>,
+    recovery: &Secret<32>,
+) -> Result<(AgentRecord, TokenRecord), Refused> {
+    let ours = HEXLOWER.encode(static_public);
+    let current = state.tokens.get(&token.id).ok_or(Refused::UnknownToken)?;
+    if current.used_by.as_ref().is_some_and(|used| *used != ours) {
+        return Err(Refused::UsedToken);
+    }
+    let repeated = state
+        .agents
+        .values()
+        .find(|agent| agent.token_id == token.id);
+    let id = match repeated {
+        Some(agent) => agent.id,
+        None => AgentId(random().map_err(|_| Refused::Unavailable)?),
+    };
+    token.used_by = Some(ours);
+    let agent = AgentRecord {
+        id,
+        name: token.agent_name.clone(),
+        site: token.site.clone(),
+        static_public: *static_public,
+        signing_public: [0; 32],
+        credential: StoredSecret(next.clone()),
+        credential_next: None,
+        credential_superseded: None,
+        generation: 0,
+        enabled: true,
+        token_id: token.id,
+        enrolled_us: clock::unix_us(),
+        host_name: String::new(),
+        version: String::new(),
+        os: String::new(),
+        fingerprint: Vec::new(),
+        recovery: Some(StoredSecret(recovery.clone())),
+        quarantine: None,
+        restored: false,
+        integrity_only: false,
+        instance: [0; 16],
+        configuration: None,
+    };
+    Ok((agent, token))
+}
+
+/// Names are shown in tables, typed in commands and used in file names.
+pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
+    let fine = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
+        bail!("{field} '{name}' must be 1 to 128 letters, digits, '-', '_' or '.'");
+    }
+    Ok(())
+}
+
+const TTL_S_MAX: u64 = 30 * 86_400;

@@ -1,0 +1,324 @@
+//! The agents: who they are, which credential they hold, and what is known of them now.
+//!
+//! ```text
+//! token ─[enrol]─▶ {n} ─handshake─▶ [accept] {n, n+1} ─n+1 proven─▶ {n+1}
+//!                                       └─ n-1, a copy, another machine ─▶ refused, quarantine, alarm
+//! ```
+//!
+//! Invariants:
+//! 1. The next credential is durable here before the first record leaves, and the one before works
+//!    until the next is proven: a crash on either side locks nobody out.
+//! 2. A token enrols one static key. The same key may use it again until it has connected, so an
+//!    agent that died while enrolling can repeat it.
+
+mod accept;
+mod enrol;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
+use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, ConfigurationAnswer, KeepAlive};
+use tokio::sync::watch;
+
+pub(crate) use self::accept::{Accepted, Proven, Refused};
+pub(crate) use self::enrol::check_name;
+use crate::alarms::{AlarmKind, Raise};
+use crate::catalogue::Catalogue;
+use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
+use crate::clock;
+
+/// All agents and tokens.
+pub(crate) struct Agents {
+    catalogue: Arc<Catalogue>,
+    /// Components of a machine that may change without a person's approval.
+    changes_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    agents: BTreeMap<AgentId, AgentRecord>,
+    tokens: BTreeMap<[u8; 16], TokenRecord>,
+    live: BTreeMap<AgentId, Live>,
+    sessions: BTreeMap<AgentId, (u64, watch::Sender<Told>)>,
+    session_counter: u64,
+    /// Who was refused because the agent is connected, until that is proven or over.
+    rivals: BTreeMap<AgentId, Rival>,
+}
+
+/// What a session is told from outside.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Told {
+    /// To end.
+    pub(crate) ended: bool,
+    /// How often the agent's configuration changed since the session began.
+    pub(crate) configurations: u64,
+}
+
+/// Another process that showed the identity of a connected agent.
+#[derive(Clone, Debug)]
+struct Rival {
+    address: SocketAddr,
+    host_name: String,
+    differs: String,
+    since_us: u64,
+}
+
+/// What is known of an agent while the server runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) connected: bool,
+    pub(crate) address: Option<SocketAddr>,
+    /// When its last record was opened, Unix µs.
+    pub(crate) heard_us: u64,
+    pub(crate) keep_alive: KeepAlive,
+    /// The sequence after the last entry it collected, per stream, as it said.
+    pub(crate) marks: BTreeMap<StreamId, Sequence>,
+    /// Its clock minus ours, µs.
+    pub(crate) clock_offset_us: i64,
+    /// Why its last session broke, or why the server refused it.
+    pub(crate) trouble: Option<String>,
+    /// The server refused it.
+    pub(crate) refused: bool,
+}
+
+impl Agents {
+    pub(crate) fn load(catalogue: Arc<Catalogue>, changes_max: usize) -> Result<Self> {
+        let agents = catalogue.load::<AgentRecord>()?;
+        let tokens = catalogue.load::<TokenRecord>()?;
+        let state = State {
+            agents: agents.into_iter().map(|agent| (agent.id, agent)).collect(),
+            tokens: tokens.into_iter().map(|token| (token.id, token)).collect(),
+            ..State::default()
+        };
+        Ok(Self {
+            catalogue,
+            changes_max,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Begins a session: an older one of the same agent is told to end. Returns the session's
+    /// number and the signal that ends it.
+    pub(crate) fn begin_session(
+        &self,
+        id: AgentId,
+        address: SocketAddr,
+        time_us: u64,
+    ) -> (u64, watch::Receiver<Told>) {
+        let mut state = self.lock();
+        state.session_counter += 1;
+        let number = state.session_counter;
+        let (tell, told) = watch::channel(Told::default());
+        if let Some((_, older)) = state.sessions.insert(id, (number, tell)) {
+            older.send_modify(|told| told.ended = true);
+        }
+        state.rivals.remove(&id);
+        let live = state.live.entry(id).or_default();
+        live.connected = true;
+        live.address = Some(address);
+        live.trouble = None;
+        live.refused = false;
+        let now = clock::unix_us();
+        live.heard_us = now;
+        live.clock_offset_us = time_us.cast_signed().saturating_sub(now.cast_signed());
+        (number, told)
+    }
+
+    /// Notes that a session ended.
+    pub(crate) fn end_session(&self, id: AgentId, number: u64, trouble: Option<String>) {
+        let mut state = self.lock();
+        if state
+            .sessions
+            .get(&id)
+            .is_some_and(|(current, _)| *current == number)
+        {
+            state.sessions.remove(&id);
+            state.rivals.remove(&id);
+            let live = state.live.entry(id).or_default();
+            live.connected = false;
+            live.trouble = trouble;
+        }
+    }
+
+    /// Notes a sign of life. Returns the alarm it proves: who else showed this identity meanwhile is
+    /// not this agent.
+    pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Option<Raise> {
+        let now = clock::unix_us();
+        let mut state = self.lock();
+        let rival = state.rivals.remove(&id);
+        let live = state.live.entry(id).or_default();
+        live.heard_us = now;
+        if let Some(keep_alive) = keep_alive {
+            live.clock_offset_us = keep_alive
+                .time_us
+                .cast_signed()
+                .saturating_sub(now.cast_signed());
+            for (stream, next) in &keep_alive.marks {
+                if live.marks.len() < MARKS_MAX || live.marks.contains_key(stream) {
+                    live.marks.insert(*stream, *next);
+                }
+            }
+            live.keep_alive = keep_alive;
+        }
+        let rival = rival?;
+        let ours = live.address.map_or_else(String::new, |at| at.to_string());
+        let agent = state.agents.get(&id)?;
+        Some(Raise {
+            kind: AlarmKind::IdentityUsedTwice,
+            agent: agent.name.clone(),
+            text: format!(
+                "a second process showed the identity of this agent {} and was refused: {} at {}; the agent itself is {} at {ours} and was not disturbed. Enrol the copy as an agent of its own.",
+                rival.differs, rival.host_name, rival.address, agent.host_name
+            ),
+            key: rival.address.ip().to_string(),
+        })
+        .filter(|_| now >= rival.since_us)
+    }
+
+    /// Allows or forbids an agent to connect; a session it has is ended.
+    pub(crate) fn set_enabled(&self, name: &str, enabled: bool) -> Result<()> {
+        let id = self.change(name, |agent| {
+            agent.enabled = enabled;
+            Ok(())
+        })?;
+        if let Some((_, session)) = self.lock().sessions.get(&id).filter(|_| !enabled) {
+            session.send_modify(|told| told.ended = true);
+        }
+        Ok(())
+    }
+
+    /// Allows or forbids an agent to send in clear; a session it has is ended.
+    pub(crate) fn set_integrity_only(&self, name: &str, allowed: bool) -> Result<()> {
+        let id = self.change(name, |agent| {
+            agent.integrity_only = allowed;
+            Ok(())
+        })?;
+        if let Some((_, session)) = self.lock().sessions.get(&id).filter(|_| !allowed) {
+            session.send_modify(|told| told.ended = true);
+        }
+        Ok(())
+    }
+
+    /// Gives an agent another configuration; its session sends it at once.
+    pub(crate) fn configure(&self, name: &str, text: &str) -> Result<u64> {
+        anyhow::ensure!(
+            text.len() <= CONFIGURATION_LEN_MAX,
+            "a configuration has at most {CONFIGURATION_LEN_MAX} bytes"
+        );
+        let mut version = 0;
+        let id = self.change(name, |agent| {
+            let before = agent.configuration.as_ref();
+            version = before.map_or(0, |before| before.version) + 1;
+            agent.configuration = Some(AgentConfiguration {
+                version,
+                text: text.to_owned(),
+                answered: 0,
+                rejected: None,
+            });
+            Ok(())
+        })?;
+        if let Some((_, session)) = self.lock().sessions.get(&id) {
+            session.send_modify(|told| told.configurations += 1);
+        }
+        Ok(version)
+    }
+
+    /// Notes what an agent said of its configuration.
+    pub(crate) fn configured(&self, id: AgentId, answer: ConfigurationAnswer) -> Result<()> {
+        self.change_id(id, |agent| {
+            if let Some(configuration) = &mut agent.configuration
+                && configuration.version == answer.version
+            {
+                configuration.answered = answer.version;
+                configuration.rejected = answer.rejected;
+            }
+            Ok(())
+        })
+    }
+
+    /// The agent has begun its new epoch: it is no longer to be told to.
+    pub(crate) fn epoch_begun(&self, id: AgentId) -> Result<()> {
+        if self
+            .lock()
+            .agents
+            .get(&id)
+            .is_none_or(|agent| !agent.restored)
+        {
+            return Ok(());
+        }
+        self.change_id(id, |agent| {
+            agent.restored = false;
+            Ok(())
+        })
+    }
+
+    /// The record of one agent as it stands now.
+    pub(crate) fn get(&self, id: AgentId) -> Option<AgentRecord> {
+        self.lock().agents.get(&id).cloned()
+    }
+
+    /// Changes the record of the agent called `name`, durably.
+    fn change(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut AgentRecord) -> Result<()>,
+    ) -> Result<AgentId> {
+        let id = {
+            let state = self.lock();
+            let agent = state.agents.values().find(|agent| agent.name == name);
+            agent.map(|agent| agent.id)
+        };
+        let id = id.with_context(|| format!("no agent is named '{name}'"))?;
+        self.change_id(id, change)?;
+        Ok(id)
+    }
+
+    fn change_id(
+        &self,
+        id: AgentId,
+        change: impl FnOnce(&mut AgentRecord) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        let agent = state.agents.get_mut(&id).context("the agent is gone")?;
+        let mut changed = agent.clone();
+        change(&mut changed)?;
+        self.catalogue.put(&changed)?;
+        *agent = changed;
+        Ok(())
+    }
+
+    /// Every agent with what is known of it now, by name.
+    pub(crate) fn list(&self) -> Vec<(AgentRecord, Live)> {
+        let state = self.lock();
+        let with_live = |agent: &AgentRecord| {
+            (
+                agent.clone(),
+                state.live.get(&agent.id).cloned().unwrap_or_default(),
+            )
+        };
+        let mut agents: Vec<_> = state.agents.values().map(with_live).collect();
+        agents.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        agents
+    }
+
+    /// Name and signing key of every agent.
+    pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
+        let state = self.lock();
+        state
+            .agents
+            .values()
+            .map(|agent| (agent.id, (agent.name.clone(), agent.signing_public)))
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// High-water marks remembered per agent.
+const MARKS_MAX: usize = 4096;

@@ -1,0 +1,171 @@
+//! Alarms: what a person must hear of, kept until a person says so.
+//!
+//! Every alarm is an entry of the audit stream too, where nobody can take it back.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tracing::{error, warn};
+
+use crate::audit::Audit;
+use crate::catalogue::Catalogue;
+use crate::catalogue::records::AlarmRecord;
+use crate::clock;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AlarmKind {
+    /// Two machines, or a copy of one, show the same identity.
+    IdentityUsedTwice,
+    /// A known agent came with a credential that was never its own.
+    WrongCredential,
+    /// An agent signed two histories of one stream.
+    ConflictingBatch,
+    /// An enrolment token was refused.
+    TokenRefused,
+    /// An agent that should report does not.
+    AgentSilent,
+}
+
+impl AlarmKind {
+    /// The word of the API, the style sheet and the catalogues.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::IdentityUsedTwice => "identity-used-twice",
+            Self::WrongCredential => "wrong-credential",
+            Self::ConflictingBatch => "conflicting-batch",
+            Self::TokenRefused => "token-refused",
+            Self::AgentSilent => "agent-silent",
+        }
+    }
+}
+
+/// An alarm to be raised.
+#[derive(Clone, Debug)]
+pub(crate) struct Raise {
+    pub(crate) kind: AlarmKind,
+    /// Name of the agent; empty when it is none's.
+    pub(crate) agent: String,
+    pub(crate) text: String,
+    /// While one of the same kind, agent and key stands, it is counted and not repeated.
+    pub(crate) key: String,
+}
+
+/// All alarms.
+pub(crate) struct Alarms {
+    catalogue: Arc<Catalogue>,
+    audit: Audit,
+    state: Mutex<BTreeMap<u64, AlarmRecord>>,
+}
+
+impl Alarms {
+    pub(crate) fn load(catalogue: Arc<Catalogue>, audit: Audit) -> Result<Self> {
+        let alarms = catalogue.load::<AlarmRecord>()?;
+        let state = alarms.into_iter().map(|alarm| (alarm.id, alarm)).collect();
+        Ok(Self {
+            catalogue,
+            audit,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Raises an alarm; counts it when the same one stands already.
+    pub(crate) async fn raise(&self, raise: Raise) {
+        let Some(alarm) = self.note(&raise) else {
+            return;
+        };
+        warn!(
+            kind = alarm.kind.name(),
+            agent = alarm.agent,
+            "ALARM: {}",
+            alarm.text
+        );
+        let detail = json!({ "kind": alarm.kind.name(), "agent": alarm.agent, "text": alarm.text });
+        if !self.audit.record("server", "alarm", detail).await {
+            error!("an alarm could not be written to the audit stream; it stands in the catalogue");
+        }
+    }
+
+    /// Writes the alarm down; returns it when it is new.
+    fn note(&self, raise: &Raise) -> Option<AlarmRecord> {
+        let now = clock::unix_us();
+        let mut state = self.lock();
+        let standing = state.values_mut().find(|alarm| {
+            alarm.acknowledged_by.is_none()
+                && alarm.kind == raise.kind
+                && alarm.agent == raise.agent
+                && alarm.key == raise.key
+        });
+        if let Some(alarm) = standing {
+            // Counted in memory and shown; the first is durable, and every refusal is in the audit stream.
+            alarm.count += 1;
+            alarm.last_us = now;
+            return None;
+        }
+        let alarm = AlarmRecord {
+            id: state.last_key_value().map_or(1, |(id, _)| id + 1),
+            kind: raise.kind,
+            agent: raise.agent.clone(),
+            text: raise.text.clone(),
+            key: raise.key.clone(),
+            first_us: now,
+            last_us: now,
+            count: 1,
+            acknowledged_by: None,
+            acknowledged_us: 0,
+        };
+        if let Err(error) = self.catalogue.put(&alarm) {
+            error!(
+                error = format!("{error:#}"),
+                "an alarm could not be made durable"
+            );
+        }
+        state.insert(alarm.id, alarm.clone());
+        if state.len() > ALARMS_MAX {
+            let oldest = state
+                .iter()
+                .find(|(_, alarm)| alarm.acknowledged_by.is_some())
+                .or_else(|| state.first_key_value())
+                .map(|(id, _)| *id);
+            if let Some(removed) = oldest.and_then(|id| state.remove(&id))
+                && let Err(error) = self.catalogue.write(|changes| changes.remove(&removed))
+            {
+                error!(
+                    error = format!("{error:#}"),
+                    "an old alarm could not be removed"
+                );
+            }
+        }
+        Some(alarm)
+    }
+
+    /// Notes that `user` has seen alarm `id`.
+    pub(crate) fn acknowledge(&self, id: u64, user: &str) -> Result<()> {
+        let mut state = self.lock();
+        let alarm = state
+            .get(&id)
+            .with_context(|| format!("there is no alarm {id}"))?;
+        let mut alarm = alarm.clone();
+        alarm.acknowledged_by = Some(user.to_owned());
+        alarm.acknowledged_us = clock::unix_us();
+        self.catalogue.put(&alarm)?;
+        state.insert(id, alarm);
+        Ok(())
+    }
+
+    /// The alarms, newest first.
+    pub(crate) fn list(&self) -> Vec<AlarmRecord> {
+        self.lock().values().rev().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, AlarmRecord>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Past this many the oldest goes, acknowledged ones first.
+const ALARMS_MAX: usize = 1000;

@@ -1,0 +1,263 @@
+//! Commands about agents and alarms.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{Data, client, close, parse_ttl, say, usage};
+use crate::control::{self, AgentRequest, Client, EnrolRequest};
+
+#[derive(Subcommand)]
+pub(crate) enum Agent {
+    /// Prints a one-time token for a new agent.
+    #[command(
+        visible_alias = "enrol",
+        after_help = "Example: scrinium-server agent enroll web1 --ttl 1h"
+    )]
+    Enroll {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long, default_value = "")]
+        site: String,
+        /// How long the token is valid: 30m, 1h, 7d.
+        #[arg(long, default_value = "1h")]
+        ttl: String,
+        /// What the agent dials, HOST:PORT; default from the configuration.
+        #[arg(long)]
+        address: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the agents and how they do.
+    #[command(after_help = "Example: scrinium-server agent list --json")]
+    List {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows one agent.
+    #[command(after_help = "Example: scrinium-server agent show web1")]
+    Show {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets a disabled agent connect again.
+    #[command(after_help = "Example: scrinium-server agent enable web1")]
+    Enable {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Lets in what waits in quarantine under this name.
+    #[command(after_help = "Example: scrinium-server agent approve web1")]
+    Approve {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Allows an agent to send in clear, authenticated, on the port of listen.sl_integrity; without
+    /// --allow forbids it.
+    #[command(after_help = "Example: scrinium-server agent integrity-only web1 --allow")]
+    IntegrityOnly {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        allow: bool,
+    },
+    /// Gives an agent a configuration, as a file in the form of agent.toml.
+    #[command(after_help = "Example: scrinium-server agent configure web1 --file web.toml")]
+    Configure {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        file: PathBuf,
+    },
+    /// Ends an agent's session and refuses new ones.
+    #[command(after_help = "Example: scrinium-server agent disable web1")]
+    Disable {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Alarm {
+    /// Lists the alarms, newest first.
+    #[command(after_help = "Example: scrinium-server alarm list --json")]
+    List {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says that somebody has seen an alarm.
+    #[command(after_help = "Example: scrinium-server alarm acknowledge 3")]
+    Acknowledge {
+        id: u64,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+impl Agent {
+    /// Runs the command to its end.
+    pub(super) async fn run(self) -> Result<()> {
+        let data = match &self {
+            Self::Enroll { data, .. }
+            | Self::List { data, .. }
+            | Self::Show { data, .. }
+            | Self::Enable { data, .. }
+            | Self::Approve { data, .. }
+            | Self::IntegrityOnly { data, .. }
+            | Self::Configure { data, .. }
+            | Self::Disable { data, .. } => data.clone(),
+        };
+        let (client, running) = client(&data).await?;
+        self.ask(&client).await?;
+        close(client, running).await;
+        Ok(())
+    }
+
+    async fn ask(self, client: &Client) -> Result<()> {
+        match self {
+            Self::Enroll {
+                name,
+                site,
+                ttl,
+                address,
+                json,
+                ..
+            } => {
+                let request = EnrolRequest {
+                    name,
+                    site,
+                    ttl_s: parse_ttl(&ttl).map_err(usage)?,
+                    address,
+                };
+                let made = control::json_of(client.post("/agents/enroll", &request).await?).await?;
+                if json {
+                    return say(&made.to_string());
+                }
+                say(made
+                    .get("token")
+                    .and_then(|token| token.as_str())
+                    .unwrap_or_default())
+            }
+            Self::List { json, .. } => {
+                let agents = control::json_of(client.get("/agents").await?).await?;
+                if json {
+                    return say(&serde_json::to_string_pretty(&agents)?);
+                }
+                for agent in agents.as_array().into_iter().flatten() {
+                    let field = |key: &str| {
+                        agent
+                            .get(key)
+                            .and_then(|v| v.as_str())
+                            .unwrap_or("-")
+                            .to_owned()
+                    };
+                    let (name, state) = (field("name"), field("state"));
+                    say(&format!(
+                        "{name:24} {state:12} last durable {}  {}",
+                        field("last_durable"),
+                        field("os")
+                    ))?;
+                }
+                Ok(())
+            }
+            Self::Show { name, .. } => {
+                let agents = control::json_of(client.get("/agents").await?).await?;
+                let named = |agent: &&serde_json::Value| {
+                    agent.get("name").and_then(|n| n.as_str()) == Some(&name)
+                };
+                let agent = agents.as_array().into_iter().flatten().find(named);
+                let agent = agent.with_context(|| format!("no agent is named '{name}'"))?;
+                say(&serde_json::to_string_pretty(agent)?)
+            }
+            Self::Enable { name, .. } => set_enabled(client, &name, true).await,
+            Self::Disable { name, .. } => set_enabled(client, &name, false).await,
+            Self::Approve { name, .. } => {
+                ask_agent(client, "/agents/approve", name, false, String::new()).await?;
+                Ok(())
+            }
+            Self::IntegrityOnly { name, allow, .. } => {
+                let route = "/agents/integrity-only";
+                ask_agent(client, route, name, allow, String::new()).await?;
+                Ok(())
+            }
+            Self::Configure { name, file, .. } => {
+                let text = std::fs::read_to_string(&file);
+                let text = text.with_context(|| format!("reading {}", file.display()))?;
+                let made = ask_agent(client, "/agents/configure", name, false, text).await?;
+                say(&made.to_string())
+            }
+        }
+    }
+}
+
+async fn ask_agent(
+    client: &Client,
+    route: &str,
+    name: String,
+    allow: bool,
+    text: String,
+) -> Result<serde_json::Value> {
+    let request = AgentRequest { name, allow, text };
+    control::json_of(client.post(route, &request).await?).await
+}
+
+impl Alarm {
+    /// Runs the command to its end.
+    pub(super) async fn run(self) -> Result<()> {
+        let data = match &self {
+            Self::List { data, .. } | Self::Acknowledge { data, .. } => data.clone(),
+        };
+        let (client, running) = client(&data).await?;
+        match self {
+            Self::List { json, .. } => {
+                let alarms = control::json_of(client.get("/alarms").await?).await?;
+                if json {
+                    say(&serde_json::to_string_pretty(&alarms)?)?;
+                } else {
+                    for alarm in alarms.as_array().into_iter().flatten() {
+                        let field = |key: &str| {
+                            let value = alarm.get(key).unwrap_or(&serde_json::Value::Null);
+                            value
+                                .as_str()
+                                .map_or_else(|| value.to_string(), str::to_owned)
+                        };
+                        let (id, last, kind) = (field("id"), field("last"), field("kind"));
+                        let (agent, text) = (field("agent"), field("text"));
+                        say(&format!("{id:4} {last} {kind:20} {agent:16} {text}"))?;
+                    }
+                }
+            }
+            Self::Acknowledge { id, .. } => {
+                let body = json!({ "id": id });
+                client.post("/alarms/acknowledge", &body).await?;
+            }
+        }
+        close(client, running).await;
+        Ok(())
+    }
+}
+
+async fn set_enabled(client: &Client, name: &str, enabled: bool) -> Result<()> {
+    client
+        .post(
+            "/agents/enabled",
+            &json!({ "name": name, "enabled": enabled }),
+        )
+        .await?;
+    Ok(())
+}
