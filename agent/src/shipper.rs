@@ -280,6 +280,7 @@ impl Shipper {
                 link.first = None;
                 state.credential = link.next_credential.clone();
                 if state.token.is_none() {
+                    fault::point("agent: first record opened");
                     self.identity.save()?;
                     fault::point("agent: credential durable");
                     // At this point the next credential is ours; if we die before saying so, the

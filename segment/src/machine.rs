@@ -62,8 +62,13 @@ pub struct MissingCharacteristic<'a>(pub &'a str);
 /// and nothing of what they are.
 #[must_use]
 pub fn fingerprint(salt: &[u8]) -> Vec<(String, [u8; 16])> {
+    let seen = SEEN.iter().filter_map(|(name, read)| {
+        let value = read().filter(|value| !value.is_empty())?;
+        Some(Characteristic { name, value })
+    });
     characteristics()
         .into_iter()
+        .chain(seen)
         .map(|found| {
             let hash = hmac_sha256(
                 salt,
@@ -97,6 +102,18 @@ const READERS: [(&str, Read); 4] = [
     }),
 ];
 
+/// Characteristics that tell machines apart and to which no key is bound: a network card may be
+/// exchanged, and only root may read a serial number.
+#[cfg(target_os = "linux")]
+const SEEN: [(&str, Read); 3] = [
+    ("dmi-uuid", || line("/sys/class/dmi/id/product_uuid")),
+    ("dmi-serial", || line("/sys/class/dmi/id/board_serial")),
+    ("network-cards", network_cards),
+];
+
+#[cfg(not(target_os = "linux"))]
+const SEEN: [(&str, Read); 0] = [];
+
 #[cfg(not(target_os = "linux"))]
 const READERS: [(&str, Read); 1] = [("os", || Some(std::env::consts::OS.as_bytes().to_vec()))];
 
@@ -104,6 +121,18 @@ const READERS: [(&str, Read); 1] = [("os", || Some(std::env::consts::OS.as_bytes
 fn line(path: &str) -> Option<Vec<u8>> {
     let bytes = std::fs::read(path).ok()?;
     Some(bytes.trim_ascii().to_vec())
+}
+
+/// The addresses of all network cards but the loopback, in order.
+#[cfg(target_os = "linux")]
+fn network_cards() -> Option<Vec<u8>> {
+    let mut addresses = Vec::new();
+    for entry in std::fs::read_dir("/sys/class/net").ok()?.flatten() {
+        let address = line(entry.path().join("address").to_str()?);
+        addresses.extend(address.filter(|address| address != b"00:00:00:00:00:00"));
+    }
+    addresses.sort_unstable();
+    Some(addresses.join(&b' '))
 }
 
 #[cfg(target_os = "linux")]

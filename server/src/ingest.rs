@@ -22,8 +22,8 @@ use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::{Relation, SealedBatch};
 use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::sl::message::Receipt;
-use scrinium_segment::Kind;
 use scrinium_segment::writer::SegmentWriter;
+use scrinium_segment::{Kind, fault};
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
@@ -190,6 +190,9 @@ impl Ingest {
             }
         }
         let is_idle = appended.is_empty() && new_streams.is_empty();
+        if !is_idle {
+            fault::point("server: appended");
+        }
         failed = failed || (!is_idle && !self.sync());
         if failed {
             self.abandon_log();
@@ -239,6 +242,7 @@ impl Ingest {
             return false;
         }
         log.committed = log.writer.len();
+        fault::point("server: synced");
         true
     }
 
@@ -261,6 +265,7 @@ impl Ingest {
         for item in &appended {
             log.shown.push(item.shown);
         }
+        fault::point("server: shown");
         // At this point readers see it; if we die now, recovery finds it and the sender, having no
         // receipt, learns it from the next statement.
         for item in appended {

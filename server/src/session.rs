@@ -68,7 +68,9 @@ async fn drive(
     established: Established,
     mut told: watch::Receiver<Told>,
 ) -> Result<String> {
-    let Accepted { agent, enrolled } = accepted;
+    let Accepted {
+        agent, enrolled, ..
+    } = accepted;
     let next_psk = established.next_psk.clone();
     let signing =
         VerifyingKey::from_bytes(&agent.signing_public).context("the agent's signing key")?;

@@ -16,6 +16,8 @@ use crate::{pause, program, wait_until};
 pub struct Lab {
     pub dir: PathBuf,
     pub sl: SocketAddr,
+    /// Where agents may send in clear that are allowed to.
+    pub sl_integrity: SocketAddr,
     pub console: SocketAddr,
     pub syslog_udp: SocketAddr,
     pub syslog_tcp: SocketAddr,
@@ -32,23 +34,30 @@ impl Lab {
     /// Makes a volume and starts the server on free ports.
     #[must_use]
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, "")
+    }
+
+    /// The same, with more lines in the server's `[agents]` table.
+    #[must_use]
+    pub fn start_with(name: &str, agents: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("scrinium-lab-{name}-{}", std::process::id()));
         let _absent = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(dir.join("logs")).unwrap();
-        let ports: Vec<SocketAddr> = (0..4).map(|_| free_address()).collect();
+        let ports: Vec<SocketAddr> = (0..5).map(|_| free_address()).collect();
         let mut lab = Self {
             sl: ports[0],
             console: ports[1],
             syslog_udp: ports[2],
             syslog_tcp: ports[3],
+            sl_integrity: ports[4],
             shares: Vec::new(),
             server: None,
             agents: Vec::new(),
             dir,
         };
         let config = format!(
-            "[listen]\nsl = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\nkeep_alive_s = 2\n[archive]\nlog_mib_max = 1\n",
-            lab.sl, lab.console, lab.syslog_udp, lab.syslog_tcp
+            "[listen]\nsl = [\"{}\"]\nsl_integrity = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\nkeep_alive_s = 2\n{agents}\n[archive]\nlog_mib_max = 1\n",
+            lab.sl, lab.sl_integrity, lab.console, lab.syslog_udp, lab.syslog_tcp
         );
         lab.write("server.toml", config.as_bytes());
         lab.write("password", PASSWORD.as_bytes());
@@ -114,6 +123,17 @@ impl Lab {
 
     /// Starts the server and waits until commands reach it.
     pub fn start_server(&mut self) {
+        self.spawn_server("");
+        let console = self.console;
+        let socket = self.data().join("control.sock");
+        wait_until("the server listens", Duration::from_secs(60), || {
+            std::net::TcpStream::connect(console).is_ok()
+                && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// Starts the server, to die at the fault point `fault`.
+    pub fn spawn_server(&mut self, fault: &str) {
         let log = File::options()
             .append(true)
             .create(true)
@@ -121,17 +141,20 @@ impl Lab {
             .unwrap();
         let child = self
             .server_command(&["run"])
+            .env("SCRINIUM_FAULT", fault)
             .stderr(log)
             .stdout(Stdio::null())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
         self.server = Some(child);
-        let console = self.console;
-        let socket = self.data().join("control.sock");
-        wait_until("the server listens", Duration::from_secs(60), || {
-            std::net::TcpStream::connect(console).is_ok()
-                && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    }
+
+    /// Waits until the server has ended by itself.
+    pub fn wait_for_server_end(&mut self, limit: Duration) {
+        let mut server = self.server.take().unwrap();
+        wait_until("the server ends", limit, || {
+            server.try_wait().unwrap().is_some()
         });
     }
 
@@ -180,17 +203,32 @@ impl Lab {
     }
 
     pub fn start_agent(&mut self, agent: &str) {
+        self.spawn_agent(agent, "", &[]);
+    }
+
+    /// Starts an agent to die at the fault point `fault`, behind the words of `wrapper`.
+    pub fn spawn_agent(&mut self, agent: &str, fault: &str, wrapper: &[&str]) {
         let log = File::options()
             .append(true)
             .create(true)
             .open(self.dir.join(format!("{agent}.out")))
             .unwrap();
-        let child = Command::new(program("scrinium-agent"))
+        let agent_program = program("scrinium-agent");
+        let mut command = match wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(agent_program);
+                command
+            }
+            None => Command::new(agent_program),
+        };
+        let child = command
             .arg("run")
             .arg("--state")
             .arg(self.state(agent))
             .arg("--config")
             .arg(self.dir.join(format!("{agent}.toml")))
+            .env("SCRINIUM_FAULT", fault)
             .stderr(log)
             .stdout(Stdio::null())
             .stdin(Stdio::null())
@@ -212,6 +250,72 @@ impl Lab {
             .unwrap();
         kill(slot.1.as_mut());
         slot.1 = None;
+    }
+
+    /// Waits until an agent has ended by itself.
+    pub fn wait_for_agent_end(&mut self, agent: &str, limit: Duration) {
+        let slot = self
+            .agents
+            .iter_mut()
+            .find(|(name, _)| name == agent)
+            .unwrap();
+        let mut child = slot.1.take().unwrap();
+        wait_until("the agent ends", limit, || {
+            child.try_wait().unwrap().is_some()
+        });
+    }
+
+    /// A copy of a stopped or running agent's directory and configuration, as an agent of its own name.
+    pub fn copy_agent(&mut self, from: &str, to: &str) {
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(self.state(from))
+            .arg(self.state(to))
+            .status();
+        assert!(copied.unwrap().success());
+        // A running agent's socket is not part of what a copy holds.
+        let _absent = std::fs::remove_file(self.state(to).join("status.sock"));
+        let config = std::fs::read(self.dir.join(format!("{from}.toml"))).unwrap();
+        self.write(&format!("{to}.toml"), &config);
+        self.agents.push((to.to_owned(), None));
+    }
+
+    /// What the server knows of an agent.
+    #[must_use]
+    pub fn agent(&self, name: &str) -> Value {
+        let shown = self.server(&["agent", "show", name, "--json"]);
+        assert!(shown.status.success(), "{}", text(&shown.stderr));
+        serde_json::from_slice(&shown.stdout).unwrap()
+    }
+
+    /// Waits until the server says that an agent is connected.
+    pub fn wait_connected(&self, name: &str) {
+        wait_until("the agent is connected", Duration::from_secs(30), || {
+            self.agent(name)["state"] == "connected"
+        });
+    }
+
+    /// The alarms, newest first.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<Value> {
+        let listed = self.server(&["alarm", "list", "--json"]);
+        assert!(listed.status.success(), "{}", text(&listed.stderr));
+        serde_json::from_slice(&listed.stdout).unwrap()
+    }
+
+    /// Waits for an alarm of a kind about an agent; returns its text.
+    #[must_use]
+    pub fn wait_for_alarm(&self, kind: &str, agent: &str) -> String {
+        let mut found = None;
+        wait_until(kind, Duration::from_secs(40), || {
+            let alarms = self.alarms();
+            let alarm = alarms
+                .iter()
+                .find(|alarm| alarm["kind"] == kind && alarm["agent"] == agent);
+            found = alarm.map(|alarm| alarm["text"].as_str().unwrap().to_owned());
+            found.is_some()
+        });
+        found.unwrap()
     }
 
     pub fn stop_agent(&mut self, agent: &str) {

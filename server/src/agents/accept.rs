@@ -78,6 +78,8 @@ pub(crate) struct Proven<'a> {
 pub(crate) struct Accepted {
     pub(crate) agent: AgentRecord,
     pub(crate) enrolled: bool,
+    /// Components of its machine that are other than before.
+    pub(crate) changed: Vec<String>,
 }
 
 /// Which of an agent's secrets was used.
@@ -146,7 +148,7 @@ impl Agents {
         proven: &Proven<'_>,
     ) -> Result<Accepted, Refused> {
         let mut state = self.lock();
-        let (mut agent, token) = match candidate {
+        let (mut agent, token, changed) = match candidate {
             Candidate::Enrol(token) => {
                 if proven.suite != Suite::Encrypted {
                     return Err(Refused::SuiteNotAllowed);
@@ -159,9 +161,12 @@ impl Agents {
                 let made = new_agent(&state, *token, proven.static_public, next_psk, recovery_psk);
                 let (mut agent, token) = made?;
                 agent.fingerprint = hex_fingerprint(proven.hello);
-                (agent, Some(token))
+                (agent, Some(token), Vec::new())
             }
-            Candidate::Connect => (self.admit(&mut state, proven)?, None),
+            Candidate::Connect => {
+                let (agent, changed) = self.admit(&mut state, proven)?;
+                (agent, None, changed)
+            }
         };
         let hello = proven.hello;
         agent.signing_public = hello.signing_public;
@@ -169,6 +174,7 @@ impl Agents {
         agent.host_name.clone_from(&hello.host_name);
         agent.version.clone_from(&hello.version);
         agent.os.clone_from(&hello.os);
+        fault::point("server: handshake proven");
         let written = self.catalogue.write(|changes| {
             changes.put(&agent)?;
             token.iter().try_for_each(|token| changes.put(token))
@@ -185,11 +191,19 @@ impl Agents {
             state.tokens.insert(token.id, token);
         }
         state.agents.insert(agent.id, agent.clone());
-        Ok(Accepted { agent, enrolled })
+        Ok(Accepted {
+            agent,
+            enrolled,
+            changed,
+        })
     }
 
-    /// The agent as it will be when it is let in.
-    fn admit(&self, state: &mut State, proven: &Proven<'_>) -> Result<AgentRecord, Refused> {
+    /// The agent as it will be when it is let in, and what changed of its machine.
+    fn admit(
+        &self,
+        state: &mut State,
+        proven: &Proven<'_>,
+    ) -> Result<(AgentRecord, Vec<String>), Refused> {
         // Looked up again: another session of this agent may have moved it on meanwhile.
         let current = agent_with(state, proven.static_public).ok_or(Refused::UnknownAgent)?;
         let mut agent = current.clone();
@@ -225,15 +239,13 @@ impl Agents {
                 return Err(self.quarantine(state, agent, proven, reason, seen));
             }
             agent.restored |= matches!(held, Held::Superseded | Held::Recovery);
-        } else if !changed.is_empty() {
-            warn!(agent = %agent.id, changed = changed.join(", "), "the machine of an agent changed a little");
         }
         agent.fingerprint = seen;
         if held == Held::Next {
             prove_next(&mut agent);
         }
         agent.credential_next = Some(StoredSecret(proven.established.next_psk.clone()));
-        Ok(agent)
+        Ok((agent, changed))
     }
 
     /// Writes down what was seen, for a person to decide about. Nothing else of the agent changes.
@@ -293,6 +305,7 @@ impl Agents {
         {
             let mut moved = agent.clone();
             prove_next(&mut moved);
+            fault::point("server: credential stored heard");
             self.catalogue.put(&moved)?;
             fault::point("server: credential superseded");
             *agent = moved;

@@ -13,7 +13,7 @@ use scrinium_protocol::sl::handshake::{
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::random;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -114,6 +114,7 @@ async fn handshake(
                 let detail = json!({ "agent": agent.name, "address": address.to_string() });
                 core.audit.record("agent", "enrolled", detail).await;
             }
+            note_changes(core, &accepted, address).await;
             Ok((accepted, established))
         }
         Err(refused) => {
@@ -168,6 +169,22 @@ async fn finish(
             Ok(accepted) => return Ok((accepted, established)),
             Err(refused) => return Err(refused),
         }
+    }
+}
+
+/// What changed of an agent that was let in is written down: its machine, or that its state is a
+/// restored one.
+async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
+    let agent = &accepted.agent;
+    let detail =
+        |what: Value| json!({ "agent": agent.name, "address": address.to_string(), "what": what });
+    if !accepted.changed.is_empty() {
+        let detail = detail(json!(accepted.changed));
+        core.audit.record("agent", "machine changed", detail).await;
+    }
+    if agent.restored {
+        let detail = detail(json!("restored from a copy; a new epoch begins"));
+        core.audit.record("agent", "rollback", detail).await;
     }
 }
 

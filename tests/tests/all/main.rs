@@ -1,12 +1,17 @@
 //! Everything that needs more than one crate: real programs, real sockets, real peers.
 
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a step that fails is a test that fails"
+)]
 
 mod browser;
 mod conserved;
 mod demo;
 mod enrolment;
 mod full_disk;
+mod identity;
 mod interop;
 mod machine;
 mod outage;

@@ -1,0 +1,355 @@
+//! Copies, restored states and changed machines: the agent itself is never locked out, and nothing of it
+//! is silent (scenarios J).
+
+use std::path::Path;
+use std::time::Duration;
+
+use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::{has_tool, pause, skipped, wait_until};
+
+/// J1 (same characteristics): both run, the copy is refused, the alarm names both.
+#[test]
+fn j1_a_clone_beside_its_running_original_is_refused_and_alarmed_and_the_original_ships_on() {
+    let mut lab = Lab::start("j1");
+    lab.add_agent("web1", lab.sl, "");
+    let log = write_line(&lab, "app.log", "first");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 6, Duration::from_secs(20));
+    lab.copy_agent("web1", "clone");
+    lab.start_agent("clone");
+
+    let alarm = lab.wait_for_alarm("identity-used-twice", "web1");
+    assert_eq!(alarm.matches("127.0.0.1:").count(), 2, "{alarm}");
+    write_line(&lab, "app.log", "second");
+    lab.wait_for_bytes("web1", &log, 13, Duration::from_secs(10));
+    assert_eq!(lab.agent("web1")["state"], "connected");
+    // Nothing of it was archived twice, and the clone is told what to do.
+    assert_eq!(lab.export("web1", &log), b"first\nsecond\n");
+    let refused = std::fs::read_to_string(lab.dir.join("clone.out")).unwrap();
+    assert!(refused.contains("refused"), "{refused}");
+    assert!(audited(&lab, "identity-used-twice") >= 1);
+}
+
+/// J1 (other machine): the copied directory does not even open there.
+#[test]
+fn j1_a_copied_directory_does_not_open_on_another_machine() {
+    let Some(elsewhere) = other_machine_id() else {
+        return;
+    };
+    let mut lab = Lab::start("j1-elsewhere");
+    lab.add_agent("web1", lab.sl, "");
+    lab.copy_agent("web1", "copy");
+    let wrapper: Vec<&str> = elsewhere.iter().map(String::as_str).collect();
+    lab.spawn_agent("copy", "", &wrapper);
+    lab.wait_for_agent_end("copy", Duration::from_secs(20));
+    let said = std::fs::read_to_string(lab.dir.join("copy.out")).unwrap();
+    assert!(said.contains("another machine"), "{said}");
+}
+
+/// J1 (the clone of a virtual machine: the same machine-id, other hardware): quarantined, both addresses
+/// named, the original unaffected; and J7: one exchanged component is written down and tolerated.
+#[test]
+fn j7_one_changed_component_is_noted_and_more_are_quarantined_until_a_person_approves() {
+    if !has_root() {
+        return;
+    }
+    let mut lab = Lab::start("j7");
+    lab.add_agent("web1", lab.sl, "");
+    let log = write_line(&lab, "app.log", "one");
+    lab.spawn_agent(
+        "web1",
+        "",
+        &hardware("52:54:00:00:00:01", "uuid-a", "serial-a"),
+    );
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+
+    // Another network card: noted, let in. (Enrolled on the real machine, it had changed once before.)
+    let noted = "\"machine changed\" network-cards";
+    let before = audited(&lab, noted);
+    lab.spawn_agent(
+        "web1",
+        "",
+        &hardware("52:54:00:00:00:02", "uuid-a", "serial-a"),
+    );
+    lab.wait_connected("web1");
+    assert_eq!(audited(&lab, noted), before + 1);
+    lab.copy_agent("web1", "clone");
+    lab.stop_agent("web1");
+
+    // Another machine altogether: quarantined, with both addresses in the alarm.
+    lab.spawn_agent(
+        "clone",
+        "",
+        &hardware("52:54:00:00:00:03", "uuid-b", "serial-b"),
+    );
+    let alarm = lab.wait_for_alarm("identity-used-twice", "web1");
+    assert!(
+        alarm.contains("dmi-uuid") && alarm.contains("dmi-serial"),
+        "{alarm}"
+    );
+    assert_eq!(lab.agent("web1")["quarantine"]["approved"], false);
+    lab.kill_agent("clone");
+
+    // The agent itself is let in as before.
+    lab.spawn_agent(
+        "web1",
+        "",
+        &hardware("52:54:00:00:00:02", "uuid-a", "serial-a"),
+    );
+    write_line(&lab, "app.log", "two");
+    lab.wait_for_bytes("web1", &log, 8, Duration::from_secs(20));
+    lab.stop_agent("web1");
+
+    // Moved to other hardware on purpose: one approval, and it goes on where it stood.
+    lab.spawn_agent(
+        "web1",
+        "",
+        &hardware("52:54:00:00:00:04", "uuid-c", "serial-c"),
+    );
+    wait_until("it waits for approval", Duration::from_secs(20), || {
+        lab.agent("web1")["quarantine"]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("dmi-uuid"))
+            && lab.agent("web1")["state"] == "refused"
+    });
+    approve(&lab, "web1");
+    write_line(&lab, "app.log", "three");
+    lab.wait_for_bytes("web1", &log, 14, Duration::from_secs(30));
+    assert_eq!(lab.export("web1", &log), b"one\ntwo\nthree\n");
+    wait_until("the quarantine is over", Duration::from_secs(10), || {
+        lab.agent("web1")["quarantine"].is_null()
+    });
+}
+
+/// J2: the state is from yesterday. It is refused, not locked out: approved, it begins a new epoch where
+/// the server stands, and that is archived.
+#[test]
+fn j2_a_snapshot_reverted_agent_goes_on_in_a_new_epoch_after_approval() {
+    let mut lab = Lab::start("j2");
+    lab.add_agent("web1", lab.sl, "");
+    let log = write_line(&lab, "app.log", "one");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    lab.copy_agent("web1", "yesterday");
+    // A day's life: several credentials, more lines.
+    for (n, line) in ["two", "three"].into_iter().enumerate() {
+        write_line(&lab, "app.log", line);
+        lab.start_agent("web1");
+        lab.wait_for_bytes("web1", &log, 8 + n * 6, Duration::from_secs(20));
+        lab.stop_agent("web1");
+    }
+    let state = lab.state("web1");
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(lab.state("yesterday"), &state).unwrap();
+    lab.start_agent("web1");
+    let alarm = lab.wait_for_alarm("identity-used-twice", "web1");
+    assert!(alarm.contains("restored"), "{alarm}");
+    write_line(&lab, "app.log", "four");
+    approve(&lab, "web1");
+    lab.wait_for_bytes("web1", &log, 19, Duration::from_secs(40));
+    assert_eq!(lab.export("web1", &log), b"one\ntwo\nthree\nfour\n");
+    assert_eq!(audited(&lab, "rollback \"new epoch\""), 1);
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// J3: the *server* is from yesterday. What the agent still can read is sent again, into the new history.
+#[test]
+fn j3_a_server_restored_from_a_backup_gets_again_what_agents_still_hold() {
+    let mut lab = Lab::start("j3");
+    lab.add_agent("web1", lab.sl, "");
+    let log = write_line(&lab, "app.log", "one");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    lab.stop_server();
+    let backup = lab.dir.join("backup");
+    copy(&lab.data(), &backup);
+    lab.start_server();
+    for (n, line) in ["two", "three"].into_iter().enumerate() {
+        write_line(&lab, "app.log", line);
+        lab.start_agent("web1");
+        lab.wait_for_bytes("web1", &log, 8 + n * 6, Duration::from_secs(20));
+        lab.stop_agent("web1");
+    }
+    lab.stop_server();
+    std::fs::remove_dir_all(lab.data()).unwrap();
+    copy(&backup, &lab.data());
+    lab.start_server();
+    assert_eq!(lab.export("web1", &log), b"one\n");
+
+    lab.start_agent("web1");
+    let alarm = lab.wait_for_alarm("identity-used-twice", "web1");
+    assert!(alarm.contains("restored"), "{alarm}");
+    approve(&lab, "web1");
+    lab.wait_for_bytes("web1", &log, 14, Duration::from_secs(40));
+    assert_eq!(lab.export("web1", &log), b"one\ntwo\nthree\n");
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// J4: see `enrolment.rs` for each refusal; here, that somebody hears of it.
+#[test]
+fn j4_a_refused_token_is_an_alarm_and_an_entry_of_the_audit_stream() {
+    let lab = Lab::start("j4");
+    let token = lab.token("web1", lab.sl);
+    assert!(lab.enrol("one", &token).status.success());
+    assert_eq!(lab.enrol("two", &token).status.code(), Some(4));
+    let alarm = lab.wait_for_alarm("token-refused", "");
+    assert!(alarm.contains("already used"), "{alarm}");
+    assert_eq!(audited(&lab, "\"enrolment refused\""), 1);
+}
+
+/// J6: no certificate and no credential expires while an agent is away. What can get out of step comes
+/// back by approval; with neither credential it never does.
+#[test]
+fn j6_an_agent_that_was_away_comes_back_and_an_unproven_one_never_does() {
+    let mut lab = Lab::start("j6");
+    lab.add_agent("web1", lab.sl, "");
+    lab.add_agent("web2", lab.sl, "");
+    let log = write_line(&lab, "app.log", "one");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    lab.stop_server();
+    lab.start_server();
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    // An agent with another's credential: nothing to approve, it proves nothing.
+    let approved = lab.server(&["agent", "approve", "web2"]);
+    assert!(!approved.status.success());
+    let said = text(&approved.stderr);
+    assert!(said.contains("nothing waits for approval"), "{said}");
+}
+
+/// J8: an agent that no longer reports is an alarm.
+#[test]
+fn j8_an_agent_that_was_led_away_is_missed() {
+    let mut lab = Lab::start_with("j8", "silent_after_s = 10");
+    lab.add_agent("web1", lab.sl, "");
+    let log = write_line(&lab, "app.log", "one");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    let alarm = lab.wait_for_alarm("agent-silent", "web1");
+    assert!(alarm.contains("nothing was heard"), "{alarm}");
+    let id = lab.alarms()[0]["id"].to_string();
+    assert!(lab.server(&["alarm", "acknowledge", &id]).status.success());
+    assert_eq!(lab.alarms()[0]["acknowledged_by"], "local");
+}
+
+/// A configuration from the server: applied live, answered truthfully, never back to an older one.
+#[test]
+fn k1_a_configuration_is_applied_or_rejected_with_its_reason_and_survives_a_restart() {
+    let mut lab = Lab::start("configuration");
+    lab.add_agent("web1", lab.sl, "");
+    let more = lab.dir.join("more");
+    std::fs::create_dir_all(&more).unwrap();
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    let other = more.join("other.txt");
+    append(&other, "from the other file\n");
+    lab.write("bad.toml", b"[[source]]\nfile = 'relative.log'\n");
+    let good = format!("[[source]]\nfile = \"{}/*.txt\"\n", more.display());
+    lab.write("good.toml", good.as_bytes());
+
+    configure(&lab, "bad.toml");
+    wait_until("it is rejected", Duration::from_secs(10), || {
+        lab.agent("web1")["configuration"]["rejected"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("source.file"))
+    });
+    assert_eq!(lab.count("other"), 0);
+    configure(&lab, "good.toml");
+    lab.wait_for_bytes("web1", &other, 20, Duration::from_secs(20));
+    let state = lab.agent("web1")["configuration"].clone();
+    assert_eq!(
+        (&state["answered"], &state["rejected"]),
+        (&2.into(), &serde_json::Value::Null)
+    );
+
+    // It outlives the agent's process, and the local sources stay.
+    lab.kill_agent("web1");
+    lab.start_agent("web1");
+    append(&other, "more of it\n");
+    lab.wait_for_bytes("web1", &other, 31, Duration::from_secs(20));
+    let log = write_line(&lab, "app.log", "local");
+    lab.wait_for_bytes("web1", &log, 6, Duration::from_secs(20));
+}
+
+/// How many entries of the audit stream match, those about searches aside.
+fn audited(lab: &Lab, query: &str) -> u64 {
+    lab.count(&format!("stream:audit {query} -search"))
+}
+
+fn configure(lab: &Lab, file: &str) {
+    let path = lab.dir.join(file);
+    let done = lab.server(&[
+        "agent",
+        "configure",
+        "web1",
+        "--file",
+        path.to_str().unwrap(),
+    ]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+fn approve(lab: &Lab, agent: &str) {
+    let approved = lab.server(&["agent", "approve", agent]);
+    assert!(approved.status.success(), "{}", text(&approved.stderr));
+}
+
+fn write_line(lab: &Lab, name: &str, line: &str) -> std::path::PathBuf {
+    let path = lab.log(name);
+    append(&path, &format!("{line}\n"));
+    path
+}
+
+fn append(path: &Path, bytes: &str) {
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    std::io::Write::write_all(&mut file.unwrap(), bytes.as_bytes()).unwrap();
+    // Two writes within one timer tick would look like one to a reader that compares times.
+    pause(Duration::from_millis(5));
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+fn has_root() -> bool {
+    let root = std::process::Command::new("id").arg("-u").output().unwrap();
+    let is_root = text(&root.stdout).trim() == "0" && has_tool("unshare");
+    if !is_root {
+        skipped("other machines are made with mount namespaces, which need root");
+    }
+    is_root
+}
+
+/// A machine with another machine-id.
+fn other_machine_id() -> Option<Vec<String>> {
+    let script = "echo 0123456789abcdef0123456789abcdef > /tmp/scrinium-machine-id-$$ && \
+        mount --bind /tmp/scrinium-machine-id-$$ /etc/machine-id && rm /tmp/scrinium-machine-id-$$ && exec \"$@\"";
+    has_root().then(|| {
+        ["unshare", "-m", "sh", "-c", script, "sh"]
+            .map(str::to_owned)
+            .to_vec()
+    })
+}
+
+/// A machine with this network card, board and serial number, as its kernel would show them.
+fn hardware<'a>(card: &'a str, uuid: &'a str, serial: &'a str) -> [&'a str; 9] {
+    let script = "mount -t tmpfs tmpfs /sys/class && mkdir -p /sys/class/net/eth0 /sys/class/dmi/id && \
+        echo $1 > /sys/class/net/eth0/address && echo $2 > /sys/class/dmi/id/product_uuid && \
+        echo $3 > /sys/class/dmi/id/board_serial && shift 3 && exec \"$@\"";
+    [
+        "unshare", "-m", "sh", "-c", script, "sh", card, uuid, serial,
+    ]
+}
