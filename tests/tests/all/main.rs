@@ -13,6 +13,7 @@ mod enrolment;
 mod full_disk;
 mod identity;
 mod interop;
+mod link;
 mod machine;
 mod outage;
 mod package;

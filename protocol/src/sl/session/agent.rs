@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ed25519_dalek::VerifyingKey;
 
 use super::channel::Channel;
+use super::credits::Credits;
 use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
 use crate::batch::{BatchHeader, StreamPosition};
 use crate::error::{Error, PeerMisbehaved};
@@ -70,40 +71,6 @@ struct InFlight {
     next: Sequence,
     head: Head,
     bytes: u64,
-}
-
-/// What one lane may have on the way.
-#[derive(Debug, Default)]
-struct Credits {
-    in_flight: u64,
-    max: u64,
-    /// What it uses of `max` now.
-    used_max: u64,
-}
-
-impl Credits {
-    fn new(max: u32) -> Self {
-        Self {
-            in_flight: 0,
-            max: u64::from(max),
-            used_max: u64::from(max).min(CREDITS_START),
-        }
-    }
-
-    /// A lane always takes one batch, however small its credits.
-    fn take(&self, len: u64) -> bool {
-        self.in_flight == 0 || self.in_flight + len <= self.used_max
-    }
-
-    /// An ack took `delay`: what waits on the way for longer than [`ACK_DELAY_MAX`] makes other lanes
-    /// wait behind it, so less is sent ahead; else more.
-    fn adapt(&mut self, delay: Duration) {
-        self.used_max = if delay > ACK_DELAY_MAX {
-            (self.used_max / 2).max(1)
-        } else {
-            (self.used_max * 2).min(self.max)
-        };
-    }
 }
 
 impl AgentSession {
@@ -181,7 +148,7 @@ impl AgentSession {
         }
         let bytes = encoded.len() as u64;
         self.channel.send(&Message::Batch(encoded), now)?;
-        self.credits_mut(lane).in_flight += bytes;
+        self.credits_mut(lane).sent(bytes);
         self.in_flight
             .entry(header.stream)
             .or_default()
@@ -315,9 +282,13 @@ impl AgentSession {
             .ok_or(PeerMisbehaved::AckOfUnsentBatch)?;
         let acked: Vec<InFlight> = queue.drain(..=acked).collect();
         for sent in acked {
-            let credits = self.credits_mut(sent.lane);
-            credits.in_flight -= sent.bytes;
-            credits.adapt(now.saturating_duration_since(sent.sent_at));
+            let InFlight {
+                lane,
+                sent_at,
+                bytes,
+                ..
+            } = sent;
+            self.credits_mut(lane).acked(bytes, sent_at, now);
         }
         self.events.push_back(AgentEvent::Acked(receipt));
         Ok(())
@@ -359,9 +330,3 @@ impl AgentSession {
         self.channel.closed
     }
 }
-
-/// Batches wait on the way for at most this long before less is sent ahead: what is newer, and what is
-/// in the other lane, waits behind them.
-const ACK_DELAY_MAX: Duration = Duration::from_millis(700);
-/// Credits used before the first ack.
-const CREDITS_START: u64 = 1 << 20;

@@ -10,6 +10,7 @@
 
 mod agent;
 mod channel;
+mod credits;
 mod renewal;
 mod server;
 
@@ -221,37 +222,6 @@ mod tests {
         link.now += Duration::from_secs(3600);
         link.agent.send_sign_of_life(link.now);
         assert!(!link.agent.is_renewal_due(link.now));
-    }
-
-    #[test]
-    fn slow_acks_shrink_the_credits_and_quick_ones_let_them_grow() {
-        let mut link = Link::ready();
-        let batch = batch();
-        let round = |link: &mut Link, delay: Duration| {
-            link.agent
-                .send_batch(Lane::Backlog, &batch.header, batch.encoded(), link.now)
-                .unwrap()
-                .unwrap();
-            link.exchange();
-            link.now += delay;
-            link.send(&Message::Receipt(receipt(&batch)));
-        };
-        for _ in 0..20 {
-            round(&mut link, Duration::from_secs(1));
-        }
-        // One batch is always taken, a second one no longer.
-        link.agent
-            .send_batch(Lane::Backlog, &batch.header, batch.encoded(), link.now)
-            .unwrap()
-            .unwrap();
-        assert!(!link.agent.has_window(Lane::Backlog, 1));
-        assert!(link.agent.has_window(Lane::Live, 900));
-        link.exchange();
-        link.send(&Message::Receipt(receipt(&batch)));
-        for _ in 0..20 {
-            round(&mut link, Duration::ZERO);
-        }
-        assert!(link.agent.has_window(Lane::Backlog, 999));
     }
 
     struct Link {

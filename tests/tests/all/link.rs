@@ -1,0 +1,352 @@
+//! What a link can do to a session, in both suites: it is noticed, the session ends, the next one goes
+//! on, and nothing is lost or doubled (scenarios I).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use scrinium_tests::lab::Lab;
+use scrinium_tests::proxy::{Direction, Proxy, Spoil};
+use scrinium_tests::{now, pause, wait_until};
+
+/// A server, a link, an agent behind it, and a file that is written to.
+struct Rig {
+    lab: Lab,
+    proxy: Proxy,
+    log: PathBuf,
+    written: Vec<u8>,
+}
+
+impl Rig {
+    /// With the suite that encrypts, or the one that only authenticates.
+    fn start(name: &str, integrity_only: bool) -> Self {
+        let mut lab = Lab::start(name);
+        let target = if integrity_only {
+            lab.sl_integrity
+        } else {
+            lab.sl
+        };
+        let proxy = Proxy::start(target);
+        add_agent(&mut lab, &proxy, integrity_only);
+        let log = lab.log("app.log");
+        lab.start_agent("web1");
+        let mut rig = Self {
+            lab,
+            proxy,
+            log,
+            written: Vec::new(),
+        };
+        rig.write(b"the first line\n");
+        rig.settle();
+        rig
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(&self.log);
+        std::io::Write::write_all(&mut file.unwrap(), bytes).unwrap();
+        self.written.extend_from_slice(bytes);
+    }
+
+    /// Waits until everything written is archived, once and in order.
+    fn settle(&self) {
+        let limit = Duration::from_secs(40);
+        self.lab
+            .wait_for_bytes("web1", &self.log, self.written.len(), limit);
+        assert_eq!(self.lab.export("web1", &self.log), self.written);
+    }
+
+    fn server_log(&self) -> String {
+        std::fs::read_to_string(self.lab.dir.join("server.out")).unwrap()
+    }
+}
+
+/// Enrols over the encrypting port, as every agent must, then dials through the proxy.
+fn add_agent(lab: &mut Lab, proxy: &Proxy, integrity_only: bool) {
+    if integrity_only {
+        let line = format!("[server]\nintegrity_only = \"{}\"", proxy.address());
+        lab.add_agent("web1", lab.sl, &line);
+        let allowed = lab.server(&["agent", "integrity-only", "web1", "--allow"]);
+        assert!(allowed.status.success());
+    } else {
+        // The token carries the proxy's address: the agent knows no other.
+        lab.add_agent("web1", proxy.address(), "");
+    }
+}
+
+#[test]
+fn a_spoiled_record_is_noticed_the_session_ends_and_the_next_one_loses_nothing() {
+    for integrity_only in [false, true] {
+        let mut rig = Rig::start(
+            if integrity_only { "spoil-2" } else { "spoil-1" },
+            integrity_only,
+        );
+        let spoils = [
+            Spoil::Drop,
+            Spoil::Duplicate,
+            Spoil::Swap,
+            Spoil::Inject,
+            Spoil::Flip(1),  // length
+            Spoil::Flip(3),  // type
+            Spoil::Flip(5),  // length check
+            Spoil::Flip(20), // body
+            Spoil::Flip(-1), // tag
+            Spoil::Reset,
+        ];
+        for (n, spoil) in spoils.into_iter().enumerate() {
+            for direction in [Direction::Up, Direction::Down] {
+                // Not the first record: a session under way. What follows it makes a missing one show.
+                rig.proxy.spoil(direction, 1, spoil);
+                let before = rig.proxy.connections();
+                rig.proxy.break_all();
+                for line in 0..4 {
+                    rig.write(format!("{n} {direction:?} line {line}\n").as_bytes());
+                    pause(Duration::from_millis(30));
+                }
+                wait_until("the record is spoiled", Duration::from_secs(30), || {
+                    rig.proxy.has_spoiled()
+                });
+                // One connection was broken here, the next was spoiled, and a third took its place.
+                let what = format!("a new session after {spoil:?} {direction:?}");
+                wait_until(&what, Duration::from_secs(30), || {
+                    rig.proxy.connections() >= before + 2
+                });
+                rig.settle();
+            }
+        }
+        assert_eq!(rig.lab.verify().0, 0);
+        assert_eq!(rig.lab.count("line"), 81);
+        // Only confidentiality differs.
+        assert_eq!(
+            rig.proxy.saw(b"scrinium") || rig.proxy.saw(b"app.log"),
+            integrity_only
+        );
+    }
+}
+
+#[test]
+fn sending_in_clear_is_refused_unless_it_was_allowed_and_again_when_it_no_longer_is() {
+    let mut lab = Lab::start("clear");
+    let line = format!("[server]\nintegrity_only = \"{}\"", lab.sl_integrity);
+    lab.add_agent("web1", lab.sl, &line);
+    let log = lab.log("app.log");
+    lab.write("logs/app.log", b"one\n");
+    lab.start_agent("web1");
+    wait_until("it is refused", Duration::from_secs(20), || {
+        lab.agent("web1")["state"] == "refused"
+    });
+    assert!(
+        lab.server(&["agent", "integrity-only", "web1", "--allow"])
+            .status
+            .success()
+    );
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(30));
+    assert!(
+        lab.server(&["agent", "integrity-only", "web1"])
+            .status
+            .success()
+    );
+    wait_until("it is refused again", Duration::from_secs(30), || {
+        lab.agent("web1")["state"] == "refused"
+    });
+    // A suite on the other suite's port is no agreement either: nothing is negotiated.
+    lab.stop_agent("web1");
+    let wrong = format!(
+        "[[source]]\nfile = \"{}/*.log\"\n[server]\nintegrity_only = \"{}\"\n",
+        lab.dir.join("logs").display(),
+        lab.sl
+    );
+    lab.write("web1.toml", wrong.as_bytes());
+    lab.start_agent("web1");
+    pause(Duration::from_secs(2)); // that nothing happens is under test
+    assert_ne!(lab.agent("web1")["state"], "connected");
+}
+
+/// I1, with real programs at 40 places; the simulation cuts at every byte.
+#[test]
+fn i1_a_session_cut_anywhere_is_resumed_and_everything_conserved() {
+    let mut rig = Rig::start("i1", false);
+    for n in 0..40_u64 {
+        rig.proxy.cut_next_after(1 + n * 97 % 2900);
+        let before = rig.proxy.connections();
+        rig.proxy.break_all();
+        rig.write(format!("line {n}\n").as_bytes());
+        wait_until("the next connection", Duration::from_secs(20), || {
+            rig.proxy.connections() > before
+        });
+    }
+    rig.settle();
+}
+
+/// I2 and I7 (after the fsync, before the ack): the batch is durable, its receipt never arrives.
+#[test]
+fn i2_a_batch_whose_receipt_was_lost_is_sent_again_and_archived_once() {
+    for spoil in [Spoil::Reset, Spoil::BlackHole] {
+        let mut rig = Rig::start("i2", false);
+        // Down records: stream states and ready were the first ones; the receipt is the next.
+        rig.proxy.spoil(Direction::Down, 2, spoil);
+        rig.proxy.break_all();
+        pause(Duration::from_millis(600)); // the new session is up
+        rig.write(b"archived, never acked\n");
+        wait_until("the receipt is lost", Duration::from_secs(20), || {
+            rig.proxy.has_spoiled()
+        });
+        rig.settle();
+        rig.write(b"after it\n");
+        rig.settle();
+        assert_eq!(rig.lab.count("\"archived, never acked\""), 1);
+    }
+}
+
+/// I4: acks that come late, twice or not at all; each ends the session or changes nothing.
+#[test]
+fn i4_receipts_reordered_delayed_dropped_and_doubled_change_nothing() {
+    let mut rig = Rig::start("i4", false);
+    for spoil in [Spoil::Swap, Spoil::Duplicate, Spoil::Drop] {
+        rig.proxy.spoil(Direction::Down, 2, spoil);
+        rig.proxy.break_all();
+        for n in 0..10 {
+            rig.write(format!("{spoil:?} {n}\n").as_bytes());
+            pause(Duration::from_millis(100));
+        }
+        rig.settle();
+    }
+    rig.proxy.delay(300);
+    rig.write(b"late\n");
+    rig.settle();
+}
+
+/// I5: a peer that is there and says nothing is dead after three keep-alives, to both sides.
+#[test]
+fn i5_a_half_open_peer_is_noticed_by_both_sides() {
+    let mut rig = Rig::start("i5", false);
+    rig.proxy.spoil(Direction::Down, 2, Spoil::BlackHole);
+    rig.proxy.break_all();
+    wait_until("the answers are swallowed", Duration::from_secs(20), || {
+        rig.proxy.has_spoiled()
+    });
+    let since = now();
+    let before = rig.proxy.connections();
+    rig.write(b"into a black hole\n");
+    wait_until(
+        "the agent gives the connection up",
+        Duration::from_secs(20),
+        || rig.proxy.connections() > before,
+    );
+    // Keep-alives are 2 s apart here.
+    assert!(now().duration_since(since) < Duration::from_secs(9));
+    rig.settle();
+
+    // The other way round: the server hears nothing.
+    rig.proxy.spoil(Direction::Up, 2, Spoil::BlackHole);
+    rig.proxy.break_all();
+    wait_until("the server gives up", Duration::from_secs(30), || {
+        rig.server_log()
+            .contains("nothing was heard for three keep-alives")
+    });
+    rig.write(b"heard again\n");
+    rig.settle();
+}
+
+/// I8: the end of a session is authenticated: a truncation is told apart from a goodbye.
+#[test]
+fn i8_a_truncated_session_is_told_apart_from_a_closed_one() {
+    let mut rig = Rig::start("i8", false);
+    assert!(!rig.server_log().contains("truncated"));
+    rig.proxy.break_all();
+    wait_until("the truncation is said", Duration::from_secs(20), || {
+        rig.server_log().contains("without a close: truncated")
+    });
+    rig.write(b"after the cut\n");
+    rig.settle();
+    rig.lab.stop_agent("web1");
+    wait_until("the goodbye is said", Duration::from_secs(20), || {
+        rig.server_log().contains("the agent stops")
+    });
+    let said = rig.server_log();
+    assert_eq!(
+        said.matches("without a close: truncated").count(),
+        1,
+        "{said}"
+    );
+}
+
+/// I10: one byte a segment and 600 ms there and back: slow, and right.
+#[test]
+fn i10_a_miserable_link_still_carries_everything() {
+    let mut rig = Rig::start("i10", false);
+    rig.proxy.delay(300);
+    rig.proxy.break_all();
+    let since = now();
+    for n in 0..200 {
+        rig.write(format!("over a miserable link {n}\n").as_bytes());
+    }
+    rig.settle();
+    assert!(now().duration_since(since) < Duration::from_secs(20));
+}
+
+/// Lanes: what piled up during an outage drains through a narrow link, and a line of another file does
+/// not wait for it.
+#[test]
+fn a_backlog_does_not_delay_live_lines() {
+    let mut lab = Lab::start("lanes");
+    let proxy = Proxy::start(lab.sl);
+    let limits = "[spool]\nram_bytes_max = \"512 KiB\"\ndisk_bytes_max = \"256 MiB\"";
+    lab.add_agent("web1", proxy.address(), limits);
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    proxy.cut();
+    let backlog = backlog();
+    lab.write("logs/busy.log", &backlog);
+    wait_until(
+        "the backlog is on the disk",
+        Duration::from_secs(60),
+        || {
+            lab.agent_status("web1")
+                .is_some_and(|status| status["disk_bytes"].as_u64().unwrap() > 12 << 20)
+        },
+    );
+    proxy.pace(2 << 20);
+    proxy.mend();
+    lab.wait_connected("web1");
+    let mut worst = Duration::ZERO;
+    for n in 0..5 {
+        let marker = format!("livemarker{n}");
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(lab.log("live.log"));
+        std::io::Write::write_all(&mut file.unwrap(), format!("{marker}\n").as_bytes()).unwrap();
+        let since = now();
+        wait_until("the live line is found", Duration::from_secs(30), || {
+            lab.count(&marker) == 1
+        });
+        worst = worst.max(now().duration_since(since));
+        assert!(
+            lab.agent_status("web1").unwrap()["disk_bytes"]
+                .as_u64()
+                .unwrap()
+                > 0,
+            "the backlog must still be draining for this to mean anything"
+        );
+    }
+    assert!(worst < Duration::from_secs(2), "a live line took {worst:?}");
+    proxy.pace(0);
+    let busy = lab.log("busy.log");
+    lab.wait_for_bytes("web1", &busy, backlog.len(), Duration::from_secs(120));
+    assert!(lab.export("web1", &busy) == backlog);
+}
+
+/// 24 MiB of lines that do not compress much.
+fn backlog() -> Vec<u8> {
+    let mut random = scrinium_tests::random::Random::new(7);
+    let mut bytes = Vec::new();
+    while bytes.len() < 24 << 20 {
+        for _ in 0..12 {
+            bytes.extend_from_slice(format!("{:016x}", random.below(u64::MAX)).as_bytes());
+        }
+        bytes.push(b'\n');
+    }
+    bytes
+}
