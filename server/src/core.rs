@@ -42,7 +42,7 @@ pub(crate) struct Core {
     pub(crate) certificate: (String, String),
     pub(crate) keep_alive: Duration,
     pub(crate) silent_after: Duration,
-    pub(crate) admission: Admission,
+    pub(crate) admission: Arc<Admission>,
     /// What agents dial.
     pub(crate) address: String,
 }
@@ -99,7 +99,7 @@ impl Running {
             certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
             keep_alive: config.keep_alive,
             silent_after: config.silent_after,
-            admission: Admission::new(config.handshakes),
+            admission: Arc::new(Admission::new(config.handshakes)),
             address,
             volume,
         };

@@ -150,6 +150,17 @@ impl Lab {
         self.server = Some(child);
     }
 
+    #[must_use]
+    pub fn server_pid(&self) -> u32 {
+        self.server.as_ref().unwrap().id()
+    }
+
+    /// Whether the server has ended by itself.
+    pub fn server_has_ended(&mut self) -> bool {
+        let server = self.server.as_mut().unwrap();
+        server.try_wait().unwrap().is_some()
+    }
+
     /// Waits until the server has ended by itself.
     pub fn wait_for_server_end(&mut self, limit: Duration) {
         let mut server = self.server.take().unwrap();
@@ -182,9 +193,16 @@ impl Lab {
     /// Uses a token.
     #[must_use]
     pub fn enrol(&self, agent: &str, token: &str) -> Output {
+        self.enrol_with_fault(agent, token, "")
+    }
+
+    /// Uses a token, to die at the fault point `fault`.
+    #[must_use]
+    pub fn enrol_with_fault(&self, agent: &str, token: &str, fault: &str) -> Output {
         Command::new(program("scrinium-agent"))
             .args(["enroll", token, "--state"])
             .arg(self.state(agent))
+            .env("SCRINIUM_FAULT", fault)
             .output()
             .unwrap()
     }
@@ -194,6 +212,15 @@ impl Lab {
         let token = self.token(agent, address);
         let enrolled = self.enrol(agent, &token);
         assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
+        self.configure_agent(agent, more);
+    }
+
+    /// Takes an agent that is enrolled already into the laboratory.
+    pub fn adopt_agent(&mut self, agent: &str) {
+        self.configure_agent(agent, "");
+    }
+
+    fn configure_agent(&mut self, agent: &str, more: &str) {
         let config = format!(
             "[[source]]\nfile = \"{}/*.log\"\n{more}\n",
             self.dir.join("logs").display()
@@ -484,6 +511,15 @@ pub fn cpu_seconds(pid: u32) -> f64 {
         .collect();
     let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
     ticks / 100.0 // USER_HZ of every Linux that matters
+}
+
+/// Resident memory of one process, in bytes, from `/proc`.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
 }
 
 /// Bytes of a program as text.

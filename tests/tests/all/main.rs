@@ -10,6 +10,8 @@ mod browser;
 mod conserved;
 mod demo;
 mod enrolment;
+mod faults;
+mod flood;
 mod full_disk;
 mod identity;
 mod interop;
