@@ -191,6 +191,7 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 epoch: Epoch(random()?),
                 behind: false,
                 positions: BTreeMap::new(),
+                receipts: BTreeMap::new(),
             };
             Identity::create(dir, &key, state)?
         }
@@ -207,8 +208,8 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
         let read = tokio::time::timeout(ANSWER_MAX, stream.read(&mut buffer)).await;
         let n = read.context("the server did not answer in time")??;
         received.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if let Some(reason) = refusal_of(&received) {
-            return Err(Refused(reason).into());
+        if let Some(refusal) = refusal_of(&received) {
+            return Err(Refused::new(refusal).into());
         }
         if n == 0 {
             bail!("the server closed the connection");

@@ -15,9 +15,9 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::secret::Secret;
-use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
+use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, Receipt};
 use scrinium_segment::slots::Slots;
-use scrinium_segment::{durable, machine, random};
+use scrinium_segment::{durable, fault, machine, random};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -46,6 +46,8 @@ pub struct State {
     pub epoch: Epoch,
     pub behind: bool,
     pub positions: BTreeMap<StreamId, StreamPosition>,
+    /// The last receipt of each stream: the server's signed word that everything before is durable.
+    pub receipts: BTreeMap<StreamId, Receipt>,
 }
 
 /// A configuration from the server.
@@ -138,6 +140,16 @@ impl Identity {
         Ok(identity)
     }
 
+    /// From now on the server may know more than what is written down here: `behind`, durably.
+    pub(crate) fn note_behind(&mut self) -> Result<()> {
+        if !self.state.behind {
+            self.state.behind = true;
+            self.save()?;
+            fault::point("agent: behind durable");
+        }
+        Ok(())
+    }
+
     /// Makes the state durable.
     pub fn save(&mut self) -> Result<()> {
         let bytes = Zeroizing::new(self.state.encode());
@@ -169,9 +181,14 @@ impl State {
         put_bytes16(&mut out, text.as_bytes());
         self.epoch.encode(&mut out);
         out.push(u8::from(self.behind));
+        let count = u32::try_from(self.positions.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&count.to_be_bytes());
         for (stream, position) in &self.positions {
             stream.encode(&mut out);
             position.encode(&mut out);
+        }
+        for receipt in self.receipts.values() {
+            receipt.encode(&mut out);
         }
         out
     }
@@ -194,6 +211,7 @@ impl State {
             epoch: Epoch::default(),
             behind: false,
             positions: BTreeMap::new(),
+            receipts: BTreeMap::new(),
         };
         let has_token = r.flag("token flag")?;
         let token = r.array("token")?;
@@ -209,11 +227,14 @@ impl State {
         state.central = (version > 0).then_some(Central { version, text });
         state.epoch = Epoch::read(&mut r)?;
         state.behind = r.flag("behind flag")?;
-        while !r.is_empty() {
+        for _ in 0..r.u32("number of positions")? {
             let stream = StreamId::read(&mut r)?;
-            state
-                .positions
-                .insert(stream, StreamPosition::read(&mut r)?);
+            let position = StreamPosition::read(&mut r)?;
+            state.positions.insert(stream, position);
+        }
+        while !r.is_empty() {
+            let receipt = Receipt::read(&mut r)?;
+            state.receipts.insert(receipt.stream, receipt);
         }
         Ok(state)
     }
@@ -254,10 +275,23 @@ mod tests {
             epoch: Epoch([9; 16]),
             behind: true,
             positions: BTreeMap::from([(StreamId([1; 16]), position)]),
+            receipts: BTreeMap::from([(
+                StreamId([1; 16]),
+                Receipt {
+                    stream: StreamId([1; 16]),
+                    epoch: Epoch([1; 16]),
+                    next: Sequence(9),
+                    head: Head([2; 32]),
+                    log: 3,
+                    offset: 4,
+                    signature: [5; 64],
+                },
+            )]),
         };
         let read = State::decode(&state.encode()).unwrap();
         assert_eq!(read.encode(), state.encode());
         assert_eq!(read.positions, state.positions);
+        assert_eq!(read.receipts, state.receipts);
         assert!(State::decode(&state.encode()[..50]).is_err());
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, ServerHello, start,
+    AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, RefusalCode,
+    ServerHello, parse_refusal, start,
 };
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::suite::Suite;
@@ -90,7 +91,7 @@ impl Dial {
             .handle(&frame)
             .context("the server's answer is not from the server of the token")?;
         if let ServerHello::Refused { reason } = answer {
-            return Err(Refused(reason).into());
+            return Err(Refused::new((RefusalCode::Other, reason)).into());
         }
         self.hello.time_us = clock::unix_us();
         let (bytes, established) = send.finish(&self.hello)?;
@@ -113,7 +114,7 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let mut frame = vec![0; len];
     stream.read_exact(&mut frame).await?;
     if refused {
-        return Err(Refused(String::from_utf8_lossy(&frame).into_owned()).into());
+        return Err(Refused::new(parse_refusal(&frame)).into());
     }
     Ok(frame)
 }

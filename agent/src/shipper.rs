@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariants:
-//! 1. `behind` is durable before a batch that lies only in RAM is sent.
+//! 1. `behind` is durable before a batch is sent that positions on the disk do not know: one that lies
+//!    only in RAM, or was spilled without writing positions down.
 //! 2. It is cleared only with RAM empty: by a spill, after which the disk knows everything sent.
 //! 3. The credential is replaced, durably, when the server's first record was opened, and before the
 //!    server is told so.
@@ -22,7 +23,7 @@ use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{SealedBatch, StreamPosition};
 use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
-use scrinium_protocol::sl::handshake::{Established, refusal_of};
+use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
 use scrinium_protocol::sl::message::{
     Configuration, ConfigurationAnswer, KeepAlive, Lane, MARKS_MAX,
 };
@@ -63,8 +64,19 @@ pub enum Order {
 
 /// The server refused, in its own words.
 #[derive(Debug, thiserror::Error)]
-#[error("the server refused: {0}")]
-pub struct Refused(pub String);
+#[error("the server refused: {reason}")]
+pub struct Refused {
+    pub code: RefusalCode,
+    pub reason: String,
+}
+
+impl Refused {
+    /// What [`refusal_of`] found.
+    #[must_use]
+    pub fn new((code, reason): (RefusalCode, String)) -> Self {
+        Self { code, reason }
+    }
+}
 
 /// Checks the text of a configuration; says why it cannot be applied.
 pub type Check = fn(&str) -> Result<Limits>;
@@ -82,8 +94,8 @@ pub struct Shipper {
     orders: VecDeque<Order>,
     /// Streams that moved since the last keep-alive.
     moved: BTreeSet<StreamId>,
-    /// The server did not take the rolling credential: the next attempt shows the recovery credential.
-    is_out_of_step: bool,
+    /// How often in a row the server did not know the credential.
+    unknown: u8,
     check: Check,
     /// Why the spool cannot be written, while it cannot.
     pub problem: Option<String>,
@@ -127,7 +139,7 @@ impl Shipper {
             has_sources: false,
             orders: VecDeque::new(),
             moved: BTreeSet::new(),
-            is_out_of_step: false,
+            unknown: 0,
             check,
             problem: None,
             acked_entries: 0,
@@ -151,9 +163,15 @@ impl Shipper {
     pub fn credential(&self) -> &Secret<32> {
         let state = &self.identity.state;
         match &state.recovery {
-            Some(recovery) if self.is_out_of_step => recovery,
+            Some(recovery) if self.unknown >= UNKNOWN_MAX => recovery,
             _ => &state.credential,
         }
+    }
+
+    /// The credential agreed in this connection, not yet ours before the server's first record.
+    #[must_use]
+    pub fn next_credential(&self) -> Option<&Secret<32>> {
+        Some(&self.link.as_ref()?.next_credential)
     }
 
     /// What waits.
@@ -184,9 +202,13 @@ impl Shipper {
     /// The connection is gone, or was refused before it was one: what was in flight is sent again by
     /// the next session.
     pub fn handle_disconnected(&mut self, error: &anyhow::Error) {
-        // A refusal is a hint and changes nothing that is written down: the attempts alternate.
-        if error.is::<Refused>() && self.identity.state.token.is_none() {
-            self.is_out_of_step = !self.is_out_of_step;
+        // A refusal is a hint, anybody on the way can make one, and it changes nothing that is written
+        // down: after a few in a row one attempt shows the recovery credential, then it begins anew.
+        if let Some(refused) = error.downcast_ref::<Refused>() {
+            let counts = refused.code == RefusalCode::Credential
+                && self.unknown < UNKNOWN_MAX
+                && self.identity.state.token.is_none();
+            self.unknown = if counts { self.unknown + 1 } else { 0 };
         }
         self.problem = Some(format!("{error:#}"));
         self.link = None;
@@ -204,8 +226,8 @@ impl Shipper {
         };
         if let Some(first) = &mut link.first {
             first.extend_from_slice(bytes);
-            if let Some(reason) = refusal_of(first) {
-                return Err(Refused(reason).into());
+            if let Some(refusal) = refusal_of(first) {
+                return Err(Refused::new(refusal).into());
             }
         }
         link.session.handle_bytes(bytes, now)?;
@@ -286,7 +308,7 @@ impl Shipper {
                     // At this point the next credential is ours; if we die before saying so, the
                     // server learns it from the next connection.
                     link.session.send_credential_stored(now)?;
-                    self.is_out_of_step = false;
+                    self.unknown = 0;
                 }
             }
             AgentEvent::Enrolled { agent } => {
@@ -312,6 +334,7 @@ impl Shipper {
                 let before = self.spool.entries();
                 self.spool.ack(receipt.stream, receipt.next)?;
                 self.acked_entries += before - self.spool.entries();
+                state.receipts.insert(receipt.stream, receipt);
             }
             AgentEvent::Closed { reason } => {
                 anyhow::bail!("the server ended the session: {reason}")
@@ -332,7 +355,9 @@ impl Shipper {
         self.spool.restart();
         let state = &mut self.identity.state;
         let mut must_save = state.server_signing.is_none();
-        state.server_signing.get_or_insert(signing.to_bytes());
+        state
+            .server_signing
+            .get_or_insert_with(|| signing.to_bytes());
         if restored || is_rolled_back(state, &stated) {
             warn!(
                 "this agent's state was restored from a copy: a new epoch begins where the server stands"
@@ -442,7 +467,10 @@ impl Shipper {
             if !self.spool.has_backlog_in_ram() || !self.spool.has_disk() {
                 return false;
             }
-            self.spool.spill_backlog()
+            // What is sent from there was not yet known when positions were written down last.
+            self.identity
+                .note_behind()
+                .and_then(|()| self.spool.spill_backlog())
         } else if self.spool.has_disk() {
             self.spill()
         } else {
@@ -511,10 +539,8 @@ impl Shipper {
             if !link.session.has_window(lane, next.encoded.len()) {
                 continue;
             }
-            if next.is_in_ram && !self.identity.state.behind {
-                self.identity.state.behind = true;
-                self.identity.save()?;
-                fault::point("agent: behind durable");
+            if next.is_in_ram {
+                self.identity.note_behind()?;
             }
             let stream = next.header.stream;
             if link.opened.insert(stream) {
@@ -549,3 +575,6 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
                 .is_some_and(|server| server.epoch == ours.epoch && server.next > ours.next)
         })
 }
+
+/// Refusals of the rolling credential in a row before the recovery credential is shown.
+const UNKNOWN_MAX: u8 = 3;

@@ -23,6 +23,7 @@ use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::config::Config;
 use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
+use crate::session::receiver::Shared;
 use crate::volume::Volume;
 use crate::{ingest, local};
 
@@ -30,7 +31,7 @@ use crate::{ingest, local};
 pub(crate) struct Core {
     pub(crate) volume: Volume,
     pub(crate) archive: Arc<Archive>,
-    pub(crate) agents: Agents,
+    pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
     pub(crate) audit: Audit,
@@ -41,6 +42,8 @@ pub(crate) struct Core {
     pub(crate) own_agent: AgentId,
     pub(crate) certificate: (String, String),
     pub(crate) keep_alive: Duration,
+    /// What every session needs.
+    pub(crate) sessions: Shared,
     pub(crate) silent_after: Duration,
     pub(crate) admission: Arc<Admission>,
     /// What agents dial.
@@ -86,8 +89,16 @@ impl Running {
             entries,
         ));
         let audit = Audit::new(local.clone());
+        let agents = Agents::load(catalogue.clone(), config.machine_changes_max)?;
+        let agents = Arc::new(agents);
         let core = Core {
-            agents: Agents::load(catalogue.clone(), config.machine_changes_max)?,
+            sessions: Shared {
+                agents: agents.clone(),
+                archive: archive.clone(),
+                signing: signing.clone(),
+                keep_alive: config.keep_alive,
+            },
+            agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone())?,
             accounts: Accounts::load(catalogue)?,
             audit,

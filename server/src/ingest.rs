@@ -60,6 +60,9 @@ pub(crate) enum Outcome {
     Durable(Box<Receipt>),
     /// Another history of this stream is archived.
     Conflict,
+    /// Something of this stream is archived that comes after it; whether it is the same as what is
+    /// archived is not looked up.
+    Stale,
     /// The disk did not take it; it may be sent again.
     NotWritten,
 }
@@ -75,22 +78,15 @@ pub(crate) fn start(
     log_bytes_max: u64,
 ) -> Result<(Queue, std::thread::JoinHandle<()>)> {
     let (queue, submissions) = sync_channel(QUEUE_MAX);
-    let mut ingest = Ingest {
-        log: None,
-        left: None,
-        log_bytes_max,
-        archive,
-        signing,
-        finished_logs,
-    };
-    ingest.open_log()?;
+    let mut ingest = Ingest::new(archive, signing, finished_logs, log_bytes_max)?;
     let thread = std::thread::Builder::new()
         .name("ingest".into())
         .spawn(move || ingest.run(&submissions))?;
     Ok((queue, thread))
 }
 
-struct Ingest {
+/// The writer.
+pub(crate) struct Ingest {
     archive: Arc<Archive>,
     signing: SigningKey,
     finished_logs: SyncSender<u64>,
@@ -116,6 +112,24 @@ struct Appended {
 }
 
 impl Ingest {
+    pub(crate) fn new(
+        archive: Arc<Archive>,
+        signing: SigningKey,
+        finished_logs: SyncSender<u64>,
+        log_bytes_max: u64,
+    ) -> Result<Self> {
+        let mut ingest = Self {
+            log: None,
+            left: None,
+            log_bytes_max,
+            archive,
+            signing,
+            finished_logs,
+        };
+        ingest.open_log()?;
+        Ok(ingest)
+    }
+
     fn run(&mut self, submissions: &Receiver<Submission>) {
         loop {
             let first = match submissions.recv_timeout(IDLE_INTERVAL) {
@@ -140,7 +154,7 @@ impl Ingest {
     }
 
     /// Takes everything that waits, makes it durable with one sync, answers.
-    fn round(&mut self, round: Vec<Submission>) {
+    pub(crate) fn round(&mut self, round: Vec<Submission>) {
         let mut streams: BTreeMap<StreamId, StreamRecord> = BTreeMap::new();
         let mut new_streams = Vec::new();
         let mut appended = Vec::new();
@@ -273,15 +287,15 @@ impl Ingest {
             answer(item.submission.answer, Outcome::Durable(Box::new(receipt)));
         }
         for item in repeated {
-            // Known again only when it is the very batch that stands last; an older one is answered
-            // as a conflict, and the sender asks anew where the archive stands.
+            // Known again only when it is the very batch that stands last; whoever sends an older one
+            // asks anew where the archive stands.
             let stands = self.archive.stream(item.batch.header.stream);
             let same =
                 stands.is_some_and(|stream| stream.position == item.batch.header.position_after());
             let outcome = if same {
                 Outcome::Durable(Box::new(self.receipt(&item.batch, number, 0)))
             } else {
-                Outcome::Conflict
+                Outcome::Stale
             };
             answer(item.answer, outcome);
         }

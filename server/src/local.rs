@@ -110,8 +110,8 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
                 Ok(Outcome::Durable(_)) => {}
                 Ok(Outcome::NotWritten) => failed.push(item),
                 // It follows one that was not written: both go again.
-                Ok(Outcome::Conflict) if !failed.is_empty() => failed.push(item),
-                Ok(Outcome::Conflict) => {
+                Ok(Outcome::Conflict | Outcome::Stale) if !failed.is_empty() => failed.push(item),
+                Ok(Outcome::Conflict | Outcome::Stale) => {
                     error!("a batch of the server's own was refused as conflicting");
                     all_durable = false;
                 }

@@ -24,6 +24,8 @@ mod package;
 mod present;
 mod session;
 mod silence;
+#[cfg(test)]
+mod simulation;
 mod volume;
 
 use std::io::IsTerminal as _;

@@ -417,7 +417,7 @@ impl ExpectAgentHello {
 pub enum FrameHead {
     /// A Noise message of this many bytes follows.
     Message(usize),
-    /// The peer gives up; a code of this many bytes follows. Not authenticated: a hint.
+    /// The peer gives up; this many bytes follow, see [`parse_refusal`].
     Refusal(usize),
 }
 
@@ -438,28 +438,47 @@ impl FrameHead {
     }
 }
 
+/// Why a handshake was refused, for programs. Not authenticated: a hint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RefusalCode {
+    /// See the words.
+    Other,
+    /// The credential is not one the server knows: the recovery credential may be.
+    Credential,
+}
+
 /// Returns the frame that tells the peer why the handshake ends, before keys are agreed.
 #[must_use]
-pub fn refusal_frame(reason: &str) -> Vec<u8> {
+pub fn refusal_frame(code: RefusalCode, reason: &str) -> Vec<u8> {
+    let mut bytes = vec![match code {
+        RefusalCode::Other => 0,
+        RefusalCode::Credential => 1,
+    }];
+    bytes.extend_from_slice(truncated(reason, TEXT_LEN_MAX).as_bytes());
     let mut out = Vec::new();
-    put_frame(
-        &mut out,
-        FRAME_REFUSED,
-        truncated(reason, TEXT_LEN_MAX).as_bytes(),
-    );
+    put_frame(&mut out, FRAME_REFUSED, &bytes);
     out
 }
 
-/// The reason, when the bytes after frame 3 are a refusal frame and not the first record.
+/// The refusal, when the bytes after frame 3 are a refusal frame and not the first record.
 #[must_use]
-pub fn refusal_of(bytes: &[u8]) -> Option<String> {
+pub fn refusal_of(bytes: &[u8]) -> Option<(RefusalCode, String)> {
     let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_LEN>()?;
     match FrameHead::parse(*head) {
-        Ok(FrameHead::Refusal(len)) if rest.len() == len => {
-            Some(String::from_utf8_lossy(rest).into_owned())
-        }
+        Ok(FrameHead::Refusal(len)) if rest.len() == len => Some(parse_refusal(rest)),
         _ => None,
     }
+}
+
+/// Reads what a refusal frame carries. Unknown codes are [`RefusalCode::Other`].
+#[must_use]
+pub fn parse_refusal(bytes: &[u8]) -> (RefusalCode, String) {
+    let (code, reason) = match bytes {
+        [1, reason @ ..] => (RefusalCode::Credential, reason),
+        [_, reason @ ..] => (RefusalCode::Other, reason),
+        [] => (RefusalCode::Other, bytes),
+    };
+    (code, String::from_utf8_lossy(reason).into_owned())
 }
 
 fn put_frame(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
@@ -545,6 +564,17 @@ mod tests {
         assert_eq!(hint_len(b"SL\x01\x01\x04"), Ok(4));
         let other_port = Preamble::hint_len(b"SL\x01\x01\0", Suite::IntegrityOnly);
         assert_eq!(other_port, Err(PeerIncompatible::Suite(1).into()));
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_a_record_and_reads_back() {
+        for code in [RefusalCode::Other, RefusalCode::Credential] {
+            let frame = refusal_frame(code, "no");
+            assert_eq!(refusal_of(&frame), Some((code, "no".to_owned())));
+            assert_eq!(refusal_of(&frame[..frame.len() - 1]), None);
+        }
+        assert_eq!(refusal_of(&[0; 100]), None);
+        assert_eq!(parse_refusal(b""), (RefusalCode::Other, String::new()));
     }
 
     fn run(

@@ -158,6 +158,25 @@ impl Receipt {
     }
 }
 
+impl Codec for Receipt {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.encode_signed(out);
+        out.extend_from_slice(&self.signature);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            stream: StreamId::read(r)?,
+            epoch: Epoch::read(r)?,
+            next: Sequence(r.u64("next sequence")?),
+            head: Head::read(r)?,
+            log: r.u64("log number")?,
+            offset: r.u64("log offset")?,
+            signature: r.array("receipt signature")?,
+        })
+    }
+}
+
 /// Liveness and the state of the agent's queues.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeepAlive {
@@ -219,10 +238,7 @@ impl Message {
                 put_bytes16(out, truncated(name, STREAM_NAME_LEN_MAX).as_bytes());
             }
             Self::Batch(bytes) => out.extend_from_slice(bytes),
-            Self::Receipt(receipt) => {
-                receipt.encode_signed(out);
-                out.extend_from_slice(&receipt.signature);
-            }
+            Self::Receipt(receipt) => receipt.encode(out),
             Self::KeepAlive(keep_alive) => {
                 for value in [
                     keep_alive.time_us,
@@ -288,15 +304,7 @@ impl Message {
                 name: r.text16(STREAM_NAME_LEN_MAX, "stream name")?,
             },
             BATCH => return Ok(Self::Batch(r.rest().to_vec())),
-            RECEIPT => Self::Receipt(Receipt {
-                stream: StreamId::read(&mut r)?,
-                epoch: Epoch::read(&mut r)?,
-                next: Sequence(r.u64("next sequence")?),
-                head: Head::read(&mut r)?,
-                log: r.u64("log number")?,
-                offset: r.u64("log offset")?,
-                signature: r.array("receipt signature")?,
-            }),
+            RECEIPT => Self::Receipt(Receipt::read(&mut r)?),
             KEEP_ALIVE => Self::KeepAlive(KeepAlive {
                 time_us: r.u64("clock")?,
                 backlog_entries: r.u64("backlog entries")?,

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
-use scrinium_protocol::sl::handshake::{AgentHello, Established};
+use scrinium_protocol::sl::handshake::{AgentHello, Established, RefusalCode};
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::fault;
 use tracing::warn;
@@ -54,6 +54,24 @@ pub(crate) enum Refused {
     Disabled,
     #[error("the server cannot write its catalogue now")]
     Unavailable,
+}
+
+impl Refused {
+    /// What an agent's program makes of it.
+    pub(crate) fn code(&self) -> RefusalCode {
+        match self {
+            Self::WrongCredential => RefusalCode::Credential,
+            Self::UnknownToken
+            | Self::ExpiredToken
+            | Self::UsedToken
+            | Self::UnknownAgent
+            | Self::Quarantined(_)
+            | Self::InUse
+            | Self::SuiteNotAllowed
+            | Self::Disabled
+            | Self::Unavailable => RefusalCode::Other,
+        }
+    }
 }
 
 /// Who may finish a handshake with which credential.
@@ -333,7 +351,14 @@ impl Agents {
         let kind = match refused {
             Refused::Quarantined(_) => AlarmKind::IdentityUsedTwice,
             Refused::WrongCredential => AlarmKind::WrongCredential,
-            _ => return None,
+            Refused::UnknownToken
+            | Refused::ExpiredToken
+            | Refused::UsedToken
+            | Refused::UnknownAgent
+            | Refused::InUse
+            | Refused::SuiteNotAllowed
+            | Refused::Disabled
+            | Refused::Unavailable => return None,
         };
         Some(Raise {
             kind,

@@ -129,7 +129,7 @@ async fn handshake(
                     core.alarms.raise(raise).await;
                 }
             }
-            let frame = refusal_frame(&refused.to_string());
+            let frame = refusal_frame(refused.code(), &refused.to_string());
             stream.write_all(&frame).await?;
             bail!("{refused}");
         }

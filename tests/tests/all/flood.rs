@@ -12,7 +12,6 @@ use socket2::{Domain, Socket, Type};
 
 /// 1,000 silent half-open connections, and 10,000 garbage handshakes a second for 20 s.
 #[test]
-#[expect(clippy::print_stderr, reason = "the figures are wanted")]
 fn i6_a_flood_of_handshakes_does_not_stop_an_established_session() {
     let mut lab = Lab::start("i6");
     lab.add_agent("web1", lab.sl, "");

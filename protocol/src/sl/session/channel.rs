@@ -77,13 +77,13 @@ impl Channel {
             let message = Message::decode(kind, payload)?;
             start += HEADER_LEN + body_len;
             self.heard_at = now;
-            match message {
-                Message::Renewal(renewal) => self.handle_renewal(renewal, number, now)?,
-                Message::Renewed => self.opener = self.renewal.finish()?,
-                message => {
-                    self.closed = matches!(message, Message::Close { .. });
-                    messages.push(message);
-                }
+            if let Message::Renewal(renewal) = message {
+                self.handle_renewal(renewal, number, now)?;
+            } else if message == Message::Renewed {
+                self.opener = self.renewal.finish()?;
+            } else {
+                self.closed = matches!(message, Message::Close { .. });
+                messages.push(message);
             }
         }
         input.drain(..start);

@@ -1,0 +1,165 @@
+//! One agent's session at work: the [`Receiver`] between a socket and the writer.
+
+pub(crate) mod receiver;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use scrinium_protocol::sl::handshake::Established;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
+
+use self::receiver::{Effect, Receiver};
+use crate::agents::{Accepted, Told};
+use crate::clock;
+use crate::core::Core;
+use crate::ingest::{Outcome, Submission};
+
+/// Runs the session to its end.
+pub(crate) async fn run(
+    core: Arc<Core>,
+    stream: TcpStream,
+    address: SocketAddr,
+    accepted: Accepted,
+    established: Established,
+) {
+    let id = accepted.agent.id;
+    let (number, told) = core.agents.begin_session(id, address, clock::unix_us());
+    info!(agent = %id, "an agent connected");
+    let outcome = drive(&core, stream, accepted, established, told).await;
+    let trouble = match outcome {
+        Ok(reason) => {
+            info!(agent = %id, reason, "an agent's session ended");
+            None
+        }
+        Err(error) => {
+            warn!(agent = %id, error = format!("{error:#}"), "an agent's session broke");
+            Some(format!("{error:#}"))
+        }
+    };
+    core.agents.end_session(id, number, trouble);
+}
+
+async fn drive(
+    core: &Core,
+    stream: TcpStream,
+    accepted: Accepted,
+    established: Established,
+    mut told: watch::Receiver<Told>,
+) -> Result<String> {
+    // What an older session of this agent submitted must be settled before we state where it stands.
+    let (barrier, settled) = oneshot::channel();
+    submit(core, Submission::Barrier(barrier))?;
+    settled.await.context("the writer stopped")?;
+    let mut receiver = Receiver::new(core.sessions.clone(), &accepted, established, clock::now())?;
+    drop(accepted);
+    let (reader, mut writer) = stream.into_split();
+    loop {
+        while let Some(effect) = receiver.poll_effect() {
+            carry_out(core, effect).await?;
+        }
+        if let Some(bytes) = receiver.poll_transmit() {
+            writer.write_all(&bytes).await?;
+        }
+        let deadline = receiver.poll_timeout();
+        let has_room = receiver.has_room();
+        let ended = tokio::select! {
+            biased;
+            answer = next_answer(&mut receiver.waiting) => {
+                let answered = receiver.handle_answers(Some(answer), clock::now());
+                if answered.is_err() {
+                    finish(core, &mut receiver, &mut writer).await;
+                }
+                answered?;
+                None
+            }
+            readable = reader.readable(), if has_room => {
+                readable?;
+                read(&reader, &mut receiver)?
+            }
+            changed = told.changed() => {
+                let now = *told.borrow_and_update();
+                if changed.is_err() || now.ended {
+                    Some("replaced by a newer session, disabled, or no longer allowed in clear".to_owned())
+                } else {
+                    receiver.send_configuration(clock::now())?;
+                    None
+                }
+            }
+            () = tokio::time::sleep_until(deadline.into()) => {
+                receiver.handle_timeout(clock::now(), clock::unix_us())?
+            }
+        };
+        if let Some(reason) = ended {
+            finish(core, &mut receiver, &mut writer).await;
+            return Ok(reason);
+        }
+    }
+}
+
+/// What the session still wants done when it is over: alarms, and receipts of what is durable.
+async fn finish(
+    core: &Core,
+    receiver: &mut Receiver,
+    writer: &mut tokio::net::tcp::OwnedWriteHalf,
+) {
+    while let Some(effect) = receiver.poll_effect() {
+        if let Err(error) = carry_out(core, effect).await {
+            warn!(error = format!("{error:#}"), "a session could not finish");
+        }
+    }
+    if let Some(bytes) = receiver.poll_transmit() {
+        let _gone = writer.write_all(&bytes).await;
+    }
+}
+
+async fn carry_out(core: &Core, effect: Effect) -> Result<()> {
+    match effect {
+        Effect::Submit(submission) => submit(core, submission)?,
+        Effect::Raise(raise) => core.alarms.raise(raise).await,
+        Effect::Audit(action, detail) => {
+            core.audit.record("agent", action, detail).await;
+        }
+    }
+    Ok(())
+}
+
+/// Takes what the socket has, through a buffer that sessions share: an idle one has none.
+fn read(reader: &OwnedReadHalf, receiver: &mut Receiver) -> Result<Option<String>> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
+    }
+    BUFFER.with_borrow_mut(|buffer| match reader.try_read(buffer) {
+        Ok(0) => bail!("the agent ended the connection without a close: truncated"),
+        Ok(n) => {
+            let bytes = buffer.get(..n).unwrap_or_default();
+            // Milliseconds of hashing and decompression: other sessions go on meanwhile.
+            tokio::task::block_in_place(|| receiver.handle_bytes(bytes, clock::now()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error.into()),
+    })
+}
+
+/// Waits for the oldest answer; for ever when none is due.
+async fn next_answer(waiting: &mut VecDeque<oneshot::Receiver<Outcome>>) -> Outcome {
+    let Some(front) = waiting.front_mut() else {
+        return std::future::pending().await;
+    };
+    let outcome = front.await.unwrap_or(Outcome::NotWritten);
+    waiting.pop_front();
+    outcome
+}
+
+fn submit(core: &Core, submission: Submission) -> Result<()> {
+    // Waits while the writer's queue is full: the agent's window closes, its spool fills.
+    tokio::task::block_in_place(|| core.ingest.send(submission).ok()).context("the writer stopped")
+}
+
+const READ_LEN: usize = 256 << 10;

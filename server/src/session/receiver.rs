@@ -1,0 +1,277 @@
+//! One agent's session, without socket or clock: verifies its batches, hands them on, sends receipts.
+//!
+//! ```text
+//! bytes ─▶ ServerSession ─▶ verify signature and root ─▶ effects: to the writer, alarms, audit
+//! bytes ◀─ ServerSession ◀─ receipt, the last of each stream ◀─ answers, in order
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use scrinium_protocol::batch::SealedBatch;
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::identity::{AgentId, StreamId};
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::Established;
+use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt};
+use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_protocol::sl::session::{ServerEvent, ServerSession};
+use scrinium_segment::random;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::agents::{Accepted, Agents};
+use crate::alarms::{AlarmKind, Raise};
+use crate::archive::Archive;
+use crate::archive::log::new_stream;
+use crate::ingest::{BatchSubmission, Outcome, Submission};
+
+/// What a session wants done.
+pub(crate) enum Effect {
+    /// For the writer; its answer is among [`Receiver::waiting`].
+    Submit(Submission),
+    Raise(Raise),
+    /// For the audit stream: what the agent did, and the detail.
+    Audit(&'static str, Value),
+}
+
+/// What a session needs of the server.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) archive: Arc<Archive>,
+    pub(crate) signing: SigningKey,
+    pub(crate) keep_alive: Duration,
+}
+
+/// The server's side of one session.
+pub(crate) struct Receiver {
+    shared: Shared,
+    agent: AgentId,
+    signing: VerifyingKey,
+    next_psk: Secret<32>,
+    session: ServerSession,
+    /// Batches handed to the writer, oldest first.
+    pub(crate) waiting: VecDeque<oneshot::Receiver<Outcome>>,
+    effects: VecDeque<Effect>,
+}
+
+impl Receiver {
+    /// Begins, with what an older session of the agent submitted already settled: states where the
+    /// archive stands for every stream of the agent.
+    pub(crate) fn new(
+        shared: Shared,
+        accepted: &Accepted,
+        established: Established,
+        now: Instant,
+    ) -> Result<Self> {
+        let Accepted {
+            agent, enrolled, ..
+        } = accepted;
+        let signing = VerifyingKey::from_bytes(&agent.signing_public);
+        let next_psk = established.next_psk.clone();
+        let mut session = ServerSession::new(established, shared.keep_alive, now);
+        if *enrolled {
+            session.send(&Message::Enrolled { agent: agent.id }, now)?;
+        }
+        for (stream, position) in shared.archive.positions_of(agent.id) {
+            if position.next.0 > 0 {
+                session.send(&Message::StreamState { stream, position }, now)?;
+            }
+        }
+        let ready = Ready {
+            live_bytes_max: LANE_BYTES_MAX,
+            backlog_bytes_max: LANE_BYTES_MAX,
+            keep_alive_ms: u32::try_from(shared.keep_alive.as_millis()).unwrap_or(u32::MAX),
+            signing_public: shared.signing.verifying_key().to_bytes(),
+            restored: agent.restored,
+        };
+        session.send(&Message::Ready(ready), now)?;
+        let mut receiver = Self {
+            shared,
+            agent: agent.id,
+            signing: signing.context("the agent's signing key")?,
+            next_psk,
+            session,
+            waiting: VecDeque::new(),
+            effects: VecDeque::new(),
+        };
+        receiver.send_configuration(now)?;
+        Ok(receiver)
+    }
+
+    /// Whether more may be read: else too much waits at the writer.
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting.len() < IN_FLIGHT_MAX
+    }
+
+    /// Takes received bytes. Returns why the session is over, when it is on purpose.
+    pub(crate) fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<Option<String>> {
+        self.session.handle_bytes(bytes, now)?;
+        self.handle_events(now)
+    }
+
+    /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<Option<String>> {
+        self.session.handle_timeout(now, time_us)?;
+        self.handle_events(now)
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Instant {
+        self.session.poll_timeout()
+    }
+
+    pub(crate) fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.session.poll_transmit()
+    }
+
+    pub(crate) fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Sends the agent's configuration, unless it has answered to this one already.
+    pub(crate) fn send_configuration(&mut self, now: Instant) -> Result<()> {
+        let agent = self.shared.agents.get(self.agent);
+        let configuration = agent.and_then(|agent| agent.configuration);
+        let Some(wanted) = configuration.filter(|wanted| wanted.answered != wanted.version) else {
+            return Ok(());
+        };
+        let key = &self.shared.signing;
+        let signed = Configuration::new(wanted.version, wanted.text, self.agent, key);
+        self.session.send(&Message::Configuration(signed), now)?;
+        Ok(())
+    }
+
+    fn handle_events(&mut self, now: Instant) -> Result<Option<String>> {
+        while let Some(event) = self.session.poll_event() {
+            if let Some(reason) = self.handle_event(event, now)? {
+                return Ok(Some(reason));
+            }
+        }
+        Ok(None)
+    }
+
+    fn handle_event(&mut self, event: ServerEvent, now: Instant) -> Result<Option<String>> {
+        let agents = &self.shared.agents;
+        let keep_alive = if let ServerEvent::KeepAlive(state) = &event {
+            Some(state.clone())
+        } else {
+            None
+        };
+        let raise = agents.heard(self.agent, keep_alive);
+        self.effects.extend(raise.map(Effect::Raise));
+        match event {
+            ServerEvent::CredentialStored => {
+                agents.credential_stored(self.agent, &self.next_psk)?;
+            }
+            ServerEvent::StreamOpen { stream, kind, name } => {
+                agents.epoch_begun(self.agent)?;
+                if StreamId::derive(self.agent, kind, &name) != stream {
+                    bail!("the agent named a stream that is not its own");
+                }
+                if self.shared.archive.stream(stream).is_none() {
+                    let stream = new_stream(stream, self.agent, kind, name);
+                    self.effects
+                        .push_back(Effect::Submit(Submission::Stream(stream)));
+                }
+            }
+            ServerEvent::Batch(encoded) => self.handle_batch(encoded)?,
+            ServerEvent::KeepAlive(_) => {}
+            ServerEvent::ConfigurationAnswer(answer) => {
+                let detail = json!({
+                    "agent": self.agent.to_string(),
+                    "version": answer.version,
+                    "rejected": answer.rejected,
+                });
+                agents.configured(self.agent, answer)?;
+                self.effects.push_back(Effect::Audit("configured", detail));
+            }
+            ServerEvent::RenewalAsked => {
+                let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
+                self.session.renew(ephemeral, now)?;
+            }
+            ServerEvent::Closed { reason } => return Ok(Some(reason)),
+            ServerEvent::PeerSilent => bail!("nothing was heard for three keep-alives"),
+        }
+        Ok(None)
+    }
+
+    /// Verifies a batch and hands it to the writer. Milliseconds of hashing and decompression.
+    fn handle_batch(&mut self, encoded: Vec<u8>) -> Result<()> {
+        let batch =
+            SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
+        batch.header.verify_signature(&self.signing)?;
+        batch.open()?;
+        let (answer, outcome) = oneshot::channel();
+        let submission = BatchSubmission {
+            agent: self.agent,
+            batch,
+            encoded,
+            answer,
+        };
+        self.effects
+            .push_back(Effect::Submit(Submission::Batch(submission)));
+        self.waiting.push_back(outcome);
+        Ok(())
+    }
+
+    /// Sends the receipts of every batch answered so far, one per stream. `first` is an answer already
+    /// taken from the front of [`Receiver::waiting`].
+    pub(crate) fn handle_answers(&mut self, first: Option<Outcome>, now: Instant) -> Result<()> {
+        let mut receipts: BTreeMap<StreamId, Receipt> = BTreeMap::new();
+        let mut next = first.or_else(|| self.next_answer());
+        let mut refused = None;
+        while let Some(outcome) = next {
+            match outcome {
+                Outcome::Durable(receipt) => {
+                    receipts.insert(receipt.stream, *receipt);
+                }
+                Outcome::Conflict => {
+                    self.effects.push_back(Effect::Raise(self.conflict()));
+                    refused = Some(
+                        "the agent sent a batch that conflicts with the archive: same sequence, other history",
+                    );
+                }
+                Outcome::Stale => {
+                    refused = Some("the agent sent a batch that is older than what it was told");
+                }
+                Outcome::NotWritten => refused = Some("the archive cannot be written now"),
+            }
+            if refused.is_some() {
+                break;
+            }
+            next = self.next_answer();
+        }
+        for receipt in receipts.into_values() {
+            self.session.send(&Message::Receipt(receipt), now)?;
+        }
+        match refused {
+            Some(reason) => bail!(reason),
+            None => Ok(()),
+        }
+    }
+
+    fn next_answer(&mut self) -> Option<Outcome> {
+        let answer = self.waiting.front_mut()?.try_recv().ok()?;
+        self.waiting.pop_front();
+        Some(answer)
+    }
+
+    fn conflict(&self) -> Raise {
+        let agent = self.shared.agents.get(self.agent);
+        Raise {
+            kind: AlarmKind::ConflictingBatch,
+            agent: agent.map(|agent| agent.name).unwrap_or_default(),
+            text: "it sent a batch, signed with its own key, that contradicts what is archived: same sequence, other history. The archive was not changed.".to_owned(),
+            key: String::new(),
+        }
+    }
+}
+
+/// Most bytes of batches an agent may have in flight in one lane.
+const LANE_BYTES_MAX: u32 = 4 << 20;
+/// Most batches of one session at the writer.
+const IN_FLIGHT_MAX: usize = 256;
