@@ -55,8 +55,13 @@ impl Lab {
             agents: Vec::new(),
             dir,
         };
+        let keep_alive = if agents.contains("keep_alive_s") {
+            ""
+        } else {
+            "keep_alive_s = 2"
+        };
         let config = format!(
-            "[listen]\nsl = [\"{}\"]\nsl_integrity = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\nkeep_alive_s = 2\n{agents}\n[archive]\nlog_mib_max = 1\n",
+            "[listen]\nsl = [\"{}\"]\nsl_integrity = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\n{keep_alive}\n{agents}\n[archive]\nlog_mib_max = 1\n",
             lab.sl, lab.sl_integrity, lab.console, lab.syslog_udp, lab.syslog_tcp
         );
         lab.write("server.toml", config.as_bytes());

@@ -11,6 +11,7 @@
 
 pub mod browser;
 pub mod corpus;
+pub mod fuzz;
 pub mod lab;
 pub mod proxy;
 pub mod random;

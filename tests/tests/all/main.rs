@@ -13,6 +13,7 @@ mod enrolment;
 mod faults;
 mod flood;
 mod full_disk;
+mod fuzz_corpus;
 mod identity;
 mod interop;
 mod link;

@@ -1,0 +1,374 @@
+//! What the fuzzers drive, one function per parser and one for the operations of a session. A function
+//! panics when a property does not hold; whatever comes in must not make it.
+//!
+//! `tests/fuzz/` runs them under libFuzzer; the normal tests replay the corpora it found.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use ed25519_dalek::SigningKey;
+use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::{
+    AgentHello, AgentKeys, Established, ExpectAgentStart, FrameHead, PREAMBLE_HEAD_LEN, Preamble,
+    Purpose, ServerHello, parse_refusal, refusal_of, start,
+};
+use scrinium_protocol::sl::message::{KeepAlive, Lane, Message, Ready, Receipt};
+use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_protocol::sl::record::{
+    HEADER_LEN, PAYLOAD_LEN_MAX, RecordKeys, RecordOpener, RecordSealer,
+};
+use scrinium_protocol::sl::session::{AgentEvent, AgentSession, ServerEvent, ServerSession};
+use scrinium_protocol::sl::suite::Suite;
+use scrinium_protocol::syslog::frame::{Deframer, MESSAGE_LEN_MAX};
+use scrinium_protocol::syslog::message::parse;
+use scrinium_protocol::token::Token;
+use scrinium_segment::Kind;
+use scrinium_segment::reader::{Next, SegmentReader};
+
+/// A fuzz target: its name, and what it does with the bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 9] = [
+    ("handshake", handshake),
+    ("message", message),
+    ("batch", batch),
+    ("record", record),
+    ("session", session),
+    ("syslog_frame", syslog_frame),
+    ("syslog_message", syslog_message),
+    ("token", token),
+    ("segment", segment),
+];
+
+fn pair(seed: u8) -> KeyPair {
+    KeyPair::from_secret(&Secret::new([seed; 32]))
+}
+
+/// Preamble, frames and hellos; and every state of the server's side fed with frames of a stranger.
+pub fn handshake(data: &[u8]) {
+    if let Some(head) = data.first_chunk::<PREAMBLE_HEAD_LEN>() {
+        let _outcome = Preamble::hint_len(head, Suite::Encrypted);
+    }
+    if let Some(head) = data.first_chunk() {
+        let _outcome = FrameHead::parse(*head);
+    }
+    let _outcome = refusal_of(data);
+    let _outcome = parse_refusal(data);
+    let _outcome = Purpose::decode(data, "purpose");
+    let _outcome = ServerHello::decode(data, "hello");
+    if let Ok(hello) = AgentHello::decode(data, "hello") {
+        let again = AgentHello::decode(&hello.encoded(), "hello");
+        assert_eq!(again.as_ref(), Ok(&hello));
+    }
+    let suite = Suite::Encrypted;
+    let keys = AgentKeys {
+        suite,
+        static_keys: pair(1),
+        ephemeral: pair(2),
+        server_public: *pair(3).public(),
+        psk: Secret::new([5; 32]),
+    };
+    let (sent, _) = start(keys, "", Purpose::Connect).expect("our keys are fine");
+    let expect = |ephemeral| ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(ephemeral));
+    assert!(expect(4).handle(data).is_err(), "a stranger knows no key");
+    let (_, server) = expect(4).handle(&sent[8..]).expect("our own message");
+    let (_, server) = server
+        .answer(&ServerHello::Welcome { time_us: 0 })
+        .expect("our own answer");
+    let _outcome = server.claimed_static(data);
+    assert!(server.handle(data, &[Secret::new([5; 32])]).is_err());
+}
+
+/// Every message: what decodes is encoded to something that decodes to the same.
+pub fn message(data: &[u8]) {
+    let Some((&kind, payload)) = data.split_first() else {
+        return;
+    };
+    if let Ok(message) = Message::decode(kind, payload) {
+        let mut encoded = Vec::new();
+        message.encode_payload(&mut encoded);
+        assert_eq!(Message::decode(message.kind(), &encoded), Ok(message));
+    }
+}
+
+/// A batch of a stranger; and the same bytes as the body of one whose header is right.
+pub fn batch(data: &[u8]) {
+    if let Ok(batch) = SealedBatch::decode(data, "batch") {
+        assert_eq!(batch.encoded(), data, "one encoding");
+        let _outcome = batch.open();
+    }
+    let mut sealed = sealed(b"line\n", 0);
+    sealed.body = data.to_vec();
+    assert!(sealed.open().is_err() || sealed.body == self::sealed(b"line\n", 0).body);
+}
+
+/// Records of a stranger, which never open; and the same bytes sealed, which do.
+pub fn record(data: &[u8]) {
+    for suite in [Suite::Encrypted, Suite::IntegrityOnly] {
+        let keys = || RecordKeys {
+            suite,
+            body: Secret::new([1; 32]),
+            length: Secret::new([2; 32]),
+        };
+        let (mut sealer, mut opener) = (RecordSealer::new(keys()), RecordOpener::new(keys()));
+        if let Some((header, body)) = data.split_first_chunk::<HEADER_LEN>() {
+            let _outcome = opener.body_len(header);
+            assert!(opener.open(header, &mut body.to_vec()).is_err());
+        }
+        let payload = data.get(..PAYLOAD_LEN_MAX).unwrap_or(data);
+        let mut wire = Vec::new();
+        sealer.seal(7, payload, &mut wire).expect("new keys");
+        let (header, body) = wire.split_first_chunk::<HEADER_LEN>().expect("a header");
+        assert_eq!(opener.body_len(header), Ok(body.len()));
+        assert_eq!(opener.open(header, &mut body.to_vec()), Ok((7, payload)));
+    }
+}
+
+fn sealed(line: &[u8], sequence: u64) -> SealedBatch {
+    let stream = StreamId([2; 16]);
+    let mut position = StreamPosition::start(AgentId([1; 16]), stream, Epoch([3; 16]));
+    position.next.0 = sequence;
+    let mut builder = BatchBuilder::new();
+    let meta = EntryMeta {
+        time_us: 1,
+        flags: EntryFlags::NONE,
+    };
+    builder.push(line, meta);
+    let key = SigningKey::from_bytes(&[5; 32]);
+    builder
+        .seal(stream, &position, Vec::new(), &key, &mut Compressor::new(1))
+        .0
+}
+
+fn established(suite: Suite) -> (Established, Established) {
+    let keys = AgentKeys {
+        suite,
+        static_keys: pair(1),
+        ephemeral: pair(2),
+        server_public: *pair(3).public(),
+        psk: Secret::new([5; 32]),
+    };
+    let (sent, agent) = start(keys, "", Purpose::Connect).unwrap();
+    let server = ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(4));
+    let (_, server) = server.handle(&sent[8..]).unwrap();
+    let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 0 }).unwrap();
+    let (_, agent) = agent.handle(&sent[3..]).unwrap();
+    let (sent, agent) = agent.finish(&AgentHello::default()).unwrap();
+    let (_, _, server) = server.handle(&sent[3..], &[Secret::new([5; 32])]).unwrap();
+    (agent, server)
+}
+
+/// Two sessions and what happens between them, an operation a byte. As long as nothing on the way was
+/// altered and neither side broke a rule, neither finds fault with the other.
+pub fn session(data: &[u8]) {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    let mut now = *BEGIN.get_or_init(crate::now);
+    let mut ops = data.iter().copied();
+    let suite = if ops.next().unwrap_or(0) % 2 == 0 {
+        Suite::Encrypted
+    } else {
+        Suite::IntegrityOnly
+    };
+    let (agent, server) = established(suite);
+    let interval = Duration::from_secs(10);
+    let (mut agent, mut server) = (
+        AgentSession::new(agent, now),
+        ServerSession::new(server, interval, now),
+    );
+    let signing = SigningKey::from_bytes(&[6; 32]);
+    let ready = Ready {
+        live_bytes_max: 1 << 20,
+        backlog_bytes_max: 1 << 10,
+        keep_alive_ms: 10_000,
+        signing_public: signing.verifying_key().to_bytes(),
+        restored: false,
+    };
+    server.send(&Message::Ready(ready), now).unwrap();
+    let (mut up, mut down): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
+    let (mut is_honest, mut sequence) = (true, 0);
+    let mut received: Vec<SealedBatch> = Vec::new();
+    while let Some(op) = ops.next() {
+        let outcome = match op % 13 {
+            0 => agent.send_keep_alive(KeepAlive::default(), now),
+            1 => agent.send_stream_open(StreamId([2; 16]), StreamKind::File, "x", now),
+            2 | 3 => {
+                let lane = if op % 13 == 2 {
+                    Lane::Live
+                } else {
+                    Lane::Backlog
+                };
+                let batch = sealed(&[op; 20], sequence);
+                let sent = agent.send_batch(lane, &batch.header, batch.encoded(), now);
+                sequence += u64::from(sent == Ok(Ok(())));
+                sent.map(drop)
+            }
+            4 => match received.pop() {
+                Some(batch) => {
+                    let mut receipt = Receipt {
+                        stream: batch.header.stream,
+                        epoch: batch.header.epoch,
+                        next: batch.header.next(),
+                        head: batch.header.head(),
+                        log: 1,
+                        offset: 1,
+                        signature: [0; 64],
+                    };
+                    receipt.sign(&signing);
+                    // The last of all: everything before it is acked with it.
+                    received.clear();
+                    server.send(&Message::Receipt(receipt), now)
+                }
+                None => Ok(()),
+            },
+            5 if agent.is_renewal_due(now) => agent.renew(pair(op), now),
+            6 | 7 => {
+                let n = usize::from(ops.next().unwrap_or(0)) * 8;
+                let bytes: Vec<u8> = up.drain(..n.min(up.len())).collect();
+                server.handle_bytes(&bytes, now)
+            }
+            8 | 9 => {
+                let n = usize::from(ops.next().unwrap_or(0)) * 8;
+                let bytes: Vec<u8> = down.drain(..n.min(down.len())).collect();
+                agent.handle_bytes(&bytes, now)
+            }
+            10 => {
+                now += Duration::from_millis(u64::from(ops.next().unwrap_or(0)) * 1000);
+                agent.handle_timeout(now);
+                server.handle_timeout(now, 0)
+            }
+            11 => {
+                // An attacker on the way.
+                let (at, bit) = (
+                    usize::from(ops.next().unwrap_or(0)),
+                    ops.next().unwrap_or(0),
+                );
+                let pipe = if bit & 0x80 == 0 { &mut up } else { &mut down };
+                if let Some(byte) = pipe.get_mut(at) {
+                    *byte ^= 1 << (bit % 8);
+                    is_honest = false;
+                }
+                Ok(())
+            }
+            12 => {
+                is_honest = false;
+                server.handle_bytes(&[op; 9], now)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = outcome {
+            assert!(!is_honest, "{error}");
+            return;
+        }
+        while let Some(event) = server.poll_event() {
+            match event {
+                ServerEvent::Batch(bytes) => {
+                    let batch = SealedBatch::decode(&bytes, "batch").expect("what was sent");
+                    received.push(batch);
+                }
+                ServerEvent::RenewalAsked => {
+                    if let Err(error) = server.renew(pair(op ^ 0x7f), now) {
+                        assert!(!is_honest, "{error}");
+                        return;
+                    }
+                }
+                ServerEvent::CredentialStored
+                | ServerEvent::StreamOpen { .. }
+                | ServerEvent::KeepAlive(_)
+                | ServerEvent::ConfigurationAnswer(_)
+                | ServerEvent::Closed { .. }
+                | ServerEvent::PeerSilent => {}
+            }
+        }
+        while let Some(event) = agent.poll_event() {
+            if let AgentEvent::Acked(receipt) = event {
+                assert!(receipt.next.0 <= sequence, "acked what was never sent");
+            }
+        }
+        up.extend(agent.poll_transmit().unwrap_or_default());
+        down.extend(server.poll_transmit().unwrap_or_default());
+    }
+}
+
+/// A stream of syslog over TCP: its frames are the same whatever the pieces it comes in.
+pub fn syslog_frame(data: &[u8]) {
+    let Some((&piece, bytes)) = data.split_first() else {
+        return;
+    };
+    let frames = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut deframer = Deframer::new();
+        let mut frames = Vec::new();
+        for piece in pieces {
+            deframer.handle_bytes(piece);
+            while let Some(frame) = deframer.poll_frame() {
+                frames.push(frame);
+            }
+        }
+        frames.extend(deframer.finish());
+        frames
+    };
+    let whole = frames(&mut std::iter::once(bytes));
+    let pieces = frames(&mut bytes.chunks(usize::from(piece) + 1));
+    assert_eq!(whole, pieces);
+    assert!(
+        whole
+            .iter()
+            .all(|frame| frame.bytes.len() <= MESSAGE_LEN_MAX)
+    );
+}
+
+/// One syslog message.
+pub fn syslog_message(data: &[u8]) {
+    let message = parse(data);
+    assert!(message.severity.is_none_or(|severity| severity < 8));
+    let text = message.text;
+    assert!(text.is_empty() || data.windows(text.len()).any(|window| window == text));
+}
+
+/// An enrolment token as typed.
+pub fn token(data: &[u8]) {
+    if let Ok(text) = str::from_utf8(data)
+        && let Ok(token) = Token::parse(text)
+    {
+        assert!(Token::parse(&token.to_text()).is_ok());
+    }
+}
+
+/// A file where a segment should be: refused, or read to a place that is said.
+pub fn segment(data: &[u8]) {
+    let memory = std::path::Path::new("/dev/shm");
+    let dir = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    let path = dir.join(format!("scrinium-fuzz-{}.log", std::process::id()));
+    let written = std::fs::File::create(&path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, data));
+    written.expect("a temporary file");
+    for kind in [Kind::Log, Kind::Spool, Kind::Archive] {
+        // The golden segment's key: what is left of it opens.
+        let Ok(reader) = SegmentReader::open(&path, &Secret::new([1; 32]), kind) else {
+            continue;
+        };
+        let mut cursor = reader.start();
+        for _ in 0..1000 {
+            let at = cursor;
+            match reader.next(&mut cursor) {
+                Ok(Next::Record(record)) => {
+                    assert!(reader.read(record.place).is_ok());
+                }
+                Ok(Next::End | Next::Torn { .. }) => break,
+                Err(_) => match reader.skip(&mut cursor, at) {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => break,
+                },
+            }
+        }
+    }
+}
