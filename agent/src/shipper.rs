@@ -578,3 +578,97 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
 
 /// Refusals of the rolling credential in a row before the recovery credential is shown.
 const UNKNOWN_MAX: u8 = 3;
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use scrinium_protocol::identity::AgentId;
+
+    use super::*;
+
+    /// K3 among others: never back to an older one, never one of another signer or for another agent.
+    #[test]
+    fn a_configuration_is_refused_for_its_signer_its_agent_its_age_and_its_text() {
+        let dir = std::env::temp_dir().join(format!("scrinium-shipper-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        let (mut shipper, server) = shipper(&dir);
+        let agent = shipper.state().agent;
+        let mut answer = |configuration| shipper.handle_configuration(configuration).unwrap();
+
+        let stranger = SigningKey::from_bytes(&[66; 32]);
+        let forged = answer(Configuration::new(9, "fine".into(), agent, &stranger));
+        assert!(forged.rejected.unwrap().contains("not signed"));
+        let foreign = Configuration::new(9, "fine".into(), AgentId([2; 16]), &server);
+        assert!(answer(foreign).rejected.unwrap().contains("not signed"));
+        let bad = answer(Configuration::new(5, "bad".into(), agent, &server));
+        assert_eq!(bad.rejected.as_deref(), Some("the text is bad"));
+        let good = Configuration::new(7, "fine".into(), agent, &server);
+        assert_eq!(answer(good.clone()).rejected, None);
+        // Asked again because the answer was lost: the same answer.
+        assert_eq!(answer(good).rejected, None);
+        let older = answer(Configuration::new(6, "fine".into(), agent, &server));
+        assert!(older.rejected.unwrap().contains("older"));
+        let central = shipper.state().central.clone().unwrap();
+        assert_eq!((central.version, central.text.as_str()), (7, "fine"));
+        drop(shipper);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_recovery_credential_is_shown_once_after_three_unknown_ones() {
+        let dir = std::env::temp_dir().join(format!("scrinium-recovery-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        let (mut shipper, _) = shipper(&dir);
+        let refused = |code| anyhow::Error::from(Refused::new((code, String::new())));
+        let mut shown = Vec::new();
+        for _ in 0..9 {
+            shown.push(*shipper.credential().expose() == [4; 32]);
+            shipper.handle_disconnected(&refused(RefusalCode::Credential));
+        }
+        let expected = [false, false, false, true, false, false, false, true, false];
+        assert_eq!(shown, expected);
+        // Other refusals, and broken connections, are no reason.
+        for _ in 0..9 {
+            shipper.handle_disconnected(&refused(RefusalCode::Other));
+            shipper.handle_disconnected(&anyhow::anyhow!("broken"));
+            assert_eq!(shipper.credential().expose(), &[3; 32]);
+        }
+        drop(shipper);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    fn shipper(dir: &Path) -> (Shipper, SigningKey) {
+        let server = SigningKey::from_bytes(&[6; 32]);
+        let key = crate::identity::prepare(dir).unwrap();
+        let state = State {
+            agent: AgentId([1; 16]),
+            address: "localhost:720".into(),
+            server_public: [0; 32],
+            noise: Secret::new([1; 32]),
+            signing: Secret::new([2; 32]),
+            credential: Secret::new([3; 32]),
+            token: None,
+            recovery: Some(Secret::new([4; 32])),
+            server_signing: Some(server.verifying_key().to_bytes()),
+            central: None,
+            epoch: Epoch([5; 16]),
+            behind: false,
+            positions: BTreeMap::new(),
+            receipts: BTreeMap::new(),
+        };
+        let limits = Limits {
+            ram_bytes_max: 1 << 20,
+            disk_bytes_max: 1 << 20,
+        };
+        let check = |text: &str| {
+            anyhow::ensure!(text == "fine", "the text is bad");
+            Ok(Limits {
+                ram_bytes_max: 1 << 20,
+                disk_bytes_max: 1 << 20,
+            })
+        };
+        let identity = Identity::create(dir, &key, state).unwrap();
+        let shipper = Shipper::open(dir, &key, limits, identity, check).unwrap();
+        (shipper, server)
+    }
+}

@@ -18,6 +18,7 @@ use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
@@ -272,17 +273,34 @@ fn idle(count: u32) {
     let lab = Lab::start_with("idle", limits);
     let before = resident_bytes(lab.server_pid());
     let since = now();
-    let mut agents: Vec<Idle> = Vec::new();
-    let mut breathed = now();
-    for n in 0..count {
-        agents.push(Idle::enrol(&lab, n));
-        if now().duration_since(breathed) > Duration::from_secs(2) {
-            breathed = now();
-            for agent in &mut agents {
-                agent.breathe();
+    // Each enrolment waits for its entry in the audit stream to be durable: many at once.
+    let (enrolled, lab_ref) = (AtomicU32::new(0), &lab);
+    let mut agents: Vec<Idle> = std::thread::scope(|scope| {
+        let enrolled = &enrolled;
+        let enrol = move |first: u32| {
+            let mut agents: Vec<Idle> = Vec::new();
+            for n in (first..count).step_by(THREADS as usize) {
+                agents.push(Idle::enrol(lab_ref, n));
+                enrolled.fetch_add(1, Ordering::Relaxed);
+                if n / THREADS % 20 == 0 {
+                    agents.iter_mut().for_each(Idle::breathe);
+                }
             }
-        }
-    }
+            // Nobody falls silent while others are still being enrolled.
+            while enrolled.load(Ordering::Relaxed) < count {
+                agents.iter_mut().for_each(Idle::breathe);
+                pause(Duration::from_millis(200));
+            }
+            agents
+        };
+        let workers: Vec<_> = (0..THREADS)
+            .map(|first| scope.spawn(move || enrol(first)))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap())
+            .collect()
+    });
     println!(
         "{count} agents enrolled in {:.0} s",
         now().duration_since(since).as_secs_f64()
@@ -403,6 +421,8 @@ fn token(lab: &Lab, n: u32) -> Token {
     Token::parse(made["token"].as_str().unwrap()).unwrap()
 }
 
+/// That enrol agents.
+const THREADS: u32 = 32;
 /// Below the limits of a batch.
 const BATCH_BYTES: usize = 180_000;
 const BATCH_LINES: usize = 4000;

@@ -423,3 +423,153 @@ impl Spool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use ed25519_dalek::SigningKey;
+    use scrinium_protocol::batch::BatchBuilder;
+    use scrinium_protocol::compress::Compressor;
+    use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+    use scrinium_protocol::identity::AgentId;
+
+    use super::*;
+
+    #[test]
+    fn streams_take_turns_and_one_with_something_on_disk_is_backlog_until_that_is_acked() {
+        let mut rig = Rig::new("turns");
+        for _ in 0..3 {
+            rig.add(1);
+        }
+        rig.spool.spill().unwrap();
+        rig.add(1);
+        for _ in 0..3 {
+            rig.add(2);
+        }
+        rig.add(3);
+        assert_eq!(rig.send_all(Lane::Live), [2, 3, 2, 2]);
+        assert_eq!(rig.send_all(Lane::Backlog), [1, 1, 1, 1]);
+        rig.spool.restart();
+        rig.spool.ack(stream(1), Sequence(3)).unwrap();
+        assert!(rig.send_all(Lane::Backlog).is_empty());
+        let live = rig.send_all(Lane::Live);
+        assert_eq!(live.iter().filter(|&&stream| stream == 1).count(), 1);
+        assert_eq!(live.len(), 5);
+    }
+
+    #[test]
+    fn what_follows_the_server_is_kept_and_everything_else_is_dropped() {
+        let mut rig = Rig::new("reconcile");
+        let positions: Vec<StreamPosition> = (0..4).map(|_| rig.add(1)).collect();
+        rig.spool.spill().unwrap();
+        rig.add(1);
+        let start = StreamPosition::start(AgentId([9; 16]), stream(1), Epoch([8; 16]));
+        // The server has the first two.
+        let server = &positions[1];
+        let reached = rig.spool.reconcile(stream(1), Some(server), start.clone());
+        assert_eq!(reached.unwrap().next, Sequence(5));
+        assert_eq!(rig.spool.entries(), 3);
+        // The server was restored from a backup: what waits follows nothing.
+        let reached = rig
+            .spool
+            .reconcile(stream(1), Some(&positions[0]), start.clone());
+        assert_eq!(reached.unwrap(), positions[0]);
+        assert_eq!((rig.spool.entries(), rig.spool.fill().bytes), (0, 0));
+        // A stream it does not know begins with what waits, whatever epoch that is of.
+        let first = rig.add(2);
+        let reached = rig.spool.reconcile(stream(2), None, start);
+        assert_eq!(reached.unwrap(), first);
+    }
+
+    #[test]
+    fn a_backlog_in_ram_makes_room_for_others_by_going_to_the_disk() {
+        let mut rig = Rig::new("room");
+        rig.add(1);
+        rig.spool.spill().unwrap();
+        while rig.spool.has_ram() {
+            rig.add(1);
+        }
+        assert!(rig.spool.has_backlog_in_ram());
+        rig.add(2);
+        rig.spool.spill_backlog().unwrap();
+        assert!(rig.spool.has_ram() && !rig.spool.has_backlog_in_ram());
+        assert_eq!(rig.send_all(Lane::Live), [2]);
+    }
+
+    #[test]
+    fn what_was_spilled_is_found_again_and_removed_when_it_is_acked() {
+        let mut rig = Rig::new("again");
+        let last = (0..3).map(|_| rig.add(1)).last().unwrap();
+        rig.spool.spill().unwrap();
+        let dir = rig.dir.clone();
+        let mut spool = Spool::open(&dir, &Secret::new([1; 32]), LIMITS).unwrap();
+        assert_eq!(spool.ends().unwrap(), BTreeMap::from([(stream(1), last)]));
+        spool.ack(stream(1), Sequence(3)).unwrap();
+        assert_eq!((spool.entries(), spool.fill().disk_bytes), (0, 0));
+    }
+
+    const LIMITS: Limits = Limits {
+        ram_bytes_max: 4000,
+        disk_bytes_max: 1 << 20,
+    };
+
+    struct Rig {
+        spool: Spool,
+        dir: PathBuf,
+        positions: BTreeMap<StreamId, StreamPosition>,
+    }
+
+    impl Rig {
+        fn new(name: &str) -> Self {
+            let dir =
+                std::env::temp_dir().join(format!("scrinium-spool-{name}-{}", std::process::id()));
+            drop(std::fs::remove_dir_all(&dir));
+            Self {
+                spool: Spool::open(&dir, &Secret::new([1; 32]), LIMITS).unwrap(),
+                dir,
+                positions: BTreeMap::new(),
+            }
+        }
+
+        /// Adds a batch of one entry; returns the position after it.
+        fn add(&mut self, number: u8) -> StreamPosition {
+            let id = stream(number);
+            let start = || StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
+            let position = self.positions.entry(id).or_insert_with(start);
+            let mut builder = BatchBuilder::new();
+            let meta = EntryMeta {
+                time_us: 1,
+                flags: EntryFlags::NONE,
+            };
+            builder.push(b"line\n", meta);
+            let key = SigningKey::from_bytes(&[5; 32]);
+            let (batch, after) =
+                builder.seal(id, position, Vec::new(), &key, &mut Compressor::new(1));
+            *position = after.clone();
+            self.spool.add("name", &batch);
+            after
+        }
+
+        /// Sends everything a lane has; returns the streams in their order.
+        fn send_all(&mut self, lane: Lane) -> Vec<u8> {
+            let mut sent = Vec::new();
+            while let Some(next) = self.spool.peek(lane).unwrap() {
+                let StreamId([number, ..]) = next.header.stream;
+                sent.push(number);
+                self.spool.advance(lane);
+            }
+            sent
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            drop(std::fs::remove_dir_all(&self.dir));
+        }
+    }
+
+    fn stream(number: u8) -> StreamId {
+        StreamId([number; 16])
+    }
+}

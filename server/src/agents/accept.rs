@@ -343,9 +343,13 @@ impl Agents {
         let live = state.live.entry(agent.id).or_default();
         let incumbent = live
             .address
-            .map_or_else(|| "unknown".to_owned(), |at| at.to_string());
+            .map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
+        let reason = match refused {
+            Refused::Quarantined(reason) => reason.clone(),
+            other => other.to_string(),
+        };
         if !matches!(refused, Refused::InUse) {
-            live.trouble = Some(format!("{refused} ({address})"));
+            live.trouble = Some(format!("{reason} ({address})"));
             live.refused = true;
         }
         let kind = match refused {
@@ -364,7 +368,7 @@ impl Agents {
             kind,
             agent: agent.name,
             text: format!(
-                "{refused} It came from {address}; the agent was last seen at {incumbent} as {}.",
+                "{reason}. It came from {address}; the agent was last seen at {incumbent} as {}.",
                 agent.host_name
             ),
             key: address.ip().to_string(),

@@ -198,7 +198,7 @@ async fn note_token(core: &Core, refused: &Refused, address: SocketAddr) {
     let raise = Raise {
         kind: AlarmKind::TokenRefused,
         agent: String::new(),
-        text: format!("{refused} It came from {address}."),
+        text: format!("{refused}. It came from {address}."),
         key: address.ip().to_string(),
     };
     core.alarms.raise(raise).await;

@@ -335,3 +335,65 @@ fn screenshots() -> PathBuf {
         .unwrap()
         .join("screenshots")
 }
+
+/// An agent restored from a copy: the overview shows the alarm, its page asks, and a click lets it in.
+#[test]
+fn an_alarm_is_seen_and_a_quarantined_agent_approved_in_the_console() {
+    if !has_tool("chromedriver") || !has_tool("chromium") {
+        return;
+    }
+    let mut lab = Lab::start("browser-alarms");
+    lab.add_agent("web1", lab.sl, "");
+    lab.write("logs/app.log", b"one\n");
+    let log = lab.log("app.log");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    lab.copy_agent("web1", "yesterday");
+    for _ in 0..2 {
+        lab.start_agent("web1");
+        lab.wait_connected("web1");
+        lab.stop_agent("web1");
+    }
+    lab.start_agent("yesterday");
+    let alarm = lab.wait_for_alarm("identity-used-twice", "web1");
+    assert!(alarm.contains("restored"), "{alarm}");
+
+    let visits = ["en", "it", "fr"].map(|language| [(language, 1280), (language, 390)]);
+    for (language, width) in visits.into_iter().flatten() {
+        let browser = Browser::start(width, language);
+        sign_in(&browser, &lab);
+        assert!(browser.text("main").contains("web1"));
+        let shot = |name: &str| {
+            assert!(browser.fits(), "{name} in {language} at {width}");
+            let path = screenshots().join(format!("{name}-{language}-{width}.png"));
+            browser.screenshot(&path);
+        };
+        shot("alarms");
+        browser.open(&format!("https://{}/agents/web1", lab.console));
+        assert!(browser.text("main").contains("restored"));
+        shot("quarantine");
+    }
+
+    let browser = Browser::start(1280, "en");
+    sign_in(&browser, &lab);
+    browser.click(".alarm button");
+    wait_until("the alarm is seen", Duration::from_secs(10), || {
+        // The newest stands first, here and there.
+        lab.alarms()[0]["acknowledged_by"] == "admin"
+    });
+    browser.open(&format!("https://{}/agents/web1", lab.console));
+    browser.click("form[action$='/approve'] button");
+    lab.write("logs/app.log", b"one\ntwo\n");
+    lab.wait_for_bytes("web1", &log, 8, Duration::from_secs(40));
+}
+
+fn sign_in(browser: &Browser, lab: &Lab) {
+    browser.open(&format!("https://{}/", lab.console));
+    browser.type_into("input[name=user]", "admin");
+    browser.type_into("input[name=password]", PASSWORD);
+    browser.click("button.primary");
+    wait_until("the overview is shown", Duration::from_secs(10), || {
+        !browser.text(".tiles").is_empty()
+    });
+}
