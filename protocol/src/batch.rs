@@ -136,6 +136,9 @@ impl BatchHeader {
             }
             return Relation::Conflict;
         }
+        if self.next() == position.next && self.head() != position.head {
+            return Relation::Conflict;
+        }
         if self.next() <= position.next {
             return Relation::Repeated;
         }
@@ -464,12 +467,44 @@ mod tests {
     }
 
     #[test]
+    fn i9_a_body_that_is_a_bomb_or_not_as_long_as_declared_is_refused_within_bounds() {
+        let (good, _) = sample(&[b"one\n", b"two\n"]);
+        let bomb = Compressor::new(3).compress(&vec![0; 256 << 20]);
+        assert!(
+            bomb.len() < BODY_LEN_MAX,
+            "{} bytes on the wire",
+            bomb.len()
+        );
+        for (body, raw_len) in [
+            (bomb, good.header.raw_len),
+            (good.body.clone(), good.header.raw_len - 1),
+            (good.body.clone(), good.header.raw_len + 1),
+            (Vec::new(), good.header.raw_len),
+            // A batch in a batch is no entry.
+            (
+                Compressor::new(1).compress(&good.encoded()),
+                good.header.raw_len,
+            ),
+        ] {
+            let mut bad = good.clone();
+            bad.body = body;
+            bad.header.raw_len = raw_len;
+            assert!(bad.open().is_err());
+        }
+        let mut bad = good;
+        bad.header.raw_len = RAW_LEN_MAX + 1;
+        assert!(SealedBatch::decode(&bad.encoded(), "batch").is_err());
+    }
+
+    #[test]
     fn a_batch_is_next_repeated_or_in_conflict() {
         let stream = StreamId([2; 16]);
         let start = StreamPosition::start(AgentId([1; 16]), stream, Epoch([3; 16]));
         let (batch, after) = sample(&[b"one\n"]);
         assert_eq!(batch.header.relation_to(&start), Relation::Follows);
         assert_eq!(batch.header.relation_to(&after), Relation::Repeated);
+        let (other, _) = sample(&[b"two\n"]);
+        assert_eq!(other.header.relation_to(&after), Relation::Conflict);
         let other = StreamPosition {
             head: Head([9; 32]),
             ..start.clone()

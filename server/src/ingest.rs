@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ed25519_dalek::SigningKey;
-use scrinium_protocol::batch::{Relation, SealedBatch};
+use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch};
 use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::sl::message::Receipt;
 use scrinium_segment::writer::SegmentWriter;
@@ -60,9 +60,9 @@ pub(crate) enum Outcome {
     Durable(Box<Receipt>),
     /// Another history of this stream is archived.
     Conflict,
-    /// Something of this stream is archived that comes after it; whether it is the same as what is
-    /// archived is not looked up.
-    Stale,
+    /// Something of this stream is archived that comes after it. Whether it is the same as what is
+    /// archived in its place is for the sender's session to look up.
+    Stale(Box<BatchHeader>),
     /// The disk did not take it; it may be sent again.
     NotWritten,
 }
@@ -295,7 +295,7 @@ impl Ingest {
             let outcome = if same {
                 Outcome::Durable(Box::new(self.receipt(&item.batch, number, 0)))
             } else {
-                Outcome::Stale
+                Outcome::Stale(Box::new(item.batch.header))
             };
             answer(item.answer, outcome);
         }

@@ -110,8 +110,10 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
                 Ok(Outcome::Durable(_)) => {}
                 Ok(Outcome::NotWritten) => failed.push(item),
                 // It follows one that was not written: both go again.
-                Ok(Outcome::Conflict | Outcome::Stale) if !failed.is_empty() => failed.push(item),
-                Ok(Outcome::Conflict | Outcome::Stale) => {
+                Ok(Outcome::Conflict | Outcome::Stale(_)) if !failed.is_empty() => {
+                    failed.push(item)
+                }
+                Ok(Outcome::Conflict | Outcome::Stale(_)) => {
                     error!("a batch of the server's own was refused as conflicting");
                     all_durable = false;
                 }

@@ -16,7 +16,6 @@
 
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -31,18 +30,18 @@ use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    AgentHello, AgentKeys, Established, ExpectAgentStart, FRAME_HEAD_LEN, Purpose, ServerHello,
-    start,
+    AgentHello, AgentKeys, Established, ExpectAgentStart, Purpose, ServerHello, start,
 };
-use scrinium_protocol::sl::message::{KeepAlive, Lane, Message, Ready, Receipt};
+use scrinium_protocol::sl::message::{Lane, Message, Ready, Receipt};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::record::{HEADER_LEN, RecordKeys, RecordOpener, RecordSealer};
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession, ServerEvent, ServerSession};
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_protocol::token::Token;
+use scrinium_tests::client::Client;
 use scrinium_tests::corpus::Corpus;
 use scrinium_tests::lab::{Lab, cpu_seconds, resident_bytes};
-use scrinium_tests::{now, pause, wait_until};
+use scrinium_tests::{now, pause};
 use serde_json::Value;
 
 fn main() {
@@ -270,54 +269,33 @@ fn pair(seed: u8) -> KeyPair {
 /// Enrols so many agents, keeps their sessions alive, and looks at the server.
 fn idle(count: u32) {
     let limits = "keep_alive_s = 10\nhandshakes_per_s = 10000\nsessions_max = 100000";
-    let lab = Lab::start_with("idle", limits);
-    let before = resident_bytes(lab.server_pid());
+    let mut lab = Lab::start_with("idle", limits);
+    let server_public = token(&lab, u32::MAX).server_public;
     let since = now();
     // Each enrolment waits for its entry in the audit stream to be durable: many at once.
-    let (enrolled, lab_ref) = (AtomicU32::new(0), &lab);
-    let mut agents: Vec<Idle> = std::thread::scope(|scope| {
-        let enrolled = &enrolled;
-        let enrol = move |first: u32| {
-            let mut agents: Vec<Idle> = Vec::new();
-            for n in (first..count).step_by(THREADS as usize) {
-                agents.push(Idle::enrol(lab_ref, n));
-                enrolled.fetch_add(1, Ordering::Relaxed);
-                if n / THREADS % 20 == 0 {
-                    agents.iter_mut().for_each(Idle::breathe);
-                }
-            }
-            // Nobody falls silent while others are still being enrolled.
-            while enrolled.load(Ordering::Relaxed) < count {
-                agents.iter_mut().for_each(Idle::breathe);
-                pause(Duration::from_millis(200));
-            }
-            agents
-        };
-        let workers: Vec<_> = (0..THREADS)
-            .map(|first| scope.spawn(move || enrol(first)))
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| worker.join().unwrap())
-            .collect()
-    });
+    let enrolled = all_at_once(count, |n| Client::enrol(&token(&lab, n), lab.sl, n));
     println!(
         "{count} agents enrolled in {:.0} s",
         now().duration_since(since).as_secs_f64()
     );
-    wait_until("all are connected", Duration::from_secs(60), || {
-        for agent in &mut agents {
-            agent.breathe();
-        }
-        agents.iter().all(|agent| agent.is_ready)
+    // A server that knows them all, and has no session.
+    lab.stop_server();
+    lab.start_server();
+    let (before, since) = (resident_bytes(lab.server_pid()), now());
+    let address = lab.sl;
+    let mut agents = all_at_once(count, |n| {
+        let agent = enrolled.iter().find(|agent| agent.seed == n).unwrap();
+        agent.connect(server_public, address)
     });
-    // Let what the enrolment needed settle, then look for three keep-alives.
-    let rest = |agents: &mut Vec<Idle>, seconds: u64| {
+    println!(
+        "{count} agents connected in {:.0} s",
+        now().duration_since(since).as_secs_f64()
+    );
+    // Let that settle, then look for three keep-alives.
+    let rest = |agents: &mut Vec<Client>, seconds: u64| {
         let until = now() + Duration::from_secs(seconds);
         while now() < until {
-            for agent in agents.iter_mut() {
-                agent.breathe();
-            }
+            agents.iter_mut().for_each(breathe);
             pause(Duration::from_millis(200));
         }
     };
@@ -333,73 +311,44 @@ fn idle(count: u32) {
     );
 }
 
-/// One agent that has nothing to say.
-struct Idle {
-    stream: TcpStream,
-    session: AgentSession,
-    is_ready: bool,
+/// Makes so many agents on [`THREADS`] threads; returns when all are ready. Nobody falls silent
+/// while others are still being made.
+fn all_at_once(count: u32, make: impl Fn(u32) -> Client + Sync) -> Vec<Client> {
+    let (ready, make) = (AtomicU32::new(0), &make);
+    std::thread::scope(|scope| {
+        let ready = &ready;
+        let work = move |first: u32| {
+            let mut agents: Vec<Client> = Vec::new();
+            for n in (first..count).step_by(THREADS as usize) {
+                agents.push(make(n));
+                if n / THREADS % 20 == 0 {
+                    agents.iter_mut().for_each(breathe);
+                }
+            }
+            while agents.iter().any(|agent| !agent.is_ready) {
+                agents.iter_mut().for_each(breathe);
+                pause(Duration::from_millis(50));
+            }
+            ready.fetch_add(1, Ordering::Relaxed);
+            while ready.load(Ordering::Relaxed) < THREADS {
+                agents.iter_mut().for_each(breathe);
+                pause(Duration::from_millis(200));
+            }
+            agents
+        };
+        let workers: Vec<_> = (0..THREADS)
+            .map(|first| scope.spawn(move || work(first)))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap())
+            .collect()
+    })
 }
 
-impl Idle {
-    fn enrol(lab: &Lab, n: u32) -> Self {
-        let token = token(lab, n);
-        let keys = AgentKeys {
-            suite: Suite::Encrypted,
-            static_keys: KeyPair::from_secret(&Secret::new(sha256(&[b"static", &n.to_be_bytes()]))),
-            ephemeral: KeyPair::from_secret(&Secret::new(sha256(&[b"once", &n.to_be_bytes()]))),
-            server_public: token.server_public,
-            psk: token.secret.clone(),
-        };
-        let (sent, expect) = start(keys, "", Purpose::Enrol { token: token.id }).unwrap();
-        let mut stream = TcpStream::connect(lab.sl).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.write_all(&sent).unwrap();
-        let mut head = [0; FRAME_HEAD_LEN];
-        stream.read_exact(&mut head).unwrap();
-        let mut frame = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
-        stream.read_exact(&mut frame).unwrap();
-        let (answer, send) = expect.handle(&frame).unwrap();
-        assert!(matches!(answer, ServerHello::Welcome { .. }), "{answer:?}");
-        let hello = AgentHello {
-            signing_public: SigningKey::from_bytes(&[5; 32]).verifying_key().to_bytes(),
-            host_name: format!("idle{n}"),
-            ..AgentHello::default()
-        };
-        let (sent, established) = send.finish(&hello).unwrap();
-        stream.write_all(&sent).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        Self {
-            stream,
-            session: AgentSession::new(established, now()),
-            is_ready: false,
-        }
-    }
-
-    /// Reads what is there, and sends a keep-alive when it is time.
-    fn breathe(&mut self) {
-        let time = now();
-        let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = self.stream.read(&mut buffer) {
-            self.session.handle_bytes(&buffer[..n], time).unwrap();
-        }
-        while let Some(event) = self.session.poll_event() {
-            match event {
-                AgentEvent::CredentialRolled => self.session.send_credential_stored(time).unwrap(),
-                AgentEvent::Ready { .. } => self.is_ready = true,
-                AgentEvent::Closed { reason } => panic!("{reason}"),
-                AgentEvent::PeerSilent => panic!("the server is silent"),
-                _ => {}
-            }
-        }
-        if self.session.is_keep_alive_due(time) {
-            self.session
-                .send_keep_alive(KeepAlive::default(), time)
-                .unwrap();
-        }
-        if let Some(bytes) = self.session.poll_transmit() {
-            self.stream.write_all(&bytes).unwrap();
-        }
-    }
+fn breathe(agent: &mut Client) {
+    let (events, stands) = agent.breathe();
+    assert!(stands && events.is_empty(), "{events:?}");
 }
 
 /// A token, by the control socket: ten thousand processes would measure themselves.

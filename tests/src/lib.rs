@@ -10,6 +10,7 @@
 )]
 
 pub mod browser;
+pub mod client;
 pub mod corpus;
 pub mod fuzz;
 pub mod lab;

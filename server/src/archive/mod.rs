@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::batch::{BatchHeader, StreamPosition};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::reader::SegmentReader;
@@ -302,6 +302,27 @@ impl Archive {
                 self.read_block(&reader, record)
             }
         }
+    }
+
+    /// Whether another batch is archived in the place of this one: the same sequence of the same epoch,
+    /// and other entries.
+    pub(crate) fn contradicts(&self, header: &BatchHeader) -> Result<bool> {
+        let first = header.first.0;
+        let covers = |extent: &&Extent| {
+            extent.stream == header.stream
+                && extent.sequences.0 <= first
+                && first < extent.sequences.1
+        };
+        for extent in self.extents().iter().filter(covers) {
+            for batch in self.read(extent)? {
+                let same_place =
+                    batch.header.epoch == header.epoch && batch.header.first == header.first;
+                if same_place {
+                    return Ok(batch.header.root != header.root);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Reads one block of an open segment.

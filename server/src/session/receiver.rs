@@ -235,7 +235,10 @@ impl Receiver {
                         "the agent sent a batch that conflicts with the archive: same sequence, other history",
                     );
                 }
-                Outcome::Stale => {
+                Outcome::Stale(header) => {
+                    if self.shared.archive.contradicts(&header)? {
+                        self.effects.push_back(Effect::Raise(self.conflict()));
+                    }
                     refused = Some("the agent sent a batch that is older than what it was told");
                 }
                 Outcome::NotWritten => refused = Some("the archive cannot be written now"),

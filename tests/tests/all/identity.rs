@@ -4,8 +4,17 @@
 use std::path::Path;
 use std::time::Duration;
 
+use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
+use scrinium_protocol::sl::message::Lane;
+use scrinium_protocol::sl::session::AgentEvent;
+use scrinium_protocol::token::Token;
+use scrinium_tests::client::Client;
 use scrinium_tests::lab::{Lab, text};
-use scrinium_tests::{has_tool, pause, skipped, wait_until};
+use scrinium_tests::{has_tool, now, pause, skipped, wait_until};
 
 /// J1 (same characteristics): both run, the copy is refused, the alarm names both.
 #[test]
@@ -236,6 +245,61 @@ fn j8_an_agent_that_was_led_away_is_missed() {
     let id = lab.alarms()[0]["id"].to_string();
     assert!(lab.server(&["alarm", "acknowledge", &id]).status.success());
     assert_eq!(lab.alarms()[0]["acknowledged_by"], "local");
+}
+
+/// Two histories of one stream under one signature: the archive keeps the first, and somebody hears of it.
+#[test]
+fn a_batch_that_contradicts_the_archive_is_an_alarm_and_changes_nothing() {
+    let lab = Lab::start("conflict");
+    let token = Token::parse(&lab.token("web1", lab.sl)).unwrap();
+    let mut client = Client::enrol(&token, lab.sl, 1);
+    wait_until("it is ready", Duration::from_secs(10), || {
+        let (_, stands) = client.breathe();
+        stands && client.is_ready
+    });
+    let id = StreamId::derive(client.agent, StreamKind::File, "/app.log");
+    let begun = now();
+    let opened = client
+        .session
+        .send_stream_open(id, StreamKind::File, "/app.log", begun);
+    opened.unwrap();
+    let start = StreamPosition::start(client.agent, id, Epoch([7; 16]));
+    let send = |line: &[u8], position: &StreamPosition, client: &mut Client| {
+        let mut builder = BatchBuilder::new();
+        let meta = EntryMeta {
+            time_us: 1,
+            flags: EntryFlags::NONE,
+        };
+        builder.push(line, meta);
+        let key = Client::signing();
+        let mut compressor = Compressor::new(1);
+        let (batch, after) = builder.seal(id, position, Vec::new(), &key, &mut compressor);
+        let sent = client
+            .session
+            .send_batch(Lane::Live, &batch.header, batch.encoded(), now());
+        sent.unwrap().unwrap();
+        after
+    };
+    let after = send(b"what happened\n", &start, &mut client);
+    let _end = send(b"and then\n", &after, &mut client);
+    wait_until("both are acked", Duration::from_secs(10), || {
+        let (events, _) = client.breathe();
+        events
+            .iter()
+            .any(|event| matches!(event, AgentEvent::Acked(receipt) if receipt.next.0 == 2))
+    });
+    // Not even the last one: the archive is asked what stands in its place.
+    let _other = send(b"what did not\n", &start, &mut client);
+    wait_until("the session ends", Duration::from_secs(10), || {
+        !client.breathe().1
+    });
+    let alarm = lab.wait_for_alarm("conflicting-batch", "web1");
+    assert!(alarm.contains("contradicts"), "{alarm}");
+    assert_eq!(
+        lab.export("web1", Path::new("/app.log")),
+        b"what happened\nand then\n"
+    );
+    assert_eq!(lab.verify().0, 0);
 }
 
 /// A configuration from the server: applied live, answered truthfully, never back to an older one.

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_for_what_was_never_sent_ends_the_session() {
+    fn i3_a_receipt_for_what_was_never_sent_ends_the_session() {
         let mut link = Link::ready();
         link.server
             .send(&Message::Receipt(receipt(&batch())), link.now)

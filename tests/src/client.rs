@@ -1,0 +1,156 @@
+//! An agent of ours without a program: its session over a socket, to do what no agent does.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use ed25519_dalek::SigningKey;
+use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::kdf::sha256;
+use scrinium_protocol::secret::Secret;
+use scrinium_protocol::sl::handshake::{
+    AgentHello, AgentKeys, FRAME_HEAD_LEN, Purpose, ServerHello, start,
+};
+use scrinium_protocol::sl::message::KeepAlive;
+use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
+use scrinium_protocol::sl::suite::Suite;
+use scrinium_protocol::token::Token;
+
+/// A connected agent.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    pub session: AgentSession,
+    /// Named by the server.
+    pub agent: AgentId,
+    pub is_ready: bool,
+    pub seed: u32,
+    /// Of the next connection.
+    credential: Secret<32>,
+}
+
+impl Client {
+    /// Uses a token; the keys are drawn from `seed`.
+    #[must_use]
+    pub fn enrol(token: &Token, address: SocketAddr, seed: u32) -> Self {
+        let purpose = Purpose::Enrol { token: token.id };
+        let public = token.server_public;
+        Self::shake_hands(
+            purpose,
+            AgentId::default(),
+            public,
+            token.secret.clone(),
+            address,
+            seed,
+        )
+    }
+
+    /// Connects again, with the credential of the connection before.
+    #[must_use]
+    pub fn connect(&self, server_public: [u8; 32], address: SocketAddr) -> Self {
+        let (agent, credential) = (self.agent, self.credential.clone());
+        Self::shake_hands(
+            Purpose::Connect,
+            agent,
+            server_public,
+            credential,
+            address,
+            self.seed,
+        )
+    }
+
+    fn shake_hands(
+        purpose: Purpose,
+        agent: AgentId,
+        server_public: [u8; 32],
+        psk: Secret<32>,
+        address: SocketAddr,
+        seed: u32,
+    ) -> Self {
+        let secret = |label: &[u8]| Secret::new(sha256(&[label, &seed.to_be_bytes()]));
+        let keys = AgentKeys {
+            suite: Suite::Encrypted,
+            static_keys: KeyPair::from_secret(&secret(b"static")),
+            ephemeral: KeyPair::from_secret(&secret(b"ephemeral")),
+            server_public,
+            psk,
+        };
+        let (sent, expect) = start(keys, "", purpose).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(&sent).unwrap();
+        let mut head = [0; FRAME_HEAD_LEN];
+        stream.read_exact(&mut head).unwrap();
+        let mut frame = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        stream.read_exact(&mut frame).unwrap();
+        let (answer, send) = expect.handle(&frame).unwrap();
+        assert!(matches!(answer, ServerHello::Welcome { .. }), "{answer:?}");
+        let hello = AgentHello {
+            agent,
+            signing_public: Self::signing().verifying_key().to_bytes(),
+            host_name: format!("client{seed}"),
+            ..AgentHello::default()
+        };
+        let (sent, established) = send.finish(&hello).unwrap();
+        stream.write_all(&sent).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Self {
+            stream,
+            credential: established.next_psk.clone(),
+            session: AgentSession::new(established, crate::now()),
+            agent,
+            is_ready: false,
+            seed,
+        }
+    }
+
+    /// What every such agent signs its batches with.
+    #[must_use]
+    pub fn signing() -> SigningKey {
+        SigningKey::from_bytes(&[5; 32])
+    }
+
+    /// Reads what is there, answers as an agent must, and writes what is to be sent. Returns what else
+    /// happened, and whether the connection still stands.
+    pub fn breathe(&mut self) -> (Vec<AgentEvent>, bool) {
+        let time = crate::now();
+        let mut buffer = [0; 4096];
+        let mut stands = true;
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => stands = false,
+                Ok(n) => {
+                    self.session.handle_bytes(&buffer[..n], time).unwrap();
+                    continue;
+                }
+                Err(error) => stands &= error.kind() == std::io::ErrorKind::WouldBlock,
+            }
+            break;
+        }
+        let mut events = Vec::new();
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                AgentEvent::Enrolled { agent } => {
+                    self.agent = agent;
+                    self.session.send_credential_stored(time).unwrap();
+                }
+                AgentEvent::Ready { .. } => self.is_ready = true,
+                AgentEvent::CredentialRolled => {
+                    // At enrolment it is said when the name is known.
+                    if self.agent != AgentId::default() {
+                        self.session.send_credential_stored(time).unwrap();
+                    }
+                }
+                event => events.push(event),
+            }
+        }
+        if self.session.is_keep_alive_due(time) {
+            let state = KeepAlive::default();
+            self.session.send_keep_alive(state, time).unwrap();
+        }
+        while let Some(bytes) = self.session.poll_transmit() {
+            stands &= self.stream.write_all(&bytes).is_ok();
+        }
+        (events, stands)
+    }
+}
