@@ -5,6 +5,8 @@
 #   SCRINIUM_TEST_OUTAGE_S=60    cut the link for a whole minute in the outage test (15 s otherwise)
 #   SCRINIUM_TEST_SOAK_S=600      everything at once for longer than 20 s
 #   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
+#   SCRINIUM_TEST_WORLDS=100000  live through more than 10,000 simulated worlds
+#   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls
 #   SCRINIUM_TEST_LOGS=DIR       take the lines of the tests from real logs instead of built-in ones
 #
 # Installs what the tests need beyond cargo when it may (Debian, as root); says what it leaves out else.
