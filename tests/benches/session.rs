@@ -321,7 +321,7 @@ fn all_at_once(count: u32, make: impl Fn(u32) -> Client + Sync) -> Vec<Client> {
             let mut agents: Vec<Client> = Vec::new();
             for n in (first..count).step_by(THREADS as usize) {
                 agents.push(make(n));
-                if n / THREADS % 20 == 0 {
+                if (n / THREADS).is_multiple_of(20) {
                     agents.iter_mut().for_each(breathe);
                 }
             }

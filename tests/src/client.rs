@@ -141,7 +141,11 @@ impl Client {
                         self.session.send_credential_stored(time).unwrap();
                     }
                 }
-                event => events.push(event),
+                event @ (AgentEvent::StreamState { .. }
+                | AgentEvent::Configuration(_)
+                | AgentEvent::Acked(_)
+                | AgentEvent::Closed { .. }
+                | AgentEvent::PeerSilent) => events.push(event),
             }
         }
         if self.session.is_keep_alive_due(time) {

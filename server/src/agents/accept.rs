@@ -344,9 +344,10 @@ impl Agents {
         let incumbent = live
             .address
             .map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
-        let reason = match refused {
-            Refused::Quarantined(reason) => reason.clone(),
-            other => other.to_string(),
+        let reason = if let Refused::Quarantined(reason) = refused {
+            reason.clone()
+        } else {
+            refused.to_string()
         };
         if !matches!(refused, Refused::InUse) {
             live.trouble = Some(format!("{reason} ({address})"));
