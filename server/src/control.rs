@@ -404,7 +404,7 @@ async fn handle_approve(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     audit(&core, "agent approved", json!({ "agent": request.name })).await?;
-    core.agents.approve(&request.name)?;
+    core.agents.approve(&request.name, None)?;
     Ok(Json(json!({})))
 }
 

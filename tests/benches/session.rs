@@ -14,6 +14,7 @@
     reason = "a bench prints, and stops at the first surprise"
 )]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -38,7 +39,7 @@ use scrinium_protocol::sl::record::{HEADER_LEN, RecordKeys, RecordOpener, Record
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession, ServerEvent, ServerSession};
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_protocol::token::Token;
-use scrinium_tests::client::Client;
+use scrinium_tests::client::{Client, Known};
 use scrinium_tests::corpus::Corpus;
 use scrinium_tests::lab::{Lab, cpu_seconds, resident_bytes};
 use scrinium_tests::{now, pause};
@@ -274,6 +275,11 @@ fn idle(count: u32) {
     let since = now();
     // Each enrolment waits for its entry in the audit stream to be durable: many at once.
     let enrolled = all_at_once(count, |n| Client::enrol(&token(&lab, n), lab.sl, n));
+    let enrolled: BTreeMap<u32, Known> = enrolled
+        .into_iter()
+        .map(|agent| agent.leave())
+        .map(|agent| (agent.seed, agent))
+        .collect();
     println!(
         "{count} agents enrolled in {:.0} s",
         now().duration_since(since).as_secs_f64()
@@ -283,10 +289,7 @@ fn idle(count: u32) {
     lab.start_server();
     let (before, since) = (resident_bytes(lab.server_pid()), now());
     let address = lab.sl;
-    let mut agents = all_at_once(count, |n| {
-        let agent = enrolled.iter().find(|agent| agent.seed == n).unwrap();
-        agent.connect(server_public, address)
-    });
+    let mut agents = all_at_once(count, |n| enrolled[&n].connect(server_public, address));
     println!(
         "{count} agents connected in {:.0} s",
         now().duration_since(since).as_secs_f64()

@@ -24,7 +24,7 @@ pub struct Client {
     /// Named by the server.
     pub agent: AgentId,
     pub is_ready: bool,
-    pub seed: u32,
+    seed: u32,
     /// Of the next connection.
     credential: Secret<32>,
 }
@@ -45,18 +45,14 @@ impl Client {
         )
     }
 
-    /// Connects again, with the credential of the connection before.
+    /// Hangs up; returns what it takes to connect again.
     #[must_use]
-    pub fn connect(&self, server_public: [u8; 32], address: SocketAddr) -> Self {
-        let (agent, credential) = (self.agent, self.credential.clone());
-        Self::shake_hands(
-            Purpose::Connect,
-            agent,
-            server_public,
-            credential,
-            address,
-            self.seed,
-        )
+    pub fn leave(self) -> Known {
+        Known {
+            agent: self.agent,
+            seed: self.seed,
+            credential: self.credential,
+        }
     }
 
     fn shake_hands(
@@ -156,5 +152,29 @@ impl Client {
             stands &= self.stream.write_all(&bytes).is_ok();
         }
         (events, stands)
+    }
+}
+
+/// An enrolled agent that is not connected.
+#[derive(Debug)]
+pub struct Known {
+    agent: AgentId,
+    pub seed: u32,
+    credential: Secret<32>,
+}
+
+impl Known {
+    /// Connects with the credential of the connection before.
+    #[must_use]
+    pub fn connect(&self, server_public: [u8; 32], address: SocketAddr) -> Client {
+        let (agent, psk) = (self.agent, self.credential.clone());
+        Client::shake_hands(
+            Purpose::Connect,
+            agent,
+            server_public,
+            psk,
+            address,
+            self.seed,
+        )
     }
 }

@@ -238,7 +238,6 @@ impl Agents {
         let seen = hex_fingerprint(proven.hello);
         let is_connected = state.sessions.contains_key(&agent.id);
         if is_connected && agent.instance != proven.hello.instance {
-            state.rivals.insert(agent.id, rival(&agent, proven, &seen));
             return Err(Refused::InUse);
         }
         let changed = changed_components(&agent.fingerprint, &seen);
@@ -298,12 +297,28 @@ impl Agents {
         Refused::Quarantined(reason)
     }
 
-    /// Lets in what waits in quarantine; only the machine that was seen.
-    pub(crate) fn approve(&self, name: &str) -> Result<()> {
+    /// Somebody was refused because the agent is connected, and it stayed connected: should it be heard
+    /// again, there are two.
+    pub(crate) fn note_rival(&self, proven: &Proven<'_>) {
+        let mut state = self.lock();
+        if let Some(agent) = agent_with(&state, proven.static_public) {
+            let rival = rival(agent, proven, &hex_fingerprint(proven.hello));
+            let id = agent.id;
+            state.rivals.entry(id).or_insert(rival);
+        }
+    }
+
+    /// Lets in what waits in quarantine; only the machine that was seen, and only if that is what was
+    /// seen at `since_us`, when that is said: it may have changed under a person's eyes.
+    pub(crate) fn approve(&self, name: &str, since_us: Option<u64>) -> Result<()> {
         self.change(name, |agent| {
             let quarantine = agent.quarantine.as_mut();
             let quarantine =
                 quarantine.with_context(|| format!("nothing waits for approval as '{name}'"))?;
+            anyhow::ensure!(
+                since_us.is_none_or(|since_us| since_us == quarantine.since_us),
+                "somebody else waits for approval by now; look again"
+            );
             quarantine.approved = true;
             Ok(())
         })?;
@@ -394,7 +409,7 @@ fn rival(agent: &AgentRecord, proven: &Proven<'_>, seen: &[(String, String)]) ->
         } else {
             format!("with another {}", changed.join(", "))
         },
-        since_us: clock::unix_us(),
+        heard_us: None,
     }
 }
 

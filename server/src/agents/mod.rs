@@ -64,7 +64,8 @@ struct Rival {
     address: SocketAddr,
     host_name: String,
     differs: String,
-    since_us: u64,
+    /// When the agent was first heard after it.
+    heard_us: Option<u64>,
 }
 
 /// What is known of an agent while the server runs.
@@ -149,7 +150,7 @@ impl Agents {
     pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Option<Raise> {
         let now = clock::unix_us();
         let mut state = self.lock();
-        let rival = state.rivals.remove(&id);
+        let rival = proven_rival(&mut state.rivals, id, now);
         let live = state.live.entry(id).or_default();
         live.heard_us = now;
         if let Some(keep_alive) = keep_alive {
@@ -176,7 +177,6 @@ impl Agents {
             ),
             key: rival.address.ip().to_string(),
         })
-        .filter(|_| now >= rival.since_us)
     }
 
     /// Allows or forbids an agent to connect; a session it has is ended.
@@ -320,5 +320,17 @@ impl Agents {
     }
 }
 
+/// The rival of an agent that was heard twice since, with some time between: what its socket still held
+/// when it died would be heard at once.
+fn proven_rival(rivals: &mut BTreeMap<AgentId, Rival>, id: AgentId, now_us: u64) -> Option<Rival> {
+    let rival = rivals.get_mut(&id)?;
+    let heard_us = *rival.heard_us.get_or_insert(now_us);
+    if now_us.saturating_sub(heard_us) < RIVAL_PROOF_US {
+        return None;
+    }
+    rivals.remove(&id)
+}
+
+const RIVAL_PROOF_US: u64 = 1_500_000;
 /// High-water marks remembered per agent.
 const MARKS_MAX: usize = 4096;

@@ -167,7 +167,12 @@ async fn finish(
                 tokio::time::sleep(INCUMBENT_STEP).await;
             }
             Ok(accepted) => return Ok((accepted, established)),
-            Err(refused) => return Err(refused),
+            Err(refused) => {
+                if matches!(refused, Refused::InUse) {
+                    core.agents.note_rival(&proven);
+                }
+                return Err(refused);
+            }
         }
     }
 }

@@ -53,6 +53,7 @@ struct QuarantineRow {
     host: String,
     address: String,
     since: String,
+    since_us: u64,
     approved: bool,
 }
 
@@ -108,6 +109,7 @@ impl Row {
                 host: seen.host_name.clone(),
                 address: seen.address.clone(),
                 since: rfc3339(seen.since_us),
+                since_us: seen.since_us,
                 approved: seen.approved,
             }),
         }
@@ -237,18 +239,25 @@ pub(crate) struct PlainForm {
     pub(super) csrf: String,
 }
 
+#[derive(Deserialize)]
+pub(crate) struct ApproveForm {
+    csrf: String,
+    /// What the person saw.
+    since_us: u64,
+}
+
 /// Lets in what waits in quarantine.
 pub(crate) async fn approve(
     State(core): State<Arc<Core>>,
     who: SignedIn,
     Path(name): Path<String>,
-    Form(form): Form<PlainForm>,
+    Form(form): Form<ApproveForm>,
 ) -> Response {
     let detail = json!({ "agent": name });
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
-    outcome(core.agents.approve(&name), &name)
+    outcome(core.agents.approve(&name, Some(form.since_us)), &name)
 }
 
 /// Writes down what `who` is about to do; the answer when that must not go on.
