@@ -187,7 +187,7 @@ impl Agents {
             }
         };
         let hello = proven.hello;
-        agent.signing_public = hello.signing_public;
+        agent.signing_public = hello.signing_public; // at enrolment; the same ever after
         agent.instance = hello.instance;
         agent.host_name.clone_from(&hello.host_name);
         agent.version.clone_from(&hello.version);
@@ -235,6 +235,10 @@ impl Agents {
             return Err(Refused::SuiteNotAllowed);
         }
         let held = Held::of(&agent, proven.used).ok_or(Refused::WrongCredential)?;
+        if agent.signing_public != proven.hello.signing_public {
+            // What it signed before could no longer be verified. No agent of ours does that.
+            return Err(Refused::WrongCredential);
+        }
         let seen = hex_fingerprint(proven.hello);
         let is_connected = state.sessions.contains_key(&agent.id);
         if is_connected && agent.instance != proven.hello.instance {

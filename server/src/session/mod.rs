@@ -62,7 +62,8 @@ async fn drive(
     let (reader, mut writer) = stream.into_split();
     loop {
         while let Some(effect) = receiver.poll_effect() {
-            carry_out(core, effect).await?;
+            // Boxed, here and below: what is rarely done is not kept by every idle session.
+            Box::pin(carry_out(core, effect)).await?;
         }
         if let Some(bytes) = receiver.poll_transmit() {
             writer.write_all(&bytes).await?;
@@ -74,7 +75,7 @@ async fn drive(
             answer = next_answer(&mut receiver.waiting) => {
                 let answered = receiver.handle_answers(Some(answer), clock::now());
                 if answered.is_err() {
-                    finish(core, &mut receiver, &mut writer).await;
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
                 }
                 answered?;
                 None
@@ -97,7 +98,7 @@ async fn drive(
             }
         };
         if let Some(reason) = ended {
-            finish(core, &mut receiver, &mut writer).await;
+            Box::pin(finish(core, &mut receiver, &mut writer)).await;
             return Ok(reason);
         }
     }
