@@ -30,16 +30,12 @@ use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::secret::Secret;
-use scrinium_protocol::sl::handshake::{
-    AgentHello, AgentKeys, Established, ExpectAgentStart, Purpose, ServerHello, start,
-};
 use scrinium_protocol::sl::message::{Lane, Message, Ready, Receipt};
-use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::record::{HEADER_LEN, RecordKeys, RecordOpener, RecordSealer};
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession, ServerEvent, ServerSession};
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_protocol::token::Token;
-use scrinium_tests::client::{Client, Known};
+use scrinium_tests::client::{Client, Known, established};
 use scrinium_tests::corpus::Corpus;
 use scrinium_tests::lab::{Lab, cpu_seconds, resident_bytes};
 use scrinium_tests::{now, pause};
@@ -243,28 +239,6 @@ fn exchange(agent: &mut AgentSession, server: &mut ServerSession, now: Instant) 
     while let Some(bytes) = server.poll_transmit() {
         agent.handle_bytes(&bytes, now).unwrap();
     }
-}
-
-fn established(suite: Suite) -> (Established, Established) {
-    let keys = AgentKeys {
-        suite,
-        static_keys: pair(1),
-        ephemeral: pair(2),
-        server_public: *pair(3).public(),
-        psk: Secret::new([5; 32]),
-    };
-    let (sent, agent) = start(keys, "", Purpose::Connect).unwrap();
-    let server = ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(4));
-    let (_, server) = server.handle(&sent[8..]).unwrap();
-    let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 0 }).unwrap();
-    let (_, agent) = agent.handle(&sent[3..]).unwrap();
-    let (sent, agent) = agent.finish(&AgentHello::default()).unwrap();
-    let (_, _, server) = server.handle(&sent[3..], &[Secret::new([5; 32])]).unwrap();
-    (agent, server)
-}
-
-fn pair(seed: u8) -> KeyPair {
-    KeyPair::from_secret(&Secret::new([seed; 32]))
 }
 
 /// Enrols so many agents, keeps their sessions alive, and looks at the server.

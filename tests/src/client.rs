@@ -8,7 +8,8 @@ use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    AgentHello, AgentKeys, FRAME_HEAD_LEN, Purpose, ServerHello, start,
+    AgentHello, AgentKeys, Established, ExpectAgentStart, FRAME_HEAD_LEN, Purpose, ServerHello,
+    start,
 };
 use scrinium_protocol::sl::message::KeepAlive;
 use scrinium_protocol::sl::noise::KeyPair;
@@ -177,4 +178,36 @@ impl Known {
             self.seed,
         )
     }
+}
+
+/// A key pair that is always the same.
+#[must_use]
+pub fn pair(seed: u8) -> KeyPair {
+    KeyPair::from_secret(&Secret::new([seed; 32]))
+}
+
+/// What an agent brings to a handshake with the server of [`pair`] 3, its credential all fives.
+#[must_use]
+pub fn fixed_keys(suite: Suite) -> AgentKeys {
+    AgentKeys {
+        suite,
+        static_keys: pair(1),
+        ephemeral: pair(2),
+        server_public: *pair(3).public(),
+        psk: Secret::new([5; 32]),
+    }
+}
+
+/// Both ends of a finished handshake, without a socket between them.
+#[must_use]
+pub fn established(suite: Suite) -> (Established, Established) {
+    let keys = fixed_keys(suite);
+    let (sent, agent) = start(keys, "", Purpose::Connect).unwrap();
+    let server = ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(4));
+    let (_, server) = server.handle(&sent[8..]).unwrap();
+    let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 0 }).unwrap();
+    let (_, agent) = agent.handle(&sent[3..]).unwrap();
+    let (sent, agent) = agent.finish(&AgentHello::default()).unwrap();
+    let (_, _, server) = server.handle(&sent[3..], &[Secret::new([5; 32])]).unwrap();
+    (agent, server)
 }

@@ -14,11 +14,10 @@ use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    AgentHello, AgentKeys, Established, ExpectAgentStart, FrameHead, PREAMBLE_HEAD_LEN, Preamble,
-    Purpose, ServerHello, parse_refusal, refusal_of, start,
+    AgentHello, ExpectAgentStart, FrameHead, PREAMBLE_HEAD_LEN, Preamble, Purpose, ServerHello,
+    parse_refusal, refusal_of, start,
 };
 use scrinium_protocol::sl::message::{KeepAlive, Lane, Message, Ready, Receipt};
-use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::record::{
     HEADER_LEN, PAYLOAD_LEN_MAX, RecordKeys, RecordOpener, RecordSealer,
 };
@@ -29,6 +28,8 @@ use scrinium_protocol::syslog::message::parse;
 use scrinium_protocol::token::Token;
 use scrinium_segment::Kind;
 use scrinium_segment::reader::{Next, SegmentReader};
+
+use crate::client::{established, fixed_keys, pair};
 
 /// A fuzz target: its name, and what it does with the bytes.
 pub type Target = (&'static str, fn(&[u8]));
@@ -45,10 +46,6 @@ pub const TARGETS: [Target; 9] = [
     ("token", token),
     ("segment", segment),
 ];
-
-fn pair(seed: u8) -> KeyPair {
-    KeyPair::from_secret(&Secret::new([seed; 32]))
-}
 
 /// Preamble, frames and hellos; and every state of the server's side fed with frames of a stranger.
 pub fn handshake(data: &[u8]) {
@@ -67,13 +64,7 @@ pub fn handshake(data: &[u8]) {
         assert_eq!(again.as_ref(), Ok(&hello));
     }
     let suite = Suite::Encrypted;
-    let keys = AgentKeys {
-        suite,
-        static_keys: pair(1),
-        ephemeral: pair(2),
-        server_public: *pair(3).public(),
-        psk: Secret::new([5; 32]),
-    };
+    let keys = fixed_keys(suite);
     let (sent, _) = start(keys, "", Purpose::Connect).expect("our keys are fine");
     let expect = |ephemeral| ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(ephemeral));
     assert!(expect(4).handle(data).is_err(), "a stranger knows no key");
@@ -144,24 +135,6 @@ fn sealed(line: &[u8], sequence: u64) -> SealedBatch {
     builder
         .seal(stream, &position, Vec::new(), &key, &mut Compressor::new(1))
         .0
-}
-
-fn established(suite: Suite) -> (Established, Established) {
-    let keys = AgentKeys {
-        suite,
-        static_keys: pair(1),
-        ephemeral: pair(2),
-        server_public: *pair(3).public(),
-        psk: Secret::new([5; 32]),
-    };
-    let (sent, agent) = start(keys, "", Purpose::Connect).unwrap();
-    let server = ExpectAgentStart::new(suite, &sent[..5], pair(3), pair(4));
-    let (_, server) = server.handle(&sent[8..]).unwrap();
-    let (sent, server) = server.answer(&ServerHello::Welcome { time_us: 0 }).unwrap();
-    let (_, agent) = agent.handle(&sent[3..]).unwrap();
-    let (sent, agent) = agent.finish(&AgentHello::default()).unwrap();
-    let (_, _, server) = server.handle(&sent[3..], &[Secret::new([5; 32])]).unwrap();
-    (agent, server)
 }
 
 /// Two sessions and what happens between them, an operation a byte. As long as nothing on the way was

@@ -42,6 +42,8 @@ fn i6_a_flood_of_handshakes_does_not_stop_an_established_session() {
                 pause(due.saturating_sub(now().duration_since(begun)));
             }
         });
+        // Whatever fails here, the flood ends.
+        let _ends = Ends(stop);
         let mut acked = (0, now());
         for n in 0.. {
             if now().duration_since(begun) > Duration::from_secs(20) {
@@ -61,7 +63,6 @@ fn i6_a_flood_of_handshakes_does_not_stop_an_established_session() {
             worst_stall = worst_stall.max(now().duration_since(acked.1));
             worst_rss = worst_rss.max(resident_bytes(lab.server_pid()));
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let tried = tried.into_inner();
     eprintln!(
@@ -93,6 +94,15 @@ fn i6_a_flood_of_handshakes_does_not_stop_an_established_session() {
         gone += usize::from(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
     }
     assert_eq!(gone, 1000);
+}
+
+/// Tells the flood to end when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A preamble that is right, and a first message that is nothing.
