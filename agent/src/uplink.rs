@@ -63,14 +63,22 @@ pub(crate) async fn run(
         },
         backoff: BACKOFF_MIN,
     };
-    let mut shown_at: Option<Instant> = None;
+    let (mut is_shown, mut shown_at) = (false, clock::now());
     while !*stop.borrow() {
+        let show_at = shown_at + SHOW_INTERVAL;
+        tokio::select! {
+            // It may be cut short where it waits: nothing is taken before it is acted on.
+            done = uplink.step(&mut produced, &mut stop) => {
+                done?;
+                is_shown = false;
+            }
+            () = tokio::time::sleep_until(show_at.into()), if !is_shown => {}
+        }
         let now = clock::now();
-        if shown_at.is_none_or(|at| now.duration_since(at) >= SHOW_INTERVAL) {
-            shown_at = Some(now);
+        if !is_shown && now >= show_at {
+            (is_shown, shown_at) = (true, now);
             status.send_replace(uplink.status());
         }
-        uplink.step(&mut produced, &mut stop).await?;
     }
     uplink.finish(produced).await
 }
@@ -360,7 +368,8 @@ const PRODUCED_MAX: usize = 4;
 /// Records between session and socket: 1 MiB.
 const WRITES_MAX: usize = 4;
 const READ_LEN: usize = 64 << 10;
-const SHOW_INTERVAL: Duration = Duration::from_millis(200);
+/// What `status` says is at most this old.
+const SHOW_INTERVAL: Duration = Duration::from_millis(100);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The server answered, and said no: somebody may be about to change that.

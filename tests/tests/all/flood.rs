@@ -19,6 +19,10 @@ fn i6_a_flood_of_handshakes_does_not_stop_an_established_session() {
     lab.write("logs/app.log", b"before\n");
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &log, 7, Duration::from_secs(20));
+    wait_until("the agent says so itself", Duration::from_secs(10), || {
+        lab.agent_status("web1")
+            .is_some_and(|status| status["acked_entries"] == 1)
+    });
     let before = resident_bytes(lab.server_pid());
 
     let silent: Vec<TcpStream> = (0..1000)
