@@ -1,4 +1,4 @@
-//! Configuration: what the file says (`raw`), then what the program runs on ([`Config`]).
+//! Configuration: what the file says (`raw`), then what the program runs on (`Config`).
 
 use std::path::Path;
 
