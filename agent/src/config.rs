@@ -7,7 +7,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 /// The agent's configuration. Every field is checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
+pub struct Config {
     pub(crate) sources: Vec<Pattern>,
     /// No source was named.
     has_default_sources: bool,
@@ -70,7 +70,10 @@ impl Config {
     }
 
     /// Reads the text of a configuration from the server.
-    pub(crate) fn parse_central(text: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A field is unknown, out of its bounds, or not the server's to set; the error names it.
+    pub fn parse_central(text: &str) -> Result<Self> {
         let config = Self::parse(text)?;
         if config.integrity_only.is_some() {
             bail!("server.integrity_only can be set on the machine alone");
@@ -91,7 +94,11 @@ impl Config {
         }
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    /// A field is unknown or out of its bounds; the error names it.
+    pub fn parse(text: &str) -> Result<Self> {
         let raw: raw::Config = toml::from_str(text)?;
         let has_default_sources = raw.source.is_empty();
         let sources = if has_default_sources {

@@ -4,7 +4,8 @@
 //! source ─▶ batch ─▶ [spool] ─▶ [shipper] ─▶ uplink ═ SL/1 ═▶ server
 //! ```
 //!
-//! A library so that the simulation can drive the shipper over a link of its own.
+//! A library so that the simulation can drive the shipper over a link of its own, and fuzzers its
+//! parsers.
 
 mod clock;
 mod commands;
@@ -12,7 +13,7 @@ pub mod config;
 pub mod identity;
 mod link;
 pub mod shipper;
-mod source;
+pub mod source;
 pub mod spool;
 mod uplink;
 

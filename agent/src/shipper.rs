@@ -339,7 +339,7 @@ impl Shipper {
             AgentEvent::Closed { reason } => {
                 anyhow::bail!("the server ended the session: {reason}")
             }
-            AgentEvent::PeerSilent => anyhow::bail!("the server was silent for three keep-alives"),
+            AgentEvent::PeerSilent => anyhow::bail!("the server was silent for two keep-alives"),
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 /// The server's configuration. Every field is checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
+pub struct Config {
     pub(crate) sl: Vec<String>,
     /// For agents that may send in clear; nobody else is let in there.
     pub(crate) sl_integrity: Vec<String>,
@@ -76,7 +76,11 @@ impl Config {
         Ok(config)
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    /// A field is unknown or out of its bounds; the error names it.
+    pub fn parse(text: &str) -> Result<Self> {
         let raw: raw::Config = toml::from_str(text)?;
         let certificate = match (raw.console.certificate, raw.console.key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),

@@ -268,7 +268,7 @@ fn idle(count: u32) {
         "{count} agents connected in {:.0} s",
         now().duration_since(since).as_secs_f64()
     );
-    // Let that settle, then look for three keep-alives.
+    // Let that settle, then look for two keep-alives.
     let rest = |agents: &mut Vec<Client>, seconds: u64| {
         let until = now() + Duration::from_secs(seconds);
         while now() < until {

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
+use scrinium_agent::source::bookmark::Bookmark;
 use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::Compressor;
@@ -28,6 +29,8 @@ use scrinium_protocol::syslog::message::parse;
 use scrinium_protocol::token::Token;
 use scrinium_segment::Kind;
 use scrinium_segment::reader::{Next, SegmentReader};
+use scrinium_server::index::filter::{FilterBuilder, may_hold};
+use scrinium_server::index::query::Query;
 
 use crate::client::{established, fixed_keys, pair};
 
@@ -35,7 +38,7 @@ use crate::client::{established, fixed_keys, pair};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 13] = [
     ("handshake", handshake),
     ("message", message),
     ("batch", batch),
@@ -45,6 +48,10 @@ pub const TARGETS: [Target; 9] = [
     ("syslog_message", syslog_message),
     ("token", token),
     ("segment", segment),
+    ("query", query),
+    ("configuration", configuration),
+    ("bookmark", bookmark),
+    ("package", package),
 ];
 
 /// Preamble, frames and hellos; and every state of the server's side fed with frames of a stranger.
@@ -314,16 +321,7 @@ pub fn token(data: &[u8]) {
 
 /// A file where a segment should be: refused, or read to a place that is said.
 pub fn segment(data: &[u8]) {
-    let memory = std::path::Path::new("/dev/shm");
-    let dir = if memory.is_dir() {
-        memory.to_owned()
-    } else {
-        std::env::temp_dir()
-    };
-    let path = dir.join(format!("scrinium-fuzz-{}.log", std::process::id()));
-    let written = std::fs::File::create(&path)
-        .and_then(|mut file| std::io::Write::write_all(&mut file, data));
-    written.expect("a temporary file");
+    let path = temporary(data);
     for kind in [Kind::Log, Kind::Spool, Kind::Archive] {
         // The golden segment's key: what is left of it opens.
         let Ok(reader) = SegmentReader::open(&path, &Secret::new([1; 32]), kind) else {
@@ -344,4 +342,68 @@ pub fn segment(data: &[u8]) {
             }
         }
     }
+}
+
+/// What was typed into the search bar, and a line it is looked for in.
+pub fn query(data: &[u8]) {
+    let (text, line) = match data.iter().position(|&byte| byte == 0) {
+        Some(at) => (&data[..at], &data[at + 1..]),
+        None => (data, data),
+    };
+    let Ok(query) = str::from_utf8(text)
+        .map_err(drop)
+        .and_then(|text| Query::parse(text).map_err(drop))
+    else {
+        return;
+    };
+    // A search skips what the filter of a block says cannot match: it must not skip a match.
+    if query.matches(line) {
+        let mut filter = FilterBuilder::new();
+        filter.add(line);
+        assert!(may_hold(&filter.build(), &query.tokens()));
+    }
+}
+
+/// The configuration files of both programs, and the one a server sends.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let _outcome = scrinium_server::config::Config::parse(text);
+    let local = scrinium_agent::config::Config::parse(text);
+    let central = scrinium_agent::config::Config::parse_central(text);
+    assert!(
+        central.is_err() || local.is_ok(),
+        "the server may say less, never more"
+    );
+}
+
+/// A source's bookmark, after it was with the server.
+pub fn bookmark(data: &[u8]) {
+    if let Ok(bookmark) = Bookmark::decode(data) {
+        let again = Bookmark::decode(&bookmark.encode());
+        assert_eq!(again.as_ref(), Ok(&bookmark));
+    }
+}
+
+/// A file where a package should be: a verdict or an error.
+pub fn package(data: &[u8]) {
+    let path = temporary(data);
+    let mut file = std::fs::File::open(path).expect("it was just written");
+    let _verdict = scrinium_verify::package::check(&mut file, None);
+}
+
+/// A file of these bytes, the same one every time, in memory where there is such a place.
+fn temporary(data: &[u8]) -> std::path::PathBuf {
+    let memory = std::path::Path::new("/dev/shm");
+    let dir = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    let path = dir.join(format!("scrinium-fuzz-{}", std::process::id()));
+    let written = std::fs::File::create(&path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, data));
+    written.expect("a temporary file");
+    path
 }

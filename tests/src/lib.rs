@@ -14,6 +14,7 @@ pub mod client;
 pub mod corpus;
 pub mod fuzz;
 pub mod lab;
+pub mod network;
 pub mod proxy;
 pub mod random;
 

@@ -14,11 +14,11 @@ use sha2::{Digest as _, Sha256};
 
 /// What was found, in sentences.
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Verdict {
-    pub(crate) whole: bool,
-    pub(crate) proven: Vec<String>,
-    pub(crate) not_proven: Vec<String>,
-    pub(crate) problems: Vec<String>,
+pub struct Verdict {
+    pub whole: bool,
+    pub proven: Vec<String>,
+    pub not_proven: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 /// The manifest's fields that are checked; a newer one may have more.
@@ -37,8 +37,11 @@ struct Manifest {
     last_head: Option<String>,
 }
 
-/// Checks a package.
-pub(crate) fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
+/// Checks a package; `trusted` is the agent's public key, in hexadecimal, got from elsewhere.
+///
+/// # Errors
+/// It is no package, is cut, or cannot be read. That it is not whole is a verdict.
+pub fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
     let members = members(file)?;
     let extent = |name: &str| {
         members

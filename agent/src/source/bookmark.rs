@@ -18,7 +18,7 @@ use scrinium_segment::durable::read_exact_at;
 
 /// A position in a file.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Bookmark {
+pub struct Bookmark {
     pub(crate) id: FileId,
     pub(crate) offset: u64,
     /// The last entry before the offset was a fragment: its line is still open.
@@ -31,7 +31,7 @@ pub(crate) struct Bookmark {
 
 /// What the file system calls a file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct FileId {
+pub struct FileId {
     pub(crate) device: u64,
     pub(crate) inode: u64,
 }
@@ -75,7 +75,8 @@ impl Bookmark {
         }
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![1, u8::from(self.in_line)];
         out.extend_from_slice(&self.id.device.to_be_bytes());
         out.extend_from_slice(&self.id.inode.to_be_bytes());
@@ -87,7 +88,11 @@ impl Bookmark {
         out
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, InvalidMessage> {
+    /// Reads what [`Bookmark::encode`] wrote; it may have been with the server meanwhile.
+    ///
+    /// # Errors
+    /// It is cut, too long, or of a version this agent does not know.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidMessage> {
         let mut r = Reader::new(bytes);
         let version = r.u8("bookmark version")?;
         if version != 1 {

@@ -8,7 +8,7 @@
 //! One thread owns every source. It waits while the channel is full: a full spool stops sources, and
 //! what was not read stays in its file.
 
-pub(crate) mod bookmark;
+pub mod bookmark;
 pub(crate) mod discover;
 mod file;
 mod follow;

@@ -8,14 +8,22 @@
 //! ```
 
 /// Collects the tokens of a block.
-pub(crate) struct FilterBuilder {
+#[derive(Debug)]
+pub struct FilterBuilder {
     hashes: Vec<u64>,
     /// The token last hashed into each slot: most tokens repeat at once and are dropped here.
     recent: Vec<u64>,
 }
 
+impl Default for FilterBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FilterBuilder {
-    pub(crate) fn new() -> Self {
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             hashes: Vec::new(),
             recent: vec![0; RECENT],
@@ -23,7 +31,7 @@ impl FilterBuilder {
     }
 
     /// Adds every token of `bytes`.
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
+    pub fn add(&mut self, bytes: &[u8]) {
         let mut hash = OFFSET;
         let mut inside = false;
         for &byte in bytes {
@@ -54,7 +62,8 @@ impl FilterBuilder {
     }
 
     /// Returns the filter's bytes.
-    pub(crate) fn build(mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn build(mut self) -> Vec<u8> {
         self.hashes.sort_unstable();
         self.hashes.dedup();
         let words = (self.hashes.len() * BITS_PER_TOKEN).div_ceil(64).max(1);
@@ -76,7 +85,8 @@ impl FilterBuilder {
 }
 
 /// Whether a block with this filter may hold every token. A damaged filter excludes nothing.
-pub(crate) fn may_hold(filter: &[u8], tokens: &[u64]) -> bool {
+#[must_use]
+pub fn may_hold(filter: &[u8], tokens: &[u64]) -> bool {
     let Some((len, words)) = filter.split_first_chunk::<4>() else {
         return true;
     };
@@ -96,7 +106,8 @@ pub(crate) fn may_hold(filter: &[u8], tokens: &[u64]) -> bool {
 }
 
 /// The hashes of the tokens of `text`.
-pub(crate) fn tokens(text: &[u8]) -> Vec<u64> {
+#[must_use]
+pub fn tokens(text: &[u8]) -> Vec<u64> {
     text.split(|byte| !is_token_byte(*byte))
         .filter(|token| !token.is_empty())
         .map(|token| {

@@ -6,6 +6,6 @@
 //!
 //! Filters are derived from the entries; without them a search is slower, never wrong.
 
-pub(crate) mod filter;
-pub(crate) mod query;
+pub mod filter;
+pub mod query;
 pub(crate) mod search;

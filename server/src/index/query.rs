@@ -15,7 +15,7 @@ use super::filter::{is_token_byte, tokens};
 
 /// A parsed query.
 #[derive(Debug, Default)]
-pub(crate) struct Query {
+pub struct Query {
     pub(crate) terms: Vec<Term>,
     pub(crate) agents: Vec<String>,
     pub(crate) streams: Vec<String>,
@@ -36,7 +36,11 @@ pub(crate) struct Term {
 }
 
 impl Query {
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    /// Reads what was typed.
+    ///
+    /// # Errors
+    /// A quote is not closed, a term is empty, a field is negated, or there is too much of it.
+    pub fn parse(text: &str) -> Result<Self> {
         if text.len() > QUERY_LEN_MAX {
             bail!("the query is longer than {QUERY_LEN_MAX} bytes");
         }
@@ -75,14 +79,16 @@ impl Query {
     }
 
     /// Whether a line matches every term.
-    pub(crate) fn matches(&self, line: &[u8]) -> bool {
+    #[must_use]
+    pub fn matches(&self, line: &[u8]) -> bool {
         self.terms
             .iter()
             .all(|term| term.is_in(line) != term.negated)
     }
 
     /// The tokens a block must hold.
-    pub(crate) fn tokens(&self) -> Vec<u64> {
+    #[must_use]
+    pub fn tokens(&self) -> Vec<u64> {
         let wanted = self.terms.iter().filter(|term| !term.negated);
         wanted
             .flat_map(|term| term.tokens.iter().copied())

@@ -194,7 +194,7 @@ impl Receiver {
                 self.session.renew(ephemeral, now)?;
             }
             ServerEvent::Closed { reason } => return Ok(Some(reason)),
-            ServerEvent::PeerSilent => bail!("nothing was heard for three keep-alives"),
+            ServerEvent::PeerSilent => bail!("nothing was heard for two keep-alives"),
         }
         Ok(None)
     }

@@ -197,6 +197,50 @@ fn j3_a_server_restored_from_a_backup_gets_again_what_agents_still_hold() {
     assert_eq!(lab.verify().0, 0);
 }
 
+/// J3, for what nobody holds any more: the server's last backup is older than the file's rotation.
+#[test]
+fn j3_what_neither_server_nor_agent_holds_any_more_is_a_gap_entry() {
+    let mut lab = Lab::start("j3-gap");
+    lab.add_agent("web1", lab.sl, "");
+    let log = write_line(&lab, "app.log", "one");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    lab.stop_server();
+    let backup = lab.dir.join("backup");
+    copy(&lab.data(), &backup);
+    lab.start_server();
+    write_line(&lab, "app.log", "two");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 8, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    // The file is rotated away for good, and the server loses what it had since the backup.
+    std::fs::remove_file(&log).unwrap();
+    write_line(&lab, "app.log", "three");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 14, Duration::from_secs(20));
+    lab.stop_agent("web1");
+    lab.stop_server();
+    std::fs::remove_dir_all(lab.data()).unwrap();
+    copy(&backup, &lab.data());
+    lab.start_server();
+
+    lab.start_agent("web1");
+    let _alarm = lab.wait_for_alarm("identity-used-twice", "web1");
+    approve(&lab, "web1");
+    lab.wait_for_bytes("web1", &log, 10, Duration::from_secs(40));
+    assert_eq!(lab.export("web1", &log), b"one\nthree\n");
+    let gaps = lab.search("agent:web1 \"gap: the file read up to byte\"");
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(
+        gaps[0].to_string().contains("up to byte 4 is gone"),
+        "{gaps:?}"
+    );
+    let (code, report) = lab.verify();
+    assert_eq!(code, 0, "{report}");
+    assert!(report.contains("; 1 gap entries"), "{report}");
+}
+
 /// J4: see `enrolment.rs` for each refusal; here, that somebody hears of it.
 #[test]
 fn j4_a_refused_token_is_an_alarm_and_an_entry_of_the_audit_stream() {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use scrinium_tests::lab::Lab;
+use scrinium_tests::network::in_own_network;
 use scrinium_tests::proxy::{Direction, Proxy, Spoil};
 use scrinium_tests::{now, pause, wait_until};
 
@@ -217,7 +218,7 @@ fn i4_receipts_reordered_delayed_dropped_and_doubled_change_nothing() {
     rig.settle();
 }
 
-/// I5: a peer that is there and says nothing is dead after three keep-alives, to both sides.
+/// I5: a peer that is there and says nothing is dead after two keep-alives, to both sides.
 #[test]
 fn i5_a_half_open_peer_is_noticed_by_both_sides() {
     let mut rig = Rig::start("i5", false);
@@ -234,8 +235,8 @@ fn i5_a_half_open_peer_is_noticed_by_both_sides() {
         Duration::from_secs(20),
         || rig.proxy.connections() > before,
     );
-    // Keep-alives are 2 s apart here.
-    assert!(now().duration_since(since) < Duration::from_secs(9));
+    // Keep-alives are 2 s apart here; then it dials again.
+    assert!(now().duration_since(since) < Duration::from_secs(6));
     rig.settle();
 
     // The other way round: the server hears nothing.
@@ -243,7 +244,7 @@ fn i5_a_half_open_peer_is_noticed_by_both_sides() {
     rig.proxy.break_all();
     wait_until("the server gives up", Duration::from_secs(30), || {
         rig.server_log()
-            .contains("nothing was heard for three keep-alives")
+            .contains("nothing was heard for two keep-alives")
     });
     rig.write(b"heard again\n");
     rig.settle();
@@ -272,18 +273,27 @@ fn i8_a_truncated_session_is_told_apart_from_a_closed_one() {
     );
 }
 
-/// I10: one byte a segment and 600 ms there and back: slow, and right.
+/// I10: an MTU of 576, one packet in twenty lost, one byte a segment and 800 ms there and back: slow,
+/// and right.
 #[test]
 fn i10_a_miserable_link_still_carries_everything() {
+    let setup = "ip link set lo mtu 576 && nft add table inet lossy \
+        && nft add chain inet lossy in '{ type filter hook input priority 0; }' \
+        && nft add rule inet lossy in meta l4proto tcp numgen random mod 100 \\< 5 drop";
+    if !in_own_network("link::i10_a_miserable_link_still_carries_everything", setup) {
+        return;
+    }
     let mut rig = Rig::start("i10", false);
-    rig.proxy.delay(300);
+    rig.proxy.delay(400);
     rig.proxy.break_all();
     let since = now();
-    for n in 0..200 {
+    for n in 0..400 {
         rig.write(format!("over a miserable link {n}\n").as_bytes());
     }
     rig.settle();
-    assert!(now().duration_since(since) < Duration::from_secs(20));
+    let floor = rig.written.len() as f64 / now().duration_since(since).as_secs_f64();
+    assert!(floor > 300.0, "only {floor:.0} bytes a second got through");
+    assert_eq!(rig.lab.verify().0, 0);
 }
 
 /// Lanes: what piled up during an outage drains through a narrow link, and a line of another file does

@@ -42,7 +42,7 @@ pub enum AgentEvent {
     Acked(Receipt),
     /// The server ended the session.
     Closed { reason: String },
-    /// Nothing was heard for three keep-alives: reconnect.
+    /// Nothing was heard for two keep-alives: reconnect.
     PeerSilent,
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::renewal::Renewal;
-use super::{KEEP_ALIVE_DEFAULT, KEEP_ALIVES_MISSED_MAX};
+use super::{KEEP_ALIVE_DEFAULT, KEEP_ALIVES_MISSED_MAX, SLOWEST_LINK};
 use crate::error::Error;
 use crate::sl::handshake::Established;
 use crate::sl::message::Message;
@@ -24,6 +24,8 @@ pub(super) struct Channel {
     output: Vec<u8>,
     pub(super) keep_alive: Duration,
     heard_at: Instant,
+    /// Length of the record that has begun to come: its header is authentic, its body is on the way.
+    awaited: usize,
     sent_at: Instant,
     pub(super) closed: bool,
 }
@@ -47,6 +49,7 @@ impl Channel {
             output: Vec::new(),
             keep_alive: KEEP_ALIVE_DEFAULT,
             heard_at: now,
+            awaited: 0,
             sent_at: now,
             closed: false,
         }
@@ -70,6 +73,10 @@ impl Channel {
             let body_len = self.opener.body_len(header)?;
             let Some(body) = rest.get_mut(..body_len) else {
                 input.reserve(body_len);
+                if self.awaited == 0 {
+                    self.awaited = body_len;
+                    self.heard_at = now;
+                }
                 break;
             };
             let number = self.opener.number();
@@ -77,6 +84,7 @@ impl Channel {
             let message = Message::decode(kind, payload)?;
             start += HEADER_LEN + body_len;
             self.heard_at = now;
+            self.awaited = 0;
             if let Message::Renewal(renewal) = message {
                 self.handle_renewal(renewal, number, now)?;
             } else if message == Message::Renewed {
@@ -148,7 +156,7 @@ impl Channel {
     }
 
     pub(super) fn is_peer_silent(&self, now: Instant) -> bool {
-        now >= self.heard_at + self.keep_alive * KEEP_ALIVES_MISSED_MAX
+        now >= self.silent_at()
     }
 
     pub(super) fn is_keep_alive_due(&self, now: Instant) -> bool {
@@ -156,7 +164,14 @@ impl Channel {
     }
 
     pub(super) fn poll_timeout(&self) -> Instant {
-        let silence = self.heard_at + self.keep_alive * KEEP_ALIVES_MISSED_MAX;
-        silence.min(self.sent_at + self.keep_alive)
+        self.silent_at().min(self.sent_at + self.keep_alive)
+    }
+
+    /// When the peer is gone if nothing is heard. A long record on a slow link takes its time, which
+    /// is bounded by its length.
+    fn silent_at(&self) -> Instant {
+        let on_the_way = u32::try_from(self.awaited).unwrap_or(u32::MAX) / SLOWEST_LINK;
+        let on_the_way = Duration::from_secs(u64::from(on_the_way));
+        self.heard_at + self.keep_alive * KEEP_ALIVES_MISSED_MAX + on_the_way
     }
 }

@@ -24,7 +24,9 @@ pub const KEEP_ALIVE_DEFAULT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_MIN: Duration = Duration::from_millis(100);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(600);
 /// A peer that missed this many keep-alives is gone.
-pub const KEEP_ALIVES_MISSED_MAX: u32 = 3;
+pub const KEEP_ALIVES_MISSED_MAX: u32 = 2;
+/// Bytes a second that the slowest link carries: a record on its way is waited for so long.
+const SLOWEST_LINK: u32 = 4 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -40,6 +42,7 @@ mod tests {
     use crate::error::PeerMisbehaved;
     use crate::identity::Epoch;
     use crate::identity::{AgentId, StreamId};
+    use crate::kdf::sha256;
     use crate::secret::Secret;
     use crate::sl::handshake::Established;
     use crate::sl::handshake::{
@@ -126,15 +129,45 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_noticed_after_three_keep_alives() {
+    fn silence_is_noticed_after_two_keep_alives() {
         let mut link = Link::ready();
-        link.now += KEEP_ALIVE_DEFAULT * 3 - Duration::from_millis(1);
+        link.now += KEEP_ALIVE_DEFAULT * 2 - Duration::from_millis(1);
         link.agent.handle_timeout(link.now);
         assert_eq!(link.agent.poll_event(), None);
         assert!(link.agent.is_keep_alive_due(link.now));
         link.now += Duration::from_millis(1);
         link.agent.handle_timeout(link.now);
         assert_eq!(link.agent.poll_event(), Some(AgentEvent::PeerSilent));
+        link.server.handle_timeout(link.now, 0).unwrap();
+        assert_eq!(link.server.poll_event(), Some(ServerEvent::PeerSilent));
+    }
+
+    #[test]
+    fn a_long_record_on_a_slow_link_is_waited_for_by_its_length_and_no_longer() {
+        let mut link = Link::ready();
+        let mut builder = BatchBuilder::new();
+        let meta = EntryMeta {
+            time_us: 1,
+            flags: EntryFlags::NONE,
+        };
+        let noise: Vec<u8> = (0..40_000_u32)
+            .flat_map(|i| sha256(&[&i.to_be_bytes()]).into_iter().take(1))
+            .collect();
+        builder.push(&noise, meta);
+        let batch = seal(builder);
+        let sent = link
+            .agent
+            .send_batch(Lane::Live, &batch.header, batch.encoded(), link.now);
+        assert_eq!(sent, Ok(Ok(())));
+        let bytes = link.agent.poll_transmit().unwrap();
+        let (first, _) = bytes.split_at(bytes.len() / 2);
+        link.server.handle_bytes(first, link.now).unwrap();
+        let record = Duration::from_secs(bytes.len() as u64 / (4 << 10));
+        assert!(record >= Duration::from_secs(9));
+        link.now += KEEP_ALIVE_DEFAULT * 2 + record - Duration::from_secs(1);
+        link.server.handle_timeout(link.now, 0).unwrap();
+        assert_eq!(link.server.poll_event(), None);
+        link.now += Duration::from_secs(1);
         link.server.handle_timeout(link.now, 0).unwrap();
         assert_eq!(link.server.poll_event(), Some(ServerEvent::PeerSilent));
     }
@@ -318,6 +351,10 @@ mod tests {
                 flags: EntryFlags::NONE,
             },
         );
+        seal(builder)
+    }
+
+    fn seal(mut builder: BatchBuilder) -> SealedBatch {
         let stream = StreamId([2; 16]);
         let position = StreamPosition::start(AgentId([1; 16]), stream, Epoch([3; 16]));
         let key = SigningKey::from_bytes(&[5; 32]);

@@ -1,0 +1,62 @@
+//! The server: receives logs, archives them encrypted, proves, searches and shows them.
+//!
+//! ```text
+//! listener ─▶ session ─▶ ingest ─▶ archive ─▶ index ─▶ console
+//! ```
+//!
+//! A library so that tests can drive its parsers.
+
+mod accounts;
+mod agents;
+mod alarms;
+mod archive;
+mod audit;
+mod catalogue;
+mod clock;
+mod commands;
+pub mod config;
+mod console;
+mod control;
+mod core;
+pub mod index;
+mod ingest;
+mod listener;
+mod local;
+mod package;
+mod present;
+mod session;
+mod silence;
+#[cfg(test)]
+mod simulation;
+mod volume;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            let code = if error.is::<commands::UsageError>() {
+                2
+            } else {
+                1
+            };
+            drop(commands::complain(&format!("scrinium-server: {error:#}")));
+            ExitCode::from(code)
+        }
+    }
+}

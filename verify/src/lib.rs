@@ -1,0 +1,86 @@
+//! `scrinium-verify`: checks an export package without the server, without any secret.
+//!
+//! Recomputes every Merkle root, chain head and signature of `batches.bin` and compares the entries
+//! with `log.txt` and the manifest. Says in plain words what is proven, and what is not.
+//!
+//! A library so that tests can drive its parser.
+
+pub mod package;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+/// Checks a package exported by a Scrinium server; needs no server, no secret and no network.
+#[derive(Parser)]
+#[command(
+    version,
+    name = "scrinium-verify",
+    after_help = "Example: scrinium-verify scrinium-package.tar --trust agent.key"
+)]
+struct Cli {
+    /// The package.
+    package: PathBuf,
+    /// File with the agent's public key (64 hexadecimal digits), got from elsewhere than the package.
+    #[arg(long)]
+    trust: Option<PathBuf>,
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            let _best_effort = writeln!(std::io::stderr(), "scrinium-verify: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let mut file =
+        File::open(&cli.package).with_context(|| format!("opening {}", cli.package.display()))?;
+    let trusted = match &cli.trust {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("reading {}", path.display()))?;
+            Some(text.trim().to_owned())
+        }
+        None => None,
+    };
+    let verdict = package::check(&mut file, trusted.as_deref())?;
+    let mut out = std::io::stdout();
+    if cli.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&verdict)?)?;
+    } else {
+        for line in &verdict.proven {
+            writeln!(out, "proven:      {line}")?;
+        }
+        for line in &verdict.not_proven {
+            writeln!(out, "not proven:  {line}")?;
+        }
+        for line in &verdict.problems {
+            writeln!(out, "PROBLEM:     {line}")?;
+        }
+        writeln!(
+            out,
+            "{}",
+            if verdict.whole {
+                "the package is whole"
+            } else {
+                "the package is NOT whole"
+            }
+        )?;
+    }
+    if verdict.whole {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::from(3))
+}
