@@ -4,16 +4,18 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use globset::{GlobBuilder, GlobMatcher};
+use regex::bytes::{Regex, RegexBuilder};
 
 /// The agent's configuration. Every field is checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub(crate) sources: Vec<Pattern>,
+    pub(crate) sources: Vec<FileSource>,
     /// No source was named.
     has_default_sources: bool,
     /// Paths the administrator of this machine forbids; nothing overrides them.
     pub(crate) deny: Vec<Pattern>,
     pub(crate) limits: Limits,
+    pub(crate) rates: Rates,
     /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
 }
@@ -23,6 +25,26 @@ pub struct Config {
 pub struct Limits {
     pub ram_bytes_max: u64,
     pub disk_bytes_max: u64,
+}
+
+/// How much of the machine the agent may use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rates {
+    /// Bytes a second to the server.
+    pub upload_bytes_per_s_max: Option<u64>,
+    /// Percent of one processor core.
+    pub cpu_percent_max: Option<u8>,
+    /// Disk space of deleted files that are kept open until they are read.
+    pub deleted_bytes_max: u64,
+}
+
+/// The files of one glob.
+#[derive(Clone, Debug)]
+pub(crate) struct FileSource {
+    pub(crate) files: Pattern,
+    pub(crate) exclude: Vec<Pattern>,
+    /// A line that matches begins an entry of several lines.
+    pub(crate) multiline: Option<Regex>,
 }
 
 /// A glob over absolute paths.
@@ -90,6 +112,7 @@ impl Config {
             has_default_sources: false,
             deny: self.deny.iter().chain(&central.deny).cloned().collect(),
             limits: central.limits,
+            rates: central.rates,
             integrity_only: self.integrity_only.clone(),
         }
     }
@@ -104,13 +127,10 @@ impl Config {
         let sources = if has_default_sources {
             DEFAULT_SOURCES
                 .iter()
-                .map(|text| Pattern::new("source.file", text))
+                .map(|text| FileSource::named(text))
                 .collect::<Result<_>>()?
         } else {
-            let named = raw
-                .source
-                .iter()
-                .map(|source| Pattern::new("source.file", &source.file));
+            let named = raw.source.iter().map(FileSource::new);
             named.collect::<Result<_>>()?
         };
         let config = Self {
@@ -125,6 +145,7 @@ impl Config {
                 ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
                 disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
             },
+            rates: Rates::new(&raw.limits)?,
             integrity_only: raw.server.integrity_only,
         };
         config.check()?;
@@ -143,6 +164,55 @@ impl Config {
             bail!("server.integrity_only must be HOST:PORT");
         }
         Ok(())
+    }
+}
+
+impl FileSource {
+    fn named(text: &str) -> Result<Self> {
+        Ok(Self {
+            files: Pattern::new("source.file", text)?,
+            exclude: Vec::new(),
+            multiline: None,
+        })
+    }
+
+    fn new(raw: &raw::Source) -> Result<Self> {
+        let exclude = raw.exclude.iter();
+        let exclude = exclude.map(|text| Pattern::new("source.exclude", text));
+        let multiline = raw.multiline_start.as_deref().map(|text| {
+            let pattern = RegexBuilder::new(text)
+                .unicode(false)
+                .size_limit(PATTERN_SIZE_MAX)
+                .build();
+            pattern.with_context(|| format!("source.multiline_start: '{text}' is not a pattern"))
+        });
+        Ok(Self {
+            exclude: exclude.collect::<Result<_>>()?,
+            multiline: multiline.transpose()?,
+            ..Self::named(&raw.file)?
+        })
+    }
+}
+
+impl Rates {
+    fn new(raw: &raw::Limits) -> Result<Self> {
+        let upload = raw.upload_bytes_per_s_max.as_deref();
+        let upload = upload.map(|text| parse_bytes("limits.upload_bytes_per_s_max", text));
+        let upload_bytes_per_s_max = upload.transpose()?;
+        if upload_bytes_per_s_max.is_some_and(|bytes| bytes < UPLOAD_MIN) {
+            bail!("limits.upload_bytes_per_s_max must be at least 1 KiB");
+        }
+        if raw
+            .cpu_percent_max
+            .is_some_and(|percent| !(1..=100).contains(&percent))
+        {
+            bail!("limits.cpu_percent_max must be between 1 and 100");
+        }
+        Ok(Self {
+            upload_bytes_per_s_max,
+            cpu_percent_max: raw.cpu_percent_max,
+            deleted_bytes_max: parse_bytes("limits.deleted_bytes_max", &raw.deleted_bytes_max)?,
+        })
     }
 }
 
@@ -189,6 +259,25 @@ mod raw {
         pub(super) deny: Vec<String>,
         pub(super) spool: Spool,
         pub(super) server: Server,
+        pub(super) limits: Limits,
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Limits {
+        pub(super) upload_bytes_per_s_max: Option<String>,
+        pub(super) cpu_percent_max: Option<u8>,
+        pub(super) deleted_bytes_max: String,
+    }
+
+    impl Default for Limits {
+        fn default() -> Self {
+            Self {
+                upload_bytes_per_s_max: None,
+                cpu_percent_max: None,
+                deleted_bytes_max: "1 GiB".into(),
+            }
+        }
     }
 
     #[derive(Default, serde::Deserialize)]
@@ -201,6 +290,9 @@ mod raw {
     #[serde(deny_unknown_fields)]
     pub(super) struct Source {
         pub(super) file: String,
+        #[serde(default)]
+        pub(super) exclude: Vec<String>,
+        pub(super) multiline_start: Option<String>,
     }
 
     #[derive(serde::Deserialize)]
@@ -225,6 +317,9 @@ const DEFAULT_PATH: &str = "/etc/scrinium/agent.toml";
 /// What is collected when no source is named: an agent needs only its token.
 const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
 const RAM_BYTES_MIN: u64 = 512 << 10;
+const UPLOAD_MIN: u64 = 1 << 10;
+/// Memory of one compiled pattern.
+const PATTERN_SIZE_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -238,13 +333,13 @@ mod tests {
             config
                 .sources
                 .iter()
-                .any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log"))
+                .any(|source| source.files.matcher.is_match("/var/log/nginx/access.log"))
         );
         assert!(
             !config
                 .sources
                 .iter()
-                .any(|pattern| pattern.matcher.is_match("/var/log/nginx/access.log.1"))
+                .any(|source| source.files.matcher.is_match("/var/log/nginx/access.log.1"))
         );
     }
 
@@ -257,7 +352,7 @@ mod tests {
         let names: Vec<&str> = both
             .sources
             .iter()
-            .map(|source| source.text.as_str())
+            .map(|source| source.files.text.as_str())
             .collect();
         assert_eq!(names, ["/central/*.log", "/own/*.log"]);
         assert_eq!(both.limits.ram_bytes_max, 1 << 20);
@@ -281,6 +376,21 @@ mod tests {
             ("[spool]\nram_bytes_max = '1 KiB'", "spool.ram_bytes_max"),
             ("[spool]\ndisk_bytes_max = '1 MiB'", "spool.disk_bytes_max"),
             ("[server]\nintegrity_only = 'here'", "server.integrity_only"),
+            ("[[source]]\nfile = '/x'\nexclude = ['y']", "source.exclude"),
+            (
+                "[[source]]\nfile = '/x'\nmultiline_start = '('",
+                "source.multiline_start",
+            ),
+            (
+                "[limits]\nupload_bytes_per_s_max = '1023'",
+                "limits.upload_bytes_per_s_max",
+            ),
+            ("[limits]\ncpu_percent_max = 0", "limits.cpu_percent_max"),
+            ("[limits]\ncpu_percent_max = 101", "limits.cpu_percent_max"),
+            (
+                "[limits]\ndeleted_bytes_max = 'x'",
+                "limits.deleted_bytes_max",
+            ),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());
             assert!(error.contains(name), "{error}");

@@ -10,6 +10,7 @@
 mod clock;
 mod commands;
 pub mod config;
+mod governor;
 pub mod identity;
 mod link;
 pub mod shipper;

@@ -133,14 +133,14 @@ impl Uplink {
             Socket::Down { until } => {
                 let until = *until;
                 tokio::select! {
-                    item = produced.recv(), if takes => self.take(item.as_ref()),
+                    item = produced.recv(), if takes => self.take(item.as_ref())?,
                     () = tokio::time::sleep_until(until.into()) => self.dial(),
                     _ = stop.changed() => {}
                 }
             }
             Socket::Dialling(dialling) => {
                 tokio::select! {
-                    item = produced.recv(), if takes => self.take(item.as_ref()),
+                    item = produced.recv(), if takes => self.take(item.as_ref())?,
                     dialled = dialling => {
                         let dialled = dialled.context("dialling").and_then(|dialled| dialled);
                         match dialled {
@@ -176,7 +176,7 @@ impl Uplink {
                     }
                     Happened::Read(Err(error)) => Err(error.into()),
                     Happened::Produced(item) => {
-                        self.take(item.as_deref());
+                        self.take(item.as_deref())?;
                         Ok(())
                     }
                     Happened::Deadline => {
@@ -196,10 +196,10 @@ impl Uplink {
         Ok(())
     }
 
-    fn take(&mut self, item: Option<&Produced>) {
-        if let Some(produced) = item {
-            self.shipper.take(produced);
-        }
+    fn take(&mut self, item: Option<&Produced>) -> Result<()> {
+        let produced = item.context("the sources ended by themselves")?;
+        self.shipper.take(produced);
+        Ok(())
     }
 
     /// Tells the sources what the shipper wants of them.
@@ -363,8 +363,8 @@ fn jittered(interval: Duration) -> Duration {
     interval / 2 + interval / 2 * u32::from(byte) / 255
 }
 
-/// Batches between sources and spool: 1 MiB.
-const PRODUCED_MAX: usize = 4;
+/// Batches between sources and spool: a good megabyte.
+const PRODUCED_MAX: usize = 6;
 /// Records between session and socket: 1 MiB.
 const WRITES_MAX: usize = 4;
 const READ_LEN: usize = 64 << 10;

@@ -1,5 +1,6 @@
 //! An entry: one log record with its exact bytes, and what is known of it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::batch::BatchHeader;
@@ -25,6 +26,16 @@ impl EntryFlags {
     pub const FRAGMENT: Self = Self(1);
     /// Not a log line, but the collector's statement that something is missing here, and why.
     pub const GAP: Self = Self(2);
+    /// The bytes are UTF-16, little-endian: [`crate::entry::view`] reads them.
+    pub const UTF16LE: Self = Self(4);
+    /// The bytes are UTF-16, big-endian.
+    pub const UTF16BE: Self = Self(8);
+
+    /// Both properties.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
     #[must_use]
     pub fn is_fragment(self) -> bool {
@@ -37,16 +48,57 @@ impl EntryFlags {
     }
 
     #[must_use]
+    fn is_utf16(self) -> bool {
+        self.0 & (Self::UTF16LE.0 | Self::UTF16BE.0) != 0
+    }
+
+    #[must_use]
     pub fn bits(self) -> u8 {
         self.0
     }
 
     pub(crate) fn from_bits(bits: u8) -> Result<Self, InvalidMessage> {
-        if bits & !(Self::FRAGMENT.0 | Self::GAP.0) != 0 {
+        let utf16 = Self::UTF16LE.0 | Self::UTF16BE.0;
+        if bits & !(Self::FRAGMENT.0 | Self::GAP.0 | utf16) != 0 || bits & utf16 == utf16 {
             return Err(InvalidMessage::NotCanonical("entry flags"));
         }
         Ok(Self(bits))
     }
+}
+
+/// An entry as text: UTF-16 is decoded by its flag; what is not UTF-8 is read as Windows-1252, which
+/// gives every byte a character; everything else is as it is.
+#[must_use]
+pub fn view(bytes: &[u8], flags: EntryFlags) -> Cow<'_, [u8]> {
+    let unit: fn([u8; 2]) -> u16 = match flags.0 & (EntryFlags::UTF16LE.0 | EntryFlags::UTF16BE.0) {
+        0 if str::from_utf8(bytes).is_ok() => return Cow::Borrowed(bytes),
+        0 => {
+            let text: String = bytes.iter().map(|&byte| windows_1252(byte)).collect();
+            return Cow::Owned(text.into_bytes());
+        }
+        4 => u16::from_le_bytes,
+        _ => u16::from_be_bytes,
+    };
+    let (pairs, _) = bytes.as_chunks::<2>();
+    let units = pairs.iter().map(|&pair| unit(pair));
+    let text: String = char::decode_utf16(units)
+        .map(|decoded| decoded.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .filter(|&char| char != '\u{feff}')
+        .collect();
+    Cow::Owned(text.into_bytes())
+}
+
+/// The Encoding Standard's index windows-1252, whose first difference from Latin-1 is at 0x80.
+fn windows_1252(byte: u8) -> char {
+    const UPPER: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
+    ];
+    let upper = byte
+        .checked_sub(0x80)
+        .and_then(|at| UPPER.get(usize::from(at)));
+    upper.copied().unwrap_or_else(|| char::from(byte))
 }
 
 /// The entries of an opened batch.
@@ -111,6 +163,13 @@ impl Entries {
         &self.raw
     }
 
+    /// Whether every entry is UTF-8: its own [`view`].
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        str::from_utf8(self.bytes()).is_ok()
+            && !self.table.iter().any(|(meta, _)| meta.flags.is_utf16())
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.len()
@@ -139,3 +198,43 @@ pub fn push_leaf(tree: &mut MerkleTree, meta: EntryMeta, bytes: &[u8]) {
 
 /// Longest entry; a longer line becomes linked fragments.
 pub const ENTRY_LEN_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_text_whatever_the_bytes_are() {
+        let none = EntryFlags::NONE;
+        assert_eq!(
+            view("é\n".as_bytes(), none),
+            Cow::Borrowed("é\n".as_bytes())
+        );
+        assert_eq!(*view(b"caf\xe9 \x80\n", none), *"café €\n".as_bytes());
+        let le: Vec<u8> = "\u{feff}a€𝄞\n"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        assert_eq!(*view(&le, EntryFlags::UTF16LE), *"a€𝄞\n".as_bytes());
+        let be: Vec<u8> = "a€\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+        assert_eq!(
+            *view(&be, EntryFlags::UTF16BE.and(EntryFlags::FRAGMENT)),
+            *"a€\n".as_bytes()
+        );
+        // Half a unit and half a pair are no reason to fail.
+        assert_eq!(
+            *view(&[0x41, 0, 0x34, 0xd8, 7], EntryFlags::UTF16LE),
+            *"A\u{fffd}".as_bytes()
+        );
+    }
+
+    #[test]
+    fn flags_that_are_not_ours_or_contradict_each_other_are_refused() {
+        for bits in [0, 1, 2, 4, 5, 8, 9] {
+            assert_eq!(EntryFlags::from_bits(bits).unwrap().bits(), bits);
+        }
+        for bits in [12, 16, 128] {
+            assert!(EntryFlags::from_bits(bits).is_err());
+        }
+    }
+}

@@ -5,16 +5,13 @@
 //! | head length (2) | SHA-256 of the head, half (16) | tail length (2) | SHA-256 of the tail, half (16)
 //! ```
 //!
-//! The head is the start of the file, the tail what lies just before the offset. A file is the one
+//! One after the other, when renamed files may still be written to: first the file that is read, then
+//! those. The head is the start of the file, the tail what lies just before the offset. A file is the one
 //! meant when both match: content is the proof, the inode only says which candidate to try first.
-
-use std::fs::File;
-use std::io;
 
 use scrinium_protocol::codec::Reader;
 use scrinium_protocol::error::InvalidMessage;
 use scrinium_protocol::kdf::sha256;
-use scrinium_segment::durable::read_exact_at;
 
 /// A position in a file.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -30,7 +27,7 @@ pub struct Bookmark {
 }
 
 /// What the file system calls a file.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct FileId {
     pub(crate) device: u64,
     pub(crate) inode: u64,
@@ -77,7 +74,23 @@ impl Bookmark {
 
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![1, u8::from(self.in_line)];
+        let mut out = Vec::with_capacity(BOOKMARK_LEN);
+        self.encode_to(&mut out);
+        out
+    }
+
+    /// Several, one after the other.
+    #[must_use]
+    pub fn encode_all(bookmarks: &[Self]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(BOOKMARK_LEN * bookmarks.len());
+        for bookmark in bookmarks {
+            bookmark.encode_to(&mut out);
+        }
+        out
+    }
+
+    fn encode_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[1, u8::from(self.in_line)]);
         out.extend_from_slice(&self.id.device.to_be_bytes());
         out.extend_from_slice(&self.id.inode.to_be_bytes());
         out.extend_from_slice(&self.offset.to_be_bytes());
@@ -85,7 +98,14 @@ impl Bookmark {
         out.extend_from_slice(&self.head);
         out.extend_from_slice(&self.tail_len.to_be_bytes());
         out.extend_from_slice(&self.tail);
-        out
+    }
+
+    /// Reads what [`Bookmark::encode_all`] wrote.
+    ///
+    /// # Errors
+    /// One of them is not valid.
+    pub fn decode_all(bytes: &[u8]) -> Result<Vec<Self>, InvalidMessage> {
+        bytes.chunks(BOOKMARK_LEN).map(Self::decode).collect()
     }
 
     /// Reads what [`Bookmark::encode`] wrote; it may have been with the server meanwhile.
@@ -119,25 +139,17 @@ impl Bookmark {
         Ok(bookmark)
     }
 
-    /// Whether `file` is the one this was taken in, at least up to the offset; whatever its name.
-    pub(crate) fn is_in(&self, file: &File) -> io::Result<bool> {
-        if file.metadata()?.len() < self.offset {
-            return Ok(false);
-        }
-        let mut head = vec![0; usize::from(self.head_len)];
-        let mut tail = vec![0; usize::from(self.tail_len)];
-        let read = read_exact_at(file, &mut head, 0).and_then(|()| {
-            read_exact_at(
-                file,
-                &mut tail,
-                self.offset.saturating_sub(u64::from(self.tail_len)),
-            )
-        });
-        match read {
-            Ok(()) => Ok(half_hash(&head) == self.head && half_hash(&tail) == self.tail),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(error),
-        }
+    pub(crate) fn head_len(&self) -> usize {
+        usize::from(self.head_len)
+    }
+
+    pub(crate) fn tail_len(&self) -> usize {
+        usize::from(self.tail_len)
+    }
+
+    /// Whether a file with these bytes at its start and before the offset is the one this was taken in.
+    pub(crate) fn is_of(&self, head: &[u8], tail: &[u8]) -> bool {
+        half_hash(head) == self.head && half_hash(tail) == self.tail
     }
 }
 
@@ -146,6 +158,8 @@ fn half_hash(bytes: &[u8]) -> [u8; 16] {
     head
 }
 
+/// Every bookmark is as long as this.
+const BOOKMARK_LEN: usize = 62;
 /// Most bytes of the start of a file that identify it.
 pub(crate) const HEAD_LEN_MAX: usize = 1024;
 /// Most bytes before the offset that identify a position.

@@ -1,15 +1,17 @@
 //! Which files the globs match now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use regex::bytes::Regex;
 use walkdir::WalkDir;
 
-use crate::config::{Config, Pattern};
+use super::content::Packing;
+use crate::config::{Config, FileSource, Pattern};
 
 /// The globs, and where to look for what they match.
 pub(crate) struct Discovery {
-    sources: Vec<(PathBuf, Pattern)>,
+    sources: Vec<(PathBuf, FileSource)>,
     deny: Vec<Pattern>,
 }
 
@@ -18,7 +20,7 @@ impl Discovery {
         let sources = config
             .sources
             .iter()
-            .map(|pattern| (fixed_part(&pattern.text), pattern.clone()));
+            .map(|source| (fixed_part(&source.files.text), source.clone()));
         Self {
             sources: sources.collect(),
             deny: config.deny.clone(),
@@ -27,8 +29,15 @@ impl Discovery {
 
     /// The regular files that match a source and are not denied, by path.
     pub(crate) fn files(&self) -> BTreeSet<PathBuf> {
-        let mut found = BTreeSet::new();
-        for (root, pattern) in &self.sources {
+        self.sources_of_files().into_keys().collect()
+    }
+
+    /// The same, each with what begins its entries if they have several lines. The first source that
+    /// names a file says so.
+    pub(crate) fn sources_of_files(&self) -> BTreeMap<PathBuf, Option<Regex>> {
+        let mut found = BTreeMap::new();
+        for (root, source) in &self.sources {
+            let pattern = &source.files;
             let depth = if pattern.text.contains("**") {
                 DEPTH_MAX
             } else {
@@ -41,11 +50,23 @@ impl Discovery {
                 .flatten()
             {
                 let path = entry.path();
-                if !pattern.matcher.is_match(path) || is_compressed(path) || self.is_denied(path) {
+                let excluded = || {
+                    source
+                        .exclude
+                        .iter()
+                        .any(|glob| glob.matcher.is_match(path))
+                };
+                if !pattern.matcher.is_match(path)
+                    || !entry.file_type().is_file()
+                    || is_compressed(path)
+                    || excluded()
+                    || self.is_denied(path)
+                {
                     continue;
                 }
-                if entry.file_type().is_file() && found.len() < FILES_MAX {
-                    found.insert(entry.into_path());
+                if found.len() < FILES_MAX && !found.contains_key(path) {
+                    let path = entry.into_path();
+                    found.insert(path, source.multiline.clone());
                 }
             }
         }
@@ -83,7 +104,8 @@ impl Discovery {
 /// Whether a file is named as a compressed one: its lines were collected before it was compressed.
 fn is_compressed(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
-    extension.is_some_and(|extension| COMPRESSED.contains(&extension))
+    Packing::of(path).is_some()
+        || extension.is_some_and(|extension| COMPRESSED.contains(&extension))
 }
 
 /// The directories of a glob before its first special character.
@@ -99,7 +121,8 @@ fn depth_of(root: &Path, text: &str) -> usize {
     all.saturating_sub(root.components().count()).max(1)
 }
 
-const COMPRESSED: [&str; 8] = ["Z", "bz2", "gz", "lz4", "tgz", "xz", "zip", "zst"];
+/// Compressed in ways we do not read.
+const COMPRESSED: [&str; 6] = ["Z", "bz2", "lz4", "tgz", "xz", "zip"];
 const DEPTH_MAX: usize = 16;
 /// Files followed at once.
 const FILES_MAX: usize = 20_000;

@@ -1,13 +1,13 @@
 //! One stream: the file at a path, through its rotations, in order.
 //!
 //! ```text
-//! generation: app.log.2 ─▶ app.log.1 ─▶ app.log     each read to its end before the next
+//! generation: app.log.2.gz ─▶ app.log.1 ─▶ app.log     each read to its end before the next
 //! ```
 //!
 //! Invariants:
 //! 1. The bytes of the entries, one after the other, are the bytes of the generations, one after the
 //!    other. What cannot be read is a gap entry.
-//! 2. A file is never known by its name, nor by its inode alone: [`Bookmark::is_in`] decides.
+//! 2. A file is never known by its name, nor by its inode alone: [`Bookmark::is_of`] decides.
 //! 3. A line without its end is held back; after a moment it is sent as a fragment, and what completes
 //!    it later is linked to it.
 
@@ -16,40 +16,40 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use memchr::memchr_iter;
-use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
-use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
+use regex::bytes::Regex;
+use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
 
 use super::Context;
-use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX};
-use super::follow::{Follow, open, read_at};
+use super::bookmark::{Bookmark, FileId};
+use super::follow::{Follow, open};
 use super::generations::{is_generation_of, siblings};
+use super::output::Output;
+use super::records::Encoding;
 use crate::clock;
-use crate::shipper::Produced;
 
 /// The stream of one path.
 pub(crate) struct FileStream {
-    id: StreamId,
-    name: String,
+    output: Output,
     path: PathBuf,
-    rewinds: u64,
+    /// A line that matches begins an entry of several lines.
+    multiline: Option<Regex>,
     /// The sources ask for its old generations too: they are read first when nothing was read yet.
     history: bool,
-    /// After the last sealed batch.
-    position: StreamPosition,
-    builder: BatchBuilder,
+    /// The file at the path when it was looked at last, and its length.
+    seen: Option<(FileId, u64)>,
     current: Option<Follow>,
     /// Generations after the current one, oldest first; the file at the path comes after them.
     queued: VecDeque<Follow>,
     /// Renamed files whose writer may not have noticed yet.
     lingering: Vec<Follow>,
-    /// Set while older files are read: what their lines are sealed with.
-    bookmark_of_current: Option<Bookmark>,
-    /// The last entry was a fragment.
-    in_line: bool,
+    /// A copy is read to its end before the file it was made of, which was truncated.
+    truncated: bool,
     resumed: bool,
+    /// Closed after it was read to the end.
+    parked: bool,
     complained: bool,
 }
 
@@ -63,54 +63,72 @@ enum Read {
     Truncated,
 }
 
+/// Which of the files is being read.
+#[derive(Clone, Copy)]
+enum Role {
+    Current,
+    /// The renamed one at this place, taken out of its list.
+    Lingering(usize),
+}
+
+/// What a pass over a stream came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Pass {
+    /// There is more to read at once.
+    Busy,
+    /// Everything is read.
+    Idle,
+    /// The spool takes no more.
+    Blocked,
+}
+
 impl FileStream {
     pub(crate) fn new(
-        id: StreamId,
-        name: String,
+        output: Output,
         path: PathBuf,
-        position: StreamPosition,
-        rewinds: u64,
+        multiline: Option<Regex>,
         history: bool,
     ) -> Self {
         Self {
-            id,
-            name,
+            output,
+            seen: look(&path).ok().flatten(),
             path,
-            rewinds,
+            multiline,
             history,
-            position,
-            builder: BatchBuilder::new(),
             current: None,
             queued: VecDeque::new(),
             lingering: Vec::new(),
-            bookmark_of_current: None,
-            in_line: false,
+            truncated: false,
             resumed: false,
+            parked: false,
             complained: false,
         }
     }
 
     pub(crate) fn id(&self) -> StreamId {
-        self.id
+        self.output.id()
     }
 
     /// After the last sealed batch.
     pub(crate) fn position(&self) -> &StreamPosition {
-        &self.position
+        self.output.position()
     }
 
-    /// Whether the file at `path` is one this stream reads already.
-    pub(crate) fn is_reading(&self, path: &Path) -> bool {
-        let Ok(metadata) = std::fs::metadata(path) else {
-            return false;
-        };
-        let id = FileId::of(&metadata);
-        let follows = self
-            .current
-            .iter()
-            .chain(&self.queued)
-            .chain(&self.lingering);
-        follows.into_iter().any(|follow| follow.id == id)
+    /// Whether the file called `id` is one this stream reads already.
+    pub(crate) fn is_reading(&self, id: FileId) -> bool {
+        let known = self.known().map(|follow| follow.id);
+        let parked = self.seen.map(|(seen, _)| seen);
+        known.chain(parked).any(|known| known == id)
+    }
+
+    /// The file at the path, when it was looked at last.
+    pub(crate) fn file_at_path(&self) -> Option<FileId> {
+        self.seen.map(|(id, _)| id)
+    }
+
+    fn known(&self) -> impl Iterator<Item = &Follow> {
+        let older = self.queued.iter().chain(&self.lingering);
+        self.current.iter().chain(older)
     }
 
     /// Whether the file is gone and everything of it was read.
@@ -121,34 +139,71 @@ impl FileStream {
                 .is_some_and(|at| now.duration_since(at) > FORGET_AFTER)
         };
         self.resumed
-            && self.builder.is_empty()
+            && self.output.is_empty()
             && self.queued.is_empty()
             && self.lingering.is_empty()
             && self.current.as_ref().is_none_or(over)
             && !self.path.is_file()
     }
 
-    /// Reads on. Returns whether there is more to read at once.
-    pub(crate) fn pass(&mut self, context: &mut Context, now: Instant) -> bool {
+    /// Bytes on the disk that only we still hold there: of deleted files not read to the end.
+    pub(crate) fn deleted_bytes(&self) -> u64 {
+        let bytes = self.known().map(|follow| match is_deleted(follow) {
+            true => follow.content.len().ok().flatten().unwrap_or(0),
+            false => 0,
+        });
+        bytes.sum()
+    }
+
+    /// Lets deleted files go before they were read to the end; a gap entry says what that costs.
+    pub(crate) fn drop_deleted(&mut self) {
+        let all = self.current.take().into_iter().chain(self.queued.drain(..));
+        let (gone, kept): (Vec<Follow>, Vec<Follow>) = all.partition(is_deleted);
+        self.queued = kept.into();
+        self.current = self.queued.pop_front();
+        self.lingering.retain(|follow| !is_deleted(follow));
+        for follow in gone {
+            let len = follow.content.len().ok().flatten().unwrap_or(0);
+            let lost = len.saturating_sub(follow.offset);
+            warn!(stream = %self.id(), lost, "a deleted file was let go before it was read to the end; a gap entry says so");
+            self.output.push_gap(&format!(
+                "the file was deleted, and let go to free its disk space; bytes {} to {len} of it were not collected",
+                follow.offset
+            ));
+        }
+    }
+
+    /// Reads on.
+    pub(crate) fn pass(&mut self, context: &mut Context, now: Instant) -> Pass {
         match self.try_pass(context, now) {
-            Ok(busy) => {
+            Ok(pass) => {
                 self.complained = false;
-                busy
+                if context.parks {
+                    self.park(pass, context);
+                }
+                pass
             }
             Err(error) => {
                 if !self.complained {
-                    warn!(stream = %self.id, %error, "a file cannot be read; trying again");
+                    warn!(stream = %self.id(), %error, "a file cannot be read; trying again");
                     self.complained = true;
                 }
-                false
+                Pass::Idle
             }
         }
     }
 
-    fn try_pass(&mut self, context: &mut Context, now: Instant) -> io::Result<bool> {
+    fn try_pass(&mut self, context: &mut Context, now: Instant) -> io::Result<Pass> {
+        let seen = look(&self.path)?;
         if !self.resumed {
+            // A closed file that did not change needs no descriptor to know that.
+            if self.parked && seen == self.seen {
+                return Ok(Pass::Idle);
+            }
+            self.seen = seen;
             self.resume()?;
         }
+        self.seen = seen;
         if self.current.is_none() {
             self.current = match self.queued.pop_front() {
                 Some(next) => Some(next),
@@ -157,11 +212,14 @@ impl FileStream {
         }
         let mut taken = 0;
         while taken < PASS_BYTES && !context.stopped {
+            if context.is_blocked() {
+                return Ok(Pass::Blocked);
+            }
             let Some(mut follow) = self.current.take() else {
                 break;
             };
             let before = follow.offset;
-            let read = self.read(&mut follow, context, now);
+            let read = self.read(&mut follow, Role::Current, context, now);
             taken += follow.offset - before;
             self.current = Some(follow);
             match read? {
@@ -171,50 +229,66 @@ impl FileStream {
                     if !self.handle_end(context, now)? {
                         self.linger(context, now)?;
                         self.seal(context);
-                        return Ok(false);
+                        return Ok(Pass::Idle);
                     }
                 }
             }
         }
-        Ok(true)
+        Ok(Pass::Busy)
+    }
+
+    /// Closes a file that needs no open descriptor to be found again.
+    fn park(&mut self, pass: Pass, context: &mut Context) {
+        let is_plain = |follow: &Follow| follow.unfinished.is_none() && follow.renamed.is_none();
+        let can = self.current.as_ref().is_some_and(is_plain);
+        if !can || !self.queued.is_empty() || !self.lingering.is_empty() {
+            return;
+        }
+        self.seal(context);
+        self.current = None;
+        self.resumed = false;
+        self.parked = pass == Pass::Idle;
     }
 
     /// Finds the file the bookmark was taken in, and what came after it.
     fn resume(&mut self) -> io::Result<()> {
         self.queued.clear();
         self.lingering.clear();
-        let bookmark = match Bookmark::decode(&self.position.bookmark) {
-            Ok(bookmark) => bookmark,
-            Err(_) if self.position.bookmark.is_empty() => {
-                if self.history {
-                    let old = self.later_generations(FileId::default(), SystemTime::UNIX_EPOCH)?;
-                    self.queued.extend(old);
-                    self.queued.extend(open(&self.path)?);
-                }
-                self.current = match self.queued.pop_front() {
-                    Some(oldest) => Some(oldest),
-                    None => open(&self.path)?,
-                };
-                self.resumed = true;
-                return Ok(());
+        let bookmarks = Bookmark::decode_all(&self.output.position().bookmark);
+        let bookmarks = bookmarks.map_err(io::Error::other)?;
+        let Some((bookmark, older)) = bookmarks.split_first() else {
+            if self.history {
+                let old = self.later_generations(FileId::default(), SystemTime::UNIX_EPOCH)?;
+                self.queued.extend(old);
             }
-            Err(error) => return Err(io::Error::other(error)),
+            self.queued.extend(open(&self.path)?);
+            self.current = self.queued.pop_front();
+            self.resumed = true;
+            return Ok(());
         };
-        self.in_line = bookmark.in_line;
-        let Some((mut follow, modified, at_path)) = self.find(&bookmark, None)? else {
-            let lost = format!(
-                "gap: the file read up to byte {} is gone; what was written to it after that, if anything, was not collected\n",
+        self.output.in_line = bookmark.in_line;
+        let Some((mut follow, modified, at_path)) = self.find(bookmark, None)? else {
+            self.output.push_gap(&format!(
+                "the file read up to byte {} is gone; what was written to it after that, if anything, was not collected",
                 bookmark.offset
-            );
-            self.push_gap(&lost);
-            warn!(stream = %self.id, offset = bookmark.offset, "a followed file is gone; a gap entry says so");
+            ));
+            warn!(stream = %self.id(), offset = bookmark.offset, "a followed file is gone; a gap entry says so");
             self.current = open(&self.path)?;
             self.resumed = true;
             return Ok(());
         };
-        follow.resume_at(&bookmark)?;
+        follow.resume_at(bookmark)?;
+        for bookmark in older {
+            // Whoever still wrote to it may go on; if it is gone it had its time.
+            if let Some((mut follow, _, _)) = self.find(bookmark, None)? {
+                follow.resume_at(bookmark)?;
+                follow.renamed = Some(clock::now());
+                self.lingering.push(follow);
+            }
+        }
         if !at_path {
-            info!(stream = %self.id, "a file was rotated while the agent was stopped; reading its rest first");
+            info!(stream = %self.id(), "a file was rotated while nobody looked; reading its rest first");
+            follow.renamed = Some(clock::now());
             let found = follow.id;
             self.queued.extend(self.later_generations(found, modified)?);
             self.queued.extend(open(&self.path)?);
@@ -235,40 +309,54 @@ impl FileStream {
         candidates.extend(siblings(&self.path)?);
         let mut by_content = None;
         for path in candidates {
-            let Some(follow) = open(&path)? else { continue };
-            if except.is_some_and(|except| except == follow.id) || !bookmark.is_in(&follow.file)? {
+            let Some(mut follow) = open(&path)? else {
+                continue;
+            };
+            let is_same_inode = follow.id == bookmark.id;
+            // A file of another name may begin alike and be another stream's.
+            let may_be = is_same_inode || path == self.path || is_copy_of(&self.path, &path);
+            if except == Some(follow.id) || !may_be {
                 continue;
             }
-            let modified = follow.file.metadata()?.modified()?;
-            let is_same_inode = follow.id == bookmark.id;
-            let found = (follow, modified, path == self.path);
+            // A damaged compressed file is none we know.
+            if !follow
+                .is_of(bookmark)
+                .or_else(|error| match follow.content.is_packed() {
+                    true => Ok(false),
+                    false => Err(error),
+                })?
+            {
+                continue;
+            }
+            let found = (follow, path == self.path);
             if is_same_inode {
-                return Ok(Some(found));
+                let (follow, at_path) = found;
+                let modified = follow.modified()?;
+                return Ok(Some((follow, modified, at_path)));
             }
             by_content.get_or_insert(found);
         }
-        Ok(by_content)
+        let Some((follow, at_path)) = by_content else {
+            return Ok(None);
+        };
+        let modified = follow.modified()?;
+        Ok(Some((follow, modified, at_path)))
     }
 
     /// The rotated files written after the one called `id`, oldest first: generations that came and
     /// went while nobody looked.
     fn later_generations(&self, id: FileId, modified: SystemTime) -> io::Result<Vec<Follow>> {
-        let at_path = std::fs::metadata(&self.path)
-            .ok()
-            .map(|metadata| FileId::of(&metadata));
+        let at_path = look(&self.path)?.map(|(id, _)| id);
         let mut found = Vec::new();
         for path in siblings(&self.path)? {
             if !is_generation_of(&self.path, &path) {
                 continue;
             }
             let Some(follow) = open(&path)? else { continue };
-            let written = follow.file.metadata()?.modified()?;
+            let written = follow.modified()?;
             let known = follow.id == id
                 || Some(follow.id) == at_path
-                || self
-                    .lingering
-                    .iter()
-                    .any(|lingering| lingering.id == follow.id);
+                || self.known().any(|known| known.id == follow.id);
             if written > modified && !known {
                 found.push((written, follow));
             }
@@ -281,60 +369,93 @@ impl FileStream {
     fn read(
         &mut self,
         follow: &mut Follow,
+        role: Role,
         context: &mut Context,
         now: Instant,
     ) -> io::Result<Read> {
-        let len = follow.file.metadata()?.len();
-        if len < follow.offset {
+        let len = follow.content.len()?;
+        if len.is_some_and(|len| len < follow.offset) {
             return Ok(Read::Truncated);
         }
-        if len == follow.offset {
+        if len == Some(follow.offset) {
             return Ok(Read::End);
         }
         let tail_len = follow.tail.len();
         let start = follow.offset - tail_len as u64;
-        let wanted = usize::try_from(len - start)
-            .unwrap_or(usize::MAX)
-            .min(CHUNK_LEN);
-        let mut window = vec![0; wanted];
-        let got = read_at(&follow.file, &mut window, start)?;
+        let wanted = len.map_or(u64::MAX, |len| len - start);
+        let mut window = vec![0; usize::try_from(wanted).unwrap_or(usize::MAX).min(CHUNK_LEN)];
+        let got = match follow.content.read_at(&mut window, start) {
+            Err(error) if follow.content.is_packed() => {
+                // It was whole when it replaced the plain file, so it will not get better.
+                self.output.push_gap(&format!(
+                    "a compressed file is damaged after byte {} ({error}); the rest of it was not collected",
+                    follow.offset
+                ));
+                return Ok(Read::End);
+            }
+            got => got?,
+        };
+        let reached_end = got < window.len() || len.is_some_and(|len| start + got as u64 >= len);
         window.truncate(got);
         if !window.starts_with(&follow.tail) {
             return Ok(Read::Truncated);
         }
-        if follow.head.len() < HEAD_LEN_MAX && start <= follow.head.len() as u64 {
-            let known = follow.head.len() - usize::try_from(start).unwrap_or(0);
-            let unseen = window.get(known..).unwrap_or_default();
-            let missing = (HEAD_LEN_MAX - follow.head.len()).min(unseen.len());
-            follow
-                .head
-                .extend_from_slice(unseen.get(..missing).unwrap_or_default());
+        let fresh = window.get(tail_len..).unwrap_or_default();
+        if fresh.len() >= HOLE_SEEN && fresh.iter().take(HOLE_SEEN).all(|&byte| byte == 0) {
+            let from = follow.offset;
+            if let Some(hole) = follow.skip_hole() {
+                self.output.push_gap(&format!(
+                    "the file has a hole of {hole} bytes at byte {from}; nobody wrote them"
+                ));
+                return Ok(Read::More);
+            }
         }
+        follow.learn_head(&window, start);
 
+        let encoding = Encoding::of(&follow.head);
+        let flags = encoding.flags();
         let time_us = clock::unix_us();
         let mut at = tail_len;
-        for end in memchr_iter(b'\n', window.get(tail_len..).unwrap_or_default()) {
-            let end = tail_len + end + 1;
-            self.push_line(&mut at, end, true, &window, follow, time_us, context);
-            if context.stopped {
-                return Ok(Read::End);
+        for end in encoding.ends(fresh, follow.offset, self.multiline.as_ref()) {
+            let end = tail_len + end;
+            if !self.push_line(
+                &mut at,
+                end,
+                (flags, flags),
+                &window,
+                follow,
+                role,
+                time_us,
+                context,
+            ) {
+                follow.move_to(at, tail_len, &window);
+                return Ok(Read::More);
             }
         }
         // A line longer than an entry goes out in linked pieces as it comes.
+        let fragment = flags.and(EntryFlags::FRAGMENT);
+        let pieces = (fragment, fragment);
         while window.len() - at > ENTRY_LEN_MAX {
-            let piece_end = at + ENTRY_LEN_MAX;
-            self.push_line(&mut at, piece_end, false, &window, follow, time_us, context);
+            let end = at + ENTRY_LEN_MAX;
+            if !self.push_line(
+                &mut at, end, pieces, &window, follow, role, time_us, context,
+            ) {
+                follow.move_to(at, tail_len, &window);
+                return Ok(Read::More);
+            }
         }
         let rest = window.len() - at;
-        let reached_end = start + window.len() as u64 >= len;
         if rest == 0 {
             follow.unfinished = None;
         } else if reached_end {
             match follow.unfinished {
                 Some((length, since)) if length == rest => {
-                    if now.duration_since(since) >= FLUSH_AFTER {
+                    if now.duration_since(since) >= FLUSH_AFTER || follow.content.is_packed() {
                         let end = window.len();
-                        self.push_line(&mut at, end, false, &window, follow, time_us, context);
+                        // What waits for the next entry to begin is whole lines; a line's start is not.
+                        self.push_line(
+                            &mut at, end, pieces, &window, follow, role, time_us, context,
+                        );
                         follow.unfinished = None;
                     }
                 }
@@ -349,40 +470,61 @@ impl FileStream {
         }
     }
 
-    /// Puts `window[at..end]` into entries and moves `at` there. Seals a batch that has no room.
+    /// Puts `window[at..end]` into entries and moves `at` there; `flags` are those of its pieces and of
+    /// its last one. Seals a batch that has no room; `false` when the spool has none either.
     fn push_line(
         &mut self,
         at: &mut usize,
         end: usize,
-        is_whole: bool,
+        (of_pieces, of_last): (EntryFlags, EntryFlags),
         window: &[u8],
         follow: &mut Follow,
+        role: Role,
         time_us: u64,
         context: &mut Context,
-    ) {
+    ) -> bool {
         while *at < end {
             let piece_end = end.min(*at + ENTRY_LEN_MAX);
             let bytes = window.get(*at..piece_end).unwrap_or_default();
-            if !self.builder.has_room(bytes.len()) {
+            if !self.output.has_room(bytes.len()) {
+                if !context.has_room() {
+                    return false;
+                }
                 let tail_len = follow.tail.len();
                 follow.move_to(*at, tail_len, window);
-                let bookmark = self.bookmark_of_current.clone();
-                self.seal_at(
-                    bookmark.unwrap_or_else(|| follow.bookmark(self.in_line)),
-                    context,
-                );
+                let bookmark = self.bookmark(follow, role);
+                self.output.seal(bookmark, context);
                 // The window still begins where it did.
                 follow.move_back(*at, tail_len, window);
             }
-            let flags = if is_whole && piece_end == end {
-                EntryFlags::NONE
+            let flags = if piece_end == end {
+                of_last
             } else {
-                EntryFlags::FRAGMENT
+                of_pieces.and(EntryFlags::FRAGMENT)
             };
-            self.builder.push(bytes, EntryMeta { time_us, flags });
-            self.in_line = flags.is_fragment();
+            self.output.push(bytes, flags, time_us);
             *at = piece_end;
         }
+        true
+    }
+
+    /// Where this stream stands while `follow` is read.
+    fn bookmark(&self, follow: &Follow, role: Role) -> Vec<u8> {
+        let in_line = self.output.in_line;
+        let mut older: Vec<&Follow> = self.lingering.iter().collect();
+        let first = match role {
+            Role::Current => follow,
+            Role::Lingering(place) => {
+                older.insert(place.min(older.len()), follow);
+                self.current.as_ref().unwrap_or(follow)
+            }
+        };
+        let older = older.iter().rev().take(LINGERING_MAX);
+        let older = older.map(|follow| follow.bookmark(false));
+        let all: Vec<Bookmark> = core::iter::once(first.bookmark(in_line))
+            .chain(older)
+            .collect();
+        Bookmark::encode_all(&all)
     }
 
     /// The current file ends here: goes on to the next generation if there is one. Returns whether
@@ -390,23 +532,21 @@ impl FileStream {
     fn handle_end(&mut self, context: &mut Context, now: Instant) -> io::Result<bool> {
         if let Some(next) = self.queued.pop_front() {
             self.finish_line(context);
+            if self.queued.is_empty() && core::mem::take(&mut self.truncated) {
+                self.output.push_gap(
+                    "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
+                );
+            }
             self.seal(context);
             if let Some(done) = self.current.replace(next) {
-                self.lingering.push(Follow {
-                    renamed: Some(done.renamed.unwrap_or(now)),
-                    ..done
-                });
+                self.let_linger(done, now);
             }
             return Ok(true);
         }
         let Some(current) = &mut self.current else {
             return Ok(false);
         };
-        let at_path = match std::fs::metadata(&self.path) {
-            Ok(metadata) => Some((FileId::of(&metadata), metadata.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let at_path = look(&self.path)?;
         if at_path.is_some_and(|(id, _)| id == current.id) {
             current.renamed = None;
             return Ok(false);
@@ -420,16 +560,28 @@ impl FileStream {
             return Ok(false);
         }
         // It has begun: what it wrote to the old one before is there now. Read once more to the end.
-        if current.file.metadata()?.len()
-            != current.offset + current.unfinished.map_or(0, |(len, _)| len as u64)
-        {
+        if !current.is_at_end()? {
             return Ok(true);
         }
-        let (id, modified) = (current.id, current.file.metadata()?.modified()?);
+        let (id, modified) = (current.id, current.modified()?);
         let later = self.later_generations(id, modified)?;
         self.queued.extend(later);
         self.queued.extend(open(&self.path)?);
         Ok(!self.queued.is_empty())
+    }
+
+    /// A renamed file that was read to its end is watched for late lines; a compressed one has none.
+    fn let_linger(&mut self, done: Follow, now: Instant) {
+        if done.content.is_packed() {
+            return;
+        }
+        self.lingering.push(Follow {
+            renamed: Some(done.renamed.unwrap_or(now)),
+            ..done
+        });
+        if self.lingering.len() > LINGERING_MAX {
+            self.lingering.remove(0);
+        }
     }
 
     /// The file was truncated under us: what it held after our position may be in a copy beside it.
@@ -438,20 +590,23 @@ impl FileStream {
         let Some(current) = self.current.take() else {
             return Ok(());
         };
-        let bookmark = current.bookmark(self.in_line);
-        let again = Follow::new(current.file, current.id);
-        if let Some((mut copy, _, _)) = self.find(&bookmark, Some(again.id))? {
-            info!(stream = %self.id, "a file was truncated; its copy is read to the end first");
+        let bookmark = current.bookmark(self.output.in_line);
+        let again = Follow::new(current.content, current.id);
+        if let Some((mut copy, modified, _)) = self.find(&bookmark, Some(again.id))? {
+            info!(stream = %self.id(), "a file was truncated; its copy is read to the end first");
             copy.resume_at(&bookmark)?;
             copy.renamed = Some(clock::now());
+            // It may have been copied and truncated more than once since the last look.
+            let later = self.later_generations(copy.id, modified)?;
+            self.queued.extend(later);
+            self.queued.push_back(again);
             self.current = Some(copy);
-            self.queued.push_front(again);
+            self.truncated = true;
             return Ok(());
         }
-        warn!(stream = %self.id, offset = bookmark.offset, "a file was truncated and no copy is beside it; a gap entry says so");
-        self.close_fragment();
-        self.push_gap(&format!(
-            "gap: the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected\n",
+        warn!(stream = %self.id(), offset = bookmark.offset, "a file was truncated and no copy is beside it; a gap entry says so");
+        self.output.push_gap(&format!(
+            "the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected",
             bookmark.offset
         ));
         self.current = Some(again);
@@ -463,118 +618,118 @@ impl FileStream {
         let Some(mut follow) = self.current.take() else {
             return;
         };
-        let rest = usize::try_from(
-            follow
-                .file
-                .metadata()
-                .map_or(0, |m| m.len())
-                .saturating_sub(follow.offset),
-        )
-        .unwrap_or(0);
-        let mut window = vec![0; rest.min(ENTRY_LEN_MAX)];
-        let got = read_at(&follow.file, &mut window, follow.offset).unwrap_or(0);
-        window.truncate(got);
+        let len = follow.unfinished.take().map_or(0, |(len, _)| len);
+        let mut window = vec![0; len.min(ENTRY_LEN_MAX)];
+        let got = follow.content.read_at(&mut window, follow.offset);
+        window.truncate(got.unwrap_or(0));
         if !window.is_empty() {
+            let flags = Encoding::of(&follow.head).flags();
             let (mut at, end) = (0, window.len());
-            follow.tail.clear();
+            let tail = core::mem::take(&mut follow.tail);
+            let time_us = clock::unix_us();
+            let role = Role::Current;
             self.push_line(
                 &mut at,
                 end,
-                true,
+                (flags, flags),
                 &window,
                 &mut follow,
-                clock::unix_us(),
+                role,
+                time_us,
                 context,
             );
-            follow.move_to(at, 0, &window);
+            follow.tail = tail;
+            follow.go_on(window.get(..at).unwrap_or_default());
         }
         self.current = Some(follow);
-        self.close_fragment();
-    }
-
-    /// Ends an open line, so that the next file does not go on with it.
-    fn close_fragment(&mut self) {
-        if core::mem::take(&mut self.in_line) {
-            let meta = EntryMeta {
-                time_us: clock::unix_us(),
-                flags: EntryFlags::NONE,
-            };
-            self.builder.push(b"", meta);
-        }
-    }
-
-    fn push_gap(&mut self, text: &str) {
-        let meta = EntryMeta {
-            time_us: clock::unix_us(),
-            flags: EntryFlags::GAP,
-        };
-        self.builder.push(text.as_bytes(), meta);
+        self.output.close_line();
     }
 
     /// Reads what a slow writer still added to renamed files; lets them go after a quiet while.
     fn linger(&mut self, context: &mut Context, now: Instant) -> io::Result<()> {
-        let Some(current) = &self.current else {
-            return Ok(());
-        };
-        // Where the stream goes on is in the current file, whatever is still read from older ones.
-        self.bookmark_of_current = Some(current.bookmark(self.in_line));
-        let mut lingering = core::mem::take(&mut self.lingering);
         let mut outcome = Ok(());
-        for follow in &mut lingering {
+        let mut place = 0;
+        while place < self.lingering.len() && self.current.is_some() {
+            let mut follow = self.lingering.remove(place);
             let before = follow.offset;
-            let read = self.read(follow, context, now).map(drop);
-            outcome = outcome.and(read);
+            if !follow.is_at_end()? {
+                // What comes is of another file than the line that is open.
+                self.output.close_line();
+            }
+            let read = self.read(&mut follow, Role::Lingering(place), context, now);
+            outcome = outcome.and_then(|()| read.map(drop));
+            self.output.close_line();
             if follow.offset > before {
                 follow.renamed = Some(now);
             }
-        }
-        lingering.retain(|follow| {
-            follow
+            let quiet = follow
                 .renamed
-                .is_some_and(|at| now.duration_since(at) < LINGER)
-        });
-        self.lingering = lingering;
-        self.bookmark_of_current = None;
+                .is_none_or(|at| now.duration_since(at) >= LINGER);
+            if !quiet {
+                self.lingering.insert(place, follow);
+                place += 1;
+            }
+        }
         outcome
     }
 
     /// Seals what was collected, up to where the current file was read.
     fn seal(&mut self, context: &mut Context) {
-        if let Some(current) = &self.current {
-            let bookmark = current.bookmark(self.in_line);
-            self.seal_at(bookmark, context);
+        if let Some(current) = &self.current
+            && !self.output.is_empty()
+        {
+            let bookmark = self.bookmark(current, Role::Current);
+            self.output.seal(bookmark, context);
         }
     }
+}
 
-    fn seal_at(&mut self, bookmark: Bookmark, context: &mut Context) {
-        if self.builder.is_empty() {
-            return;
-        }
-        let (batch, after) = self.builder.seal(
-            self.id,
-            &self.position,
-            bookmark.encode(),
-            &context.signing,
-            &mut context.compressor,
-        );
-        self.position = after;
-        context.send(Produced {
-            name: self.name.clone(),
-            rewinds: self.rewinds,
-            batch,
-        });
+/// What the file system calls the regular file at `path`, and its length.
+fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata
+            .is_file()
+            .then(|| (FileId::of(&metadata), metadata.len()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+/// Whether no name leads to the file any more.
+#[cfg(unix)]
+fn is_deleted(follow: &Follow) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = follow.content.file().metadata();
+    metadata.is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+/// Where the system does not say how many names a file has, its disk space is its own affair.
+#[cfg(not(unix))]
+fn is_deleted(_follow: &Follow) -> bool {
+    false
+}
+
+/// Whether a copy of the file at `path` may be at `sibling`: a generation, or the same name with more
+/// behind it.
+fn is_copy_of(path: &Path, sibling: &Path) -> bool {
+    let names = path.file_name().zip(sibling.file_name());
+    let names = names.and_then(|(own, other)| Some((own.to_str()?, other.to_str()?)));
+    is_generation_of(path, sibling) || names.is_some_and(|(own, other)| other.starts_with(own))
 }
 
 /// Bytes read at once.
 const CHUNK_LEN: usize = 512 << 10;
 /// Bytes read from one file before the next file's turn.
 const PASS_BYTES: u64 = 4 << 20;
+/// So many zeros at once may be a hole.
+const HOLE_SEEN: usize = 4 << 10;
 /// An unfinished line that did not grow for this long is sent as a fragment.
 const FLUSH_AFTER: Duration = Duration::from_millis(900);
 /// A new, still empty file does not end the reading of the renamed one before this.
 const SWITCH_AFTER: Duration = Duration::from_secs(5);
-/// How long a renamed file is watched for late lines.
+/// How long a renamed file is watched for late lines after the last one.
 const LINGER: Duration = Duration::from_secs(30);
+/// Renamed files watched at once; their bookmarks travel with every batch.
+const LINGERING_MAX: usize = 4;
 /// A file that is gone is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, TAIL_LEN_MAX};
+use super::content::{Content, Packing};
 
 /// A file being read.
 pub(super) struct Follow {
-    pub(super) file: File,
+    pub(super) content: Content,
     pub(super) id: FileId,
     /// Everything before was put into entries.
     pub(super) offset: u64,
@@ -24,9 +25,9 @@ pub(super) struct Follow {
 }
 
 impl Follow {
-    pub(super) fn new(file: File, id: FileId) -> Self {
+    pub(super) fn new(content: Content, id: FileId) -> Self {
         Self {
-            file,
+            content,
             id,
             offset: 0,
             head: Vec::new(),
@@ -38,15 +39,17 @@ impl Follow {
 
     /// Goes on at a bookmark that was found in this file.
     pub(super) fn resume_at(&mut self, bookmark: &Bookmark) -> io::Result<()> {
-        let len = self.file.metadata()?.len();
-        let mut head = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(HEAD_LEN_MAX)];
-        let got = read_at(&self.file, &mut head, 0)?;
+        let mut head = vec![0; HEAD_LEN_MAX];
+        let got = self.content.read_at(&mut head, 0)?;
         head.truncate(got);
+        head.shrink_to_fit();
         let tail_len = usize::try_from(bookmark.offset)
             .unwrap_or(usize::MAX)
             .min(TAIL_LEN_MAX);
         let mut tail = vec![0; tail_len];
-        let got = read_at(&self.file, &mut tail, bookmark.offset - tail_len as u64)?;
+        let got = self
+            .content
+            .read_at(&mut tail, bookmark.offset - tail_len as u64)?;
         if got != tail_len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -60,11 +63,67 @@ impl Follow {
         Bookmark::new(self.id, self.offset, in_line, &self.head, &self.tail)
     }
 
+    /// Whether this is the file in which `bookmark` was taken, at least up to its offset; whatever its name.
+    pub(super) fn is_of(&mut self, bookmark: &Bookmark) -> io::Result<bool> {
+        if self.content.len()?.is_some_and(|len| len < bookmark.offset) {
+            return Ok(false);
+        }
+        let mut head = vec![0; bookmark.head_len()];
+        let mut tail = vec![0; bookmark.tail_len()];
+        let tail_at = bookmark.offset.saturating_sub(tail.len() as u64);
+        Ok(self.content.read_at(&mut head, 0)? == head.len()
+            && self.content.read_at(&mut tail, tail_at)? == tail.len()
+            && bookmark.is_of(&head, &tail))
+    }
+
+    /// When it was written last.
+    pub(super) fn modified(&self) -> io::Result<SystemTime> {
+        self.content.file().metadata()?.modified()
+    }
+
+    /// Whether nothing was written to it since it was read.
+    pub(super) fn is_at_end(&self) -> io::Result<bool> {
+        let unfinished = self.unfinished.map_or(0, |(len, _)| len as u64);
+        let len = self.content.len()?;
+        Ok(len.is_none_or(|len| len == self.offset + unfinished))
+    }
+
+    /// Skips a hole that nobody wrote; returns its length.
+    pub(super) fn skip_hole(&mut self) -> Option<u64> {
+        let after = self.content.after_hole(self.offset)?;
+        let len = after - self.offset;
+        if len < HOLE_LEN_MIN {
+            return None;
+        }
+        self.offset = after;
+        self.tail = vec![0; TAIL_LEN_MAX];
+        Some(len)
+    }
+
     /// Moves the offset to `at` of a window that begins `tail_len` bytes before the offset.
     pub(super) fn move_to(&mut self, at: usize, tail_len: usize, window: &[u8]) {
         self.offset = self.offset - tail_len as u64 + at as u64;
         let from = at.saturating_sub(TAIL_LEN_MAX);
         self.tail = window.get(from..at).unwrap_or_default().to_vec();
+    }
+
+    /// Notes more of the file's start, as far as `window`, which begins at `start`, shows it.
+    pub(super) fn learn_head(&mut self, window: &[u8], start: u64) {
+        if self.head.len() < HEAD_LEN_MAX && start <= self.head.len() as u64 {
+            let known = self.head.len() - usize::try_from(start).unwrap_or(0);
+            let unseen = window.get(known..).unwrap_or_default();
+            let missing = (HEAD_LEN_MAX - self.head.len()).min(unseen.len());
+            let unseen = unseen.get(..missing).unwrap_or_default();
+            self.head.extend_from_slice(unseen);
+        }
+    }
+
+    /// Moves the offset behind `bytes`, which stand there.
+    pub(super) fn go_on(&mut self, bytes: &[u8]) {
+        self.offset += bytes.len() as u64;
+        self.tail.extend_from_slice(bytes);
+        let too_long = self.tail.len().saturating_sub(TAIL_LEN_MAX);
+        self.tail.drain(..too_long);
     }
 
     /// Undoes [`Follow::move_to`], so that further positions count from the window's start again.
@@ -74,9 +133,9 @@ impl Follow {
     }
 }
 
-/// Opens a regular file; `None` when there is none.
+/// Opens a regular file, compressed or not; `None` when there is none.
 pub(super) fn open(path: &Path) -> io::Result<Option<Follow>> {
-    let file = match File::open(path) {
+    let file = match open_shared(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -85,30 +144,24 @@ pub(super) fn open(path: &Path) -> io::Result<Option<Follow>> {
     if !metadata.is_file() {
         return Ok(None);
     }
-    Ok(Some(Follow::new(file, FileId::of(&metadata))))
+    let id = FileId::of(&metadata);
+    let content = Content::new(file, Packing::of(path))?;
+    Ok(Some(Follow::new(content, id)))
 }
 
-/// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
-pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let rest = buffer.get_mut(done..).unwrap_or_default();
-        #[cfg(unix)]
-        let got = {
-            use std::os::unix::fs::FileExt as _;
-            file.read_at(rest, offset + done as u64)
-        };
-        #[cfg(windows)]
-        let got = {
-            use std::os::windows::fs::FileExt as _;
-            file.seek_read(rest, offset + done as u64)
-        };
-        match got {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
+#[cfg(not(windows))]
+fn open_shared(path: &Path) -> io::Result<File> {
+    File::open(path)
 }
+
+/// The writer goes on writing, renaming and deleting while we read.
+#[cfg(windows)]
+fn open_shared(path: &Path) -> io::Result<File> {
+    use std::os::windows::fs::OpenOptionsExt as _;
+    const READ_WRITE_DELETE: u32 = 7;
+    let mut options = File::options();
+    options.read(true).share_mode(READ_WRITE_DELETE).open(path)
+}
+
+/// A shorter hole is read as the zeros that it is.
+const HOLE_LEN_MIN: u64 = 64 << 10;

@@ -1,7 +1,10 @@
 //! How rotation names old files: which names are generations of which.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use super::content::plain_name;
 
 /// Regular files beside `path` whose names begin like its own.
 pub(super) fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -21,12 +24,19 @@ pub(super) fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     found.sort();
+    // While a file is being compressed both are there: the plain one is whole.
+    let plain: BTreeSet<PathBuf> = found.iter().cloned().collect();
+    found.retain(|path| {
+        let name = plain_name(path);
+        name == *path || !plain.contains(&name)
+    });
     Ok(found)
 }
 
 /// Whether `sibling` is named as rotation names old files: the same name with a number or a date
-/// behind it or before its extension.
+/// behind it or before its extension, compressed or not.
 pub(super) fn is_generation_of(path: &Path, sibling: &Path) -> bool {
+    let sibling = &plain_name(sibling);
     let name = |path: &Path| {
         path.file_name()
             .and_then(|name| name.to_str())
@@ -87,7 +97,10 @@ mod tests {
             ("app.log-20261121", true),
             ("app-2026-11-21.log", true),
             ("app.1.log", true),
-            ("app.log.1.gz", false),
+            ("app.log.1.gz", true),
+            ("app.log-20261121.zst", true),
+            ("app.log.gz", false),
+            ("app.log.1.bz2", false),
             ("app.log.bak", false),
             ("app2.log", false),
             ("application.log", false),

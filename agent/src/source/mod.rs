@@ -5,14 +5,17 @@
 //!                        ▲ [bookmark]: where to go on       ◀─ rewind, stop
 //! ```
 //!
-//! One thread owns every source. It waits while the channel is full: a full spool stops sources, and
-//! what was not read stays in its file.
+//! One thread owns every source. It reads nothing while the channel is full: a full spool stops sources,
+//! and what was not read stays in its file.
 
 pub mod bookmark;
+mod content;
 pub(crate) mod discover;
 mod file;
 mod follow;
 mod generations;
+mod output;
+mod records;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,13 +30,17 @@ use notify::{EventKind, RecursiveMode, Watcher as _};
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use self::bookmark::FileId;
 use self::discover::Discovery;
-use self::file::FileStream;
+use self::file::{FileStream, Pass};
+use self::output::Output;
 use crate::clock;
 use crate::config::Config;
+use crate::governor::Governor;
 use crate::shipper::Produced;
 
 /// What the sources are told.
@@ -56,16 +63,43 @@ pub(crate) struct Context {
     pub(crate) signing: SigningKey,
     pub(crate) compressor: Compressor,
     out: mpsc::Sender<Produced>,
+    runtime: Handle,
     stopped: bool,
+    /// There are more files than descriptors: those that are read are closed.
+    parks: bool,
 }
 
 impl Context {
-    /// Hands a batch over; waits while the spool is full. `false` when the agent stops.
-    fn send(&mut self, produced: Produced) -> bool {
+    /// Hands a batch over. There is room, or next to: see [`Context::has_room`].
+    fn send(&mut self, produced: Produced) {
         if self.out.blocking_send(produced).is_err() {
             self.stopped = true;
         }
-        !self.stopped
+    }
+
+    /// Whether a batch can be sealed, and those that the end of a pass may need.
+    fn has_room(&self) -> bool {
+        self.out.capacity() >= BATCHES_AT_END
+    }
+
+    /// Waits a moment for room; whether there is still none.
+    fn is_blocked(&mut self) -> bool {
+        if self.has_room() {
+            return false;
+        }
+        let room = async {
+            let room = self.out.reserve_many(BATCHES_AT_END);
+            let room = tokio::time::timeout(BLOCKED_MAX, room).await;
+            room.map(|room| room.is_ok())
+        };
+        match self.runtime.block_on(room) {
+            Ok(true) => false,
+            Ok(false) => {
+                self.stopped = true;
+                true
+            }
+            Err(_) => true,
+        }
     }
 }
 
@@ -87,6 +121,11 @@ pub(crate) fn start(
         discovery: Discovery::new(config),
         streams: BTreeMap::new(),
         unnamed: BTreeSet::new(),
+        turn: None,
+        blocked_at: None,
+        deleted_bytes_max: config.rates.deleted_bytes_max,
+        governor: Governor::new(config.rates.cpu_percent_max),
+        descriptors_max: descriptors_max(),
         watcher: None,
         watched: Vec::new(),
         wake_pending: Arc::default(),
@@ -94,7 +133,9 @@ pub(crate) fn start(
             signing,
             compressor: Compressor::new(AGENT_LEVEL),
             out,
+            runtime: Handle::current(),
             stopped: false,
+            parks: false,
         },
     };
     sources.watch(commands.clone());
@@ -114,6 +155,14 @@ struct Sources {
     streams: BTreeMap<PathBuf, FileStream>,
     /// Files that cannot be followed, and about which it was said.
     unnamed: BTreeSet<PathBuf>,
+    /// The stream whose turn it is after the spool had no room for it.
+    turn: Option<PathBuf>,
+    /// Since when the spool takes nothing.
+    blocked_at: Option<Instant>,
+    deleted_bytes_max: u64,
+    governor: Governor,
+    /// Files that may be open at once.
+    descriptors_max: usize,
     watcher: Option<notify::RecommendedWatcher>,
     watched: Vec<PathBuf>,
     /// A wake-up lies in the channel.
@@ -123,19 +172,17 @@ struct Sources {
 
 impl Sources {
     fn run(&mut self, commands: &Receiver<Command>) {
-        let mut discovered_at: Option<Instant> = None;
+        let mut discover_at = clock::now();
         while !self.context.stopped {
             let now = clock::now();
-            if discovered_at.is_none_or(|at| now.duration_since(at) >= DISCOVER_INTERVAL) {
+            if now >= discover_at {
                 self.discover();
-                discovered_at = Some(now);
+                // Looking for files is never more than a small part of the work.
+                discover_at = now + DISCOVER_INTERVAL.max((clock::now() - now) * DISCOVER_SHARE);
             }
-            let mut busy = false;
-            for stream in self.streams.values_mut() {
-                busy |= stream.pass(&mut self.context, now);
-                if self.context.stopped {
-                    return;
-                }
+            let pass = self.pass(now);
+            if self.context.stopped {
+                return;
             }
             let positions = &mut self.positions;
             self.streams.retain(|_, stream| {
@@ -146,14 +193,68 @@ impl Sources {
                 }
                 !over
             });
-            let patience = if busy {
-                Duration::ZERO
-            } else {
-                self.poll_interval()
+            let patience = match pass {
+                Pass::Idle => self.poll_interval(),
+                Pass::Busy | Pass::Blocked => Duration::ZERO,
             };
+            let patience = patience.max(self.governor.pause(clock::now()));
             if !self.wait(commands, patience) {
                 return;
             }
+        }
+    }
+
+    /// Lets every stream read on, from the one whose turn it is.
+    fn pass(&mut self, now: Instant) -> Pass {
+        self.context.parks = self.streams.len() > self.descriptors_max;
+        let mut reached = Pass::Idle;
+        let turn = self.turn.take().unwrap_or_default();
+        for is_after in [true, false] {
+            let streams = self.streams.iter_mut();
+            for (path, stream) in streams.filter(|(path, _)| (**path >= turn) == is_after) {
+                match stream.pass(&mut self.context, now) {
+                    Pass::Blocked => {
+                        self.turn = Some(path.clone());
+                        reached = Pass::Blocked;
+                    }
+                    Pass::Busy if reached == Pass::Idle => reached = Pass::Busy,
+                    Pass::Busy | Pass::Idle => {}
+                }
+                if self.context.stopped || reached == Pass::Blocked {
+                    break;
+                }
+            }
+            if reached == Pass::Blocked {
+                break;
+            }
+        }
+        if reached == Pass::Blocked {
+            let since = *self.blocked_at.get_or_insert(now);
+            if now.duration_since(since) >= DELETED_PATIENCE {
+                self.free_deleted();
+            }
+        } else {
+            self.blocked_at = None;
+        }
+        reached
+    }
+
+    /// Lets deleted files go that are not read yet, the largest first, while they hold too much disk.
+    fn free_deleted(&mut self) {
+        let mut held: Vec<(u64, PathBuf)> = self
+            .streams
+            .iter()
+            .map(|(path, stream)| (stream.deleted_bytes(), path.clone()))
+            .collect();
+        held.sort_unstable();
+        let mut total: u64 = held.iter().map(|(bytes, _)| bytes).sum();
+        while total > self.deleted_bytes_max
+            && let Some((bytes, path)) = held.pop()
+        {
+            if let Some(stream) = self.streams.get_mut(&path) {
+                stream.drop_deleted();
+            }
+            total -= bytes;
         }
     }
 
@@ -192,6 +293,8 @@ impl Sources {
     /// Follows what the new configuration names, and no longer what it does not.
     fn configure(&mut self, config: &Config) {
         self.discovery = Discovery::new(config);
+        self.deleted_bytes_max = config.rates.deleted_bytes_max;
+        self.governor = Governor::new(config.rates.cpu_percent_max);
         let files = self.discovery.files();
         let positions = &mut self.positions;
         self.streams.retain(|path, stream| {
@@ -207,24 +310,34 @@ impl Sources {
 
     /// Opens a stream for every file that matches and has none.
     fn discover(&mut self) {
-        let files = self.discovery.files();
+        let found = self.discovery.sources_of_files();
+        let files: BTreeSet<PathBuf> = found.keys().cloned().collect();
         let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
             files
                 .iter()
                 .flat_map(|path| generations::bases_of(path))
                 .collect()
         });
-        for path in &files {
-            if self.streams.contains_key(path) {
+        let at_paths = self.streams.values().filter_map(FileStream::file_at_path);
+        let mut at_paths: BTreeSet<FileId> = at_paths.collect();
+        for (path, multiline) in found {
+            if self.streams.contains_key(&path) {
                 continue;
             }
-            // A rotated file that matches a glob itself is still the stream it began as.
-            if let Some(known) = self.streams.values().find(|stream| stream.is_reading(path)) {
-                debug!(stream = %known.id(), "a followed file has another name now");
+            let Ok(metadata) = std::fs::metadata(&path) else {
+                continue; // gone again
+            };
+            let file = FileId::of(&metadata);
+            // A rotated file that matches a glob itself is still the stream it began as, and one file
+            // with two names is one stream.
+            let is_known = at_paths.contains(&file)
+                || self.streams.values().any(|stream| stream.is_reading(file));
+            if is_known {
+                debug!("a followed file has another name");
                 continue;
             }
             // Old generations belong to the stream of the file they were, and are read before it.
-            if generations::bases_of(path).any(|base| files.contains(&base)) {
+            if generations::bases_of(&path).any(|base| files.contains(&base)) {
                 continue;
             }
             let Some(name) = path.to_str().map(str::to_owned) else {
@@ -233,15 +346,15 @@ impl Sources {
                 }
                 continue;
             };
-            let history = bases.contains(path);
+            at_paths.insert(file);
+            let history = bases.contains(&path);
             let id = StreamId::derive(self.agent, StreamKind::File, &name);
             let start = StreamPosition::start(self.agent, id, self.epoch);
             let position = self.positions.get(&id).cloned().unwrap_or(start);
             let rewinds = self.rewinds.get(&id).copied().unwrap_or(0);
-            self.streams.insert(
-                path.clone(),
-                FileStream::new(id, name, path.clone(), position, rewinds, history),
-            );
+            let output = Output::new(id, name, position, rewinds);
+            let stream = FileStream::new(output, path.clone(), multiline, history);
+            self.streams.insert(path, stream);
         }
         let directories = self.discovery.directories(&files);
         if let Some(watcher) = &mut self.watcher {
@@ -289,8 +402,33 @@ impl Sources {
     }
 }
 
+/// How many files may be open: what the system allows, less what everything else needs.
+fn descriptors_max() -> usize {
+    #[cfg(unix)]
+    let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX);
+    #[cfg(not(unix))]
+    let allowed = 2048_u64;
+    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
+    allowed
+        .min(DESCRIPTORS_MAX)
+        .saturating_sub(DESCRIPTORS_SPARE)
+}
+
 const COMMANDS_MAX: usize = 1024;
 const DISCOVER_INTERVAL: Duration = Duration::from_secs(1);
+/// Looking for files takes at most one part in so many of the time.
+const DISCOVER_SHARE: u32 = 50;
+const DESCRIPTORS_MAX: usize = 4096;
+/// For sockets, spool, watches, and the generations of files that are being rotated.
+const DESCRIPTORS_SPARE: usize = 96;
+/// Room for a batch, and for what the end of a pass may seal beside it.
+const BATCHES_AT_END: usize = 3;
+/// How long a stream waits for room before the others and the commands have their turn.
+const BLOCKED_MAX: Duration = Duration::from_millis(100);
+/// A spool that was full for this long may be so for longer: disk space counts then.
+const DELETED_PATIENCE: Duration = Duration::from_secs(2);
 const GATHER_DELAY: Duration = Duration::from_millis(60);
 const POLL_WATCHED: Duration = Duration::from_millis(1000);
 const POLL_UNWATCHED: Duration = Duration::from_millis(250);

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::view;
 use scrinium_protocol::identity::StreamId;
 use scrinium_segment::Kind;
 use scrinium_segment::durable;
@@ -179,7 +180,13 @@ impl Sealing {
         });
         let before = block.raw.len();
         encode_batch(&mut block.raw, batch);
-        block.filter.add(batch.entries.bytes());
+        if batch.entries.is_text() {
+            block.filter.add(batch.entries.bytes());
+        } else {
+            for (meta, bytes) in batch.entries.iter() {
+                block.filter.add(&view(bytes, meta.flags));
+            }
+        }
         block.sequences.1 = header.next().0;
         block.times_us = (
             block.times_us.0.min(header.time_first_us),

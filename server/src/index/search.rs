@@ -1,10 +1,12 @@
 //! Runs a query over the archive.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use scrinium_protocol::entry::view;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::filter;
@@ -210,8 +212,13 @@ impl Scan<'_> {
 
     fn scan_batch(&self, batch: &StoredBatch, found: &mut Found) {
         let text = batch.entries.bytes();
-        // One word decides quickly that a whole batch has nothing.
-        let first = self.query.terms.iter().find(|term| !term.negated);
+        // One word decides quickly that a whole batch has nothing, where bytes are the text.
+        let is_text = batch.entries.is_text();
+        let first = self
+            .query
+            .terms
+            .iter()
+            .find(|term| is_text && !term.negated);
         if first.is_some_and(|term| term.find_at(text, 0).is_none()) {
             return;
         }
@@ -241,7 +248,12 @@ impl Scan<'_> {
             let in_time = self.query.from_us.is_none_or(|from| time_us >= from)
                 && self.query.to_us.is_none_or(|to| time_us < to);
             let line = text.get(line_start..line_end).unwrap_or_default();
-            if !in_time || !self.query.matches(line) {
+            let line = if is_text {
+                Cow::Borrowed(line)
+            } else {
+                view(line, meta.flags)
+            };
+            if !in_time || !self.query.matches(&line) {
                 continue;
             }
             found.count += 1;
@@ -257,7 +269,7 @@ impl Scan<'_> {
                     sequence: batch.header.first.0 + index as u64,
                     time_us,
                     received_us: batch.received_us,
-                    bytes: line.to_vec(),
+                    bytes: line.into_owned(),
                     is_gap: meta.flags.is_gap(),
                 });
             }

@@ -44,7 +44,8 @@ fn a_million_lines_survive_twenty_kills_and_two_rotations() {
     assert_eq!(lab.count("stream:app.log"), LINES);
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
-    assert!(report.contains("; 0 gap entries"), "{report}");
+    // The writer held still between copy and truncation; the agent cannot know that.
+    assert!(report.contains("; 1 gap entries"), "{report}");
 
     // What was sealed meanwhile and what is still in the log are searched alike.
     lab.stop_server();

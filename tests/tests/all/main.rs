@@ -21,6 +21,7 @@ mod machine;
 mod outage;
 mod package;
 mod properties;
+mod rotation;
 mod soak;
 mod structure;
 mod syslog;

@@ -1,0 +1,230 @@
+//! The bytes of a file at an offset, whether it lies there as it was written or compressed since.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// What a file is read through.
+pub(super) enum Content {
+    Plain(File),
+    Packed(Box<Packed>),
+}
+
+/// How a file was compressed after it was rotated.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Packing {
+    Gzip,
+    Zstd,
+}
+
+/// A compressed file: read forwards, with a little memory of what came last.
+pub(super) struct Packed {
+    file: File,
+    packing: Packing,
+    decoder: Box<dyn Read + Send>,
+    /// How much was decompressed.
+    at: u64,
+    /// What was decompressed last.
+    recent: Vec<u8>,
+}
+
+impl Content {
+    pub(super) fn new(file: File, packing: Option<Packing>) -> io::Result<Self> {
+        Ok(match packing {
+            None => Self::Plain(file),
+            Some(packing) => Self::Packed(Box::new(Packed {
+                decoder: packing.decoder(&file)?,
+                file,
+                packing,
+                at: 0,
+                recent: Vec::new(),
+            })),
+        })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        match self {
+            Self::Plain(file) => file,
+            Self::Packed(packed) => &packed.file,
+        }
+    }
+
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
+    }
+
+    /// How long it is now; `None` when only its end will tell.
+    pub(super) fn len(&self) -> io::Result<Option<u64>> {
+        match self {
+            Self::Plain(file) => Ok(Some(file.metadata()?.len())),
+            Self::Packed(_) => Ok(None),
+        }
+    }
+
+    /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end.
+    pub(super) fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => read_full(buffer, |rest, done| file_at(file, rest, offset + done)),
+            Self::Packed(packed) => packed.read_at(buffer, offset),
+        }
+    }
+
+    /// Where the next written byte at or after `offset` is: beyond a hole nobody wrote.
+    #[cfg(target_os = "linux")]
+    pub(super) fn after_hole(&self, offset: u64) -> Option<u64> {
+        let Self::Plain(file) = self else { return None };
+        let found = rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset));
+        found.ok().filter(|&data| data > offset)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn after_hole(&self, _offset: u64) -> Option<u64> {
+        None
+    }
+}
+
+impl Packing {
+    /// How a file of this name is compressed, as far as we can read it.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "gz" => Some(Self::Gzip),
+            "zst" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    fn decoder(self, file: &File) -> io::Result<Box<dyn Read + Send>> {
+        let mut file = file.try_clone()?;
+        file.seek(SeekFrom::Start(0))?;
+        let file = BufReader::with_capacity(BUFFER_LEN, file);
+        Ok(match self {
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
+        })
+    }
+}
+
+impl Packed {
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if offset < self.at - self.recent.len() as u64 {
+            self.decoder = self.packing.decoder(&self.file)?;
+            self.at = 0;
+            self.recent.clear();
+        }
+        let mut skipped = vec![0; SKIP_LEN];
+        while self.at < offset {
+            let left = usize::try_from(offset - self.at).unwrap_or(usize::MAX);
+            let part = skipped.get_mut(..left.min(SKIP_LEN)).unwrap_or_default();
+            if self.advance(part)? < part.len() {
+                return Ok(0);
+            }
+        }
+        // What was read already comes from memory, the rest from the decoder.
+        let known = usize::try_from(self.at - offset).unwrap_or(usize::MAX);
+        let from = self.recent.len().saturating_sub(known);
+        let known = self.recent.get(from..).unwrap_or_default();
+        let known_len = known.len().min(buffer.len());
+        let (head, rest) = buffer.split_at_mut(known_len);
+        head.copy_from_slice(known.get(..known_len).unwrap_or_default());
+        if rest.is_empty() {
+            return Ok(known_len);
+        }
+        Ok(known_len + self.advance(rest)?)
+    }
+
+    /// Decompresses into the whole of `buffer`, or less at the end.
+    fn advance(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let decoder = &mut self.decoder;
+        let got = read_full(buffer, |rest, _| decoder.read(rest))?;
+        let read = buffer.get(..got).unwrap_or_default();
+        self.at += got as u64;
+        let kept = self.recent.len().min(RECENT_LEN.saturating_sub(got));
+        self.recent.drain(..self.recent.len() - kept);
+        let from = got.saturating_sub(RECENT_LEN);
+        self.recent
+            .extend_from_slice(read.get(from..).unwrap_or_default());
+        Ok(got)
+    }
+}
+
+/// The compressed twin's plain name: `app.log.1` of `app.log.1.gz`.
+pub(super) fn plain_name(path: &Path) -> PathBuf {
+    match Packing::of(path) {
+        Some(_) => path.with_extension(""),
+        None => path.to_owned(),
+    }
+}
+
+fn read_full(
+    buffer: &mut [u8],
+    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let rest = buffer.get_mut(done..).unwrap_or_default();
+        match read(rest, done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(unix)]
+fn file_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn file_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+const BUFFER_LEN: usize = 64 << 10;
+const SKIP_LEN: usize = 16 << 10;
+/// More than what is read twice: a line cut by a chunk, and what identifies a position. A longer line
+/// means decompressing once more.
+const RECENT_LEN: usize = 68 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_compressed_file_is_read_anywhere() {
+        let path = std::env::temp_dir().join(format!("scrinium-packed-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+        for packing in [Packing::Gzip, Packing::Zstd] {
+            let packed = match packing {
+                Packing::Gzip => {
+                    let mut encoder =
+                        flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                    encoder.write_all(&bytes).unwrap();
+                    encoder.finish().unwrap()
+                }
+                Packing::Zstd => zstd::stream::encode_all(&*bytes, 1).unwrap(),
+            };
+            File::create(&path).unwrap().write_all(&packed).unwrap();
+            let mut content = Content::new(File::open(&path).unwrap(), Some(packing)).unwrap();
+            for (offset, len) in [
+                (0, 10),
+                (799_990, 100),
+                (5, 70_000),
+                (69_000, 10),
+                (1, 3),
+                (900_000, 5),
+            ] {
+                let mut buffer = vec![0; len];
+                let got = content.read_at(&mut buffer, offset).unwrap();
+                let from = usize::try_from(offset).unwrap().min(bytes.len());
+                let expected = &bytes[from..(from + len).min(bytes.len())];
+                assert_eq!(&buffer[..got], expected, "{packing:?} {offset} {len}");
+            }
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
