@@ -56,6 +56,11 @@ fn write(path: &Path, first: u64, stop: &AtomicBool, reopen: &AtomicBool) -> Vec
         if reopen.swap(false, Ordering::SeqCst) {
             file = append(path);
         }
+        let asked = path.with_extension(REOPEN);
+        if asked.exists() {
+            file = append(path);
+            std::fs::remove_file(asked).unwrap();
+        }
         let mut lines = String::new();
         for _ in 0..25 {
             lines += &line(number);
@@ -67,6 +72,9 @@ fn write(path: &Path, first: u64, stop: &AtomicBool, reopen: &AtomicBool) -> Vec
     }
     all
 }
+
+/// A file of this extension asks the writer to reopen its own, as a signal would; it is removed then.
+pub const REOPEN: &str = "reopen";
 
 /// The line of a number.
 #[must_use]

@@ -45,6 +45,8 @@ pub(crate) struct FileStream {
     queued: VecDeque<Follow>,
     /// Renamed files whose writer may not have noticed yet.
     lingering: Vec<Follow>,
+    /// Renamed files that were read to their ends, the latest last.
+    finished: VecDeque<Bookmark>,
     /// A copy is read to its end before the file it was made of, which was truncated.
     truncated: bool,
     resumed: bool,
@@ -98,6 +100,7 @@ impl FileStream {
             current: None,
             queued: VecDeque::new(),
             lingering: Vec::new(),
+            finished: VecDeque::new(),
             truncated: false,
             resumed: false,
             parked: false,
@@ -257,17 +260,37 @@ impl FileStream {
         let bookmarks = Bookmark::decode_all(&self.output.position().bookmark);
         let bookmarks = bookmarks.map_err(io::Error::other)?;
         let Some((bookmark, older)) = bookmarks.split_first() else {
-            if self.history {
-                let old = self.later_generations(FileId::default(), SystemTime::UNIX_EPOCH)?;
-                self.queued.extend(old);
-            }
-            self.queued.extend(open(&self.path)?);
+            self.queued = self.while_nothing_moves(|own| {
+                let old = own
+                    .history
+                    .then(|| own.later_files(None, SystemTime::UNIX_EPOCH));
+                let only = || Ok(open(&own.path)?.into_iter().collect());
+                old.unwrap_or_else(only)
+            })?;
             self.current = self.queued.pop_front();
             self.resumed = true;
             return Ok(());
         };
         self.output.in_line = bookmark.in_line;
-        let Some((mut follow, modified, at_path)) = self.find(bookmark, None)? else {
+        let found = self.while_nothing_moves(|own| {
+            let Some((follow, modified, at_path)) = own.find(bookmark, None)? else {
+                return Ok(None);
+            };
+            let later = match at_path {
+                true => VecDeque::new(),
+                false => own.later_files(Some(follow.id), modified)?,
+            };
+            // Whoever still wrote to them may go on; what is gone had its time.
+            let mut lingering = Vec::new();
+            for bookmark in older {
+                lingering.extend(
+                    own.find(bookmark, None)?
+                        .map(|(found, ..)| (found, bookmark)),
+                );
+            }
+            Ok(Some((follow, at_path, later, lingering)))
+        })?;
+        let Some((mut follow, at_path, later, lingering)) = found else {
             self.output.push_gap(&format!(
                 "the file read up to byte {} is gone; what was written to it after that, if anything, was not collected",
                 bookmark.offset
@@ -278,24 +301,47 @@ impl FileStream {
             return Ok(());
         };
         follow.resume_at(bookmark)?;
-        for bookmark in older {
-            // Whoever still wrote to it may go on; if it is gone it had its time.
-            if let Some((mut follow, _, _)) = self.find(bookmark, None)? {
-                follow.resume_at(bookmark)?;
-                follow.renamed = Some(clock::now());
-                self.lingering.push(follow);
-            }
+        for (mut follow, bookmark) in lingering {
+            follow.resume_at(bookmark)?;
+            follow.renamed = Some(clock::now());
+            self.lingering.push(follow);
         }
         if !at_path {
             info!(stream = %self.id(), "a file was rotated while nobody looked; reading its rest first");
             follow.renamed = Some(clock::now());
-            let found = follow.id;
-            self.queued.extend(self.later_generations(found, modified)?);
-            self.queued.extend(open(&self.path)?);
         }
+        self.queued = later;
         self.current = Some(follow);
         self.resumed = true;
         Ok(())
+    }
+
+    /// Does `look_around`, which opens files by name, until none of them was renamed meanwhile.
+    fn while_nothing_moves<T>(
+        &self,
+        look_around: impl Fn(&Self) -> io::Result<T>,
+    ) -> io::Result<T> {
+        for _ in 0..LOOKS_MAX {
+            let before = self.names()?;
+            let seen = look_around(self)?;
+            if self.names()? == before {
+                return Ok(seen);
+            }
+        }
+        Err(io::Error::other(
+            "files are renamed faster than they are found",
+        ))
+    }
+
+    /// The files at the path and beside it, by name.
+    fn names(&self) -> io::Result<Vec<(PathBuf, Option<FileId>)>> {
+        let mut names = siblings(&self.path)?;
+        names.push(self.path.clone());
+        let named = names.into_iter().map(|path| {
+            let id = look(&path)?.map(|(id, _)| id);
+            Ok((path, id))
+        });
+        named.collect()
     }
 
     /// Finds the file in which `bookmark` was taken: first by inode, then by content; at the path,
@@ -343,26 +389,47 @@ impl FileStream {
         Ok(Some((follow, modified, at_path)))
     }
 
-    /// The rotated files written after the one called `id`, oldest first: generations that came and
-    /// went while nobody looked.
-    fn later_generations(&self, id: FileId, modified: SystemTime) -> io::Result<Vec<Follow>> {
-        let at_path = look(&self.path)?.map(|(id, _)| id);
+    /// The files written after the one called `id`, oldest first: generations that came and went while
+    /// nobody looked, and the one at the path.
+    fn later_files(
+        &self,
+        id: Option<FileId>,
+        modified: SystemTime,
+    ) -> io::Result<VecDeque<Follow>> {
+        let at_path = open(&self.path)?;
+        let at_path_id = at_path.as_ref().map(|follow| follow.id);
         let mut found = Vec::new();
         for path in siblings(&self.path)? {
             if !is_generation_of(&self.path, &path) {
                 continue;
             }
-            let Some(follow) = open(&path)? else { continue };
+            let Some(mut follow) = open(&path)? else {
+                continue;
+            };
             let written = follow.modified()?;
-            let known = follow.id == id
-                || Some(follow.id) == at_path
-                || self.known().any(|known| known.id == follow.id);
-            if written > modified && !known {
+            if written <= modified || Some(follow.id) == id || Some(follow.id) == at_path_id {
+                continue;
+            }
+            let id = follow.id;
+            let is_known = self.known().any(|known| known.id == id);
+            if !is_known && !self.has_finished(&mut follow)? {
                 found.push((written, follow));
             }
         }
         found.sort_by_key(|(written, _)| *written);
-        Ok(found.into_iter().map(|(_, follow)| follow).collect())
+        let generations = found.into_iter().map(|(_, follow)| follow);
+        Ok(generations.chain(at_path).collect())
+    }
+
+    /// Whether a file was read to its end already, and was only written to late.
+    fn has_finished(&self, follow: &mut Follow) -> io::Result<bool> {
+        let id = follow.id;
+        for done in self.finished.iter().filter(|done| done.id == id) {
+            if follow.is_of(done)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes the lines of one chunk.
@@ -564,14 +631,16 @@ impl FileStream {
             return Ok(true);
         }
         let (id, modified) = (current.id, current.modified()?);
-        let later = self.later_generations(id, modified)?;
-        self.queued.extend(later);
-        self.queued.extend(open(&self.path)?);
+        self.queued = self.while_nothing_moves(|own| own.later_files(Some(id), modified))?;
         Ok(!self.queued.is_empty())
     }
 
     /// A renamed file that was read to its end is watched for late lines; a compressed one has none.
     fn let_linger(&mut self, done: Follow, now: Instant) {
+        self.finished.push_back(done.bookmark(false));
+        if self.finished.len() > FINISHED_MAX {
+            self.finished.pop_front();
+        }
         if done.content.is_packed() {
             return;
         }
@@ -591,14 +660,29 @@ impl FileStream {
             return Ok(());
         };
         let bookmark = current.bookmark(self.output.in_line);
-        let again = Follow::new(current.content, current.id);
-        if let Some((mut copy, modified, _)) = self.find(&bookmark, Some(again.id))? {
+        let own = current.id;
+        let copied = self.while_nothing_moves(|stream| {
+            let Some((copy, modified, _)) = stream.find(&bookmark, Some(own))? else {
+                return Ok(None);
+            };
+            // It may have been copied and truncated more than once since the last look.
+            let mut later = stream.later_files(Some(copy.id), modified)?;
+            later.retain(|follow| follow.id != own);
+            Ok(Some((copy, later)))
+        });
+        let copied = match copied {
+            Ok(copied) => copied,
+            Err(error) => {
+                self.current = Some(current);
+                return Err(error);
+            }
+        };
+        let again = Follow::new(current.content, own);
+        if let Some((mut copy, later)) = copied {
             info!(stream = %self.id(), "a file was truncated; its copy is read to the end first");
             copy.resume_at(&bookmark)?;
             copy.renamed = Some(clock::now());
-            // It may have been copied and truncated more than once since the last look.
-            let later = self.later_generations(copy.id, modified)?;
-            self.queued.extend(later);
+            self.queued = later;
             self.queued.push_back(again);
             self.current = Some(copy);
             self.truncated = true;
@@ -731,5 +815,9 @@ const SWITCH_AFTER: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
 /// Renamed files watched at once; their bookmarks travel with every batch.
 const LINGERING_MAX: usize = 4;
+/// Files remembered as read.
+const FINISHED_MAX: usize = 16;
+/// How often files may be renamed while we look at them.
+const LOOKS_MAX: usize = 8;
 /// A file that is gone is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::random::Random;
-use scrinium_tests::writer::{Writer, append, line};
+use scrinium_tests::writer::{REOPEN, Writer, append, line};
 use scrinium_tests::{has_tool, now, pause};
 
 /// A1, A4, and B1 with a writer that holds still: logrotate itself, a hundred times in each of its ways.
@@ -36,7 +36,6 @@ fn a1_a_hundred_rotations_by_logrotate_under_load_are_conserved() {
         for round in 0..100 {
             pause(Duration::from_millis(20 + round % 5 * 20));
             logrotate(&lab, &log, how);
-            writer.reopen();
         }
         let written = writer.stop();
         settle(&lab, &log, &written);
@@ -382,12 +381,7 @@ fn b2_a_file_truncated_and_longer_than_before_is_read_from_its_start() {
     rig.write(500);
     rig.lab.start_agent("web1");
     rig.settle();
-    assert_eq!(
-        rig.lab
-            .search("\"gap: the file was truncated after byte\"")
-            .len(),
-        1
-    );
+    assert_eq!(rig.lab.search("\"gap: the file\"").len(), 1);
 }
 
 /// B3: a writer that does not append leaves a hole where its file was truncated: it is skipped and said.
@@ -473,9 +467,12 @@ fn settle(lab: &Lab, log: &Path, written: &[u8]) {
 }
 
 fn logrotate(lab: &Lab, log: &Path, how: &str) {
+    let asked = log.with_extension(REOPEN);
     let config = format!(
-        "{} {{\n rotate 300\n missingok\n ifempty\n {how}\n}}\n",
-        log.display()
+        "{} {{\n rotate 300\n missingok\n ifempty\n {how}\n postrotate\n  touch {}; while [ -e {} ]; do sleep 0.002; done\n endscript\n}}\n",
+        log.display(),
+        asked.display(),
+        asked.display()
     );
     lab.write("logrotate.conf", config.as_bytes());
     let output = Command::new("logrotate")
