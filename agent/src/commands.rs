@@ -25,6 +25,9 @@ use crate::clock;
 use crate::config::Config;
 use crate::identity::{self, Identity, State};
 use crate::link::{self, Dial};
+use crate::service::Action;
+#[cfg(unix)]
+use crate::service::notify::Notifier;
 use crate::shipper::Refused;
 use crate::source::discover::Discovery;
 use crate::uplink::{self, Status};
@@ -105,6 +108,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Installs, removes, starts or stops the agent as a service of this system.
+    #[command(after_help = "Example: scrinium-agent service install")]
+    Service {
+        #[command(subcommand)]
+        action: Action,
+    },
 }
 
 #[derive(Subcommand)]
@@ -135,6 +144,7 @@ impl Command {
             Self::Run { state, config } => run(&state.state, load(&config)?).await?,
             Self::Status { state, json } => return status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
+            Self::Service { action } => action.run()?,
             Self::Sources { config, test, json } => match test {
                 None => sources(&load(&config)?, json)?,
                 Some(SourcesTest::Test { path, config }) => {
@@ -253,7 +263,24 @@ async fn run(dir: &Path, config: Config) -> Result<()> {
     tokio::spawn(serve_status(dir.join(STATUS_SOCKET), shown));
     #[cfg(not(unix))]
     drop(shown);
+    #[cfg(unix)]
+    let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
     uplink::run(config, dir, &key, identity, stopped, status).await
+}
+
+/// Tells the service manager that we are ready, that we live, and that we stop.
+#[cfg(unix)]
+async fn tell_manager(notifier: Notifier, mut stopped: watch::Receiver<bool>) {
+    notifier.say("READY=1");
+    while !*stopped.borrow() {
+        // The runtime has one thread: when it hangs, nobody says this any more.
+        let pause = notifier.watchdog.unwrap_or(Duration::MAX);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => notifier.say("WATCHDOG=1"),
+            _ = stopped.changed() => {}
+        }
+    }
+    notifier.say("STOPPING=1");
 }
 
 #[cfg(unix)]

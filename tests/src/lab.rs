@@ -274,6 +274,13 @@ impl Lab {
         slot.1 = Some(child);
     }
 
+    /// The process of a running agent.
+    #[must_use]
+    pub fn agent_pid(&self, agent: &str) -> u32 {
+        let slot = self.agents.iter().find(|(name, _)| name == agent);
+        slot.unwrap().1.as_ref().unwrap().id()
+    }
+
     pub fn kill_agent(&mut self, agent: &str) {
         let slot = self
             .agents

@@ -57,7 +57,7 @@ fn write(path: &Path, first: u64, stop: &AtomicBool, reopen: &AtomicBool) -> Vec
             file = append(path);
         }
         let asked = path.with_extension(REOPEN);
-        if asked.exists() {
+        if asked.is_file() {
             file = append(path);
             std::fs::remove_file(asked).unwrap();
         }

@@ -203,7 +203,7 @@ impl FileStream {
             if self.parked && seen == self.seen {
                 return Ok(Pass::Idle);
             }
-            self.seen = seen;
+            self.parked = false;
             self.resume()?;
         }
         self.seen = seen;
@@ -244,10 +244,13 @@ impl FileStream {
     fn park(&mut self, pass: Pass, context: &mut Context) {
         let is_plain = |follow: &Follow| follow.unfinished.is_none() && follow.renamed.is_none();
         let can = self.current.as_ref().is_some_and(is_plain);
-        if !can || !self.queued.is_empty() || !self.lingering.is_empty() {
+        if !can || !self.queued.is_empty() {
             return;
         }
         self.seal(context);
+        // Their late lines are looked for when this stream is opened again.
+        self.lingering.clear();
+        self.output.shrink();
         self.current = None;
         self.resumed = false;
         self.parked = pass == Pass::Idle;
@@ -260,18 +263,29 @@ impl FileStream {
         let bookmarks = Bookmark::decode_all(&self.output.position().bookmark);
         let bookmarks = bookmarks.map_err(io::Error::other)?;
         let Some((bookmark, older)) = bookmarks.split_first() else {
-            self.queued = self.while_nothing_moves(|own| {
-                let old = own
-                    .history
-                    .then(|| own.later_files(None, SystemTime::UNIX_EPOCH));
-                let only = || Ok(open(&own.path)?.into_iter().collect());
-                old.unwrap_or_else(only)
-            })?;
+            self.queued = match self.history {
+                true => {
+                    let all = |own: &Self| own.later_files(None, SystemTime::UNIX_EPOCH);
+                    self.while_nothing_moves(all)?
+                }
+                false => open(&self.path)?.into_iter().collect(),
+            };
             self.current = self.queued.pop_front();
             self.resumed = true;
             return Ok(());
         };
         self.output.in_line = bookmark.in_line;
+        // Nearly always it is where it was: no need to look around.
+        if older.is_empty()
+            && let Some(mut follow) = open(&self.path)?
+            && follow.id == bookmark.id
+            && follow.is_of(bookmark)?
+        {
+            follow.resume_at(bookmark)?;
+            self.current = Some(follow);
+            self.resumed = true;
+            return Ok(());
+        }
         let found = self.while_nothing_moves(|own| {
             let Some((follow, modified, at_path)) = own.find(bookmark, None)? else {
                 return Ok(None);
@@ -280,13 +294,12 @@ impl FileStream {
                 true => VecDeque::new(),
                 false => own.later_files(Some(follow.id), modified)?,
             };
-            // Whoever still wrote to them may go on; what is gone had its time.
+            // Whoever still wrote to them may go on; what is gone or quiet had its time.
             let mut lingering = Vec::new();
             for bookmark in older {
-                lingering.extend(
-                    own.find(bookmark, None)?
-                        .map(|(found, ..)| (found, bookmark)),
-                );
+                let found = own.find(bookmark, None)?;
+                let found = found.filter(|(_, written, _)| !is_quiet(*written));
+                lingering.extend(found.map(|(follow, ..)| (follow, bookmark)));
             }
             Ok(Some((follow, at_path, later, lingering)))
         })?;
@@ -518,7 +531,7 @@ impl FileStream {
             match follow.unfinished {
                 Some((length, since)) if length == rest => {
                     if now.duration_since(since) >= FLUSH_AFTER || follow.content.is_packed() {
-                        let end = window.len();
+                        let end = encoding.whole_units(window.len(), start);
                         // What waits for the next entry to begin is whole lines; a line's start is not.
                         self.push_line(
                             &mut at, end, pieces, &window, follow, role, time_us, context,
@@ -777,6 +790,13 @@ fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a file was written last so long ago that nobody goes on writing to it.
+fn is_quiet(written: SystemTime) -> bool {
+    let written = written.duration_since(SystemTime::UNIX_EPOCH);
+    let now = Duration::from_micros(clock::unix_us());
+    written.is_ok_and(|written| now.saturating_sub(written) > LINGER)
 }
 
 /// Whether no name leads to the file any more.

@@ -56,6 +56,13 @@ impl Output {
         self.in_line = flags.is_fragment();
     }
 
+    /// Gives back the memory of what was sealed.
+    pub(crate) fn shrink(&mut self) {
+        if self.builder.is_empty() {
+            self.builder = BatchBuilder::new();
+        }
+    }
+
     /// Ends an open line, so that what comes next does not go on with it.
     pub(crate) fn close_line(&mut self) {
         if self.in_line {

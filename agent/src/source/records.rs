@@ -39,6 +39,12 @@ impl Encoding {
         }
     }
 
+    /// How much of `len` bytes, which stand at `start` of the file, does not cut a character's unit.
+    pub(super) fn whole_units(self, len: usize, start: u64) -> usize {
+        let is_cut = self != Self::Bytes && !(start + len as u64).is_multiple_of(2);
+        len - usize::from(is_cut)
+    }
+
     /// The ends of the lines in `bytes`, which stand at `offset` of the file.
     fn line_ends(self, bytes: &[u8], offset: u64) -> impl Iterator<Item = usize> {
         memchr_iter(b'\n', bytes).filter_map(move |at| {

@@ -27,7 +27,9 @@ fn c1_a_new_file_in_the_place_and_inode_of_the_old_one_is_read_from_its_start() 
             lab.stop_agent("web1");
         }
         remove_file(&log).unwrap();
-        append(&log).write_all(line(1_000_000 + n).as_bytes()).unwrap();
+        append(&log)
+            .write_all(line(1_000_000 + n).as_bytes())
+            .unwrap();
         written.extend_from_slice(line(1_000_000 + n).as_bytes());
         if n % 3 == 0 {
             lab.start_agent("web1");
@@ -125,7 +127,10 @@ fn c8_with_a_damaged_state_the_one_before_it_is_used_and_nothing_is_read_twice()
         if n % 2 == 0 {
             append(&slot).set_len(len / 2).unwrap();
         } else {
-            std::fs::File::create(&slot).unwrap().write_all(&vec![0; 64]).unwrap();
+            std::fs::File::create(&slot)
+                .unwrap()
+                .write_all(&[0; 64])
+                .unwrap();
         }
         append(&log).write_all(line(100 + n).as_bytes()).unwrap();
         written.extend_from_slice(line(100 + n).as_bytes());
@@ -140,10 +145,27 @@ fn d1_what_is_not_utf_8_is_archived_as_it_is_and_found_as_text() {
     let mut lab = start("d1");
     let text = "\u{feff}première ligne ਊ\r\nzweite größe ഊ\r\nterza 𝄞 riga\r\n";
     for (name, bytes) in [
-        ("le.log", text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()),
-        ("be.log", text.encode_utf16().flat_map(u16::to_be_bytes).collect()),
-        ("bomless.log", text[3..].encode_utf16().flat_map(u16::to_le_bytes).collect()),
-        ("latin.log", b"premi\xe8re ligne\r\nzweite gr\xf6\xdfe\r\nterza riga\r\n".to_vec()),
+        (
+            "le.log",
+            text.encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect::<Vec<u8>>(),
+        ),
+        (
+            "be.log",
+            text.encode_utf16().flat_map(u16::to_be_bytes).collect(),
+        ),
+        (
+            "bomless.log",
+            text.trim_start_matches('\u{feff}')
+                .encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect(),
+        ),
+        (
+            "latin.log",
+            b"premi\xe8re ligne\r\nzweite gr\xf6\xdfe\r\nterza riga\r\n".to_vec(),
+        ),
     ] {
         let log = lab.log(name);
         // In two parts, the first with an odd number of bytes.
@@ -157,7 +179,10 @@ fn d1_what_is_not_utf_8_is_archived_as_it_is_and_found_as_text() {
             let found = lab.search(&format!("stream:{name} {word}"));
             assert_eq!(found.len(), 1, "{name} {word}");
             let message = found[0].to_string();
-            assert!(message.contains(word) && !message.contains("\\u0000"), "{message}");
+            assert!(
+                message.contains(word) && !message.contains("\\u0000"),
+                "{message}"
+            );
         }
     }
     assert_eq!(lab.verify().0, 0);
@@ -171,7 +196,9 @@ fn d2_a_line_of_a_hundred_megabytes_is_archived_in_linked_fragments() {
     let mut file = append(&log);
     let mut written = Vec::new();
     for n in 0..100_u32 {
-        let block: Vec<u8> = (0..1 << 20).map(|i: u32| b'a' + ((i ^ n) % 26) as u8).collect();
+        let block: Vec<u8> = (0..1 << 20)
+            .map(|i: u32| b'a' + ((i ^ n) % 26) as u8)
+            .collect();
         file.write_all(&block).unwrap();
         written.extend_from_slice(&block);
     }
@@ -189,14 +216,11 @@ fn d4_lines_that_end_anywhere_around_the_border_of_a_read_are_right() {
     let lab = start("d4");
     for shift in 0..8_usize {
         let log = lab.log(&format!("app{shift}.log"));
-        // What is read at once is 512 KiB, of which 256 bytes were seen before.
-        let first = (512 << 10) - 4 + shift;
-        let mut bytes = Vec::new();
-        for len in [first, 1, 2, (512 << 10) - 256 - shift, 3] {
-            while bytes.len() + 60_000 < bytes.len() + len && len > 60_000 && bytes.len() % 70_000 < 1 {
-                bytes.push(b'.');
-            }
-            bytes.extend(std::iter::repeat_n(b'x', len));
+        // What is read at once is 512 KiB: the ends of lines pass every place around its border.
+        let mut bytes = vec![b'.'; shift];
+        bytes.push(b'\n');
+        while bytes.len() < 1_600_000 {
+            bytes.extend(std::iter::repeat_n(b'x', 2 + shift % 3));
             bytes.extend_from_slice(b"\r\n");
         }
         append(&log).write_all(&bytes).unwrap();
@@ -247,7 +271,9 @@ fn d6_an_entry_of_several_lines_is_sent_once_however_it_ends() {
     append(&log).write_all(group(11).as_bytes()).unwrap();
     written += &(group(10) + &group(11));
     settle(&lab, &log, written.as_bytes());
-    append(&log).write_all(b"2026-11-12 exception\n  at one\n").unwrap();
+    append(&log)
+        .write_all(b"2026-11-12 exception\n  at one\n")
+        .unwrap();
     lab.stop_agent("web1");
     lab.start_agent("web1");
     append(&log).write_all(b"  at two\n").unwrap();
@@ -270,7 +296,11 @@ fn d7_bytes_that_look_like_something_else_are_inert() {
     settle(&lab, &log, text.as_bytes());
     settle(&lab, &sparse, b"at the end\n");
     assert!(lab.verify().1.contains("; 1 gap entries"));
-    assert!(lab.search("nothing").iter().all(|entry| entry["gap"] != true));
+    assert!(
+        lab.search("nothing")
+            .iter()
+            .all(|entry| entry["gap"] != true)
+    );
 }
 
 /// F6: ten thousand files and 256 descriptors.
@@ -278,7 +308,9 @@ fn d7_bytes_that_look_like_something_else_are_inert() {
 fn f6_ten_thousand_files_are_followed_with_256_descriptors() {
     let mut lab = Lab::start("f6");
     lab.add_agent("web1", lab.sl, "");
-    let logs: Vec<PathBuf> = (0..10_000).map(|n| lab.log(&format!("app{n:05}.log"))).collect();
+    let logs: Vec<PathBuf> = (0..10_000)
+        .map(|n| lab.log(&format!("app{n:05}.log")))
+        .collect();
     for (n, log) in logs.iter().enumerate() {
         append(log).write_all(line(n as u64).as_bytes()).unwrap();
     }
@@ -316,14 +348,18 @@ fn f3_deleted_files_are_let_go_when_they_hold_too_much_disk() {
     lab.stop_server();
     let mut random = scrinium_tests::random::Random::new(3);
     for _ in 0..20_000 {
-        let noise: String = (0..64).map(|_| format!("{:016x}", random.below(u64::MAX))).collect();
+        let noise: String = (0..64)
+            .map(|_| format!("{:016x}", random.below(u64::MAX)))
+            .collect();
         append(&log).write_all((noise + "\n").as_bytes()).unwrap();
     }
     pause(Duration::from_secs(2)); // the spool is full
     remove_file(&log).unwrap();
     let pid = lab.agent_pid("web1");
     let holds = || {
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .flatten();
         let mut names = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
         names.any(|name| name.to_string_lossy().contains("app.log (deleted)"))
     };

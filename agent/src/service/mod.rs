@@ -1,0 +1,102 @@
+//! The agent as a service of its system.
+//!
+//! ```text
+//! Linux    [systemd]: a unit with a user of its own and one capability; [notify] says it lives
+//! macOS    [launchd]: a daemon's property list
+//! ```
+
+#[cfg(target_os = "macos")]
+mod launchd;
+#[cfg(unix)]
+pub(crate) mod notify;
+#[cfg(target_os = "linux")]
+mod systemd;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What to do with the service.
+#[derive(Subcommand)]
+pub(crate) enum Action {
+    /// Installs the service, and starts it now and with the system.
+    #[command(after_help = "Example: scrinium-agent service install")]
+    Install {
+        /// Write the service's files below this directory, of an image being built, and start nothing.
+        #[arg(long)]
+        root: Option<PathBuf>,
+    },
+    /// Stops and removes the service; state and spool stay.
+    Uninstall {
+        #[arg(long)]
+        root: Option<PathBuf>,
+    },
+    /// Starts the service.
+    Start,
+    /// Stops the service.
+    Stop,
+}
+
+impl Action {
+    pub(crate) fn run(&self) -> Result<()> {
+        match self {
+            Self::Install { root } => {
+                let program = std::env::current_exe()?;
+                imp::install(&program, root.as_deref())
+            }
+            Self::Uninstall { root } => imp::uninstall(root.as_deref()),
+            Self::Start => imp::start(),
+            Self::Stop => imp::stop(),
+        }
+    }
+}
+
+#[cfg(target_os = "macos")]
+use launchd as imp;
+#[cfg(target_os = "linux")]
+use systemd as imp;
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+mod imp {
+    use super::{Path, Result};
+
+    pub(super) fn install(program: &Path, _root: Option<&Path>) -> Result<()> {
+        anyhow::bail!(
+            "this system has no service manager we know; have it run: {} run",
+            program.display()
+        )
+    }
+
+    pub(super) fn uninstall(_root: Option<&Path>) -> Result<()> {
+        anyhow::bail!("no service was installed by us on this system")
+    }
+
+    pub(super) fn start() -> Result<()> {
+        anyhow::bail!("no service was installed by us on this system")
+    }
+
+    pub(super) fn stop() -> Result<()> {
+        anyhow::bail!("no service was installed by us on this system")
+    }
+}
+
+/// A path below the root of an image, or of this system.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn below(root: Option<&Path>, path: &str) -> PathBuf {
+    let root = root.unwrap_or_else(|| Path::new("/"));
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Runs a tool of the system; its own words are the error.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn system(program: &str, words: &[&str]) -> Result<()> {
+    use anyhow::Context as _;
+    let output = std::process::Command::new(program).args(words).output();
+    let output = output.with_context(|| format!("running {program}; is it installed?"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::bail!("{program} {}: {}", words.join(" "), said.trim());
+    }
+    Ok(())
+}
