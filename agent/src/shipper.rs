@@ -16,12 +16,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{SealedBatch, StreamPosition};
-use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
+use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
 use scrinium_protocol::sl::message::{
@@ -112,7 +112,17 @@ struct Link {
     first: Option<Vec<u8>>,
     stated: BTreeMap<StreamId, StreamPosition>,
     opened: BTreeSet<StreamId>,
+    /// What is sent and not acked, in the order it was sent.
+    in_flight: VecDeque<(StreamId, Sequence, Instant)>,
     is_ready: bool,
+}
+
+impl Link {
+    /// Whether the link is busy with what it has: more would only delay what is newer.
+    fn is_behind(&self, now: Instant) -> bool {
+        let oldest = self.in_flight.front();
+        oldest.is_some_and(|(.., sent_at)| now.duration_since(*sent_at) > IN_FLIGHT_MAX)
+    }
 }
 
 impl Shipper {
@@ -195,6 +205,7 @@ impl Shipper {
             first: Some(Vec::new()),
             stated: BTreeMap::new(),
             opened: BTreeSet::new(),
+            in_flight: VecDeque::new(),
             is_ready: false,
         });
     }
@@ -331,6 +342,8 @@ impl Shipper {
                 }
             }
             AgentEvent::Acked(receipt) => {
+                link.in_flight
+                    .retain(|(stream, next, _)| *stream != receipt.stream || *next > receipt.next);
                 let before = self.spool.entries();
                 self.spool.ack(receipt.stream, receipt.next)?;
                 self.acked_entries += before - self.spool.entries();
@@ -532,6 +545,9 @@ impl Shipper {
             let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
             link.session.renew(ephemeral, now)?;
         }
+        if link.is_behind(now) {
+            return Ok(false);
+        }
         for lane in [Lane::Live, Lane::Backlog] {
             let Some(next) = self.spool.peek(lane)? else {
                 continue;
@@ -542,7 +558,7 @@ impl Shipper {
             if next.is_in_ram {
                 self.identity.note_behind()?;
             }
-            let stream = next.header.stream;
+            let (stream, reached) = (next.header.stream, next.header.next());
             if link.opened.insert(stream) {
                 link.session
                     .send_stream_open(stream, StreamKind::File, &next.name, now)?;
@@ -551,6 +567,7 @@ impl Shipper {
                 .session
                 .send_batch(lane, &next.header, next.encoded, now)?;
             if sent.is_ok() {
+                link.in_flight.push_back((stream, reached, now));
                 self.spool.advance(lane);
                 return Ok(true);
             }
@@ -576,6 +593,8 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
         })
 }
 
+/// Nothing more is sent while something is unacked for longer: a narrow link stays short.
+const IN_FLIGHT_MAX: Duration = Duration::from_secs(1);
 /// Refusals of the rolling credential in a row before the recovery credential is shown.
 const UNKNOWN_MAX: u8 = 3;
 

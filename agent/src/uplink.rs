@@ -5,6 +5,8 @@
 //! ```
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -62,7 +64,9 @@ pub(crate) async fn run(
             until: clock::now(),
         },
         backoff: BACKOFF_MIN,
+        upload: Arc::default(),
     };
+    uplink.limit_upload();
     let (mut is_shown, mut shown_at) = (false, clock::now());
     while !*stop.borrow() {
         let show_at = shown_at + SHOW_INTERVAL;
@@ -93,6 +97,8 @@ struct Uplink {
     out: Option<mpsc::Sender<Produced>>,
     socket: Socket,
     backoff: Duration,
+    /// Bytes a second that go out; 0 for as many as do.
+    upload: Arc<AtomicU64>,
 }
 
 enum Socket {
@@ -234,6 +240,7 @@ impl Uplink {
                 Order::Configure(text) => {
                     let central = Config::parse_central(&text)?;
                     self.in_force = self.config.with_central(&central);
+                    self.limit_upload();
                     Command::Configure(Box::new(self.in_force.clone()))
                 }
             };
@@ -244,6 +251,11 @@ impl Uplink {
             }
         }
         Ok(())
+    }
+
+    fn limit_upload(&self) {
+        let rate = self.in_force.rates.upload_bytes_per_s_max.unwrap_or(0);
+        self.upload.store(rate, Ordering::Relaxed);
     }
 
     fn dial(&mut self) {
@@ -259,11 +271,19 @@ impl Uplink {
     fn go_up(&mut self, stream: TcpStream, established: Established) {
         let (reader, mut half) = stream.into_split();
         let (writes, mut bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
+        let rate = self.upload.clone();
         let writer = tokio::spawn(async move {
             while let Some(bytes) = bytes.recv().await {
-                if let Err(error) = half.write_all(&bytes).await {
-                    debug!(%error, "writing to the server failed");
-                    return;
+                for part in bytes.chunks(PART_LEN) {
+                    if let Err(error) = half.write_all(part).await {
+                        debug!(%error, "writing to the server failed");
+                        return;
+                    }
+                    let rate = rate.load(Ordering::Relaxed);
+                    if rate > 0 {
+                        let seconds = part.len() as f64 / rate as f64;
+                        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                    }
                 }
             }
         });
@@ -367,6 +387,8 @@ fn jittered(interval: Duration) -> Duration {
 const PRODUCED_MAX: usize = 6;
 /// Records between session and socket: 1 MiB.
 const WRITES_MAX: usize = 4;
+/// Written at once; a limit on the rate is kept from one to the next.
+const PART_LEN: usize = 16 << 10;
 const READ_LEN: usize = 64 << 10;
 /// What `status` says is at most this old.
 const SHOW_INTERVAL: Duration = Duration::from_millis(100);

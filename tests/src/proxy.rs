@@ -52,6 +52,8 @@ struct Shared {
     pace: AtomicU64,
     /// Milliseconds that everything is held back; and one byte a write.
     delay_ms: AtomicU64,
+    /// Milliseconds that everything is held back.
+    lag_ms: AtomicU64,
     spoil: Mutex<Option<(Direction, u64, Spoil)>>,
     spoiled: AtomicBool,
 }
@@ -128,6 +130,11 @@ impl Proxy {
         self.shared.delay_ms.store(milliseconds, Ordering::SeqCst);
     }
 
+    /// Holds everything back for a while.
+    pub fn lag(&self, milliseconds: u64) {
+        self.shared.lag_ms.store(milliseconds, Ordering::SeqCst);
+    }
+
     /// Spoils the record numbered `number` (from 0) of `direction` in the next connection that has one.
     pub fn spoil(&self, direction: Direction, number: u64, spoil: Spoil) {
         self.shared.spoiled.store(false, Ordering::SeqCst);
@@ -173,7 +180,8 @@ fn pump(
         let bytes = &buffer[..n];
         shared.recorded.lock().unwrap().extend_from_slice(bytes);
         let delay = shared.delay_ms.load(Ordering::SeqCst);
-        pause(Duration::from_millis(delay));
+        let lag = shared.lag_ms.load(Ordering::SeqCst);
+        pause(Duration::from_millis(delay + lag));
         let pace = shared.pace.load(Ordering::SeqCst);
         if pace > 0 {
             pause(Duration::from_secs_f64(n as f64 / pace as f64));

@@ -103,7 +103,18 @@ impl Disk {
         }
         self.last_tag = reader.tag();
         let mut cursor = reader.start();
-        while let Next::Record(record) = reader.next(&mut cursor)? {
+        loop {
+            let record = match reader.next(&mut cursor)? {
+                Next::Record(record) => record,
+                Next::End | Next::Torn { bytes: 0, .. } => break,
+                Next::Torn { .. } => {
+                    warn!(
+                        segment = number,
+                        "the end of a segment of the spool is cut or damaged; what it held is read again"
+                    );
+                    break;
+                }
+            };
             let parsed = parse(&record.payload);
             let Some((name, batch)) = parsed else {
                 return Err(Error::Record {

@@ -219,7 +219,13 @@ fn a6_a_thousand_files_rotated_at_once_are_conserved_twenty_times() {
     let logs: Vec<PathBuf> = (0..1000)
         .map(|n| lab.log(&format!("app{n:04}.log")))
         .collect();
-    let mut written = 0;
+    for log in &logs {
+        append(log).write_all(line(0).as_bytes()).unwrap();
+    }
+    let mut written = 1000;
+    scrinium_tests::wait_until("every file is known", Duration::from_secs(60), || {
+        lab.count("agent:web1") == written
+    });
     for round in 0..20 {
         for (n, log) in logs.iter().enumerate() {
             append(log)
