@@ -11,21 +11,24 @@
 //! 3. A line without its end is held back; after a moment it is sent as a fragment, and what completes
 //!    it later is linked to it.
 
+mod around;
+mod read;
+
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use regex::bytes::Regex;
 use scrinium_protocol::batch::StreamPosition;
-use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
+use scrinium_protocol::entry::ENTRY_LEN_MAX;
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
 
+use self::read::Read;
 use super::Context;
 use super::bookmark::{Bookmark, FileId};
 use super::follow::{Follow, open};
-use super::generations::{is_generation_of, siblings};
 use super::output::Output;
 use super::records::Encoding;
 use crate::clock;
@@ -53,16 +56,6 @@ pub(crate) struct FileStream {
     /// Closed after it was read to the end.
     parked: bool,
     complained: bool,
-}
-
-/// What a read met.
-enum Read {
-    /// Whole lines were taken; there may be more.
-    More,
-    /// The end of the file, as it is at this moment.
-    End,
-    /// The bytes before the offset are not what they were: truncated or rewritten.
-    Truncated,
 }
 
 /// Which of the files is being read.
@@ -254,338 +247,6 @@ impl FileStream {
         self.current = None;
         self.resumed = false;
         self.parked = pass == Pass::Idle;
-    }
-
-    /// Finds the file the bookmark was taken in, and what came after it.
-    fn resume(&mut self) -> io::Result<()> {
-        self.queued.clear();
-        self.lingering.clear();
-        let bookmarks = Bookmark::decode_all(&self.output.position().bookmark);
-        let bookmarks = bookmarks.map_err(io::Error::other)?;
-        let Some((bookmark, older)) = bookmarks.split_first() else {
-            self.queued = match self.history {
-                true => {
-                    let all = |own: &Self| own.later_files(None, SystemTime::UNIX_EPOCH);
-                    self.while_nothing_moves(all)?
-                }
-                false => open(&self.path)?.into_iter().collect(),
-            };
-            self.current = self.queued.pop_front();
-            self.resumed = true;
-            return Ok(());
-        };
-        self.output.in_line = bookmark.in_line;
-        // Nearly always it is where it was: no need to look around.
-        if older.is_empty()
-            && let Some(mut follow) = open(&self.path)?
-            && follow.id == bookmark.id
-            && follow.is_of(bookmark)?
-        {
-            follow.resume_at(bookmark)?;
-            self.current = Some(follow);
-            self.resumed = true;
-            return Ok(());
-        }
-        let found = self.while_nothing_moves(|own| {
-            let Some((follow, modified, at_path)) = own.find(bookmark, None)? else {
-                return Ok(None);
-            };
-            let later = match at_path {
-                true => VecDeque::new(),
-                false => own.later_files(Some(follow.id), modified)?,
-            };
-            // Whoever still wrote to them may go on; what is gone or quiet had its time.
-            let mut lingering = Vec::new();
-            for bookmark in older {
-                let found = own.find(bookmark, None)?;
-                let found = found.filter(|(_, written, _)| !is_quiet(*written));
-                lingering.extend(found.map(|(follow, ..)| (follow, bookmark)));
-            }
-            Ok(Some((follow, at_path, later, lingering)))
-        })?;
-        let Some((mut follow, at_path, later, lingering)) = found else {
-            self.output.push_gap(&format!(
-                "the file read up to byte {} is gone; what was written to it after that, if anything, was not collected",
-                bookmark.offset
-            ));
-            warn!(stream = %self.id(), offset = bookmark.offset, "a followed file is gone; a gap entry says so");
-            self.current = open(&self.path)?;
-            self.resumed = true;
-            return Ok(());
-        };
-        follow.resume_at(bookmark)?;
-        for (mut follow, bookmark) in lingering {
-            follow.resume_at(bookmark)?;
-            follow.renamed = Some(clock::now());
-            self.lingering.push(follow);
-        }
-        if !at_path {
-            info!(stream = %self.id(), "a file was rotated while nobody looked; reading its rest first");
-            follow.renamed = Some(clock::now());
-        }
-        self.queued = later;
-        self.current = Some(follow);
-        self.resumed = true;
-        Ok(())
-    }
-
-    /// Does `look_around`, which opens files by name, until none of them was renamed meanwhile.
-    fn while_nothing_moves<T>(
-        &self,
-        look_around: impl Fn(&Self) -> io::Result<T>,
-    ) -> io::Result<T> {
-        for _ in 0..LOOKS_MAX {
-            let before = self.names()?;
-            let seen = look_around(self)?;
-            if self.names()? == before {
-                return Ok(seen);
-            }
-        }
-        Err(io::Error::other(
-            "files are renamed faster than they are found",
-        ))
-    }
-
-    /// The files at the path and beside it, by name.
-    fn names(&self) -> io::Result<Vec<(PathBuf, Option<FileId>)>> {
-        let mut names = siblings(&self.path)?;
-        names.push(self.path.clone());
-        let named = names.into_iter().map(|path| {
-            let id = look(&path)?.map(|(id, _)| id);
-            Ok((path, id))
-        });
-        named.collect()
-    }
-
-    /// Finds the file in which `bookmark` was taken: first by inode, then by content; at the path,
-    /// then beside it. Returns it with its modification time and whether it is at the path.
-    fn find(
-        &self,
-        bookmark: &Bookmark,
-        except: Option<FileId>,
-    ) -> io::Result<Option<(Follow, SystemTime, bool)>> {
-        let mut candidates = vec![self.path.clone()];
-        candidates.extend(siblings(&self.path)?);
-        let mut by_content = None;
-        for path in candidates {
-            let Some(mut follow) = open(&path)? else {
-                continue;
-            };
-            let is_same_inode = follow.id == bookmark.id;
-            // A file of another name may begin alike and be another stream's.
-            let may_be = is_same_inode || path == self.path || is_copy_of(&self.path, &path);
-            if except == Some(follow.id) || !may_be {
-                continue;
-            }
-            // A damaged compressed file is none we know.
-            if !follow
-                .is_of(bookmark)
-                .or_else(|error| match follow.content.is_packed() {
-                    true => Ok(false),
-                    false => Err(error),
-                })?
-            {
-                continue;
-            }
-            let found = (follow, path == self.path);
-            if is_same_inode {
-                let (follow, at_path) = found;
-                let modified = follow.modified()?;
-                return Ok(Some((follow, modified, at_path)));
-            }
-            by_content.get_or_insert(found);
-        }
-        let Some((follow, at_path)) = by_content else {
-            return Ok(None);
-        };
-        let modified = follow.modified()?;
-        Ok(Some((follow, modified, at_path)))
-    }
-
-    /// The files written after the one called `id`, oldest first: generations that came and went while
-    /// nobody looked, and the one at the path.
-    fn later_files(
-        &self,
-        id: Option<FileId>,
-        modified: SystemTime,
-    ) -> io::Result<VecDeque<Follow>> {
-        let at_path = open(&self.path)?;
-        let at_path_id = at_path.as_ref().map(|follow| follow.id);
-        let mut found = Vec::new();
-        for path in siblings(&self.path)? {
-            if !is_generation_of(&self.path, &path) {
-                continue;
-            }
-            let Some(mut follow) = open(&path)? else {
-                continue;
-            };
-            let written = follow.modified()?;
-            if written <= modified || Some(follow.id) == id || Some(follow.id) == at_path_id {
-                continue;
-            }
-            let id = follow.id;
-            let is_known = self.known().any(|known| known.id == id);
-            if !is_known && !self.has_finished(&mut follow)? {
-                found.push((written, follow));
-            }
-        }
-        found.sort_by_key(|(written, _)| *written);
-        let generations = found.into_iter().map(|(_, follow)| follow);
-        Ok(generations.chain(at_path).collect())
-    }
-
-    /// Whether a file was read to its end already, and was only written to late.
-    fn has_finished(&self, follow: &mut Follow) -> io::Result<bool> {
-        let id = follow.id;
-        for done in self.finished.iter().filter(|done| done.id == id) {
-            if follow.is_of(done)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Takes the lines of one chunk.
-    fn read(
-        &mut self,
-        follow: &mut Follow,
-        role: Role,
-        context: &mut Context,
-        now: Instant,
-    ) -> io::Result<Read> {
-        let len = follow.content.len()?;
-        if len.is_some_and(|len| len < follow.offset) {
-            return Ok(Read::Truncated);
-        }
-        if len == Some(follow.offset) {
-            return Ok(Read::End);
-        }
-        let tail_len = follow.tail.len();
-        let start = follow.offset - tail_len as u64;
-        let wanted = len.map_or(u64::MAX, |len| len - start);
-        let mut window = vec![0; usize::try_from(wanted).unwrap_or(usize::MAX).min(CHUNK_LEN)];
-        let got = match follow.content.read_at(&mut window, start) {
-            Err(error) if follow.content.is_packed() => {
-                // It was whole when it replaced the plain file, so it will not get better.
-                self.output.push_gap(&format!(
-                    "a compressed file is damaged after byte {} ({error}); the rest of it was not collected",
-                    follow.offset
-                ));
-                return Ok(Read::End);
-            }
-            got => got?,
-        };
-        let reached_end = got < window.len() || len.is_some_and(|len| start + got as u64 >= len);
-        window.truncate(got);
-        if !window.starts_with(&follow.tail) {
-            return Ok(Read::Truncated);
-        }
-        let fresh = window.get(tail_len..).unwrap_or_default();
-        if fresh.len() >= HOLE_SEEN && fresh.iter().take(HOLE_SEEN).all(|&byte| byte == 0) {
-            let from = follow.offset;
-            if let Some(hole) = follow.skip_hole() {
-                self.output.push_gap(&format!(
-                    "the file has a hole of {hole} bytes at byte {from}; nobody wrote them"
-                ));
-                return Ok(Read::More);
-            }
-        }
-        follow.learn_head(&window, start);
-
-        let encoding = Encoding::of(&follow.head);
-        let flags = encoding.flags();
-        let time_us = clock::unix_us();
-        let mut at = tail_len;
-        for end in encoding.ends(fresh, follow.offset, self.multiline.as_ref()) {
-            let end = tail_len + end;
-            if !self.push_line(
-                &mut at,
-                end,
-                (flags, flags),
-                &window,
-                follow,
-                role,
-                time_us,
-                context,
-            ) {
-                follow.move_to(at, tail_len, &window);
-                return Ok(Read::More);
-            }
-        }
-        // A line longer than an entry goes out in linked pieces as it comes.
-        let fragment = flags.and(EntryFlags::FRAGMENT);
-        let pieces = (fragment, fragment);
-        while window.len() - at > ENTRY_LEN_MAX {
-            let end = at + ENTRY_LEN_MAX;
-            if !self.push_line(
-                &mut at, end, pieces, &window, follow, role, time_us, context,
-            ) {
-                follow.move_to(at, tail_len, &window);
-                return Ok(Read::More);
-            }
-        }
-        let rest = window.len() - at;
-        if rest == 0 {
-            follow.unfinished = None;
-        } else if reached_end {
-            match follow.unfinished {
-                Some((length, since)) if length == rest => {
-                    if now.duration_since(since) >= FLUSH_AFTER || follow.content.is_packed() {
-                        let end = encoding.whole_units(window.len(), start);
-                        // What waits for the next entry to begin is whole lines; a line's start is not.
-                        self.push_line(
-                            &mut at, end, pieces, &window, follow, role, time_us, context,
-                        );
-                        follow.unfinished = None;
-                    }
-                }
-                _ => follow.unfinished = Some((rest, now)),
-            }
-        }
-        follow.move_to(at, tail_len, &window);
-        if reached_end {
-            Ok(Read::End)
-        } else {
-            Ok(Read::More)
-        }
-    }
-
-    /// Puts `window[at..end]` into entries and moves `at` there; `flags` are those of its pieces and of
-    /// its last one. Seals a batch that has no room; `false` when the spool has none either.
-    fn push_line(
-        &mut self,
-        at: &mut usize,
-        end: usize,
-        (of_pieces, of_last): (EntryFlags, EntryFlags),
-        window: &[u8],
-        follow: &mut Follow,
-        role: Role,
-        time_us: u64,
-        context: &mut Context,
-    ) -> bool {
-        while *at < end {
-            let piece_end = end.min(*at + ENTRY_LEN_MAX);
-            let bytes = window.get(*at..piece_end).unwrap_or_default();
-            if !self.output.has_room(bytes.len()) {
-                if !context.has_room() {
-                    return false;
-                }
-                let tail_len = follow.tail.len();
-                follow.move_to(*at, tail_len, window);
-                let bookmark = self.bookmark(follow, role);
-                self.output.seal(bookmark, context);
-                // The window still begins where it did.
-                follow.move_back(*at, tail_len, window);
-            }
-            let flags = if piece_end == end {
-                of_last
-            } else {
-                of_pieces.and(EntryFlags::FRAGMENT)
-            };
-            self.output.push(bytes, flags, time_us);
-            *at = piece_end;
-        }
-        true
     }
 
     /// Where this stream stands while `follow` is read.
@@ -792,13 +453,6 @@ fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
     }
 }
 
-/// Whether a file was written last so long ago that nobody goes on writing to it.
-fn is_quiet(written: SystemTime) -> bool {
-    let written = written.duration_since(SystemTime::UNIX_EPOCH);
-    let now = Duration::from_micros(clock::unix_us());
-    written.is_ok_and(|written| now.saturating_sub(written) > LINGER)
-}
-
 /// Whether no name leads to the file any more.
 #[cfg(unix)]
 fn is_deleted(follow: &Follow) -> bool {
@@ -813,22 +467,8 @@ fn is_deleted(_follow: &Follow) -> bool {
     false
 }
 
-/// Whether a copy of the file at `path` may be at `sibling`: a generation, or the same name with more
-/// behind it.
-fn is_copy_of(path: &Path, sibling: &Path) -> bool {
-    let names = path.file_name().zip(sibling.file_name());
-    let names = names.and_then(|(own, other)| Some((own.to_str()?, other.to_str()?)));
-    is_generation_of(path, sibling) || names.is_some_and(|(own, other)| other.starts_with(own))
-}
-
-/// Bytes read at once.
-const CHUNK_LEN: usize = 512 << 10;
 /// Bytes read from one file before the next file's turn.
 const PASS_BYTES: u64 = 4 << 20;
-/// So many zeros at once may be a hole.
-const HOLE_SEEN: usize = 4 << 10;
-/// An unfinished line that did not grow for this long is sent as a fragment.
-const FLUSH_AFTER: Duration = Duration::from_millis(900);
 /// A new, still empty file does not end the reading of the renamed one before this.
 const SWITCH_AFTER: Duration = Duration::from_secs(5);
 /// How long a renamed file is watched for late lines after the last one.
@@ -837,7 +477,5 @@ const LINGER: Duration = Duration::from_secs(30);
 const LINGERING_MAX: usize = 4;
 /// Files remembered as read.
 const FINISHED_MAX: usize = 16;
-/// How often files may be renamed while we look at them.
-const LOOKS_MAX: usize = 8;
 /// A file that is gone is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
