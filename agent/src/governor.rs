@@ -30,8 +30,8 @@ impl Governor {
         let (opened, before) = *self.since.get_or_insert((now, used));
         let passed = now.duration_since(opened);
         let due = used.saturating_sub(before) * 100 / u32::from(percent);
-        if passed > ACCOUNT {
-            // Idle times long ago are no credit.
+        if passed > ACCOUNT && due <= passed {
+            // Idle times long ago are no credit; a debt stays one.
             self.since = Some((now, used));
         }
         due.saturating_sub(passed).min(PAUSE_MAX)
@@ -55,7 +55,7 @@ fn used() -> Duration {
 }
 
 const ACCOUNT: Duration = Duration::from_secs(5);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -197,8 +197,9 @@ impl Sources {
                 Pass::Idle => self.poll_interval(),
                 Pass::Busy | Pass::Blocked => Duration::ZERO,
             };
-            let patience = patience.max(self.governor.pause(clock::now()));
-            if !self.wait(commands, patience) {
+            let now = clock::now();
+            let pause = self.governor.pause(now);
+            if !self.wait(commands, now + pause, patience.max(pause)) {
                 return;
             }
         }
@@ -259,8 +260,13 @@ impl Sources {
     }
 
     /// Acts on commands for `patience`; a wake-up ends the wait after a moment in which the writer
-    /// may go on, so that a batch is worth its name.
-    fn wait(&mut self, commands: &Receiver<Command>, patience: Duration) -> bool {
+    /// may go on, so that a batch is worth its name, but never before `earliest`.
+    fn wait(
+        &mut self,
+        commands: &Receiver<Command>,
+        earliest: Instant,
+        patience: Duration,
+    ) -> bool {
         let mut deadline = clock::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(clock::now());
@@ -268,7 +274,7 @@ impl Sources {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
                 Ok(Command::Wake) => {
                     self.wake_pending.store(false, Ordering::Release);
-                    deadline = deadline.min(clock::now() + GATHER_DELAY);
+                    deadline = deadline.min(earliest.max(clock::now() + GATHER_DELAY));
                 }
                 Ok(Command::Rewind {
                     stream,

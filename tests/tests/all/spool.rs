@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::lab::{Lab, cpu_seconds, text};
 use scrinium_tests::network::in_own_network;
 use scrinium_tests::proxy::Proxy;
 use scrinium_tests::random::Random;
@@ -220,6 +220,26 @@ fn l1_the_upload_keeps_to_its_limit() {
         rate < 34_000.0 && rate > 16_000.0,
         "{rate:.0} bytes a second"
     );
+}
+
+/// L2: never more of the processor than it may.
+#[test]
+fn l2_the_agent_keeps_to_its_share_of_the_processor() {
+    let mut lab = Lab::start("l2");
+    lab.add_agent("web1", lab.sl, "[limits]\ncpu_percent_max = 1");
+    let log = lab.log("app.log");
+    let lines = noise(0, 300_000, &mut Random::new(2));
+    append(&log).write_all(&lines).unwrap();
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    let pid = lab.agent_pid("web1");
+    let (before, since) = (cpu_seconds(pid), now());
+    pause(Duration::from_secs(10));
+    let share = (cpu_seconds(pid) - before) / now().duration_since(since).as_secs_f64();
+    assert!(share < 0.02, "{share:.3} of a core");
+    let archived = lab.export("web1", &log).len();
+    assert!(archived < lines.len(), "too little to measure");
+    assert!(archived > 1 << 20, "{archived} bytes in ten seconds");
 }
 
 /// Show 7: 64 kbit/s and 300 ms there and back: 5 kB of lines a second keep up, and so does the session.

@@ -212,7 +212,9 @@ impl FileStream {
                 return Ok(Pass::Blocked);
             }
             let Some(mut follow) = self.current.take() else {
-                break;
+                // There is no file, and what is said about that is said at no place in one.
+                self.output.seal(Vec::new(), context);
+                return Ok(Pass::Idle);
             };
             let before = follow.offset;
             let read = self.read(&mut follow, Role::Current, context, now);
