@@ -327,6 +327,7 @@ async fn serve_status(path: PathBuf, shown: watch::Receiver<Status>) {
             "disk_bytes": status.fill.disk_bytes,
             "disk_bytes_max": status.fill.disk_bytes_max,
             "acked_entries": status.acked_entries,
+            "cache_lasts_s": status.lasts.map(|lasts| lasts.as_secs()),
         });
         drop(stream.write_all(format!("{line}\n").as_bytes()).await);
     }
@@ -374,6 +375,17 @@ async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
         number("disk_bytes_max"),
         number("acked_entries")
     ))?;
+    if let Some(seconds) = status
+        .get("cache_lasts_s")
+        .and_then(serde_json::Value::as_u64)
+    {
+        let minutes = seconds / 60;
+        say(&format!(
+            "at the present rate the disk cache outlasts an outage of {} h {} min",
+            minutes / 60,
+            minutes % 60
+        ))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

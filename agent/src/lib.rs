@@ -13,6 +13,7 @@ pub mod config;
 mod governor;
 pub mod identity;
 mod link;
+mod production;
 mod service;
 pub mod shipper;
 pub mod source;

@@ -100,6 +100,8 @@ pub struct Shipper {
     /// Why the spool cannot be written, while it cannot.
     pub problem: Option<String>,
     pub acked_entries: u64,
+    /// Bytes of batches taken from the sources.
+    pub produced_bytes: u64,
 }
 
 /// A connection after its handshake.
@@ -153,6 +155,7 @@ impl Shipper {
             check,
             problem: None,
             acked_entries: 0,
+            produced_bytes: 0,
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has
         // spoken.
@@ -530,6 +533,7 @@ impl Shipper {
         self.positions
             .insert(header.stream, header.position_after());
         self.moved.insert(header.stream);
+        self.produced_bytes += produced.batch.body.len() as u64;
         self.spool.add(&produced.name, &produced.batch);
     }
 

@@ -25,6 +25,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::link::Dial;
+use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
 use crate::source::{self, Command};
 use crate::spool::Fill;
@@ -36,6 +37,8 @@ pub(crate) struct Status {
     pub(crate) fill: Fill,
     pub(crate) problem: Option<String>,
     pub(crate) acked_entries: u64,
+    /// How long an outage the cache outlasts at the present rate; `None` while next to nothing comes.
+    pub(crate) lasts: Option<Duration>,
 }
 
 /// Runs until `stop` says so.
@@ -65,6 +68,7 @@ pub(crate) async fn run(
         },
         backoff: BACKOFF_MIN,
         upload: Arc::default(),
+        production: Production::default(),
     };
     uplink.limit_upload();
     let (mut is_shown, mut shown_at) = (false, clock::now());
@@ -99,6 +103,7 @@ struct Uplink {
     backoff: Duration,
     /// Bytes a second that go out; 0 for as many as do.
     upload: Arc<AtomicU64>,
+    production: Production,
 }
 
 enum Socket {
@@ -115,12 +120,18 @@ struct Up {
 }
 
 impl Uplink {
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
+        let fill = self.shipper.fill();
+        self.production
+            .update(clock::now(), self.shipper.produced_bytes);
         Status {
             connected: self.shipper.is_ready(),
-            fill: self.shipper.fill(),
+            fill,
             problem: self.shipper.problem.clone(),
             acked_entries: self.shipper.acked_entries,
+            lasts: self
+                .production
+                .time_for(fill.disk_bytes_max.saturating_sub(fill.disk_bytes)),
         }
     }
 
