@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+#[cfg(unix)]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ struct StateDir {
     #[arg(
         long,
         env = "SCRINIUM_STATE",
-        default_value = "/var/lib/scrinium/agent"
+        default_value = DEFAULT_STATE
     )]
     state: PathBuf,
 }
@@ -300,7 +301,21 @@ async fn wait_for_signal() {
 
 #[cfg(not(unix))]
 async fn wait_for_signal() {
-    drop(tokio::signal::ctrl_c().await);
+    tokio::select! {
+        stopped = tokio::signal::ctrl_c() => drop(stopped),
+        () = crate::service::windows::stopped() => {}
+    }
+}
+
+/// Runs with the default directory and configuration.
+#[cfg(windows)]
+pub(crate) fn run_as_service() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let dir =
+        std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
+    runtime.block_on(run(&dir, load(&ConfigFile { config: None })?))
 }
 
 /// Answers every connection with one line of JSON; numbers and the last problem, no log content.
@@ -448,6 +463,10 @@ fn say(line: &str) -> Result<()> {
     Ok(())
 }
 
+#[cfg(not(windows))]
+const DEFAULT_STATE: &str = "/var/lib/scrinium/agent";
+#[cfg(windows)]
+const DEFAULT_STATE: &str = "C:/ProgramData/Scrinium/agent";
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 #[cfg(unix)]
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);

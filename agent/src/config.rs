@@ -313,8 +313,17 @@ mod raw {
 }
 
 /// Where the configuration is looked for when none is named.
+#[cfg(not(windows))]
 const DEFAULT_PATH: &str = "/etc/scrinium/agent.toml";
+#[cfg(windows)]
+const DEFAULT_PATH: &str = "C:/ProgramData/Scrinium/agent.toml";
 /// What is collected when no source is named: an agent needs only its token.
+#[cfg(windows)]
+const DEFAULT_SOURCES: [&str; 2] = [
+    "C:/inetpub/logs/LogFiles/**/*.log",
+    "C:/Windows/System32/LogFiles/**/*.log",
+];
+#[cfg(not(windows))]
 const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
 const RAM_BYTES_MIN: u64 = 512 << 10;
 const UPLOAD_MIN: u64 = 1 << 10;

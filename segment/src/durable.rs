@@ -63,12 +63,15 @@ pub fn create_dir(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let mut builder = DirBuilder::new();
     #[cfg(unix)]
-    {
+    let builder = {
         use std::os::unix::fs::DirBuilderExt as _;
+        let mut builder = DirBuilder::new();
         builder.mode(0o700);
-    }
+        builder
+    };
+    #[cfg(not(unix))]
+    let builder = DirBuilder::new();
     match builder.create(path) {
         Ok(()) => sync_parent(path)?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

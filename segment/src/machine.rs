@@ -111,10 +111,39 @@ const SEEN: [(&str, Read); 3] = [
     ("network-cards", network_cards),
 ];
 
+#[cfg(windows)]
+const READERS: [(&str, Read); 4] = [
+    ("machine-id", || {
+        registry("SOFTWARE\\Microsoft\\Cryptography", "MachineGuid")
+    }),
+    ("cpu-model", || {
+        let key = "HARDWARE\\DESCRIPTION\\System\\CentralProcessor\\0";
+        registry(key, "ProcessorNameString")
+    }),
+    ("dmi-system", || {
+        bios("SystemManufacturer", "SystemProductName")
+    }),
+    ("dmi-board", || {
+        bios("BaseBoardManufacturer", "BaseBoardProduct")
+    }),
+];
+
+#[cfg(windows)]
+fn registry(key: &str, value: &str) -> Option<Vec<u8>> {
+    let key = windows_registry::LOCAL_MACHINE.open(key).ok()?;
+    Some(key.get_string(value).ok()?.into_bytes())
+}
+
+#[cfg(windows)]
+fn bios(vendor: &str, name: &str) -> Option<Vec<u8>> {
+    let key = "HARDWARE\\DESCRIPTION\\System\\BIOS";
+    Some([registry(key, vendor)?, registry(key, name)?].join(&b'/'))
+}
+
 #[cfg(not(target_os = "linux"))]
 const SEEN: [(&str, Read); 0] = [];
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 const READERS: [(&str, Read); 1] = [("os", || Some(std::env::consts::OS.as_bytes().to_vec()))];
 
 #[cfg(target_os = "linux")]

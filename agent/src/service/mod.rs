@@ -3,6 +3,7 @@
 //! ```text
 //! Linux    [systemd]: a unit with a user of its own and one capability; [notify] says it lives
 //! macOS    [launchd]: a daemon's property list
+//! Windows  [windows]: a service of the service control manager
 //! ```
 
 #[cfg(target_os = "macos")]
@@ -11,8 +12,12 @@ mod launchd;
 pub(crate) mod notify;
 #[cfg(target_os = "linux")]
 mod systemd;
+#[cfg(windows)]
+pub(crate) mod windows;
 
-use std::path::{Path, PathBuf};
+#[cfg(not(windows))]
+use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -36,6 +41,10 @@ pub(crate) enum Action {
     Start,
     /// Stops the service.
     Stop,
+    /// Runs the agent for the service control manager.
+    #[cfg(windows)]
+    #[command(hide = true)]
+    Dispatch,
 }
 
 impl Action {
@@ -48,6 +57,8 @@ impl Action {
             Self::Uninstall { root } => imp::uninstall(root.as_deref()),
             Self::Start => imp::start(),
             Self::Stop => imp::stop(),
+            #[cfg(windows)]
+            Self::Dispatch => imp::dispatch(),
         }
     }
 }
@@ -56,8 +67,10 @@ impl Action {
 use launchd as imp;
 #[cfg(target_os = "linux")]
 use systemd as imp;
+#[cfg(windows)]
+use windows as imp;
 
-#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 mod imp {
     use super::{Path, Result};
 

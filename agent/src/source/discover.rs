@@ -112,7 +112,9 @@ fn is_compressed(path: &Path) -> bool {
 fn fixed_part(text: &str) -> PathBuf {
     let special = text.find(['*', '?', '[', '{']).unwrap_or(text.len());
     let fixed = text.get(..special).unwrap_or_default();
-    let end = fixed.rfind('/').map_or(0, |at| at.max(1));
+    let end = fixed
+        .rfind(std::path::is_separator)
+        .map_or(0, |at| at.max(1));
     PathBuf::from(fixed.get(..end).unwrap_or("/"))
 }
 

@@ -82,6 +82,9 @@ impl FileStream {
         }
         if !at_path {
             info!(stream = %self.id(), "a file was rotated while nobody looked; reading its rest first");
+            // What was read is in a copy, and the file itself is still at the path: it was truncated.
+            let at_path = later.back().map(|follow| follow.id);
+            self.truncated = follow.id != bookmark.id && at_path == Some(bookmark.id);
             follow.renamed = Some(clock::now());
         }
         self.queued = later;
