@@ -9,6 +9,9 @@
 //! those. The head is the start of the file, the tail what lies just before the offset. A file is the one
 //! meant when both match: content is the proof, the inode only says which candidate to try first.
 
+use std::fs::{File, Metadata};
+use std::io;
+
 use scrinium_protocol::codec::Reader;
 use scrinium_protocol::error::InvalidMessage;
 use scrinium_protocol::kdf::sha256;
@@ -34,26 +37,32 @@ pub struct FileId {
 }
 
 impl FileId {
-    pub(crate) fn of(metadata: &std::fs::Metadata) -> Self {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt as _;
-            Self {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
-        }
-        #[cfg(not(unix))]
-        {
-            // The file index is not in stable std: the creation time tells files apart nearly as well.
-            let created = metadata
-                .created()
-                .ok()
-                .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-            Self {
-                device: 0,
-                inode: created.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(0)),
-            }
+    /// What the file system calls an open file.
+    #[cfg(unix)]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "Windows has to ask, and may be refused"
+    )]
+    pub(crate) fn of(_file: &File, metadata: &Metadata) -> io::Result<Self> {
+        Ok(Self::of_metadata(metadata))
+    }
+
+    /// What the file system calls an open file: NTFS' file index, until the file is gone.
+    #[cfg(windows)]
+    pub(crate) fn of(file: &File, _metadata: &Metadata) -> io::Result<Self> {
+        let information = winapi_util::file::information(file)?;
+        Ok(Self {
+            device: information.volume_serial_number(),
+            inode: information.file_index(),
+        })
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn of_metadata(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One open file and how far it was read.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
@@ -81,6 +81,12 @@ impl Follow {
         self.content.file().metadata()?.modified()
     }
 
+    /// Whether it was created after `time`; not when the file system does not know.
+    pub(super) fn begins_after(&self, time: SystemTime) -> bool {
+        let created = self.content.file().metadata().and_then(|m| m.created());
+        created.is_ok_and(|created| created > time)
+    }
+
     /// Whether nothing was written to it since it was read.
     pub(super) fn is_at_end(&self) -> io::Result<bool> {
         let unfinished = self.unfinished.map_or(0, |(len, _)| len as u64);
@@ -144,9 +150,34 @@ pub(super) fn open(path: &Path) -> io::Result<Option<Follow>> {
     if !metadata.is_file() {
         return Ok(None);
     }
-    let id = FileId::of(&metadata);
+    let id = FileId::of(&file, &metadata)?;
     let content = Content::new(file, Packing::of(path))?;
     Ok(Some(Follow::new(content, id)))
+}
+
+/// What the file system calls the regular file at `path`, and its length.
+pub(super) fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
+    match look_at(path) {
+        Ok((metadata, id)) => Ok(metadata.is_file().then_some((id, metadata.len()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(unix)]
+fn look_at(path: &Path) -> io::Result<(Metadata, FileId)> {
+    let metadata = std::fs::metadata(path)?;
+    let id = FileId::of_metadata(&metadata);
+    Ok((metadata, id))
+}
+
+/// Only an open file says what it is called.
+#[cfg(windows)]
+fn look_at(path: &Path) -> io::Result<(Metadata, FileId)> {
+    let file = open_shared(path)?;
+    let metadata = file.metadata()?;
+    let id = FileId::of(&file, &metadata)?;
+    Ok((metadata, id))
 }
 
 #[cfg(not(windows))]

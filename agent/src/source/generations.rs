@@ -36,32 +36,41 @@ pub(super) fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// Whether `sibling` is named as rotation names old files: the same name with a number or a date
 /// behind it or before its extension, compressed or not.
 pub(super) fn is_generation_of(path: &Path, sibling: &Path) -> bool {
+    suffix(path, sibling).is_some()
+}
+
+/// Where the name of a generation puts it among the others, the oldest first: the highest number, or
+/// the earliest date. `None` when it is none.
+pub(super) fn rank(path: &Path, sibling: &Path) -> Option<Vec<i64>> {
+    let suffix = suffix(path, sibling)?;
+    let numbers = suffix.split(|c: char| !c.is_ascii_digit());
+    let numbers: Vec<i64> = numbers.filter_map(|number| number.parse().ok()).collect();
+    let is_date = numbers.first().is_some_and(|&first| first >= FIRST_YEAR);
+    let sign = if is_date { 1 } else { -1 };
+    Some(numbers.into_iter().map(|number| sign * number).collect())
+}
+
+/// What rotation put behind the name or before its extension.
+fn suffix(path: &Path, sibling: &Path) -> Option<String> {
     let sibling = &plain_name(sibling);
-    let name = |path: &Path| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .map(str::to_owned)
-    };
-    let (Some(own), Some(other)) = (name(path), name(sibling)) else {
-        return false;
-    };
-    let is_suffix = |text: &str| {
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+    let (own, other) = (name(path)?, name(sibling)?);
+    let is_suffix = |text: &&str| {
         text.starts_with(['.', '-', '_'])
             && text.bytes().any(|byte| byte.is_ascii_digit())
             && text
                 .bytes()
                 .all(|byte| byte.is_ascii_digit() || b".-_T".contains(&byte))
     };
-    if let Some(suffix) = other.strip_prefix(&own) {
-        return is_suffix(suffix);
-    }
-    let Some((stem, extension)) = own.rsplit_once('.') else {
-        return false;
+    let suffix = match other.strip_prefix(&own) {
+        Some(suffix) => suffix,
+        None => {
+            let (stem, extension) = own.rsplit_once('.')?;
+            let middle = other.strip_prefix(stem)?;
+            middle.strip_suffix(&format!(".{extension}"))?
+        }
     };
-    let middle = other
-        .strip_prefix(stem)
-        .and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
-    middle.is_some_and(is_suffix)
+    Some(suffix).filter(is_suffix).map(str::to_owned)
 }
 
 /// The paths a file may have had before rotation gave it its name: `app.log` of `app.log.1`,
@@ -85,9 +94,28 @@ pub(super) fn bases_of(path: &Path) -> impl Iterator<Item = PathBuf> + use<'_> {
         .filter(move |base| base != path && is_generation_of(base, path))
 }
 
+/// A number that high is a year, or the date it begins.
+const FIRST_YEAR: i64 = 1970;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_say_what_is_older() {
+        let own = Path::new("/var/log/web1.log");
+        for (older, newer) in [
+            ("web1.log.10.gz", "web1.log.9"),
+            ("web1.2.log", "web1.1.log"),
+            ("web1.log-20261121.gz", "web1.log-20261122"),
+            ("web1.log-20261121", "web1.log-20261121-1795000000"),
+            ("web1-2026-09-30.log", "web1-2026-10-01.log"),
+        ] {
+            let of = |name: &str| rank(own, &own.with_file_name(name)).unwrap();
+            assert!(of(older) < of(newer), "{older} {newer}");
+        }
+        assert_eq!(rank(own, own), None);
+    }
 
     #[test]
     fn rotated_names_are_told_from_others() {

@@ -330,15 +330,18 @@ impl Sources {
             if self.streams.contains_key(&path) {
                 continue;
             }
-            let Ok(metadata) = std::fs::metadata(&path) else {
-                continue; // gone again
+            let file = match follow::look(&path) {
+                Ok(Some((file, _))) => Some(file),
+                Ok(None) => continue, // gone again
+                Err(_) => None,       // its stream will say so
             };
-            let file = FileId::of(&metadata);
             // A rotated file that matches a glob itself is still the stream it began as, and one file
             // with two names is one stream.
-            let is_known = at_paths.contains(&file)
-                || self.streams.values().any(|stream| stream.is_reading(file));
-            if is_known {
+            let is_known = |file: &FileId| {
+                at_paths.contains(file)
+                    || self.streams.values().any(|stream| stream.is_reading(*file))
+            };
+            if file.as_ref().is_some_and(is_known) {
                 debug!("a followed file has another name");
                 continue;
             }
@@ -352,7 +355,7 @@ impl Sources {
                 }
                 continue;
             };
-            at_paths.insert(file);
+            at_paths.extend(file);
             let history = bases.contains(&path);
             let id = StreamId::derive(self.agent, StreamKind::File, &name);
             let start = StreamPosition::start(self.agent, id, self.epoch);

@@ -10,7 +10,7 @@ use std::fs::{remove_file, rename};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::random::Random;
@@ -122,6 +122,37 @@ fn a3_files_rotated_and_compressed_while_the_agent_was_stopped_are_finished() {
         rig.settle();
         assert!(rig.lab.verify().1.contains("; 0 gap entries"));
     }
+}
+
+/// A3 with a compressor that keeps only the second of the modification time, as logrotate's does: which
+/// of several generations of one second is older, their names say.
+#[test]
+fn a3_generations_of_one_second_are_read_in_the_order_of_their_names() {
+    let mut rig = Rig::start("a3-second");
+    rig.write(1000);
+    rig.settle();
+    rig.lab.stop_agent("web1");
+    for _ in 0..4 {
+        rig.write(500);
+        rig.shift(4);
+    }
+    rig.write(500);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let second = UNIX_EPOCH + Duration::from_secs(since.as_secs());
+    for n in [2, 3, 4] {
+        let name = ext(&rig.log, n);
+        let status = Command::new("gzip").arg("-q").arg(&name).status();
+        assert!(status.unwrap().success());
+        let packed = append(&rig.log.with_extension(format!("log.{n}.gz")));
+        packed.set_modified(second).unwrap();
+    }
+    let plain = append(&ext(&rig.log, 1));
+    plain
+        .set_modified(second + Duration::from_millis(500))
+        .unwrap();
+    rig.lab.start_agent("web1");
+    rig.settle();
+    assert!(rig.lab.verify().1.contains("; 0 gap entries"));
 }
 
 /// A3, the other way it can end: the file was compressed in a way nobody reads.

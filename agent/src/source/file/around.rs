@@ -3,6 +3,7 @@
 //! Files are opened by name while somebody else renames them, so what was seen counts only when every
 //! name still means the same file afterwards.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,11 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
-use super::{FileStream, LINGER, look};
+use super::{FileStream, LINGER};
 use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId};
-use crate::source::follow::{Follow, open};
-use crate::source::generations::{is_generation_of, siblings};
+use crate::source::follow::{Follow, look, open};
+use crate::source::generations::{is_generation_of, rank, siblings};
 
 impl FileStream {
     /// Finds the file the bookmark was taken in, and what came after it.
@@ -26,7 +27,7 @@ impl FileStream {
         let Some((bookmark, older)) = bookmarks.split_first() else {
             self.queued = match self.history {
                 true => {
-                    let all = |own: &Self| own.later_files(None, SystemTime::UNIX_EPOCH);
+                    let all = |own: &Self| own.later_files(None);
                     self.while_nothing_moves(all)?
                 }
                 false => open(&self.path)?.into_iter().collect(),
@@ -53,7 +54,15 @@ impl FileStream {
             };
             let later = match at_path {
                 true => VecDeque::new(),
-                false => own.later_files(Some(follow.id), modified)?,
+                false => own.later_files(Some(&follow))?,
+            };
+            // What was read is in a copy, and the file itself is still at the path: it was truncated.
+            // A file begun after the copy's last byte only got the number that was free again.
+            let truncated = match later.back() {
+                Some(last) if follow.id != bookmark.id && last.id == bookmark.id => {
+                    !last.begins_after(modified)
+                }
+                _ => false,
             };
             // Whoever still wrote to them may go on; what is gone or quiet had its time.
             let mut lingering = Vec::new();
@@ -62,9 +71,9 @@ impl FileStream {
                 let found = found.filter(|(_, written, _)| !is_quiet(*written));
                 lingering.extend(found.map(|(follow, ..)| (follow, bookmark)));
             }
-            Ok(Some((follow, at_path, later, lingering)))
+            Ok(Some((follow, at_path, later, lingering, truncated)))
         })?;
-        let Some((mut follow, at_path, later, lingering)) = found else {
+        let Some((mut follow, at_path, later, lingering, truncated)) = found else {
             self.output.push_gap(&format!(
                 "the file read up to byte {} is gone; what was written to it after that, if anything, was not collected",
                 bookmark.offset
@@ -82,9 +91,7 @@ impl FileStream {
         }
         if !at_path {
             info!(stream = %self.id(), "a file was rotated while nobody looked; reading its rest first");
-            // What was read is in a copy, and the file itself is still at the path: it was truncated.
-            let at_path = later.back().map(|follow| follow.id);
-            self.truncated = follow.id != bookmark.id && at_path == Some(bookmark.id);
+            self.truncated = truncated;
             follow.renamed = Some(clock::now());
         }
         self.queued = later;
@@ -166,48 +173,123 @@ impl FileStream {
         Ok(Some((follow, modified, at_path)))
     }
 
-    /// The files written after the one called `id`, oldest first: generations that came and went while
-    /// nobody looked, and the one at the path.
-    pub(super) fn later_files(
-        &self,
-        id: Option<FileId>,
-        modified: SystemTime,
-    ) -> io::Result<VecDeque<Follow>> {
+    /// The files written after `current`, oldest first: generations that came and went while nobody
+    /// looked, and the one at the path.
+    pub(super) fn later_files(&self, current: Option<&Follow>) -> io::Result<VecDeque<Follow>> {
         let at_path = open(&self.path)?;
         let at_path_id = at_path.as_ref().map(|follow| follow.id);
         let mut found = Vec::new();
         for path in siblings(&self.path)? {
-            if !is_generation_of(&self.path, &path) {
-                continue;
-            }
-            let Some(mut follow) = open(&path)? else {
+            let Some(rank) = rank(&self.path, &path) else {
                 continue;
             };
-            let written = follow.modified()?;
-            if written <= modified || Some(follow.id) == id || Some(follow.id) == at_path_id {
+            let Some(follow) = open(&path)? else {
                 continue;
-            }
-            let id = follow.id;
-            let is_known = self.known().any(|known| known.id == id);
-            if !is_known && !self.has_finished(&mut follow)? {
-                found.push((written, follow));
+            };
+            if Some(follow.id) != at_path_id {
+                let written = follow.modified()?;
+                let id = follow.id;
+                found.push(Generation {
+                    written,
+                    rank,
+                    id,
+                    path,
+                });
             }
         }
-        found.sort_by_key(|(written, _)| *written);
-        let generations = found.into_iter().map(|(_, follow)| follow);
-        Ok(generations.chain(at_path).collect())
+        if let Some(current) = current {
+            let mut modified = current.modified()?;
+            let mut times = found.iter().map(|found| found.written);
+            // Whoever compressed a file may have kept its second only: within it, and within one tick
+            // of the file system's clock, the names tell what is older.
+            if times.any(|time| time == whole_second(time)) {
+                modified = whole_second(modified);
+                for found in &mut found {
+                    found.written = whole_second(found.written);
+                }
+            }
+            let rank = Self::rank_of(current, modified, &found)?;
+            found.retain(|found| match found.written.cmp(&modified) {
+                Ordering::Less => false,
+                Ordering::Equal => {
+                    found.id != current.id && rank.as_ref().is_none_or(|rank| found.rank > *rank)
+                }
+                Ordering::Greater => true,
+            });
+        }
+        found.sort();
+        let mut later = VecDeque::new();
+        for found in found {
+            let is_known = self.known().any(|known| known.id == found.id);
+            if let Some(mut follow) = open(&found.path)?
+                && !is_known
+                && !self.has_finished(&mut follow)?
+            {
+                later.push_back(follow);
+            }
+        }
+        later.extend(at_path);
+        Ok(later)
+    }
+
+    /// The rank of a file among its generations, should it still have a name; it may have been
+    /// compressed meanwhile.
+    fn rank_of(
+        current: &Follow,
+        modified: SystemTime,
+        generations: &[Generation],
+    ) -> io::Result<Option<Vec<i64>>> {
+        let own = generations.iter().find(|found| found.id == current.id);
+        if let Some(own) = own {
+            return Ok(Some(own.rank.clone()));
+        }
+        if current.offset == 0 {
+            return Ok(None);
+        }
+        let bookmark = current.bookmark(false);
+        for found in generations.iter().filter(|found| found.written == modified) {
+            let follow = open(&found.path)?;
+            let packed = follow.filter(|follow| follow.content.is_packed());
+            // A damaged one is none we know.
+            if packed.is_some_and(|mut packed| packed.is_of(&bookmark).unwrap_or(false)) {
+                return Ok(Some(found.rank.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a file was read to its end already, and was only written to late.
     fn has_finished(&self, follow: &mut Follow) -> io::Result<bool> {
-        let id = follow.id;
-        for done in self.finished.iter().filter(|done| done.id == id) {
-            if follow.is_of(done)? {
+        let (id, is_packed) = (follow.id, follow.content.is_packed());
+        for done in &self.finished {
+            // What was compressed meanwhile is another file with the same content.
+            let is_done = match is_packed {
+                true => follow.is_of(done).unwrap_or(false),
+                false => done.id == id && follow.is_of(done)?,
+            };
+            if is_done {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
+
+/// A rotated file, ordered by age.
+#[derive(Eq, Ord, PartialEq, PartialOrd)]
+struct Generation {
+    written: SystemTime,
+    /// What its name says.
+    rank: Vec<i64>,
+    id: FileId,
+    path: PathBuf,
+}
+
+fn whole_second(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(time, |since| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+    })
 }
 
 /// Whether a file was written last so long ago that nobody goes on writing to it.

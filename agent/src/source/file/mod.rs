@@ -16,7 +16,7 @@ mod read;
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use regex::bytes::Regex;
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use self::read::Read;
 use super::Context;
 use super::bookmark::{Bookmark, FileId};
-use super::follow::{Follow, open};
+use super::follow::{Follow, look, open};
 use super::output::Output;
 use super::records::Encoding;
 use crate::clock;
@@ -273,18 +273,8 @@ impl FileStream {
     /// The current file ends here: goes on to the next generation if there is one. Returns whether
     /// there is more to read.
     fn handle_end(&mut self, context: &mut Context, now: Instant) -> io::Result<bool> {
-        if let Some(next) = self.queued.pop_front() {
-            self.finish_line(context);
-            if self.queued.is_empty() && core::mem::take(&mut self.truncated) {
-                self.output.push_gap(
-                    "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
-                );
-            }
-            self.seal(context);
-            if let Some(done) = self.current.replace(next) {
-                self.let_linger(done, now);
-            }
-            return Ok(true);
+        if !self.queued.is_empty() {
+            return self.go_to_next(context, now);
         }
         let Some(current) = &mut self.current else {
             return Ok(false);
@@ -298,17 +288,47 @@ impl FileStream {
         let Some((_, len)) = at_path else {
             return Ok(false); // renamed, and not yet created again
         };
-        // Until the writer has begun the new file it may still write to the old one.
         if len == 0 && now.duration_since(renamed) < SWITCH_AFTER {
             return Ok(false);
         }
-        // It has begun: what it wrote to the old one before is there now. Read once more to the end.
+        self.queued = self.while_nothing_moves(|own| own.later_files(own.current.as_ref()))?;
+        Ok(!self.queued.is_empty())
+    }
+
+    /// Goes on to the next generation, once the writer has begun it or one after it: until then it may
+    /// still write to the current one. Returns whether there is more to read.
+    fn go_to_next(&mut self, context: &mut Context, now: Instant) -> io::Result<bool> {
+        let Some(current) = &mut self.current else {
+            return Ok(false);
+        };
+        // Nobody goes on writing to a copy.
+        let is_copy = self.truncated || current.content.is_packed();
+        let renamed = *current.renamed.get_or_insert(now);
+        if !is_copy && now.duration_since(renamed) < SWITCH_AFTER {
+            let mut begun = false;
+            for next in &self.queued {
+                begun = begun || next.content.len()? != Some(0);
+            }
+            if !begun {
+                return Ok(false);
+            }
+        }
+        // What it wrote to this one before is there now. Read once more to the end.
         if !current.is_at_end()? {
             return Ok(true);
         }
-        let (id, modified) = (current.id, current.modified()?);
-        self.queued = self.while_nothing_moves(|own| own.later_files(Some(id), modified))?;
-        Ok(!self.queued.is_empty())
+        self.finish_line(context);
+        let next = self.queued.pop_front();
+        if self.queued.is_empty() && core::mem::take(&mut self.truncated) {
+            self.output.push_gap(
+                "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
+            );
+        }
+        self.seal(context);
+        if let Some(done) = core::mem::replace(&mut self.current, next) {
+            self.let_linger(done, now);
+        }
+        Ok(true)
     }
 
     /// A renamed file that was read to its end is watched for late lines; a compressed one has none.
@@ -338,11 +358,11 @@ impl FileStream {
         let bookmark = current.bookmark(self.output.in_line);
         let own = current.id;
         let copied = self.while_nothing_moves(|stream| {
-            let Some((copy, modified, _)) = stream.find(&bookmark, Some(own))? else {
+            let Some((copy, ..)) = stream.find(&bookmark, Some(own))? else {
                 return Ok(None);
             };
             // It may have been copied and truncated more than once since the last look.
-            let mut later = stream.later_files(Some(copy.id), modified)?;
+            let mut later = stream.later_files(Some(&copy))?;
             later.retain(|follow| follow.id != own);
             Ok(Some((copy, later)))
         });
@@ -441,17 +461,6 @@ impl FileStream {
             let bookmark = self.bookmark(current, Role::Current);
             self.output.seal(bookmark, context);
         }
-    }
-}
-
-/// What the file system calls the regular file at `path`, and its length.
-fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
-    match std::fs::metadata(path) {
-        Ok(metadata) => Ok(metadata
-            .is_file()
-            .then(|| (FileId::of(&metadata), metadata.len()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
