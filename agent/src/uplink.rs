@@ -30,7 +30,11 @@ use crate::shipper::{Order, Produced, Refused, Shipper};
 use crate::source::{self, Command};
 use crate::spool::Fill;
 
-/// What `status` shows.
+/// What `status` shows, where there is a `status`.
+#[cfg_attr(
+    not(unix),
+    expect(dead_code, reason = "no local socket to show it on yet")
+)]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status {
     pub(crate) connected: bool,
