@@ -1,15 +1,29 @@
 //! Configuration: what the file says (`raw`), then what the program runs on (`Config`).
 
 use std::path::Path;
+#[cfg(unix)]
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use globset::{GlobBuilder, GlobMatcher};
 use regex::bytes::{Regex, RegexBuilder};
+use scrinium_protocol::identity::StreamName;
+
+use crate::source::feed::Sink;
+use crate::source::feed::command::Command;
+#[cfg(windows)]
+use crate::source::feed::events::Channel;
+#[cfg(unix)]
+use crate::source::feed::journal::Journal;
+use crate::source::feed::syslog::Syslog;
 
 /// The agent's configuration. Every field is checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub(crate) sources: Vec<FileSource>,
+    /// Sources that are no files.
+    pub(crate) feeds: Vec<FeedSource>,
     /// No source was named.
     has_default_sources: bool,
     /// Paths the administrator of this machine forbids; nothing overrides them.
@@ -45,6 +59,42 @@ pub(crate) struct FileSource {
     pub(crate) exclude: Vec<Pattern>,
     /// A line that matches begins an entry of several lines.
     pub(crate) multiline: Option<Regex>,
+}
+
+/// A source that is no file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum FeedSource {
+    Syslog(Syslog),
+    Command(Command),
+    #[cfg(unix)]
+    Journal(Journal),
+    #[cfg(windows)]
+    EventLog(Channel),
+}
+
+impl FeedSource {
+    /// The stream of a source that can be asked again for what was lost, or that has one stream.
+    pub(crate) fn stream(&self) -> Option<StreamName> {
+        match self {
+            Self::Syslog(_) | Self::Command(_) => None,
+            #[cfg(unix)]
+            Self::Journal(journal) => Some(journal.stream()),
+            #[cfg(windows)]
+            Self::EventLog(channel) => Some(channel.stream()),
+        }
+    }
+
+    /// Collects for as long as entries are wanted, from `bookmark` on if it can be asked.
+    pub(crate) async fn run(self, bookmark: Vec<u8>, sink: Sink) {
+        match self {
+            Self::Syslog(syslog) => syslog.run(sink).await,
+            Self::Command(command) => command.run(sink).await,
+            #[cfg(unix)]
+            Self::Journal(journal) => journal.run(bookmark, sink).await,
+            #[cfg(windows)]
+            Self::EventLog(channel) => channel.run(bookmark, sink).await,
+        }
+    }
 }
 
 /// A glob over absolute paths.
@@ -100,6 +150,13 @@ impl Config {
         if config.integrity_only.is_some() {
             bail!("server.integrity_only can be set on the machine alone");
         }
+        if config
+            .feeds
+            .iter()
+            .any(|feed| matches!(feed, FeedSource::Command(_)))
+        {
+            bail!("source.command can be set on the machine alone");
+        }
         Ok(config)
     }
 
@@ -107,8 +164,16 @@ impl Config {
     /// here; what is denied here stays denied.
     pub(crate) fn with_central(&self, central: &Self) -> Self {
         let local = self.sources.iter().filter(|_| !self.has_default_sources);
+        let mut feeds = central.feeds.clone();
+        feeds.extend(
+            self.feeds
+                .iter()
+                .filter(|own| !central.feeds.contains(own))
+                .cloned(),
+        );
         Self {
             sources: central.sources.iter().chain(local).cloned().collect(),
+            feeds,
             has_default_sources: false,
             deny: self.deny.iter().chain(&central.deny).cloned().collect(),
             limits: central.limits,
@@ -124,17 +189,32 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self> {
         let raw: raw::Config = toml::from_str(text)?;
         let has_default_sources = raw.source.is_empty();
-        let sources = if has_default_sources {
-            DEFAULT_SOURCES
-                .iter()
-                .map(|text| FileSource::named(text))
-                .collect::<Result<_>>()?
-        } else {
-            let named = raw.source.iter().map(FileSource::new);
-            named.collect::<Result<_>>()?
-        };
+        let mut sources = Vec::new();
+        let mut feeds = Vec::new();
+        if has_default_sources {
+            for text in DEFAULT_SOURCES {
+                sources.push(FileSource::named(text)?);
+            }
+            #[cfg(windows)]
+            for name in DEFAULT_CHANNELS {
+                feeds.push(FeedSource::EventLog(Channel {
+                    name: name.into(),
+                    query: "*".into(),
+                }));
+            }
+        }
+        for source in &raw.source {
+            match source {
+                raw::Source {
+                    file: Some(file), ..
+                } => sources.push(FileSource::new(file, source)?),
+                _ => feeds.push(FeedSource::new(source)?),
+            }
+            source.check()?;
+        }
         let config = Self {
             sources,
+            feeds,
             has_default_sources,
             deny: raw
                 .deny
@@ -176,7 +256,7 @@ impl FileSource {
         })
     }
 
-    fn new(raw: &raw::Source) -> Result<Self> {
+    fn new(file: &str, raw: &raw::Source) -> Result<Self> {
         let exclude = raw.exclude.iter();
         let exclude = exclude.map(|text| Pattern::new("source.exclude", text));
         let multiline = raw.multiline_start.as_deref().map(|text| {
@@ -189,8 +269,53 @@ impl FileSource {
         Ok(Self {
             exclude: exclude.collect::<Result<_>>()?,
             multiline: multiline.transpose()?,
-            ..Self::named(&raw.file)?
+            ..Self::named(file)?
         })
+    }
+}
+
+impl FeedSource {
+    fn new(raw: &raw::Source) -> Result<Self> {
+        if let Some(text) = &raw.syslog {
+            return Ok(Self::Syslog(Syslog::parse(text)?));
+        }
+        if let Some(words) = &raw.command {
+            let program = words.first().map(Path::new);
+            if !program.is_some_and(Path::is_absolute) {
+                bail!("source.command must begin with the absolute path of a program");
+            }
+            if raw
+                .every_s
+                .is_some_and(|every_s| !(1..=EVERY_S_MAX).contains(&every_s))
+            {
+                bail!("source.every_s must be between 1 and {EVERY_S_MAX}");
+            }
+            return Ok(Self::Command(Command {
+                words: words.clone(),
+                every: raw.every_s.map(Duration::from_secs),
+            }));
+        }
+        #[cfg(unix)]
+        if let Some(text) = &raw.journal {
+            let directory = (text != "system").then(|| PathBuf::from(text));
+            if directory.as_ref().is_some_and(|path| !path.is_absolute()) {
+                bail!("source.journal: '{text}' must be \"system\" or an absolute path");
+            }
+            let wrong = raw.matches.iter().find(|text| !text.contains('='));
+            if let Some(wrong) = wrong {
+                bail!("source.matches: '{wrong}' must be FIELD=value");
+            }
+            let matches = raw.matches.clone();
+            return Ok(Self::Journal(Journal { directory, matches }));
+        }
+        #[cfg(windows)]
+        if let Some(name) = &raw.event_log {
+            return Ok(Self::EventLog(Channel {
+                name: name.clone(),
+                query: raw.query.clone().unwrap_or_else(|| "*".into()),
+            }));
+        }
+        bail!("source must say one of {}", raw::Source::KINDS)
     }
 }
 
@@ -289,10 +414,53 @@ mod raw {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(super) struct Source {
-        pub(super) file: String,
+        pub(super) file: Option<String>,
         #[serde(default)]
         pub(super) exclude: Vec<String>,
         pub(super) multiline_start: Option<String>,
+        pub(super) syslog: Option<String>,
+        pub(super) journal: Option<String>,
+        #[serde(default)]
+        pub(super) matches: Vec<String>,
+        pub(super) event_log: Option<String>,
+        pub(super) query: Option<String>,
+        pub(super) command: Option<Vec<String>>,
+        pub(super) every_s: Option<u64>,
+    }
+
+    impl Source {
+        pub(super) const KINDS: &str =
+            "file, syslog, command, journal (Linux) and event_log (Windows)";
+
+        /// A field that another kind of source has is a mistake.
+        pub(super) fn check(&self) -> anyhow::Result<()> {
+            let kinds = [
+                self.file.is_some(),
+                self.syslog.is_some(),
+                self.journal.is_some() && cfg!(unix),
+                self.event_log.is_some() && cfg!(windows),
+                self.command.is_some(),
+            ];
+            if kinds.into_iter().filter(|&is_it| is_it).count() != 1 {
+                anyhow::bail!("source must say exactly one of {}", Self::KINDS);
+            }
+            for (field, is_set, fits) in [
+                ("exclude", !self.exclude.is_empty(), self.file.is_some()),
+                (
+                    "multiline_start",
+                    self.multiline_start.is_some(),
+                    self.file.is_some(),
+                ),
+                ("matches", !self.matches.is_empty(), self.journal.is_some()),
+                ("query", self.query.is_some(), self.event_log.is_some()),
+                ("every_s", self.every_s.is_some(), self.command.is_some()),
+            ] {
+                if is_set && !fits {
+                    anyhow::bail!("source.{field} does not belong to a source of this kind");
+                }
+            }
+            Ok(())
+        }
     }
 
     #[derive(serde::Deserialize)]
@@ -323,10 +491,14 @@ const DEFAULT_SOURCES: [&str; 2] = [
     "C:/inetpub/logs/LogFiles/**/*.log",
     "C:/Windows/System32/LogFiles/**/*.log",
 ];
+#[cfg(windows)]
+const DEFAULT_CHANNELS: [&str; 3] = ["Application", "Security", "System"];
 #[cfg(not(windows))]
 const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
 const RAM_BYTES_MIN: u64 = 512 << 10;
 const UPLOAD_MIN: u64 = 1 << 10;
+/// A day.
+const EVERY_S_MAX: u64 = 86_400;
 /// Memory of one compiled pattern.
 const PATTERN_SIZE_MAX: usize = 1 << 20;
 

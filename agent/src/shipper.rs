@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{SealedBatch, StreamPosition};
-use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamKind};
+use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
 use scrinium_protocol::sl::message::{
@@ -40,7 +40,7 @@ use crate::spool::{Fill, Spool};
 #[derive(Debug)]
 pub struct Produced {
     /// What the stream is called.
-    pub name: String,
+    pub name: StreamName,
     /// How often the stream was rewound before this batch was made: one made before the last
     /// rewind is dropped.
     pub rewinds: u64,
@@ -565,7 +565,7 @@ impl Shipper {
             let (stream, reached) = (next.header.stream, next.header.next());
             if link.opened.insert(stream) {
                 link.session
-                    .send_stream_open(stream, StreamKind::File, &next.name, now)?;
+                    .send_stream_open(stream, next.name.kind, &next.name.name, now)?;
             }
             let sent = link
                 .session

@@ -84,6 +84,22 @@ impl StreamId {
     }
 }
 
+/// What a stream is called by people.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct StreamName {
+    pub kind: StreamKind,
+    /// A path, an address, a channel: at most [`crate::sl::message::STREAM_NAME_LEN_MAX`] bytes.
+    pub name: String,
+}
+
+impl StreamName {
+    /// The id of this stream of `agent`.
+    #[must_use]
+    pub fn id(&self, agent: AgentId) -> StreamId {
+        StreamId::derive(agent, self.kind, &self.name)
+    }
+}
+
 /// Number of an entry in its stream and epoch, counted from 0.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Sequence(pub u64);
@@ -100,9 +116,32 @@ pub enum StreamKind {
     SyslogTcp,
     /// What the server itself did: sign-ins, exports, deletions.
     Audit,
+    /// The systemd journal, by its directory.
+    Journal,
+    /// A channel of the Windows Event Log, by its name.
+    EventLog,
+    /// What a command prints.
+    Command,
+    /// A local syslog socket, by its path.
+    SyslogUnix,
+    /// What an agent itself did and noticed.
+    Agent,
 }
 
 impl StreamKind {
+    /// Every kind this build knows.
+    pub const ALL: [Self; 9] = [
+        Self::File,
+        Self::SyslogUdp,
+        Self::SyslogTcp,
+        Self::Audit,
+        Self::Journal,
+        Self::EventLog,
+        Self::Command,
+        Self::SyslogUnix,
+        Self::Agent,
+    ];
+
     #[must_use]
     pub fn to_byte(self) -> u8 {
         match self {
@@ -110,19 +149,19 @@ impl StreamKind {
             Self::SyslogUdp => 2,
             Self::SyslogTcp => 3,
             Self::Audit => 4,
+            Self::Journal => 5,
+            Self::EventLog => 6,
+            Self::Command => 7,
+            Self::SyslogUnix => 8,
+            Self::Agent => 9,
         }
     }
 
     /// # Errors
     /// [`InvalidMessage::UnknownType`] for a kind this build does not know.
     pub fn from_byte(byte: u8) -> Result<Self, InvalidMessage> {
-        Ok(match byte {
-            1 => Self::File,
-            2 => Self::SyslogUdp,
-            3 => Self::SyslogTcp,
-            4 => Self::Audit,
-            unknown => return Err(InvalidMessage::UnknownType(unknown)),
-        })
+        let known = Self::ALL.into_iter().find(|kind| kind.to_byte() == byte);
+        known.ok_or(InvalidMessage::UnknownType(byte))
     }
 
     /// The word used in commands, the API and the console.
@@ -133,6 +172,11 @@ impl StreamKind {
             Self::SyslogUdp => "syslog-udp",
             Self::SyslogTcp => "syslog-tcp",
             Self::Audit => "audit",
+            Self::Journal => "journal",
+            Self::EventLog => "event-log",
+            Self::Command => "command",
+            Self::SyslogUnix => "syslog-unix",
+            Self::Agent => "agent",
         }
     }
 }

@@ -266,13 +266,7 @@ pub(crate) fn find_stream(core: &Core, agent: &str, path: &str) -> Result<Stream
         .find(|(_, name)| *name == agent)
         .map(|(id, _)| *id);
     let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
-    let kinds = [
-        StreamKind::File,
-        StreamKind::SyslogUdp,
-        StreamKind::SyslogTcp,
-        StreamKind::Audit,
-    ];
-    let stream = kinds
+    let stream = StreamKind::ALL
         .into_iter()
         .find_map(|kind| core.archive.find_stream(id, kind, path));
     let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;

@@ -19,11 +19,13 @@ use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_syslog::{Received, Sink};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::archive::Archive;
 use crate::archive::log::new_stream;
+use crate::clock;
 use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
 
 /// One entry of a stream the server makes.
@@ -39,6 +41,37 @@ pub(crate) struct LocalEntry {
 
 /// The way in. A full queue holds [`QUEUE_MAX`] entries, about 16 MiB of ordinary lines.
 pub(crate) type LocalQueue = mpsc::Sender<LocalEntry>;
+
+/// Where the syslog listeners put what they receive.
+#[derive(Clone)]
+pub(crate) struct SyslogSink(pub(crate) LocalQueue);
+
+impl Sink for SyslogSink {
+    fn now_us(&self) -> u64 {
+        clock::unix_us()
+    }
+
+    fn try_put(&self, received: Received) -> bool {
+        self.0.try_send(received.into()).is_ok()
+    }
+
+    async fn put(&self, received: Received) -> bool {
+        self.0.send(received.into()).await.is_ok()
+    }
+}
+
+impl From<Received> for LocalEntry {
+    fn from(received: Received) -> Self {
+        Self {
+            kind: received.kind,
+            name: received.name,
+            time_us: received.time_us,
+            flags: received.flags,
+            bytes: received.bytes,
+            durable: None,
+        }
+    }
+}
 
 /// Runs until every sender is gone and all they sent is durable.
 pub(crate) async fn run(

@@ -1,8 +1,9 @@
-//! Files become entries, entries become sealed batches.
+//! Files and what else speaks become entries, entries become sealed batches.
 //!
 //! ```text
 //! [discover] globs ─▶ [file] one stream per path ─▶ batches ─▶ bounded channel ─▶ spool
 //!                        ▲ [bookmark]: where to go on       ◀─ rewind, stop
+//! syslog, journal, commands ─▶ [feed] one per source ─▶ batches ─▶ …
 //! ```
 //!
 //! One thread owns every source. It reads nothing while the channel is full: a full spool stops sources,
@@ -11,6 +12,7 @@
 pub mod bookmark;
 mod content;
 pub(crate) mod discover;
+pub(crate) mod feed;
 mod file;
 mod follow;
 mod generations;
@@ -20,8 +22,6 @@ mod records;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -29,17 +29,18 @@ use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind, StreamName};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use self::bookmark::FileId;
 use self::discover::Discovery;
+use self::feed::{Feed, Waker};
 use self::file::{FileStream, Pass};
-use self::output::Output;
+use self::output::Positions;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, FeedSource};
 use crate::governor::Governor;
 use crate::shipper::Produced;
 
@@ -114,12 +115,12 @@ pub(crate) fn start(
 ) -> std::io::Result<(SyncSender<Command>, std::thread::JoinHandle<()>)> {
     let (commands, received) = sync_channel(COMMANDS_MAX);
     let mut sources = Sources {
-        agent,
-        epoch,
-        positions,
-        rewinds: BTreeMap::new(),
+        positions: Positions::new(agent, epoch, positions),
         discovery: Discovery::new(config),
         streams: BTreeMap::new(),
+        wanted: config.feeds.clone(),
+        feeds: Vec::new(),
+        feeds_first: false,
         unnamed: BTreeSet::new(),
         turn: None,
         blocked_at: None,
@@ -128,7 +129,7 @@ pub(crate) fn start(
         descriptors_max: descriptors_max(),
         watcher: None,
         watched: Vec::new(),
-        wake_pending: Arc::default(),
+        waker: Waker::new(commands.clone()),
         context: Context {
             signing,
             compressor: Compressor::new(AGENT_LEVEL),
@@ -138,7 +139,7 @@ pub(crate) fn start(
             parks: false,
         },
     };
-    sources.watch(commands.clone());
+    sources.watch();
     let thread = std::thread::Builder::new()
         .name("sources".into())
         .spawn(move || sources.run(&received))?;
@@ -146,13 +147,13 @@ pub(crate) fn start(
 }
 
 struct Sources {
-    agent: AgentId,
-    epoch: Epoch,
-    /// Where streams not yet open go on.
-    positions: BTreeMap<StreamId, StreamPosition>,
-    rewinds: BTreeMap<StreamId, u64>,
+    positions: Positions,
     discovery: Discovery,
     streams: BTreeMap<PathBuf, FileStream>,
+    /// Sources that are no files: those to collect, and those at work.
+    wanted: Vec<FeedSource>,
+    feeds: Vec<Feed>,
+    feeds_first: bool,
     /// Files that cannot be followed, and about which it was said.
     unnamed: BTreeSet<PathBuf>,
     /// The stream whose turn it is after the spool had no room for it.
@@ -165,8 +166,7 @@ struct Sources {
     descriptors_max: usize,
     watcher: Option<notify::RecommendedWatcher>,
     watched: Vec<PathBuf>,
-    /// A wake-up lies in the channel.
-    wake_pending: Arc<AtomicBool>,
+    waker: Waker,
     context: Context,
 }
 
@@ -177,6 +177,7 @@ impl Sources {
             let now = clock::now();
             if now >= discover_at {
                 self.discover();
+                self.feed();
                 // Looking for files is never more than a small part of the work.
                 discover_at = now + DISCOVER_INTERVAL.max((clock::now() - now) * DISCOVER_SHARE);
             }
@@ -189,7 +190,7 @@ impl Sources {
                 let over = stream.is_over(now);
                 if over {
                     // Should a file of this name come back, its stream goes on.
-                    positions.insert(stream.id(), stream.position().clone());
+                    positions.close(stream.output());
                 }
                 !over
             });
@@ -200,35 +201,34 @@ impl Sources {
             let now = clock::now();
             let pause = self.governor.pause(now);
             if !self.wait(commands, now + pause, patience.max(pause)) {
-                return;
+                return self.finish();
             }
         }
     }
 
-    /// Lets every stream read on, from the one whose turn it is.
-    fn pass(&mut self, now: Instant) -> Pass {
-        self.context.parks = self.streams.len() > self.descriptors_max;
-        let mut reached = Pass::Idle;
-        let turn = self.turn.take().unwrap_or_default();
-        for is_after in [true, false] {
-            let streams = self.streams.iter_mut();
-            for (path, stream) in streams.filter(|(path, _)| (**path >= turn) == is_after) {
-                match stream.pass(&mut self.context, now) {
-                    Pass::Blocked => {
-                        self.turn = Some(path.clone());
-                        reached = Pass::Blocked;
-                    }
-                    Pass::Busy if reached == Pass::Idle => reached = Pass::Busy,
-                    Pass::Busy | Pass::Idle => {}
-                }
-                if self.context.stopped || reached == Pass::Blocked {
-                    break;
-                }
-            }
-            if reached == Pass::Blocked {
-                break;
-            }
+    /// What cannot be asked for again is sealed before the end.
+    fn finish(&mut self) {
+        for feed in &mut self.feeds {
+            feed.end();
         }
+        let deadline = clock::now() + FINISH_MAX;
+        while self.pass_feeds() != Pass::Idle && !self.context.stopped && clock::now() < deadline {}
+    }
+
+    /// Lets every source have its turn. Files and the others are first in turns, so that neither has
+    /// all the room there is.
+    fn pass(&mut self, now: Instant) -> Pass {
+        self.feeds_first = !self.feeds_first;
+        let first = match self.feeds_first {
+            true => self.pass_feeds(),
+            false => self.pass_files(now),
+        };
+        let second = match self.feeds_first {
+            _ if first == Pass::Blocked || self.context.stopped => Pass::Idle,
+            true => self.pass_files(now),
+            false => self.pass_feeds(),
+        };
+        let reached = first.max(second);
         if reached == Pass::Blocked {
             let since = *self.blocked_at.get_or_insert(now);
             if now.duration_since(since) >= DELETED_PATIENCE {
@@ -236,6 +236,42 @@ impl Sources {
             }
         } else {
             self.blocked_at = None;
+        }
+        reached
+    }
+
+    fn pass_feeds(&mut self) -> Pass {
+        let mut reached = Pass::Idle;
+        for feed in &mut self.feeds {
+            reached = reached.max(feed.pass(&mut self.positions, &mut self.context));
+            if reached == Pass::Blocked || self.context.stopped {
+                break;
+            }
+        }
+        // Should there be no room before the last one had its turn, it is the first the next time.
+        if let [_, _, ..] = &*self.feeds {
+            self.feeds.rotate_left(1);
+        }
+        reached
+    }
+
+    /// Lets every file's stream read on, from the one whose turn it is.
+    fn pass_files(&mut self, now: Instant) -> Pass {
+        self.context.parks = self.streams.len() > self.descriptors_max;
+        let mut reached = Pass::Idle;
+        let turn = self.turn.take().unwrap_or_default();
+        for is_after in [true, false] {
+            let streams = self.streams.iter_mut();
+            for (path, stream) in streams.filter(|(path, _)| (**path >= turn) == is_after) {
+                let pass = stream.pass(&mut self.context, now);
+                reached = reached.max(pass);
+                if pass == Pass::Blocked {
+                    self.turn = Some(path.clone());
+                }
+                if self.context.stopped || reached == Pass::Blocked {
+                    return reached;
+                }
+            }
         }
         reached
     }
@@ -273,7 +309,7 @@ impl Sources {
             match commands.recv_timeout(left) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
                 Ok(Command::Wake) => {
-                    self.wake_pending.store(false, Ordering::Release);
+                    self.waker.handle_wake();
                     deadline = deadline.min(earliest.max(clock::now() + GATHER_DELAY));
                 }
                 Ok(Command::Rewind {
@@ -289,8 +325,13 @@ impl Sources {
 
     fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64) {
         info!(%stream, next = position.next.0, "going on where the server stands");
-        self.positions.insert(stream, position);
-        self.rewinds.insert(stream, rewinds);
+        self.positions.rewind(stream, position, rewinds);
+        for feed in &mut self.feeds {
+            if feed.rewind(stream, &self.positions) {
+                let source = feed.source().clone();
+                *feed = Feed::start(source, &self.positions, &self.context, self.waker.clone());
+            }
+        }
         // Opened again by the next discovery, from the new position.
         self.streams.retain(|_, open| open.id() != stream);
         self.discover();
@@ -307,11 +348,36 @@ impl Sources {
             let stays = files.contains(path);
             if !stays {
                 // Should it be named again, its stream goes on.
-                positions.insert(stream.id(), stream.position().clone());
+                positions.close(stream.output());
             }
             stays
         });
+        self.wanted.clone_from(&config.feeds);
+        self.feed();
         self.discover();
+    }
+
+    /// Ends the sources that are no files and not wanted any more, once what they had is sealed, and
+    /// starts those that are wanted and not at work.
+    fn feed(&mut self) {
+        for feed in &mut self.feeds {
+            if !self.wanted.contains(feed.source()) {
+                feed.end();
+            }
+        }
+        let feeds = core::mem::take(&mut self.feeds).into_iter();
+        let (over, left): (Vec<Feed>, Vec<Feed>) = feeds.partition(Feed::is_over);
+        self.feeds = left;
+        for feed in over {
+            feed.close(&mut self.positions);
+        }
+        for source in &self.wanted {
+            if self.feeds.iter().all(|feed| feed.source() != source) {
+                let (source, waker) = (source.clone(), self.waker.clone());
+                let feed = Feed::start(source, &self.positions, &self.context, waker);
+                self.feeds.push(feed);
+            }
+        }
     }
 
     /// Opens a stream for every file that matches and has none.
@@ -357,11 +423,11 @@ impl Sources {
             };
             at_paths.extend(file);
             let history = bases.contains(&path);
-            let id = StreamId::derive(self.agent, StreamKind::File, &name);
-            let start = StreamPosition::start(self.agent, id, self.epoch);
-            let position = self.positions.get(&id).cloned().unwrap_or(start);
-            let rewinds = self.rewinds.get(&id).copied().unwrap_or(0);
-            let output = Output::new(id, name, position, rewinds);
+            let name = StreamName {
+                kind: StreamKind::File,
+                name,
+            };
+            let output = self.positions.open(name);
             let stream = FileStream::new(output, path.clone(), multiline, history);
             self.streams.insert(path, stream);
         }
@@ -379,8 +445,8 @@ impl Sources {
         }
     }
 
-    fn watch(&mut self, commands: SyncSender<Command>) {
-        let pending = self.wake_pending.clone();
+    fn watch(&mut self) {
+        let waker = self.waker.clone();
         let wake = move |event: notify::Result<notify::Event>| {
             // Reading a file is an event too: only changes count, or we would wake ourselves.
             let changed = event.is_ok_and(|event| {
@@ -390,10 +456,7 @@ impl Sources {
                 )
             });
             if changed {
-                // One wake-up in the channel is enough, and leaves it room for commands.
-                if !pending.swap(true, Ordering::AcqRel) {
-                    let _stopping = commands.try_send(Command::Wake);
-                }
+                waker.wake();
             }
         };
         match notify::recommended_watcher(wake) {
@@ -436,6 +499,8 @@ const DESCRIPTORS_SPARE: usize = 96;
 const BATCHES_AT_END: usize = 3;
 /// How long a stream waits for room before the others and the commands have their turn.
 const BLOCKED_MAX: Duration = Duration::from_millis(100);
+/// How long the last entries wait for room at the end.
+const FINISH_MAX: Duration = Duration::from_secs(5);
 /// A spool that was full for this long may be so for longer: disk space counts then.
 const DELETED_PATIENCE: Duration = Duration::from_secs(2);
 const GATHER_DELAY: Duration = Duration::from_millis(60);

@@ -1,17 +1,85 @@
 //! One stream on its way out: entries become sealed batches, each after the one before.
 
+use std::collections::BTreeMap;
+
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::StreamId;
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamName};
 
 use super::Context;
 use crate::clock;
 use crate::shipper::Produced;
 
+/// Where streams that are not open stand.
+pub(crate) struct Positions {
+    agent: AgentId,
+    epoch: Epoch,
+    positions: BTreeMap<StreamId, StreamPosition>,
+    rewinds: BTreeMap<StreamId, u64>,
+}
+
+impl Positions {
+    pub(crate) fn new(
+        agent: AgentId,
+        epoch: Epoch,
+        positions: BTreeMap<StreamId, StreamPosition>,
+    ) -> Self {
+        Self {
+            agent,
+            epoch,
+            positions,
+            rewinds: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn id(&self, name: &StreamName) -> StreamId {
+        name.id(self.agent)
+    }
+
+    /// Where the source of a stream goes on; empty at its start.
+    pub(crate) fn bookmark(&self, name: &StreamName) -> Vec<u8> {
+        let position = self.positions.get(&self.id(name));
+        position.map_or_else(Vec::new, |position| position.bookmark.clone())
+    }
+
+    /// Should the stream be opened again, it goes on after what it sealed.
+    pub(crate) fn close(&mut self, output: &Output) {
+        self.positions.insert(output.id, output.position.clone());
+    }
+
+    pub(crate) fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64) {
+        self.positions.insert(stream, position);
+        self.rewinds.insert(stream, rewinds);
+    }
+
+    /// Lets an open stream go on where it is to stand now; what it did not seal yet comes after that.
+    pub(crate) fn put_back(&self, output: &mut Output) {
+        let Output {
+            position, rewinds, ..
+        } = self.open(output.name.clone());
+        output.position = position;
+        output.rewinds = rewinds;
+    }
+
+    /// Opens a stream where it stands.
+    pub(crate) fn open(&self, name: StreamName) -> Output {
+        let id = self.id(&name);
+        let start = || StreamPosition::start(self.agent, id, self.epoch);
+        Output {
+            id,
+            name,
+            rewinds: self.rewinds.get(&id).copied().unwrap_or(0),
+            position: self.positions.get(&id).cloned().unwrap_or_else(start),
+            builder: BatchBuilder::new(),
+            in_line: false,
+        }
+    }
+}
+
 /// What a source puts its entries into.
 pub(crate) struct Output {
     id: StreamId,
-    name: String,
+    name: StreamName,
     rewinds: u64,
     /// After the last sealed batch.
     position: StreamPosition,
@@ -21,17 +89,6 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(id: StreamId, name: String, position: StreamPosition, rewinds: u64) -> Self {
-        Self {
-            id,
-            name,
-            rewinds,
-            position,
-            builder: BatchBuilder::new(),
-            in_line: false,
-        }
-    }
-
     pub(crate) fn id(&self) -> StreamId {
         self.id
     }

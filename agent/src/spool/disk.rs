@@ -1,7 +1,7 @@
 //! The segments of the spool.
 //!
 //! ```text
-//! record 1 (batch): length of the stream's name (2) | name | encoded batch
+//! record 1 (batch): kind of the stream (1) | length of its name (2) | name | encoded batch
 //! ```
 //!
 //! A new segment begins at every start and after every error; one is removed when nothing in it
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use scrinium_protocol::batch::{BatchHeader, SealedBatch};
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
+use scrinium_protocol::error::InvalidMessage;
+use scrinium_protocol::identity::{StreamKind, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
 use scrinium_segment::reader::{Next, SegmentReader};
@@ -47,7 +49,7 @@ struct Segment {
     held: u64,
 }
 
-type Found = Vec<(String, BatchHeader, DiskPlace)>;
+type Found = Vec<(StreamName, BatchHeader, DiskPlace)>;
 
 impl Disk {
     /// Opens the directory; returns every batch in it, oldest first.
@@ -162,13 +164,13 @@ impl Disk {
     }
 
     /// Appends a batch; durable after [`Disk::sync`].
-    pub(super) fn append(&mut self, name: &str, encoded: &[u8]) -> Result<DiskPlace> {
+    pub(super) fn append(&mut self, name: &StreamName, encoded: &[u8]) -> Result<DiskPlace> {
         let (number, mut writer) = match self.writer.take() {
             Some(open) => open,
             None => self.create()?,
         };
-        let mut head = Vec::with_capacity(2 + name.len());
-        put_bytes16(&mut head, name.as_bytes());
+        let mut head = vec![name.kind.to_byte()];
+        put_bytes16(&mut head, name.name.as_bytes());
         // On error the writer is dropped: the next append begins a new segment.
         let place = writer.append(RECORD_BATCH, &[&head, encoded])?;
         self.segments.entry(number).or_default().len = writer.len();
@@ -205,7 +207,7 @@ impl Disk {
         let reader = SegmentReader::open(&self.path(place.segment), &self.key, Kind::Spool)?;
         let record = reader.read(place.place)?;
         let mut r = Reader::new(&record.payload);
-        r.text16(STREAM_NAME_LEN_MAX, "stream name")?;
+        read_name(&mut r)?;
         Ok(r.rest().to_vec())
     }
 
@@ -235,9 +237,16 @@ impl Disk {
     }
 }
 
-fn parse(payload: &[u8]) -> Option<(String, SealedBatch)> {
+fn read_name(r: &mut Reader<'_>) -> Result<StreamName, InvalidMessage> {
+    Ok(StreamName {
+        kind: StreamKind::from_byte(r.u8("stream kind")?)?,
+        name: r.text16(STREAM_NAME_LEN_MAX, "stream name")?,
+    })
+}
+
+fn parse(payload: &[u8]) -> Option<(StreamName, SealedBatch)> {
     let mut r = Reader::new(payload);
-    let name = r.text16(STREAM_NAME_LEN_MAX, "stream name").ok()?;
+    let name = read_name(&mut r).ok()?;
     Some((name, SealedBatch::decode(r.rest(), "batch").ok()?))
 }
 

@@ -22,7 +22,7 @@ use std::path::Path;
 use anyhow::Result;
 use scrinium_protocol::batch::{BatchHeader, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::identity::{Epoch, Head, Sequence, StreamId};
+use scrinium_protocol::identity::{Epoch, Head, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::message::Lane;
 
@@ -43,9 +43,9 @@ pub struct Spool {
     entries: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
-    name: String,
+    name: StreamName,
     items: VecDeque<Item>,
     /// How many of the front were sent in this session.
     sent: usize,
@@ -75,7 +75,7 @@ enum Place {
 pub struct Next {
     pub header: BatchHeader,
     pub encoded: Vec<u8>,
-    pub name: String,
+    pub name: StreamName,
     /// A crash would forget it.
     pub is_in_ram: bool,
 }
@@ -150,17 +150,19 @@ impl Spool {
     }
 
     /// Takes a batch into RAM.
-    pub fn add(&mut self, name: &str, batch: &SealedBatch) {
+    pub fn add(&mut self, name: &StreamName, batch: &SealedBatch) {
         let encoded = batch.encoded();
         self.ram_bytes += encoded.len() as u64;
         self.push(name, &batch.header, Place::Ram(encoded));
     }
 
-    fn push(&mut self, name: &str, header: &BatchHeader, at: Place) {
+    fn push(&mut self, name: &StreamName, header: &BatchHeader, at: Place) {
         self.entries += u64::from(header.count);
         let queue = self.queues.entry(header.stream).or_insert_with(|| Queue {
-            name: name.to_owned(),
-            ..Queue::default()
+            name: name.clone(),
+            items: VecDeque::new(),
+            sent: 0,
+            on_disk: 0,
         });
         queue.on_disk += usize::from(matches!(at, Place::Disk(_)));
         let was_idle = queue.sent == queue.items.len();
@@ -432,7 +434,7 @@ mod tests {
     use scrinium_protocol::batch::BatchBuilder;
     use scrinium_protocol::compress::Compressor;
     use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-    use scrinium_protocol::identity::AgentId;
+    use scrinium_protocol::identity::{AgentId, StreamKind};
 
     use super::*;
 
@@ -631,7 +633,13 @@ mod tests {
             let (batch, after) =
                 builder.seal(id, position, Vec::new(), &key, &mut Compressor::new(1));
             *position = after.clone();
-            self.spool.add("name", &batch);
+            self.spool.add(
+                &StreamName {
+                    kind: StreamKind::File,
+                    name: "name".into(),
+                },
+                &batch,
+            );
             after
         }
 

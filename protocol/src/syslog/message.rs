@@ -426,6 +426,16 @@ fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
         - 719_468
 }
 
+/// A time in Unix µs as RFC 5424 section 6.2.3 writes it, in UTC.
+#[must_use]
+pub fn timestamp(unix_us: i64) -> String {
+    let (year, month, day) = civil_from_days(unix_us.div_euclid(DAY_US));
+    let us = unix_us.rem_euclid(DAY_US);
+    let (hour, minute) = (us / 3_600_000_000, us / 60_000_000 % 60);
+    let (second, micros) = (us / 1_000_000 % 60, us % 1_000_000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
 /// Year, month and day of a day since 1970-01-01.
 fn civil_from_days(days: i64) -> (i64, u32, u32) {
     // Never past the year looked for: years have 365 or 366 days.

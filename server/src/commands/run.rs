@@ -11,6 +11,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::core::{Running, host_name};
+use crate::local::SyslogSink;
 use crate::volume::Volume;
 use crate::{console, control, listener, silence};
 
@@ -47,7 +48,7 @@ impl Server {
         let udp: Vec<_> = config
             .syslog_udp
             .iter()
-            .map(|address| listener::syslog::bind_udp(address))
+            .map(|address| scrinium_syslog::bind_udp(address).context("listen.syslog_udp"))
             .collect::<Result<_>>()?;
         let address = dialled_address(&config, sl.first().and_then(listener::local_address));
         let console_address = console.first().and_then(listener::local_address);
@@ -58,10 +59,16 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(control::run(running.core.clone(), control));
         for socket in udp {
-            tasks.spawn(listener::syslog::run_udp(socket, running.local.clone()));
+            tasks.spawn(scrinium_syslog::run_udp(
+                socket,
+                SyslogSink(running.local.clone()),
+            ));
         }
         for listener in syslog_tcp {
-            tasks.spawn(listener::syslog::run_tcp(listener, running.local.clone()));
+            tasks.spawn(scrinium_syslog::run_tcp(
+                listener,
+                SyslogSink(running.local.clone()),
+            ));
         }
         for listener in console {
             tasks.spawn(console::serve(running.core.clone(), listener, tls.clone()));

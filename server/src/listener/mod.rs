@@ -1,8 +1,7 @@
-//! Where bytes come in: SL from agents, syslog from everything else.
+//! Where SL comes in. Syslog has a crate of its own, because agents listen to it too.
 
 pub(crate) mod admission;
 pub(crate) mod sl;
-pub(crate) mod syslog;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::identity::{AgentId, StreamId};
+use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::Established;
 use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt};
@@ -169,7 +169,9 @@ impl Receiver {
             }
             ServerEvent::StreamOpen { stream, kind, name } => {
                 agents.epoch_begun(self.agent)?;
-                if StreamId::derive(self.agent, kind, &name) != stream {
+                // The server's own streams are not for agents to write.
+                if kind == StreamKind::Audit || StreamId::derive(self.agent, kind, &name) != stream
+                {
                     bail!("the agent named a stream that is not its own");
                 }
                 if self.shared.archive.stream(stream).is_none() {

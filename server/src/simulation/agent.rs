@@ -12,7 +12,7 @@ use scrinium_agent::shipper::{Order, Produced, Refused, Shipper};
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::compress::Compressor;
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
     AgentHello, AgentKeys, ExpectServerHello, FRAME_HEAD_LEN, FrameHead, Purpose, ServerHello,
@@ -230,7 +230,11 @@ impl Process {
             return;
         }
         let state = self.shipper.state();
-        let stream = StreamId::derive(state.agent, StreamKind::File, &file.name);
+        let name = StreamName {
+            kind: StreamKind::File,
+            name: file.name.clone(),
+        };
+        let stream = name.id(state.agent);
         let (agent, epoch) = (state.agent, state.epoch);
         let signing = SigningKey::from_bytes(state.signing.expose());
         let reading = self.reading.entry(stream).or_insert_with(|| Reading {
@@ -256,7 +260,7 @@ impl Process {
         reading.position = after;
         let rewinds = reading.rewinds;
         self.shipper.take(&Produced {
-            name: file.name.clone(),
+            name,
             rewinds,
             batch,
         });

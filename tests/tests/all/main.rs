@@ -25,6 +25,7 @@ mod properties;
 mod rotation;
 mod service;
 mod soak;
+mod sources;
 mod spool;
 mod structure;
 mod syslog;

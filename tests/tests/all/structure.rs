@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-/// `protocol, segment <- agent, server, verify <- tests`: never sideways, never back.
+/// `protocol, segment, syslog <- agent, server, verify <- tests`: never sideways, never back.
 #[test]
 fn crates_depend_in_one_direction() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     for (name, allowed) in [
         ("protocol", &[][..]),
         ("segment", &["protocol"]),
-        ("agent", &["protocol", "segment"]),
-        ("server", &["protocol", "segment"]),
+        ("syslog", &["protocol"]),
+        ("agent", &["protocol", "segment", "syslog"]),
+        ("server", &["protocol", "segment", "syslog"]),
         ("verify", &["protocol", "segment"]),
     ] {
         let text = std::fs::read_to_string(root.join(name).join("Cargo.toml")).unwrap();

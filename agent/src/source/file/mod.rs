@@ -20,7 +20,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use regex::bytes::Regex;
-use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::entry::ENTRY_LEN_MAX;
 use scrinium_protocol::identity::StreamId;
 use tracing::{info, warn};
@@ -66,13 +65,13 @@ enum Role {
     Lingering(usize),
 }
 
-/// What a pass over a stream came to.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// What a pass over a source came to; of several the last of these counts.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Pass {
-    /// There is more to read at once.
-    Busy,
     /// Everything is read.
     Idle,
+    /// There is more to read at once.
+    Busy,
     /// The spool takes no more.
     Blocked,
 }
@@ -105,9 +104,8 @@ impl FileStream {
         self.output.id()
     }
 
-    /// After the last sealed batch.
-    pub(crate) fn position(&self) -> &StreamPosition {
-        self.output.position()
+    pub(crate) fn output(&self) -> &Output {
+        &self.output
     }
 
     /// Whether the file called `id` is one this stream reads already.

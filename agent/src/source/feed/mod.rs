@@ -1,0 +1,324 @@
+//! Sources that are no files: they listen, ask or run, and hand over entries as these come.
+//!
+//! ```text
+//! task of the source ─▶ bounded channel ─▶ [Feed] one output per stream ─▶ batches
+//! ```
+//!
+//! A full spool leaves the channel full: whatever can wait then waits (a TCP sender, a pipe, the journal),
+//! and what cannot (a datagram) is counted and becomes a gap entry.
+
+pub(crate) mod command;
+#[cfg(any(test, windows))]
+pub(crate) mod events;
+#[cfg(unix)]
+pub(crate) mod journal;
+pub(crate) mod syslog;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
+use scrinium_protocol::identity::{StreamId, StreamName};
+use scrinium_syslog::{Received, Sink as SyslogSink};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::file::Pass;
+use super::output::{Output, Positions};
+use super::{Command, Context};
+use crate::clock;
+use crate::config::FeedSource;
+
+/// One entry on its way from a source.
+pub(crate) struct Item {
+    pub(crate) stream: StreamName,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) flags: EntryFlags,
+    /// When it was collected, Unix µs.
+    pub(crate) time_us: u64,
+    /// Where the source goes on after it; empty when what was said cannot be asked for again.
+    pub(crate) bookmark: Vec<u8>,
+}
+
+impl Item {
+    /// A line as it came, at this moment.
+    pub(crate) fn line(stream: &StreamName, mut bytes: Vec<u8>) -> Self {
+        if bytes.last() != Some(&b'\n') {
+            bytes.push(b'\n');
+        }
+        Self {
+            stream: stream.clone(),
+            bytes,
+            flags: EntryFlags::NONE,
+            time_us: clock::unix_us(),
+            bookmark: Vec::new(),
+        }
+    }
+
+    /// A message of any length, in linked pieces; the source goes on at `bookmark` after it.
+    fn pieces(stream: &StreamName, message: &[u8], bookmark: &[u8]) -> Vec<Self> {
+        let time_us = clock::unix_us();
+        let mut pieces = message.chunks(ENTRY_LEN_MAX).peekable();
+        let mut items = Vec::with_capacity(1);
+        while let Some(piece) = pieces.next() {
+            items.push(Self {
+                stream: stream.clone(),
+                bytes: piece.to_vec(),
+                flags: match pieces.peek() {
+                    Some(_) => EntryFlags::FRAGMENT,
+                    None => EntryFlags::NONE,
+                },
+                time_us,
+                bookmark: bookmark.to_vec(),
+            });
+        }
+        items
+    }
+
+    /// The statement that something is missing here.
+    pub(crate) fn gap(stream: &StreamName, text: &str) -> Self {
+        Self {
+            flags: EntryFlags::GAP,
+            ..Self::line(stream, format!("gap: {text}\n").into_bytes())
+        }
+    }
+}
+
+/// Ends the wait of the thread of the sources.
+#[derive(Clone)]
+pub(super) struct Waker {
+    commands: SyncSender<Command>,
+    /// A wake-up lies in the channel: one is enough, and leaves it room for commands.
+    pending: Arc<AtomicBool>,
+}
+
+impl Waker {
+    pub(super) fn new(commands: SyncSender<Command>) -> Self {
+        Self {
+            commands,
+            pending: Arc::default(),
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            let _stopping = self.commands.try_send(Command::Wake);
+        }
+    }
+
+    /// The wake-up was taken out of the channel.
+    pub(super) fn handle_wake(&self) {
+        self.pending.store(false, Ordering::Release);
+    }
+}
+
+/// Where a source puts its entries.
+#[derive(Clone)]
+pub(crate) struct Sink {
+    items: mpsc::Sender<Item>,
+    waker: Waker,
+}
+
+impl Sink {
+    /// Waits for room; `false` when the source is no longer wanted.
+    pub(crate) async fn put_item(&self, item: Item) -> bool {
+        let taken = self.items.send(item).await.is_ok();
+        self.waker.wake();
+        taken
+    }
+
+    /// The same, on a thread of one's own.
+    #[cfg(any(test, windows))]
+    fn put_item_blocking(&self, item: Item) -> bool {
+        let taken = self.items.blocking_send(item).is_ok();
+        self.waker.wake();
+        taken
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(capacity: usize) -> (Self, mpsc::Receiver<Item>) {
+        let (items, received) = mpsc::channel(capacity);
+        let (commands, _nobody) = std::sync::mpsc::sync_channel(1);
+        let waker = Waker::new(commands);
+        (Self { items, waker }, received)
+    }
+}
+
+impl SyslogSink for Sink {
+    fn now_us(&self) -> u64 {
+        clock::unix_us()
+    }
+
+    fn try_put(&self, received: Received) -> bool {
+        let taken = self.items.try_send(received.into()).is_ok();
+        self.waker.wake();
+        taken
+    }
+
+    async fn put(&self, received: Received) -> bool {
+        self.put_item(received.into()).await
+    }
+}
+
+impl From<Received> for Item {
+    fn from(received: Received) -> Self {
+        Self {
+            stream: StreamName {
+                kind: received.kind,
+                name: received.name,
+            },
+            bytes: received.bytes,
+            flags: received.flags,
+            time_us: received.time_us,
+            bookmark: Vec::new(),
+        }
+    }
+}
+
+/// A source at work, and its streams.
+pub(super) struct Feed {
+    source: FeedSource,
+    items: mpsc::Receiver<Item>,
+    task: AbortHandle,
+    ended: bool,
+    streams: BTreeMap<StreamId, Stream>,
+    /// An item for which there was no room yet.
+    waiting: Option<Item>,
+}
+
+struct Stream {
+    output: Output,
+    bookmark: Vec<u8>,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Feed {
+    /// Starts the source where its streams stand.
+    pub(super) fn start(
+        source: FeedSource,
+        positions: &Positions,
+        context: &Context,
+        waker: Waker,
+    ) -> Self {
+        let (items, received) = mpsc::channel(ITEMS_MAX);
+        let sink = Sink { items, waker };
+        let bookmark = source.stream().map(|stream| positions.bookmark(&stream));
+        let bookmark = bookmark.unwrap_or_default();
+        let task = context.runtime.spawn(source.clone().run(bookmark, sink));
+        Self {
+            source,
+            items: received,
+            task: task.abort_handle(),
+            ended: false,
+            streams: BTreeMap::new(),
+            waiting: None,
+        }
+    }
+
+    pub(super) fn source(&self) -> &FeedSource {
+        &self.source
+    }
+
+    /// Nothing more comes in; what came is still sealed by the next passes.
+    pub(super) fn end(&mut self) {
+        self.task.abort();
+        self.ended = true;
+    }
+
+    /// Whether it has ended and everything is sealed.
+    pub(super) fn is_over(&self) -> bool {
+        let mut outputs = self.streams.values().map(|stream| &stream.output);
+        self.ended
+            && self.waiting.is_none()
+            && self.items.is_empty()
+            && outputs.all(Output::is_empty)
+    }
+
+    /// Its streams may be opened again.
+    pub(super) fn close(self, positions: &mut Positions) {
+        for stream in self.streams.values() {
+            positions.close(&stream.output);
+        }
+    }
+
+    /// A stream goes on where the server stands, as `positions` says. Returns whether it is this
+    /// source's, and the source is to be asked again from there. What one that cannot be asked sent
+    /// meanwhile is lost.
+    pub(super) fn rewind(&mut self, stream: StreamId, positions: &Positions) -> bool {
+        let own = self.source.stream().map(|own| positions.id(&own));
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            positions.put_back(&mut stream.output);
+            stream.output.push_gap(
+                "the server does not have what this stream sent before, and it is not here any more",
+            );
+        }
+        own == Some(stream)
+    }
+
+    /// Seals what came since the last pass.
+    pub(super) fn pass(&mut self, positions: &mut Positions, context: &mut Context) -> Pass {
+        let mut taken = 0;
+        while taken < PASS_BYTES {
+            if context.is_blocked() {
+                return Pass::Blocked;
+            }
+            let Some(item) = self.waiting.take().or_else(|| self.items.try_recv().ok()) else {
+                break;
+            };
+            taken += item.bytes.len() + ITEM_COST;
+            let id = positions.id(&item.stream);
+            let stream = self.streams.entry(id).or_insert_with(|| Stream {
+                output: positions.open(item.stream.clone()),
+                bookmark: Vec::new(),
+            });
+            if !stream.output.has_room(item.bytes.len()) {
+                stream.output.seal(stream.bookmark.clone(), context);
+                self.waiting = Some(item);
+                continue;
+            }
+            let Item {
+                bytes,
+                flags,
+                time_us,
+                bookmark,
+                ..
+            } = item;
+            stream.output.push(&bytes, flags, time_us);
+            stream.bookmark = bookmark;
+        }
+        for stream in self.streams.values_mut() {
+            if !stream.output.is_empty() {
+                if context.is_blocked() {
+                    return Pass::Blocked;
+                }
+                stream.output.seal(stream.bookmark.clone(), context);
+                stream.output.shrink();
+            }
+        }
+        if self.streams.len() > STREAMS_MAX {
+            for stream in core::mem::take(&mut self.streams).into_values() {
+                positions.close(&stream.output);
+            }
+        }
+        match taken >= PASS_BYTES || context.stopped {
+            true => Pass::Busy,
+            false => Pass::Idle,
+        }
+    }
+}
+
+/// Entries between a source and its batches.
+const ITEMS_MAX: usize = 4096;
+/// Bytes taken from one source before the next one's turn.
+const PASS_BYTES: usize = 4 << 20;
+/// What an entry costs besides its bytes.
+const ITEM_COST: usize = 64;
+/// Streams of one source that are kept open.
+const STREAMS_MAX: usize = 4096;

@@ -1,0 +1,128 @@
+//! A local relay: gear and programs on the site send syslog here, and it goes on buffered and encrypted.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use scrinium_protocol::identity::{StreamKind, StreamName};
+use tracing::{info, warn};
+
+use super::{Item, Sink};
+
+/// Where to listen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Syslog {
+    Udp(SocketAddr),
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Syslog {
+    /// Reads `udp://IP:PORT`, `tcp://IP:PORT` or `unix:///PATH`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let address = |text: &str| {
+            let address = text.parse::<SocketAddr>();
+            address.with_context(|| format!("source.syslog: '{text}' is not IP:PORT"))
+        };
+        Ok(match text.split_once("://") {
+            Some(("udp", rest)) => Self::Udp(address(rest)?),
+            Some(("tcp", rest)) => Self::Tcp(address(rest)?),
+            Some(("unix", path)) if cfg!(unix) && path.starts_with('/') => Self::Unix(path.into()),
+            _ => bail!(
+                "source.syslog: '{text}' must be udp://IP:PORT, tcp://IP:PORT or unix:///PATH"
+            ),
+        })
+    }
+
+    /// The stream of the listener itself: what was missed is said there.
+    fn own_stream(&self) -> StreamName {
+        let (kind, name) = match self {
+            Self::Udp(address) => (StreamKind::SyslogUdp, format!("udp://{address}")),
+            Self::Tcp(address) => (StreamKind::SyslogTcp, format!("tcp://{address}")),
+            Self::Unix(path) => (StreamKind::SyslogUnix, format!("unix://{}", path.display())),
+        };
+        StreamName { kind, name }
+    }
+
+    /// Listens, and tries again while that is not possible.
+    pub(crate) async fn run(self, sink: Sink) {
+        let own = self.own_stream();
+        let mut complained = false;
+        loop {
+            match self.listen(&sink, &own).await {
+                Ok(()) => return,
+                Err(error) if complained => drop(error),
+                Err(error) => {
+                    warn!(source = %own.name, error = format!("{error:#}"), "syslog is not received; trying again");
+                    complained = true;
+                }
+            }
+            tokio::time::sleep(BIND_RETRY).await;
+        }
+    }
+
+    async fn listen(&self, sink: &Sink, own: &StreamName) -> Result<()> {
+        enum Socket {
+            Udp(tokio::net::UdpSocket),
+            Tcp(tokio::net::TcpListener),
+            #[cfg(unix)]
+            Unix(tokio::net::UnixDatagram),
+        }
+        let socket = match self {
+            Self::Udp(address) => Socket::Udp(scrinium_syslog::bind_udp(&address.to_string())?),
+            Self::Tcp(address) => Socket::Tcp(tokio::net::TcpListener::bind(address).await?),
+            #[cfg(unix)]
+            Self::Unix(path) => Socket::Unix(scrinium_syslog::bind_unix(path)?),
+            #[cfg(not(unix))]
+            Self::Unix(_) => bail!("there are no such sockets on this system"),
+        };
+        info!(source = %own.name, "listening for syslog");
+        let text = format!(
+            "listening on {} begins here; what was sent there while nobody listened was not collected, nor what an agent that was killed had not yet sent",
+            own.name
+        );
+        if !sink.put_item(Item::gap(own, &text)).await {
+            return Ok(());
+        }
+        match socket {
+            Socket::Udp(socket) => scrinium_syslog::run_udp(socket, sink.clone()).await,
+            Socket::Tcp(listener) => scrinium_syslog::run_tcp(listener, sink.clone()).await,
+            #[cfg(unix)]
+            Socket::Unix(socket) => {
+                let name = own.name.clone();
+                scrinium_syslog::run_unix(socket, name, sink.clone()).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pause before listening is tried again.
+const BIND_RETRY: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_says_how_and_where_to_listen() {
+        let udp = Syslog::parse("udp://0.0.0.0:514").unwrap();
+        assert_eq!(udp, Syslog::Udp("0.0.0.0:514".parse().unwrap()));
+        assert!(matches!(
+            Syslog::parse("tcp://[::1]:601"),
+            Ok(Syslog::Tcp(_))
+        ));
+        for bad in [
+            "",
+            "udp://",
+            "udp://host:514",
+            "tcp://1.2.3.4",
+            "unix://dev/log",
+            "tls://1.2.3.4:6514",
+        ] {
+            let error = Syslog::parse(bad).unwrap_err().to_string();
+            assert!(error.contains("source.syslog"), "{bad}: {error}");
+        }
+    }
+}
