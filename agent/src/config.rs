@@ -346,7 +346,10 @@ impl Pattern {
         if !Path::new(text).is_absolute() {
             bail!("{field}: '{text}' must be an absolute path or glob");
         }
-        let glob = GlobBuilder::new(text).literal_separator(true).build();
+        let glob = GlobBuilder::new(text)
+            .literal_separator(true)
+            .case_insensitive(cfg!(windows))
+            .build();
         let glob = glob.with_context(|| format!("{field}: '{text}' is not a glob"))?;
         Ok(Self {
             text: text.to_owned(),

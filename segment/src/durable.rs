@@ -107,6 +107,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 #[cfg(windows)]
+#[expect(clippy::unnecessary_wraps, reason = "on other systems it can fail")]
 fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(()) // a directory cannot be flushed; NTFS journals the rename
 }

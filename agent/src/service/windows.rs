@@ -126,9 +126,10 @@ fn serve() -> Result<()> {
         }
     })?;
     let say = |state, code| {
-        let accepted = match state {
-            ServiceState::Running => ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN,
-            _ => ServiceControlAccept::empty(),
+        let accepted = if state == ServiceState::Running {
+            ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN
+        } else {
+            ServiceControlAccept::empty()
         };
         status.set_service_status(ServiceStatus {
             service_type: ServiceType::OWN_PROCESS,

@@ -115,7 +115,10 @@ fn fixed_part(text: &str) -> PathBuf {
     let end = fixed
         .rfind(std::path::is_separator)
         .map_or(0, |at| at.max(1));
-    PathBuf::from(fixed.get(..end).unwrap_or("/"))
+    // With the system's own separators: what is found below is called so, however the glob was written.
+    Path::new(fixed.get(..end).unwrap_or("/"))
+        .components()
+        .collect()
 }
 
 fn depth_of(root: &Path, text: &str) -> usize {

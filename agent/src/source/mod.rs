@@ -190,7 +190,7 @@ impl Sources {
                 let over = stream.is_over(now);
                 if over {
                     // Should a file of this name come back, its stream goes on.
-                    positions.close(stream.output());
+                    stream.close(positions);
                 }
                 !over
             });
@@ -348,7 +348,7 @@ impl Sources {
             let stays = files.contains(path);
             if !stays {
                 // Should it be named again, its stream goes on.
-                positions.close(stream.output());
+                stream.close(positions);
             }
             stays
         });

@@ -42,9 +42,13 @@ impl Positions {
         position.map_or_else(Vec::new, |position| position.bookmark.clone())
     }
 
-    /// Should the stream be opened again, it goes on after what it sealed.
-    pub(crate) fn close(&mut self, output: &Output) {
-        self.positions.insert(output.id, output.position.clone());
+    /// Should the stream be opened again, it goes on after what it sealed; its source may start anew.
+    pub(crate) fn close(&mut self, output: &Output, starts_anew: bool) {
+        let mut position = output.position.clone();
+        if starts_anew {
+            position.bookmark.clear();
+        }
+        self.positions.insert(output.id, position);
     }
 
     pub(crate) fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64) {

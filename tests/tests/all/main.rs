@@ -31,3 +31,4 @@ mod structure;
 mod syslog;
 mod tamper;
 mod vectors;
+mod windows;

@@ -244,7 +244,7 @@ impl Feed {
     /// Its streams may be opened again.
     pub(super) fn close(self, positions: &mut Positions) {
         for stream in self.streams.values() {
-            positions.close(&stream.output);
+            positions.close(&stream.output, false);
         }
     }
 
@@ -304,7 +304,7 @@ impl Feed {
         }
         if self.streams.len() > STREAMS_MAX {
             for stream in core::mem::take(&mut self.streams).into_values() {
-                positions.close(&stream.output);
+                positions.close(&stream.output, false);
             }
         }
         match taken >= PASS_BYTES || context.stopped {

@@ -28,7 +28,7 @@ use self::read::Read;
 use super::Context;
 use super::bookmark::{Bookmark, FileId};
 use super::follow::{Follow, look, open};
-use super::output::Output;
+use super::output::{Output, Positions};
 use super::records::Encoding;
 use crate::clock;
 
@@ -104,8 +104,13 @@ impl FileStream {
         self.output.id()
     }
 
-    pub(crate) fn output(&self) -> &Output {
-        &self.output
+    /// Should there be a file at the path again, the stream goes on: at the start of the file, if all of
+    /// the one before was read and no name leads to that any more.
+    pub(crate) fn close(&self, positions: &mut Positions) {
+        let is_done = |follow: &Follow| is_deleted(follow) && follow.is_at_end().unwrap_or(false);
+        let is_read = self.current.as_ref().is_none_or(is_done);
+        let starts_anew = self.resumed && is_read && !self.history;
+        positions.close(&self.output, starts_anew);
     }
 
     /// Whether the file called `id` is one this stream reads already.
@@ -188,7 +193,13 @@ impl FileStream {
     }
 
     fn try_pass(&mut self, context: &mut Context, now: Instant) -> io::Result<Pass> {
-        let seen = look(&self.path)?;
+        let seen = match look(&self.path) {
+            Err(error) if cfg!(windows) => {
+                self.let_go(context)?;
+                return Err(error);
+            }
+            seen => seen?,
+        };
         if !self.resumed {
             // A closed file that did not change needs no descriptor to know that.
             if self.parked && seen == self.seen {
@@ -233,6 +244,22 @@ impl FileStream {
         Ok(Pass::Busy)
     }
 
+    /// On Windows the name of a deleted file may stay, and open no more, until everybody has let go of
+    /// it. What was read is found again by its content, should it be another reason.
+    fn let_go(&mut self, context: &mut Context) -> io::Result<()> {
+        let Some(current) = &self.current else {
+            return Ok(());
+        };
+        if current.is_at_end()? && self.queued.is_empty() {
+            self.finish_line(context);
+            self.seal(context);
+            self.current = None;
+            self.lingering.clear();
+            self.resumed = false;
+        }
+        Ok(())
+    }
+
     /// Closes a file that needs no open descriptor to be found again.
     fn park(&mut self, pass: Pass, context: &mut Context) {
         let is_plain = |follow: &Follow| follow.unfinished.is_none() && follow.renamed.is_none();
@@ -274,10 +301,10 @@ impl FileStream {
         if !self.queued.is_empty() {
             return self.go_to_next(context, now);
         }
+        let at_path = look(&self.path)?;
         let Some(current) = &mut self.current else {
             return Ok(false);
         };
-        let at_path = look(&self.path)?;
         if at_path.is_some_and(|(id, _)| id == current.id) {
             current.renamed = None;
             return Ok(false);
@@ -470,10 +497,11 @@ fn is_deleted(follow: &Follow) -> bool {
     metadata.is_ok_and(|metadata| metadata.nlink() == 0)
 }
 
-/// Where the system does not say how many names a file has, its disk space is its own affair.
-#[cfg(not(unix))]
-fn is_deleted(_follow: &Follow) -> bool {
-    false
+/// Whether no name will lead to the file any more when everybody has let go of it.
+#[cfg(windows)]
+fn is_deleted(follow: &Follow) -> bool {
+    let information = winapi_util::file::information(follow.content.file());
+    information.is_ok_and(|information| information.number_of_links() == 0)
 }
 
 /// Bytes read from one file before the next file's turn.

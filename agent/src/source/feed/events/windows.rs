@@ -13,7 +13,7 @@ use std::time::Duration;
 use windows::Win32::Foundation::{
     CloseHandle, ERROR_ACCESS_DENIED, ERROR_EVT_CHANNEL_NOT_FOUND, ERROR_EVT_QUERY_RESULT_STALE,
     ERROR_INSUFFICIENT_BUFFER, ERROR_NO_MORE_ITEMS, ERROR_NOT_FOUND, ERROR_TIMEOUT, HANDLE,
-    RPC_S_INVALID_BOUND, WIN32_ERROR,
+    WIN32_ERROR,
 };
 use windows::Win32::System::EventLog::{
     EVT_HANDLE, EvtClose, EvtCreateBookmark, EvtFormatMessage, EvtFormatMessageEvent, EvtNext,
@@ -136,7 +136,7 @@ impl Subscription for Pull {
                 }
                 return Ok(Vec::new());
             }
-            if code == Some(WIN32_ERROR(RPC_S_INVALID_BOUND.0.cast_unsigned())) {
+            if code == Some(RPC_S_INVALID_BOUND) {
                 // These events are more than a call may carry: the next subscription asks for one.
                 self.next_batch.store(1, Ordering::Relaxed);
             }
@@ -264,3 +264,5 @@ const BATCH_MAX: usize = 16;
 const TEXT_LEN: usize = 8 << 10;
 const TEXT_LEN_MAX: usize = 16 << 20;
 const PUBLISHERS_MAX: usize = 512;
+/// "The array bounds are invalid" (winerror.h): these events are more than a call may carry.
+const RPC_S_INVALID_BOUND: WIN32_ERROR = WIN32_ERROR(1734);
