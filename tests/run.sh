@@ -46,10 +46,18 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 step "programs and tests"
 cargo build --workspace --all-targets --locked
 
+# In target/windows; says itself what it leaves out.
+step "Windows"
+sh tests/windows/setup.sh
+
 step "tests"
-# One at a time: they kill processes, fill disks and measure delays. One command for all crates: another
-# selection would build every dependency again.
-cargo test --workspace --locked --no-fail-fast -- --test-threads=1
+# Mostly they wait: for a kill, a timeout, a disk. One command for all crates: another selection would
+# build every dependency again.
+measuring="flood:: soak:: spool::l1 spool::l2 spool::a_link link::i10 files::f6"
+cargo test --workspace --locked --no-fail-fast -- --test-threads=3 $(printf -- '--skip %s ' $measuring)
+
+step "tests that measure delays, shares and memory, one at a time"
+cargo test --workspace --locked --no-fail-fast --test all -- --test-threads=1 $measuring
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items

@@ -7,6 +7,7 @@ use std::fs::{create_dir_all, remove_dir_all, write};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use scrinium_tests::lab::{Lab, text};
@@ -24,6 +25,8 @@ struct Rig {
     /// The service manager goes on while a user's process does.
     user: Child,
     agent: Option<Child>,
+    /// There is one such machine.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Rig {
@@ -33,6 +36,8 @@ impl Rig {
             skipped("the agent for Windows was not built: sh tests/windows/setup.sh says why");
             return None;
         }
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lab = Lab::start(name);
         lab.adopt_agent("win1");
         let quiet = || Stdio::null();
@@ -48,6 +53,7 @@ impl Rig {
             own,
             user,
             agent: None,
+            _turn: turn,
         };
         for dir in ["lab", "events", "ProgramData/Scrinium"] {
             let _absent = remove_dir_all(rig.path(dir));
