@@ -137,6 +137,16 @@ impl Config {
                 *limit = parse_bytes(field, &text)?;
             }
         }
+        #[cfg(target_os = "linux")]
+        if config.has_default_sources
+            && Path::new(JOURNALD).is_dir()
+            && !SYSLOG_FILES.iter().any(|path| Path::new(path).is_file())
+        {
+            config.feeds.push(FeedSource::Journal(Journal {
+                directory: None,
+                matches: Vec::new(),
+            }));
+        }
         config.check()?;
         Ok(config)
     }
@@ -168,7 +178,7 @@ impl Config {
         feeds.extend(
             self.feeds
                 .iter()
-                .filter(|own| !central.feeds.contains(own))
+                .filter(|own| !self.has_default_sources && !central.feeds.contains(own))
                 .cloned(),
         );
         Self {
@@ -494,6 +504,12 @@ const DEFAULT_SOURCES: [&str; 2] = [
     "C:/inetpub/logs/LogFiles/**/*.log",
     "C:/Windows/System32/LogFiles/**/*.log",
 ];
+/// Where journald listens, if it does.
+#[cfg(target_os = "linux")]
+const JOURNALD: &str = "/run/systemd/journal";
+/// Where one of these is, what the journal holds is in a file too.
+#[cfg(target_os = "linux")]
+const SYSLOG_FILES: [&str; 2] = ["/var/log/syslog", "/var/log/messages"];
 #[cfg(windows)]
 const DEFAULT_CHANNELS: [&str; 3] = ["Application", "Security", "System"];
 #[cfg(not(windows))]

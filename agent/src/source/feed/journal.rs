@@ -46,19 +46,22 @@ impl Journal {
         let stream = self.stream();
         let mut cursor = String::from_utf8(bookmark).unwrap_or_default();
         let mut pause = RESTART_MIN;
+        let mut complained = false;
         loop {
             let before = cursor.clone();
             let error = match self.follow(&stream, &mut cursor, &sink).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            if cursor == before {
-                warn!(journal = %stream.name, error = format!("{error:#}"), "the journal cannot be read; trying again");
-                pause = (pause * 2).min(RESTART_MAX);
-            } else {
+            if cursor != before {
+                complained = false;
                 pause = RESTART_MIN;
+            } else if !complained {
+                warn!(journal = %stream.name, error = format!("{error:#}"), "the journal cannot be read; trying again");
+                complained = true;
             }
             tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RESTART_MAX);
         }
     }
 
