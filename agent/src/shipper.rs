@@ -97,8 +97,10 @@ pub struct Shipper {
     /// How often in a row the server did not know the credential.
     unknown: u8,
     check: Check,
-    /// Why the spool cannot be written, while it cannot.
+    /// Why there is no link, while there is none.
     pub problem: Option<String>,
+    /// Why the disk does not take what it must, while it does not.
+    pub disk_problem: Option<String>,
     pub acked_entries: u64,
     /// Bytes of batches taken from the sources.
     pub produced_bytes: u64,
@@ -117,6 +119,8 @@ struct Link {
     /// What is sent and not acked, in the order it was sent.
     in_flight: VecDeque<(StreamId, Sequence, Instant)>,
     is_ready: bool,
+    /// The next credential is durably ours.
+    is_rolled: bool,
 }
 
 impl Link {
@@ -154,6 +158,7 @@ impl Shipper {
             unknown: 0,
             check,
             problem: None,
+            disk_problem: None,
             acked_entries: 0,
             produced_bytes: 0,
         };
@@ -210,6 +215,7 @@ impl Shipper {
             opened: BTreeSet::new(),
             in_flight: VecDeque::new(),
             is_ready: false,
+            is_rolled: true,
         });
     }
 
@@ -225,6 +231,7 @@ impl Shipper {
             self.unknown = if counts { self.unknown + 1 } else { 0 };
         }
         self.problem = Some(format!("{error:#}"));
+        self.probe_disk();
         self.link = None;
         self.spool.restart();
     }
@@ -253,10 +260,21 @@ impl Shipper {
     /// # Errors
     /// The connection is over.
     pub fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<()> {
+        let is_due = |link: &Link| link.session.is_keep_alive_due(now);
+        if self.link.as_ref().is_some_and(is_due) {
+            self.probe_disk();
+            self.store_credential(now)?;
+            self.send_keep_alive(now, time_us)?;
+        }
         let Some(link) = &mut self.link else {
             return Ok(());
         };
-        if link.session.is_keep_alive_due(now) {
+        link.session.handle_timeout(now);
+        self.handle_events(now)
+    }
+
+    fn send_keep_alive(&mut self, now: Instant, time_us: u64) -> Result<()> {
+        if let Some(link) = &mut self.link {
             let fill = self.spool.fill();
             let mut marks = Vec::new();
             while marks.len() < MARKS_MAX
@@ -272,11 +290,11 @@ impl Shipper {
                 disk_bytes: fill.disk_bytes,
                 disk_bytes_max: fill.disk_bytes_max,
                 marks,
+                problem: self.disk_problem.clone().unwrap_or_default(),
             };
             link.session.send_keep_alive(state, now)?;
         }
-        link.session.handle_timeout(now);
-        self.handle_events(now)
+        Ok(())
     }
 
     /// When a deadline is due, while there is a connection.
@@ -314,15 +332,12 @@ impl Shipper {
         match event {
             AgentEvent::CredentialRolled => {
                 link.first = None;
-                state.credential = link.next_credential.clone();
-                if state.token.is_none() {
-                    fault::point("agent: first record opened");
-                    self.identity.save()?;
-                    fault::point("agent: credential durable");
-                    // At this point the next credential is ours; if we die before saying so, the
-                    // server learns it from the next connection.
-                    link.session.send_credential_stored(now)?;
+                if state.token.is_some() {
+                    state.credential = link.next_credential.clone();
+                } else {
+                    link.is_rolled = false;
                     self.unknown = 0;
+                    self.store_credential(now)?;
                 }
             }
             AgentEvent::Enrolled { agent } => {
@@ -358,6 +373,57 @@ impl Shipper {
             AgentEvent::PeerSilent => anyhow::bail!("the server was silent for two keep-alives"),
         }
         Ok(())
+    }
+
+    /// Makes the credential agreed in this session the one of the next, if it is not yet. A disk that
+    /// does not take it does not end the session: the one before stays good until the server hears
+    /// otherwise.
+    fn store_credential(&mut self, now: Instant) -> Result<()> {
+        let Some(link) = self.link.as_mut().filter(|link| !link.is_rolled) else {
+            return Ok(());
+        };
+        let state = &mut self.identity.state;
+        let before = core::mem::replace(&mut state.credential, link.next_credential.clone());
+        fault::point("agent: first record opened");
+        if let Err(error) = self.identity.save() {
+            self.identity.state.credential = before;
+            self.note_disk(Err(error));
+            return Ok(());
+        }
+        fault::point("agent: credential durable");
+        // At this point the next credential is ours; if we die before saying so, the server learns it
+        // from the next connection.
+        link.is_rolled = true;
+        link.session.send_credential_stored(now)?;
+        Ok(())
+    }
+
+    /// After the disk refused something it is tried now and then, not with everything that comes.
+    fn probe_disk(&mut self) {
+        if self.disk_problem.is_some() {
+            let probed = self.spool.probe_disk();
+            if self.note_disk(probed) {
+                info!("the agent's disk takes data again");
+            }
+        }
+    }
+
+    /// Notes what the disk did with what it was to take; whether it took it.
+    fn note_disk(&mut self, outcome: Result<()>) -> bool {
+        match outcome {
+            Ok(()) => self.disk_problem = None,
+            Err(error) => {
+                let error = format!("{error:#}");
+                if self.disk_problem.as_ref() != Some(&error) {
+                    warn!(
+                        error,
+                        "the agent's disk does not take what it must; what is not sent waits in its source"
+                    );
+                    self.disk_problem = Some(error);
+                }
+            }
+        }
+        self.disk_problem.is_none()
     }
 
     /// The server has stated where every stream stands: goes on exactly there.
@@ -477,6 +543,9 @@ impl Shipper {
         if self.spool.has_ram() {
             return true;
         }
+        if self.disk_problem.is_some() {
+            return false;
+        }
         // While the link is up, files wait: they are their own buffer, and the disk is spared; but what
         // waits behind a backlog on the disk must not keep other streams out of RAM.
         let spilled = if self.is_ready() {
@@ -492,15 +561,7 @@ impl Shipper {
         } else {
             return false;
         };
-        match spilled {
-            Ok(()) => self.spool.has_ram(),
-            Err(error) => {
-                let error = format!("{error:#}");
-                warn!(error, "the spool cannot be written; sources wait");
-                self.problem = Some(error);
-                false
-            }
-        }
+        self.note_disk(spilled) && self.spool.has_ram()
     }
 
     /// Moves RAM to the disk, and writes down that the disk knows everything.
@@ -560,7 +621,11 @@ impl Shipper {
                 continue;
             }
             if next.is_in_ram {
-                self.identity.note_behind()?;
+                let noted = self.identity.note_behind();
+                if noted.is_err() {
+                    // Unsent: after a crash we would not know that the server knows more.
+                    return Ok(self.note_disk(noted));
+                }
             }
             let (stream, reached) = (next.header.stream, next.header.next());
             if link.opened.insert(stream) {

@@ -131,7 +131,11 @@ impl Uplink {
         Status {
             connected: self.shipper.is_ready(),
             fill,
-            problem: self.shipper.problem.clone(),
+            problem: self
+                .shipper
+                .disk_problem
+                .clone()
+                .or_else(|| self.shipper.problem.clone()),
             acked_entries: self.shipper.acked_entries,
             lasts: self
                 .production

@@ -29,6 +29,8 @@ pub(crate) enum AlarmKind {
     TokenRefused,
     /// An agent that should report does not.
     AgentSilent,
+    /// An agent says what it suffers from.
+    AgentTrouble,
 }
 
 impl AlarmKind {
@@ -40,6 +42,7 @@ impl AlarmKind {
             Self::ConflictingBatch => "conflicting-batch",
             Self::TokenRefused => "token-refused",
             Self::AgentSilent => "agent-silent",
+            Self::AgentTrouble => "agent-trouble",
         }
     }
 }

@@ -232,7 +232,7 @@ pub(crate) fn agents_json(core: &Core) -> Value {
             "backlog_bytes": live.keep_alive.backlog_bytes,
             "clock_offset_ms": live.clock_offset_us / 1000,
             "credential_generation": agent.generation,
-            "trouble": live.trouble,
+            "trouble": live.trouble(),
             "integrity_only": agent.integrity_only,
             "quarantine": agent.quarantine.as_ref().map(|seen| json!({
                 "reason": seen.reason,

@@ -202,6 +202,13 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether the disk takes anything at all.
+    pub(super) fn probe(&self) -> Result<()> {
+        let path = self.dir.join("probe");
+        durable::write_file(&path, &[0; PROBE_LEN])?;
+        Ok(durable::remove(&path)?)
+    }
+
     /// Reads one batch back.
     pub(super) fn read(&self, place: DiskPlace) -> Result<Vec<u8>> {
         let reader = SegmentReader::open(&self.path(place.segment), &self.key, Kind::Spool)?;
@@ -250,6 +257,8 @@ fn parse(payload: &[u8]) -> Option<(StreamName, SealedBatch)> {
     Some((name, SealedBatch::decode(r.rest(), "batch").ok()?))
 }
 
+/// More than a batch.
+const PROBE_LEN: usize = 512 << 10;
 const RECORD_BATCH: u8 = 1;
 /// A segment is complete at this length.
 const SEGMENT_BYTES_MAX: u64 = 4 << 20;

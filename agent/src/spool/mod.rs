@@ -131,6 +131,14 @@ impl Spool {
         self.disk.set_bytes_max(limits.disk_bytes_max);
     }
 
+    /// Tries whether the disk takes anything at all.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn probe_disk(&self) -> Result<()> {
+        self.disk.probe()
+    }
+
     /// Whether RAM takes another batch.
     #[must_use]
     pub fn has_ram(&self) -> bool {

@@ -193,6 +193,8 @@ pub struct KeepAlive {
     /// The sequence after the last entry collected, per stream that moved since the last keep-alive:
     /// what is withheld on the way shows at once. At most [`MARKS_MAX`].
     pub marks: Vec<(StreamId, Sequence)>,
+    /// What the agent suffers from and somebody must see to; empty when all is well.
+    pub problem: String,
 }
 
 impl Message {
@@ -256,6 +258,8 @@ impl Message {
                     stream.encode(out);
                     out.extend_from_slice(&next.0.to_be_bytes());
                 }
+                let problem = truncated(&keep_alive.problem, REASON_LEN_MAX);
+                put_bytes16(out, problem.as_bytes());
             }
             Self::Close { reason } => {
                 put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
@@ -313,6 +317,7 @@ impl Message {
                 disk_bytes: r.u64("disk bytes")?,
                 disk_bytes_max: r.u64("disk limit")?,
                 marks: read_marks(&mut r)?,
+                problem: r.text16(REASON_LEN_MAX, "problem")?,
             }),
             CLOSE => Self::Close {
                 reason: r.text16(REASON_LEN_MAX, "reason")?,
@@ -497,6 +502,7 @@ mod tests {
                 time_us: 1,
                 disk_bytes_max: 6,
                 marks: vec![(stream, Sequence(8))],
+                problem: "full".into(),
                 ..KeepAlive::default()
             }),
             Message::Close {

@@ -86,6 +86,14 @@ pub(crate) struct Live {
     pub(crate) refused: bool,
 }
 
+impl Live {
+    /// What is wrong with it: as we see it, else as it says.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        let says = Some(self.keep_alive.problem.as_str()).filter(|says| !says.is_empty());
+        self.trouble.as_deref().or(says)
+    }
+}
+
 impl Agents {
     pub(crate) fn load(catalogue: Arc<Catalogue>, changes_max: usize) -> Result<Self> {
         let agents = catalogue.load::<AgentRecord>()?;
@@ -147,13 +155,16 @@ impl Agents {
 
     /// Notes a sign of life. Returns the alarm it proves: who else showed this identity meanwhile is
     /// not this agent.
-    pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Option<Raise> {
+    pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Vec<Raise> {
         let now = clock::unix_us();
         let mut state = self.lock();
         let rival = proven_rival(&mut state.rivals, id, now);
         let live = state.live.entry(id).or_default();
         live.heard_us = now;
+        let mut trouble = None;
         if let Some(keep_alive) = keep_alive {
+            let (before, says) = (&live.keep_alive.problem, &keep_alive.problem);
+            trouble = Some(says.clone()).filter(|says| !says.is_empty() && says != before);
             live.clock_offset_us = keep_alive
                 .time_us
                 .cast_signed()
@@ -165,10 +176,11 @@ impl Agents {
             }
             live.keep_alive = keep_alive;
         }
-        let rival = rival?;
         let ours = live.address.map_or_else(String::new, |at| at.to_string());
-        let agent = state.agents.get(&id)?;
-        Some(Raise {
+        let Some(agent) = state.agents.get(&id) else {
+            return Vec::new();
+        };
+        let twice = rival.map(|rival| Raise {
             kind: AlarmKind::IdentityUsedTwice,
             agent: agent.name.clone(),
             text: format!(
@@ -176,7 +188,16 @@ impl Agents {
                 rival.differs, rival.host_name, rival.address, agent.host_name
             ),
             key: rival.address.ip().to_string(),
-        })
+        });
+        let trouble = trouble.map(|problem| Raise {
+            kind: AlarmKind::AgentTrouble,
+            agent: agent.name.clone(),
+            text: format!(
+                "the agent says: {problem}. It sends what it can; what its disk does not take waits in its sources."
+            ),
+            key: String::new(),
+        });
+        twice.into_iter().chain(trouble).collect()
     }
 
     /// Allows or forbids an agent to connect; a session it has is ended.

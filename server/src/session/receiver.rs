@@ -161,8 +161,8 @@ impl Receiver {
         } else {
             None
         };
-        let raise = agents.heard(self.agent, keep_alive);
-        self.effects.extend(raise.map(Effect::Raise));
+        let raised = agents.heard(self.agent, keep_alive);
+        self.effects.extend(raised.into_iter().map(Effect::Raise));
         match event {
             ServerEvent::CredentialStored => {
                 agents.credential_stored(self.agent, &self.next_psk)?;

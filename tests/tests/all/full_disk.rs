@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use scrinium_tests::lab::Lab;
@@ -85,6 +85,110 @@ fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
     lab.stop_server();
 }
 
+/// E4: the agent's disk is full, then read-only: its sources wait, what can be sent goes on, the server
+/// hears of it, and when the disk takes data again so does the agent.
+#[test]
+fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() {
+    if !has_tool("mount") {
+        return;
+    }
+    let mut lab = Lab::start("e4");
+    let limits = "[spool]\nram_bytes_max = \"512 KiB\"\ndisk_bytes_max = \"8 MiB\"\n";
+    lab.add_agent("web1", lab.sl, limits);
+    let Some(small) = SmallDisk::under(&lab.state("web1")) else {
+        skipped("a small disk needs the right to mount one");
+        return;
+    };
+    let path = lab.log("app.log");
+    let mut noise = Noise(7);
+    let mut all = Vec::new();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .unwrap();
+    let mut write = |bytes: usize| {
+        let chunk = noise.lines(bytes);
+        file.write_all(&chunk).unwrap();
+        all.extend_from_slice(&chunk);
+        all.len()
+    };
+    let settle = |lab: &Lab, len: usize| {
+        lab.wait_for_bytes("web1", &path, len, Duration::from_secs(60));
+    };
+    let trouble = |lab: &Lab| {
+        lab.agent("web1")["trouble"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let len = write(100_000);
+    lab.start_agent("web1");
+    settle(&lab, len);
+
+    // Full, in an outage.
+    let filler = lab.state("web1").join("filler");
+    fill(&filler);
+    lab.stop_server();
+    let len = write(3_000_000);
+    let out = lab.dir.join("web1.out");
+    let said = |text: &str| std::fs::read_to_string(&out).unwrap().contains(text);
+    wait_until(
+        "the agent meets the full disk",
+        Duration::from_secs(30),
+        || said("No space left"),
+    );
+    lab.start_server();
+    settle(&lab, len);
+    let alarm = lab.wait_for_alarm("agent-trouble", "web1");
+    assert!(alarm.contains("No space left"), "{alarm}");
+    assert!(trouble(&lab).contains("No space left"));
+
+    // Read-only: not even the credential of the next session can be written down.
+    std::fs::remove_file(&filler).unwrap();
+    wait_until("the trouble is over", Duration::from_secs(30), || {
+        trouble(&lab).is_empty()
+    });
+    small.cover();
+    lab.stop_server();
+    lab.start_server();
+    lab.wait_connected("web1");
+    let len = write(1_000_000);
+    settle(&lab, len);
+    wait_until("the trouble is known", Duration::from_secs(30), || {
+        trouble(&lab).contains("Read-only")
+    });
+    lab.stop_server();
+    let len = write(2_000_000);
+    lab.start_server();
+    settle(&lab, len);
+
+    // Writable again: killed and started, it is known, and goes on.
+    small.uncover();
+    wait_until("the trouble is over", Duration::from_secs(30), || {
+        trouble(&lab).is_empty()
+    });
+    lab.kill_agent("web1");
+    let len = write(100_000);
+    lab.start_agent("web1");
+    settle(&lab, len);
+    lab.stop_server();
+    let len = write(3_000_000);
+    wait_until("the disk is in use", Duration::from_secs(30), || {
+        let status = lab.agent_status("web1");
+        status.is_some_and(|status| status["disk_bytes"].as_u64().unwrap() > 1 << 20)
+    });
+    lab.start_server();
+    settle(&lab, len);
+    assert!(
+        lab.export("web1", &path) == all,
+        "archived and written differ"
+    );
+    let (code, report) = lab.verify();
+    assert!(code == 0 && report.contains("; 0 gap entries"), "{report}");
+    lab.stop_agent("web1");
+}
+
 /// Writes until the disk takes nothing any more.
 fn fill(path: &Path) {
     let mut file = File::create(path).unwrap();
@@ -122,9 +226,37 @@ impl SmallDisk {
     }
 }
 
+impl SmallDisk {
+    /// From now on nothing can be opened to be written: a read-only view of the directory lies on it.
+    fn cover(&self) {
+        self.mount(&["--bind"]);
+        self.mount(&["-o", "remount,bind,ro"]);
+    }
+
+    fn uncover(&self) {
+        let done = Command::new("umount").arg(&self.0).status();
+        assert!(done.unwrap().success());
+    }
+
+    fn mount(&self, how: &[&str]) {
+        let twice = [&self.0, &self.0];
+        let places = &twice[usize::from(how.len() > 1)..];
+        let done = Command::new("mount").args(how).args(places).status();
+        assert!(done.unwrap().success());
+    }
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _best_effort = Command::new("umount").arg("-l").arg(&self.0).status();
+        // With what may lie on it.
+        while Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+        {}
     }
 }
 

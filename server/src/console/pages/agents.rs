@@ -103,7 +103,7 @@ impl Row {
             },
             offset_is_large: offset_ms.unsigned_abs() > OFFSET_MS_MAX,
             generation: agent.generation,
-            trouble: live.trouble.clone(),
+            trouble: live.trouble().map(str::to_owned),
             quarantine: agent.quarantine.as_ref().map(|seen| QuarantineRow {
                 reason: seen.reason.clone(),
                 host: seen.host_name.clone(),
