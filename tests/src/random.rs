@@ -1,4 +1,4 @@
-//! Random numbers that are the same in every run.
+//! Random numbers that are the same in every run, unless another seed is asked for.
 
 /// SplitMix64.
 #[derive(Debug)]
@@ -8,6 +8,13 @@ impl Random {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// With the seed of the environment variable `SCRINIUM_TEST_SEED`, else `seed`.
+    #[must_use]
+    pub fn from_env_or(seed: u64) -> Self {
+        let asked = std::env::var("SCRINIUM_TEST_SEED").ok();
+        Self::new(asked.and_then(|text| text.parse().ok()).unwrap_or(seed))
     }
 
     /// A number below `bound`, which is not 0.

@@ -22,10 +22,7 @@ fn a_million_lines_survive_twenty_kills_and_two_rotations() {
         std::thread::spawn(move || write_and_rotate(&path))
     };
     // Kills at random moments, alternately, spread over the writing and the catching up after it.
-    let seed = std::env::var("SCRINIUM_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let mut random = Random::new(seed.unwrap_or(0x5eed));
+    let mut random = Random::from_env_or(0x5eed);
     for round in 0..KILLS {
         pause(Duration::from_millis(150 + random.below(700)));
         if round % 2 == 0 {

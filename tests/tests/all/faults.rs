@@ -14,7 +14,7 @@ fn j5_no_crash_between_two_steps_of_the_credential_roll_locks_an_agent_out() {
     lab.add_agent("web1", lab.sl, "");
     let log = lab.log("app.log");
     let mut written = Vec::new();
-    let mut random = Random::new(seed());
+    let mut random = Random::from_env_or(5);
     for round in 0..rounds() {
         let (side, point) = ROLL[usize::try_from(random.below(ROLL.len() as u64)).unwrap()];
         let line = format!("round {round} {point}\n");
@@ -185,9 +185,4 @@ const BATCH: [(Side, &str); 6] = [
 fn rounds() -> u64 {
     let text = std::env::var("SCRINIUM_TEST_ROUNDS").ok();
     text.and_then(|text| text.parse().ok()).unwrap_or(200)
-}
-
-fn seed() -> u64 {
-    let text = std::env::var("SCRINIUM_TEST_SEED").ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or(5)
 }

@@ -21,6 +21,7 @@ mod link;
 mod machine;
 mod outage;
 mod package;
+mod power;
 mod properties;
 mod rotation;
 mod service;

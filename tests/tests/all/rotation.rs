@@ -357,9 +357,7 @@ fn a10_two_hundred_stops_and_kills_during_rotation_spill_and_drain_are_conserved
     let log = lab.log("app.log");
     lab.start_agent("web1");
     let writer = Writer::start(&log, 0);
-    let seed = std::env::var("SCRINIUM_TEST_SEED").ok();
-    let seed = seed.and_then(|text| text.parse().ok()).unwrap_or(10);
-    let mut random = Random::new(seed);
+    let mut random = Random::from_env_or(10);
     let mut server_back = None;
     let since = now();
     for round in 0..200_u32 {

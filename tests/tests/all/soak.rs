@@ -13,10 +13,7 @@ use scrinium_tests::{now, pause};
 
 #[test]
 fn whatever_happens_together_every_line_arrives_once_and_in_order() {
-    let seed = std::env::var("SCRINIUM_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let mut random = Random::new(seed.unwrap_or(7));
+    let mut random = Random::from_env_or(7);
     let mut lab = Lab::start("soak");
     let proxy = Proxy::start(lab.sl);
     // RAM for two batches, and a disk that fills within the soak: sources wait, files hold the rest.
