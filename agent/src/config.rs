@@ -73,14 +73,21 @@ pub(crate) enum FeedSource {
 }
 
 impl FeedSource {
-    /// The stream of a source that can be asked again for what was lost, or that has one stream.
+    /// The stream of a source that can be asked again for what was lost.
     pub(crate) fn stream(&self) -> Option<StreamName> {
+        let can_be_asked = !matches!(self, Self::Syslog(_) | Self::Command(_));
+        can_be_asked.then(|| self.own_stream())
+    }
+
+    /// The stream of the source itself; a listener's senders have others.
+    pub(crate) fn own_stream(&self) -> StreamName {
         match self {
-            Self::Syslog(_) | Self::Command(_) => None,
+            Self::Syslog(syslog) => syslog.own_stream(),
+            Self::Command(command) => command.stream(),
             #[cfg(unix)]
-            Self::Journal(journal) => Some(journal.stream()),
+            Self::Journal(journal) => journal.stream(),
             #[cfg(windows)]
-            Self::EventLog(channel) => Some(channel.stream()),
+            Self::EventLog(channel) => channel.stream(),
         }
     }
 

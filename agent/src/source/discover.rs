@@ -50,18 +50,7 @@ impl Discovery {
                 .flatten()
             {
                 let path = entry.path();
-                let excluded = || {
-                    source
-                        .exclude
-                        .iter()
-                        .any(|glob| glob.matcher.is_match(path))
-                };
-                if !pattern.matcher.is_match(path)
-                    || !entry.file_type().is_file()
-                    || is_compressed(path)
-                    || excluded()
-                    || self.is_denied(path)
-                {
+                if !entry.file_type().is_file() || !self.is_wanted_by(source, path) {
                     continue;
                 }
                 if found.len() < FILES_MAX && !found.contains_key(path) {
@@ -71,6 +60,22 @@ impl Discovery {
             }
         }
         found
+    }
+
+    /// Whether a source names the path and nobody forbids it, be there a file or not.
+    pub(crate) fn wants(&self, path: &Path) -> bool {
+        let mut sources = self.sources.iter();
+        sources.any(|(_, source)| self.is_wanted_by(source, path))
+    }
+
+    fn is_wanted_by(&self, source: &FileSource, path: &Path) -> bool {
+        source.files.matcher.is_match(path)
+            && !is_compressed(path)
+            && !source
+                .exclude
+                .iter()
+                .any(|glob| glob.matcher.is_match(path))
+            && !self.is_denied(path)
     }
 
     /// Whether the administrator of this machine forbids the path, or what it links to.

@@ -209,7 +209,7 @@ impl Sources {
     /// What cannot be asked for again is sealed before the end.
     fn finish(&mut self) {
         for feed in &mut self.feeds {
-            feed.end();
+            feed.end(None);
         }
         let deadline = clock::now() + FINISH_MAX;
         while self.pass_feeds() != Pass::Idle && !self.context.stopped && clock::now() < deadline {}
@@ -342,16 +342,9 @@ impl Sources {
         self.discovery = Discovery::new(config);
         self.deleted_bytes_max = config.rates.deleted_bytes_max;
         self.governor = Governor::new(config.rates.cpu_percent_max);
-        let files = self.discovery.files();
-        let positions = &mut self.positions;
-        self.streams.retain(|path, stream| {
-            let stays = files.contains(path);
-            if !stays {
-                // Should it be named again, its stream goes on.
-                stream.close(positions);
-            }
-            stays
-        });
+        for (path, stream) in &mut self.streams {
+            stream.set_wanted(self.discovery.wants(path));
+        }
         self.wanted.clone_from(&config.feeds);
         self.feed();
         self.discover();
@@ -362,7 +355,7 @@ impl Sources {
     fn feed(&mut self) {
         for feed in &mut self.feeds {
             if !self.wanted.contains(feed.source()) {
-                feed.end();
+                feed.end(Some(&self.positions));
             }
         }
         let feeds = core::mem::take(&mut self.feeds).into_iter();

@@ -138,6 +138,14 @@ impl Output {
         self.push(line.as_bytes(), EntryFlags::GAP, clock::unix_us());
     }
 
+    /// Says that the configuration ends the stream here.
+    pub(crate) fn push_end(&mut self) {
+        let next = self.position.next.0;
+        self.push_gap(&format!(
+            "the configuration names this source no longer; collecting ends after entry {next}, and what it says until it is named again is not collected unless it is still there then"
+        ));
+    }
+
     /// Seals what was collected and sends it; the source goes on at `bookmark` after it.
     pub(crate) fn seal(&mut self, bookmark: Vec<u8>, context: &mut Context) {
         if self.builder.is_empty() {

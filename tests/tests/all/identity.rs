@@ -385,6 +385,58 @@ fn k1_a_configuration_is_applied_or_rejected_with_its_reason_and_survives_a_rest
     lab.wait_for_bytes("web1", &log, 6, Duration::from_secs(20));
 }
 
+/// K4: a source that is taken out says where it ends; named again, it goes on there.
+#[test]
+fn k4_a_source_that_is_taken_out_ends_with_a_marker_and_goes_on_when_it_is_named_again() {
+    let mut lab = Lab::start("k4");
+    lab.add_agent("web1", lab.sl, "");
+    let more = lab.dir.join("more");
+    std::fs::create_dir_all(&more).unwrap();
+    let socket = lab.dir.join("relay.sock");
+    let with = format!(
+        "[[source]]\nfile = \"{}/*.txt\"\n[[source]]\nsyslog = \"unix://{}\"\n",
+        more.display(),
+        socket.display()
+    );
+    lab.write("with.toml", with.as_bytes());
+    lab.write("without.toml", b"[[source]]\nfile = \"/nowhere/*.txt\"\n");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    let other = more.join("other.txt");
+    append(&other, "one\n");
+    configure(&lab, "with.toml");
+    lab.wait_for_bytes("web1", &other, 4, Duration::from_secs(20));
+    let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    sender.send_to(b"<13>relayed first", &socket).unwrap();
+    wait_until("it is relayed", Duration::from_secs(20), || {
+        lab.count("relayed") == 1
+    });
+
+    configure(&lab, "without.toml");
+    let marked = |count| {
+        wait_until("the end is said", Duration::from_secs(20), || {
+            lab.count("\"the configuration names this source no longer\"") == count
+        });
+    };
+    marked(2);
+    append(&other, "two\n");
+    configure(&lab, "with.toml");
+    wait_until("it goes on", Duration::from_secs(20), || {
+        lab.count("stream:other.txt two") == 1
+    });
+    sender.send_to(b"<13>relayed second", &socket).unwrap();
+    wait_until("it is relayed", Duration::from_secs(20), || {
+        lab.count("relayed") == 2
+    });
+    configure(&lab, "without.toml");
+    marked(4);
+    assert_eq!(text(&lab.export("web1", &other)), "one\ntwo\n");
+    for entry in [1, 3] {
+        let said = format!("stream:other.txt \"ends after entry {entry},\"");
+        assert_eq!(lab.count(&said), 1, "{said}");
+    }
+}
+
 /// How many entries of the audit stream match, those about searches aside.
 fn audited(lab: &Lab, query: &str) -> u64 {
     lab.count(&format!("stream:audit {query} -search"))

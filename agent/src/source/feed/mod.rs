@@ -183,6 +183,8 @@ pub(super) struct Feed {
     items: mpsc::Receiver<Item>,
     task: AbortHandle,
     ended: bool,
+    /// Its streams are still to say that the configuration ended them.
+    says_end: bool,
     streams: BTreeMap<StreamId, Stream>,
     /// An item for which there was no room yet.
     waiting: Option<Item>,
@@ -217,6 +219,7 @@ impl Feed {
             items: received,
             task: task.abort_handle(),
             ended: false,
+            says_end: false,
             streams: BTreeMap::new(),
             waiting: None,
         }
@@ -226,16 +229,30 @@ impl Feed {
         &self.source
     }
 
-    /// Nothing more comes in; what came is still sealed by the next passes.
-    pub(super) fn end(&mut self) {
+    /// Nothing more comes in; what came is still sealed by the next passes. With `positions`, because the
+    /// configuration wants it so, which its streams say.
+    pub(super) fn end(&mut self, positions: Option<&Positions>) {
+        if core::mem::replace(&mut self.ended, true) {
+            return;
+        }
         self.task.abort();
-        self.ended = true;
+        self.items.close();
+        if let Some(positions) = positions {
+            let own = self.source.own_stream();
+            let id = positions.id(&own);
+            self.streams.entry(id).or_insert_with(|| Stream {
+                bookmark: positions.bookmark(&own),
+                output: positions.open(own),
+            });
+            self.says_end = true;
+        }
     }
 
     /// Whether it has ended and everything is sealed.
     pub(super) fn is_over(&self) -> bool {
         let mut outputs = self.streams.values().map(|stream| &stream.output);
         self.ended
+            && !self.says_end
             && self.waiting.is_none()
             && self.items.is_empty()
             && outputs.all(Output::is_empty)
@@ -292,6 +309,11 @@ impl Feed {
             } = item;
             stream.output.push(&bytes, flags, time_us);
             stream.bookmark = bookmark;
+        }
+        if core::mem::take(&mut self.says_end) {
+            for stream in self.streams.values_mut() {
+                stream.output.push_end();
+            }
         }
         for stream in self.streams.values_mut() {
             if !stream.output.is_empty() {

@@ -36,7 +36,7 @@ impl Syslog {
     }
 
     /// The stream of the listener itself: what was missed is said there.
-    fn own_stream(&self) -> StreamName {
+    pub(crate) fn own_stream(&self) -> StreamName {
         let (kind, name) = match self {
             Self::Udp(address) => (StreamKind::SyslogUdp, format!("udp://{address}")),
             Self::Tcp(address) => (StreamKind::SyslogTcp, format!("tcp://{address}")),

@@ -55,6 +55,16 @@ pub(crate) struct FileStream {
     /// Closed after it was read to the end.
     parked: bool,
     complained: bool,
+    wanting: Wanting,
+}
+
+/// Whether the configuration names the stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wanting {
+    Wanted,
+    /// Not any more, and that is still to be said.
+    Ending,
+    Ended,
 }
 
 /// Which of the files is being read.
@@ -97,6 +107,7 @@ impl FileStream {
             resumed: false,
             parked: false,
             complained: false,
+            wanting: Wanting::Wanted,
         }
     }
 
@@ -109,7 +120,8 @@ impl FileStream {
     pub(crate) fn close(&self, positions: &mut Positions) {
         let is_done = |follow: &Follow| is_deleted(follow) && follow.is_at_end().unwrap_or(false);
         let is_read = self.current.as_ref().is_none_or(is_done);
-        let starts_anew = self.resumed && is_read && !self.history;
+        let is_wanted = self.wanting == Wanting::Wanted;
+        let starts_anew = self.resumed && is_read && is_wanted && !self.history;
         positions.close(&self.output, starts_anew);
     }
 
@@ -130,8 +142,42 @@ impl FileStream {
         self.current.iter().chain(older)
     }
 
-    /// Whether the file is gone and everything of it was read.
+    /// Whether the configuration names this stream.
+    pub(crate) fn set_wanted(&mut self, wanted: bool) {
+        self.wanting = match (wanted, self.wanting) {
+            (true, _) => Wanting::Wanted,
+            (false, Wanting::Wanted) => Wanting::Ending,
+            (false, ending) => ending,
+        };
+    }
+
+    /// Says that collecting ends here. Should the stream be named again, it goes on where it stands.
+    fn end(&mut self, context: &mut Context) -> Pass {
+        if context.is_blocked() {
+            return Pass::Blocked;
+        }
+        self.seal(context);
+        if self.output.position().bookmark.is_empty() {
+            self.wanting = Wanting::Ended; // nothing was collected
+            return Pass::Idle;
+        }
+        self.output.push_end();
+        match &self.current {
+            Some(_) => self.seal(context),
+            None => {
+                let bookmark = self.output.position().bookmark.clone();
+                self.output.seal(bookmark, context);
+            }
+        }
+        self.wanting = Wanting::Ended;
+        Pass::Idle
+    }
+
+    /// Whether it is not wanted any more, or its file is gone and everything of it was read.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
+        if self.wanting == Wanting::Ended {
+            return true;
+        }
         let over = |follow: &Follow| {
             follow
                 .renamed
@@ -174,6 +220,9 @@ impl FileStream {
 
     /// Reads on.
     pub(crate) fn pass(&mut self, context: &mut Context, now: Instant) -> Pass {
+        if self.wanting != Wanting::Wanted {
+            return self.end(context);
+        }
         match self.try_pass(context, now) {
             Ok(pass) => {
                 self.complained = false;
