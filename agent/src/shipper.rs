@@ -101,6 +101,8 @@ pub struct Shipper {
     pub problem: Option<String>,
     /// Why the disk does not take what it must, while it does not.
     pub disk_problem: Option<String>,
+    /// How long an outage the cache outlasts, as far as its owner knows.
+    pub cache_lasts: Option<Duration>,
     pub acked_entries: u64,
     /// Bytes of batches taken from the sources.
     pub produced_bytes: u64,
@@ -159,6 +161,7 @@ impl Shipper {
             check,
             problem: None,
             disk_problem: None,
+            cache_lasts: None,
             acked_entries: 0,
             produced_bytes: 0,
         };
@@ -289,6 +292,7 @@ impl Shipper {
                 oldest_us: fill.oldest_us,
                 disk_bytes: fill.disk_bytes,
                 disk_bytes_max: fill.disk_bytes_max,
+                cache_lasts_s: self.cache_lasts.map_or(0, |lasts| lasts.as_secs()),
                 marks,
                 problem: self.disk_problem.clone().unwrap_or_default(),
             };

@@ -128,6 +128,9 @@ impl Uplink {
         let fill = self.shipper.fill();
         self.production
             .update(clock::now(), self.shipper.produced_bytes);
+        let room = fill.disk_bytes_max.saturating_sub(fill.disk_bytes);
+        let lasts = self.production.time_for(room);
+        self.shipper.cache_lasts = lasts;
         Status {
             connected: self.shipper.is_ready(),
             fill,
@@ -137,9 +140,7 @@ impl Uplink {
                 .clone()
                 .or_else(|| self.shipper.problem.clone()),
             acked_entries: self.shipper.acked_entries,
-            lasts: self
-                .production
-                .time_for(fill.disk_bytes_max.saturating_sub(fill.disk_bytes)),
+            lasts,
         }
     }
 

@@ -190,6 +190,9 @@ pub struct KeepAlive {
     /// Bytes of sealed segments on the agent's disk, and how many it may use.
     pub disk_bytes: u64,
     pub disk_bytes_max: u64,
+    /// How long an outage the disk outlasts at the rate of the last minute, in seconds; 0 when that is
+    /// not known, or next to nothing is collected.
+    pub cache_lasts_s: u64,
     /// The sequence after the last entry collected, per stream that moved since the last keep-alive:
     /// what is withheld on the way shows at once. At most [`MARKS_MAX`].
     pub marks: Vec<(StreamId, Sequence)>,
@@ -249,6 +252,7 @@ impl Message {
                     keep_alive.oldest_us,
                     keep_alive.disk_bytes,
                     keep_alive.disk_bytes_max,
+                    keep_alive.cache_lasts_s,
                 ] {
                     out.extend_from_slice(&value.to_be_bytes());
                 }
@@ -316,6 +320,7 @@ impl Message {
                 oldest_us: r.u64("oldest entry")?,
                 disk_bytes: r.u64("disk bytes")?,
                 disk_bytes_max: r.u64("disk limit")?,
+                cache_lasts_s: r.u64("time the cache lasts")?,
                 marks: read_marks(&mut r)?,
                 problem: r.text16(REASON_LEN_MAX, "problem")?,
             }),
@@ -501,6 +506,7 @@ mod tests {
             Message::KeepAlive(KeepAlive {
                 time_us: 1,
                 disk_bytes_max: 6,
+                cache_lasts_s: 7,
                 marks: vec![(stream, Sequence(8))],
                 problem: "full".into(),
                 ..KeepAlive::default()

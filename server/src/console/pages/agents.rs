@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
+use scrinium_protocol::sl::message::KeepAlive;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -40,6 +41,7 @@ struct Row {
     keep_alive: String,
     backlog: String,
     backlog_age: String,
+    cache: Option<Cache>,
     offset: String,
     offset_is_large: bool,
     generation: u64,
@@ -55,6 +57,33 @@ struct QuarantineRow {
     since: String,
     since_us: u64,
     approved: bool,
+}
+
+/// The agent's disk cache.
+struct Cache {
+    bytes: u64,
+    bytes_max: u64,
+    text: String,
+    /// When it is full at the present rate, were the link down.
+    lasts: String,
+}
+
+impl Cache {
+    fn new(t: Language, state: &KeepAlive) -> Self {
+        let (bytes, bytes_max) = (state.disk_bytes, state.disk_bytes_max);
+        let lasts = match state.cache_lasts_s {
+            0 => String::new(),
+            seconds @ 1..7200 => t.with("lasts.minutes", seconds / 60),
+            seconds @ 7200..172_800 => t.with("lasts.hours", seconds / 3600),
+            seconds => t.with("lasts.days", seconds / 86_400),
+        };
+        Self {
+            bytes,
+            bytes_max,
+            text: format!("{} / {}", human_bytes(bytes), human_bytes(bytes_max)),
+            lasts,
+        }
+    }
 }
 
 impl Row {
@@ -96,6 +125,7 @@ impl Row {
             } else {
                 String::new()
             },
+            cache: known.then(|| Cache::new(t, state)),
             offset: if known {
                 format!("{offset_ms:+} ms")
             } else {
