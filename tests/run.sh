@@ -53,7 +53,7 @@ sh tests/windows/setup.sh
 step "tests"
 # Mostly they wait: for a kill, a timeout, a disk. One command for all crates: another selection would
 # build every dependency again.
-measuring="flood:: soak:: spool::l1 spool::l2 spool::a_link link::i10 files::f6"
+measuring="flood:: soak:: spool::e6 spool::l1 spool::l2 spool::a_link link::i10 files::f6"
 cargo test --workspace --locked --no-fail-fast -- --test-threads=3 $(printf -- '--skip %s ' $measuring)
 
 step "tests that measure delays, shares and memory, one at a time"

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use scrinium_tests::lab::{Lab, cpu_seconds, text};
+use scrinium_tests::lab::{Lab, cpu_seconds, resident_bytes, text};
 use scrinium_tests::network::in_own_network;
 use scrinium_tests::proxy::Proxy;
 use scrinium_tests::random::Random;
@@ -168,6 +168,53 @@ fn e7_the_cache_keeps_to_its_limit_and_the_sources_wait() {
     assert!(most <= 13 << 20, "{most} bytes on the disk");
     lab.start_server();
     lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(120));
+    assert!(lab.export("web1", &log) == written);
+    assert!(lab.verify().1.contains("; 0 gap entries"));
+}
+
+/// E6: a backlog of a million lines is no reason to start late or to need much memory.
+#[test]
+fn e6_an_agent_with_a_million_lines_waiting_starts_at_once_and_ships_them_in_order() {
+    let mut lab = Lab::start("e6");
+    let limits = "[spool]\nram_bytes_max = \"1 MiB\"\ndisk_bytes_max = \"1 GiB\"";
+    lab.add_agent("web1", lab.sl, limits);
+    let log = lab.log("app.log");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    lab.stop_server();
+    let mut random = Random::new(6);
+    let mut written = Vec::new();
+    for n in 0..1_000_000_u32 {
+        writeln!(
+            written,
+            "{n} {:016x}{:016x}",
+            random.below(u64::MAX),
+            random.below(u64::MAX)
+        )
+        .unwrap();
+    }
+    append(&log).write_all(&written).unwrap();
+    wait_until("all of it waits", Duration::from_secs(60), || {
+        let status = lab.agent_status("web1");
+        status.is_some_and(|status| status["backlog_entries"] == 1_000_000)
+    });
+    lab.kill_agent("web1");
+    let since = now();
+    lab.start_agent("web1");
+    wait_until("the agent answers", Duration::from_secs(30), || {
+        let status = lab.agent_status("web1");
+        // What was in RAM is read again from the file when the server has spoken.
+        status.is_some_and(|status| status["backlog_entries"].as_u64().unwrap() > 950_000)
+    });
+    let (took, memory) = (
+        now().duration_since(since),
+        resident_bytes(lab.agent_pid("web1")),
+    );
+    println!("up after {} ms with {} KiB", took.as_millis(), memory >> 10);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(memory < 64 << 20, "{memory} bytes");
+    lab.start_server();
+    lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(90));
     assert!(lab.export("web1", &log) == written);
     assert!(lab.verify().1.contains("; 0 gap entries"));
 }
