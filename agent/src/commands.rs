@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-#[cfg(unix)]
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -31,7 +29,8 @@ use crate::service::Action;
 use crate::service::notify::Notifier;
 use crate::shipper::Refused;
 use crate::source::discover::Discovery;
-use crate::uplink::{self, Status};
+use crate::status::{self, Status};
+use crate::uplink;
 
 /// Tails the logs of this machine and ships them to a Scrinium server.
 #[derive(Parser)]
@@ -143,7 +142,7 @@ impl Command {
         match self {
             Self::Enroll { token, state } => enroll(&token, &state.state).await?,
             Self::Run { state, config } => run(&state.state, load(&config)?).await?,
-            Self::Status { state, json } => return status(&state.state, json).await,
+            Self::Status { state, json } => return show_status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
             Self::Service { action } => action.run()?,
             Self::Sources { config, test, json } => match test {
@@ -260,10 +259,8 @@ async fn run(dir: &Path, config: Config) -> Result<()> {
         info!("stopping");
         stop.send_replace(true);
     });
-    #[cfg(unix)]
-    tokio::spawn(serve_status(dir.join(STATUS_SOCKET), shown));
-    #[cfg(not(unix))]
-    drop(shown);
+    let state = dir.to_owned();
+    tokio::spawn(async move { status::serve(&state, shown).await });
     #[cfg(unix)]
     let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
     uplink::run(config, dir, &key, identity, stopped, status).await
@@ -318,49 +315,10 @@ pub(crate) fn run_as_service() -> Result<()> {
     runtime.block_on(run(&dir, load(&ConfigFile { config: None })?))
 }
 
-/// Answers every connection with one line of JSON; numbers and the last problem, no log content.
-#[cfg(unix)]
-async fn serve_status(path: PathBuf, shown: watch::Receiver<Status>) {
-    drop(std::fs::remove_file(&path));
-    let Ok(listener) = tokio::net::UnixListener::bind(&path) else {
-        return;
-    };
-    let shown = Arc::new(shown);
-    loop {
-        let Ok((mut stream, _)) = listener.accept().await else {
-            // No descriptors left, say: the error would come back at once.
-            tokio::time::sleep(ACCEPT_RETRY).await;
-            continue;
-        };
-        let status = shown.borrow().clone();
-        let line = json!({
-            "connected": status.connected,
-            "problem": status.problem,
-            "backlog_entries": status.fill.entries,
-            "backlog_bytes": status.fill.bytes,
-            "oldest_us": status.fill.oldest_us,
-            "disk_bytes": status.fill.disk_bytes,
-            "disk_bytes_max": status.fill.disk_bytes_max,
-            "acked_entries": status.acked_entries,
-            "cache_lasts_s": status.lasts.map(|lasts| lasts.as_secs()),
-        });
-        drop(stream.write_all(format!("{line}\n").as_bytes()).await);
-    }
-}
-
-#[cfg(unix)]
-async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
-    let connected = tokio::net::UnixStream::connect(dir.join(STATUS_SOCKET)).await;
-    let Ok(mut stream) = connected else {
-        bail!(
-            "no agent runs on {}; start it with: scrinium-agent run",
-            dir.display()
-        );
-    };
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
+async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
+    let text = status::ask(dir).await?;
     if json {
-        say(text.trim_end())?;
+        say(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
     let status: serde_json::Value = serde_json::from_str(&text)?;
@@ -402,12 +360,6 @@ async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
         ))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(not(unix))]
-#[expect(clippy::unused_async, reason = "on other systems it asks a socket")]
-async fn status(_dir: &Path, _json: bool) -> Result<ExitCode> {
-    bail!("status is not offered on this system; see the agent's row in the console");
 }
 
 async fn check(dir: &Path, config: &Config) -> Result<()> {
@@ -469,7 +421,3 @@ const DEFAULT_STATE: &str = "/var/lib/scrinium/agent";
 #[cfg(windows)]
 const DEFAULT_STATE: &str = "C:/ProgramData/Scrinium/agent";
 const ANSWER_MAX: Duration = Duration::from_secs(15);
-#[cfg(unix)]
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-#[cfg(unix)]
-const STATUS_SOCKET: &str = "status.sock";

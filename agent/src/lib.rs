@@ -18,6 +18,7 @@ mod service;
 pub mod shipper;
 pub mod source;
 pub mod spool;
+mod status;
 mod uplink;
 
 use std::io::{IsTerminal as _, Write as _};

@@ -28,22 +28,7 @@ use crate::link::Dial;
 use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
 use crate::source::{self, Command};
-use crate::spool::Fill;
-
-/// What `status` shows, where there is a `status`.
-#[cfg_attr(
-    not(unix),
-    expect(dead_code, reason = "no local socket to show it on yet")
-)]
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Status {
-    pub(crate) connected: bool,
-    pub(crate) fill: Fill,
-    pub(crate) problem: Option<String>,
-    pub(crate) acked_entries: u64,
-    /// How long an outage the cache outlasts at the present rate; `None` while next to nothing comes.
-    pub(crate) lasts: Option<Duration>,
-}
+use crate::status::Status;
 
 /// Runs until `stop` says so.
 pub(crate) async fn run(

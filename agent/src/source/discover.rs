@@ -135,7 +135,7 @@ fn depth_of(root: &Path, text: &str) -> usize {
 const COMPRESSED: [&str; 6] = ["Z", "bz2", "lz4", "tgz", "xz", "zip"];
 const DEPTH_MAX: usize = 16;
 /// Files followed at once.
-const FILES_MAX: usize = 20_000;
+pub(crate) const FILES_MAX: usize = 20_000;
 
 #[cfg(test)]
 mod tests {

@@ -35,7 +35,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use self::bookmark::FileId;
-use self::discover::Discovery;
+use self::discover::{Discovery, FILES_MAX};
 use self::feed::{Feed, Waker};
 use self::file::{FileStream, Pass};
 use self::output::Positions;
@@ -123,6 +123,7 @@ pub(crate) fn start(
         feeds_first: false,
         unnamed: BTreeSet::new(),
         turn: None,
+        too_many: false,
         blocked_at: None,
         deleted_bytes_max: config.rates.deleted_bytes_max,
         governor: Governor::new(config.rates.cpu_percent_max),
@@ -158,6 +159,8 @@ struct Sources {
     unnamed: BTreeSet<PathBuf>,
     /// The stream whose turn it is after the spool had no room for it.
     turn: Option<PathBuf>,
+    /// There are more files than are followed, and it was said.
+    too_many: bool,
     /// Since when the spool takes nothing.
     blocked_at: Option<Instant>,
     deleted_bytes_max: u64,
@@ -376,6 +379,14 @@ impl Sources {
     /// Opens a stream for every file that matches and has none.
     fn discover(&mut self) {
         let found = self.discovery.sources_of_files();
+        let too_many = found.len() >= FILES_MAX;
+        if too_many && !self.too_many {
+            warn!(
+                followed = FILES_MAX,
+                "the sources name more files than are followed at once; the rest waits until there are fewer"
+            );
+        }
+        self.too_many = too_many;
         let files: BTreeSet<PathBuf> = found.keys().cloned().collect();
         let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
             files

@@ -178,6 +178,10 @@ fn the_windows_agent_tails_through_renames_and_kills() {
     )
     .unwrap();
     rig.run_agent();
+    wait_until("its status is shown", PATIENCE, || {
+        let (succeeded, said) = rig.wine(&["agent", "status", "--state", "C:/lab/state"]);
+        succeeded && said.starts_with("connected")
+    });
     let log = "lab/logs/app.log";
     let mut written = String::new();
     let mut number = 0;
