@@ -90,14 +90,8 @@ impl Journal {
             if let Some(expected) = expected.take()
                 && expected != own
             {
-                let gap = missing(&expected, &own);
-                if !sink
-                    .put_item(Item {
-                        bookmark: own.clone().into(),
-                        ..Item::gap(stream, &gap)
-                    })
-                    .await
-                {
+                let gap = Item::gap(stream, &missing(&expected, &own));
+                if !sink.put_item(gap).await {
                     return Ok(());
                 }
                 if sequence(&expected).0 != sequence(&own).0 {
@@ -249,11 +243,7 @@ impl Entry {
             let text = format!(
                 "the field {name} of the entry before has {len} bytes; {FIELD_LEN_MAX} of them were collected"
             );
-            let gap = Item::gap(stream, &text);
-            items.push(Item {
-                bookmark: cursor.into(),
-                ..gap
-            });
+            items.push(Item::gap(stream, &text));
         }
         items
     }

@@ -38,7 +38,7 @@ pub(crate) struct Item {
     pub(crate) flags: EntryFlags,
     /// When it was collected, Unix µs.
     pub(crate) time_us: u64,
-    /// Where the source goes on after it; empty when what was said cannot be asked for again.
+    /// Where the source goes on after it; empty when that is where it would have gone on before it.
     pub(crate) bookmark: Vec<u8>,
 }
 
@@ -57,19 +57,21 @@ impl Item {
         }
     }
 
-    /// A message of any length, in linked pieces; the source goes on at `bookmark` after it.
+    /// A message of any length, in linked pieces; the source goes on at `bookmark` after the last one, and
+    /// before that says all of it again.
     fn pieces(stream: &StreamName, message: &[u8], bookmark: &[u8]) -> Vec<Self> {
         let time_us = clock::unix_us();
         let mut pieces = message.chunks(ENTRY_LEN_MAX).peekable();
         let mut items = Vec::with_capacity(1);
         while let Some(piece) = pieces.next() {
+            let (flags, bookmark) = match pieces.peek() {
+                Some(_) => (EntryFlags::FRAGMENT, &[][..]),
+                None => (EntryFlags::NONE, bookmark),
+            };
             items.push(Self {
                 stream: stream.clone(),
                 bytes: piece.to_vec(),
-                flags: match pieces.peek() {
-                    Some(_) => EntryFlags::FRAGMENT,
-                    None => EntryFlags::NONE,
-                },
+                flags,
                 time_us,
                 bookmark: bookmark.to_vec(),
             });
@@ -292,8 +294,8 @@ impl Feed {
             taken += item.bytes.len() + ITEM_COST;
             let id = positions.id(&item.stream);
             let stream = self.streams.entry(id).or_insert_with(|| Stream {
+                bookmark: positions.bookmark(&item.stream),
                 output: positions.open(item.stream.clone()),
-                bookmark: Vec::new(),
             });
             if !stream.output.has_room(item.bytes.len()) {
                 stream.output.seal(stream.bookmark.clone(), context);
@@ -308,7 +310,9 @@ impl Feed {
                 ..
             } = item;
             stream.output.push(&bytes, flags, time_us);
-            stream.bookmark = bookmark;
+            if !bookmark.is_empty() {
+                stream.bookmark = bookmark;
+            }
         }
         if core::mem::take(&mut self.says_end) {
             for stream in self.streams.values_mut() {
@@ -344,3 +348,28 @@ const PASS_BYTES: usize = 4 << 20;
 const ITEM_COST: usize = 64;
 /// Streams of one source that are kept open.
 const STREAMS_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::identity::StreamKind;
+
+    use super::*;
+
+    /// A crash between two pieces of one message must not make the source go on after it.
+    #[test]
+    fn only_the_last_piece_of_a_message_moves_the_bookmark() {
+        let stream = StreamName {
+            kind: StreamKind::Journal,
+            name: "system".into(),
+        };
+        let message = vec![b'x'; ENTRY_LEN_MAX * 2 + 1];
+        let items = Item::pieces(&stream, &message, b"after");
+        let seen: Vec<(usize, bool, &[u8])> = items
+            .iter()
+            .map(|item| (item.bytes.len(), item.flags.is_fragment(), &*item.bookmark))
+            .collect();
+        let whole = (ENTRY_LEN_MAX, true, &b""[..]);
+        assert_eq!(seen, [whole, whole, (1, false, &b"after"[..])]);
+        assert!(Item::gap(&stream, "something").bookmark.is_empty());
+    }
+}
