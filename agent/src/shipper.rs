@@ -367,9 +367,10 @@ impl Shipper {
                 link.in_flight
                     .retain(|(stream, next, _)| *stream != receipt.stream || *next > receipt.next);
                 let before = self.spool.entries();
-                self.spool.ack(receipt.stream, receipt.next)?;
+                self.spool.ack(receipt.stream, receipt.next);
                 self.acked_entries += before - self.spool.entries();
                 state.receipts.insert(receipt.stream, receipt);
+                self.remove_acked();
             }
             AgentEvent::Closed { reason } => {
                 anyhow::bail!("the server ended the session: {reason}")
@@ -400,6 +401,14 @@ impl Shipper {
         link.is_rolled = true;
         link.session.send_credential_stored(now)?;
         Ok(())
+    }
+
+    /// What the server has needs no place on the disk; that it cannot be removed ends nothing.
+    fn remove_acked(&mut self) {
+        let removed = self.spool.remove_acked();
+        if removed.is_err() {
+            self.note_disk(removed);
+        }
     }
 
     /// After the disk refused something it is tried now and then, not with everything that comes.
@@ -489,6 +498,7 @@ impl Shipper {
             }
             self.positions.insert(stream, reached);
         }
+        self.remove_acked();
         info!(
             "connected; the server has stated where {} streams stand",
             stated.len()

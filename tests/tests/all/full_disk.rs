@@ -1,6 +1,6 @@
 //! The server's disk is full: nothing is acked, nothing is lost, and it goes on by itself.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,27 +23,15 @@ fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
     };
     lab.start_server();
     let path = lab.log("app.log");
-    let mut noise = Noise(1);
-    let mut all = Vec::new();
-    let mut file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(&path)
-        .unwrap();
-    let mut write = |bytes: usize| {
-        let chunk = noise.lines(bytes);
-        file.write_all(&chunk).unwrap();
-        all.extend_from_slice(&chunk);
-        all.len()
-    };
-    let len = write(100_000);
+    let mut app = Noise::into(&path, 1);
+    let len = app.write(100_000);
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &path, len, Duration::from_secs(30));
 
     // Fill what is left, then send more than could ever fit.
     let filler = lab.data().join("filler");
     fill(&filler);
-    let len = write(3_000_000);
+    let len = app.write(3_000_000);
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     socket
         .send_to(b"<13>sent while the disk was full", lab.syslog_udp)
@@ -63,7 +51,7 @@ fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
     std::fs::remove_file(&filler).unwrap();
     lab.wait_for_bytes("web1", &path, len, Duration::from_secs(90));
     assert!(
-        lab.export("web1", &path) == all,
+        lab.export("web1", &path) == app.all,
         "archived and written differ"
     );
     wait_until("the datagram is archived", Duration::from_secs(30), || {
@@ -76,7 +64,7 @@ fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
     lab.kill_server();
     lab.start_server();
     assert!(
-        lab.export("web1", &path) == all,
+        lab.export("web1", &path) == app.all,
         "archived and written differ after a start"
     );
     let (code, report) = lab.verify();
@@ -100,19 +88,7 @@ fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() 
         return;
     };
     let path = lab.log("app.log");
-    let mut noise = Noise(7);
-    let mut all = Vec::new();
-    let mut file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(&path)
-        .unwrap();
-    let mut write = |bytes: usize| {
-        let chunk = noise.lines(bytes);
-        file.write_all(&chunk).unwrap();
-        all.extend_from_slice(&chunk);
-        all.len()
-    };
+    let mut app = Noise::into(&path, 7);
     let settle = |lab: &Lab, len: usize| {
         lab.wait_for_bytes("web1", &path, len, Duration::from_secs(60));
     };
@@ -122,7 +98,7 @@ fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() 
             .unwrap_or_default()
             .to_owned()
     };
-    let len = write(100_000);
+    let len = app.write(100_000);
     lab.start_agent("web1");
     settle(&lab, len);
 
@@ -130,7 +106,7 @@ fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() 
     let filler = lab.state("web1").join("filler");
     fill(&filler);
     lab.stop_server();
-    let len = write(3_000_000);
+    let len = app.write(3_000_000);
     let out = lab.dir.join("web1.out");
     let said = |text: &str| std::fs::read_to_string(&out).unwrap().contains(text);
     wait_until(
@@ -144,22 +120,28 @@ fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() 
     assert!(alarm.contains("No space left"), "{alarm}");
     assert!(trouble(&lab).contains("No space left"));
 
-    // Read-only: not even the credential of the next session can be written down.
+    // Read-only: not even the credential of the next session can be written down,
     std::fs::remove_file(&filler).unwrap();
     wait_until("the trouble is over", Duration::from_secs(30), || {
         trouble(&lab).is_empty()
     });
-    small.cover();
+    // nor what is acked be removed.
     lab.stop_server();
+    app.write(2_000_000);
+    wait_until("a backlog is on the disk", Duration::from_secs(30), || {
+        let status = lab.agent_status("web1");
+        status.is_some_and(|status| status["disk_bytes"].as_u64().unwrap() > 1 << 20)
+    });
+    small.cover();
     lab.start_server();
     lab.wait_connected("web1");
-    let len = write(1_000_000);
+    let len = app.write(1_000_000);
     settle(&lab, len);
     wait_until("the trouble is known", Duration::from_secs(30), || {
         trouble(&lab).contains("Read-only")
     });
     lab.stop_server();
-    let len = write(2_000_000);
+    let len = app.write(2_000_000);
     lab.start_server();
     settle(&lab, len);
 
@@ -169,11 +151,11 @@ fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() 
         trouble(&lab).is_empty()
     });
     lab.kill_agent("web1");
-    let len = write(100_000);
+    let len = app.write(100_000);
     lab.start_agent("web1");
     settle(&lab, len);
     lab.stop_server();
-    let len = write(3_000_000);
+    let len = app.write(3_000_000);
     wait_until("the disk is in use", Duration::from_secs(30), || {
         let status = lab.agent_status("web1");
         status.is_some_and(|status| status["disk_bytes"].as_u64().unwrap() > 1 << 20)
@@ -181,7 +163,7 @@ fn e4_an_agent_whose_disk_refuses_says_so_ships_what_it_can_and_loses_nothing() 
     lab.start_server();
     settle(&lab, len);
     assert!(
-        lab.export("web1", &path) == all,
+        lab.export("web1", &path) == app.all,
         "archived and written differ"
     );
     let (code, report) = lab.verify();
@@ -260,23 +242,39 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Lines that do not compress.
-struct Noise(u64);
+/// Writes lines that do not compress.
+struct Noise {
+    state: u64,
+    file: File,
+    /// Everything written.
+    all: Vec<u8>,
+}
 
 impl Noise {
-    fn lines(&mut self, bytes: usize) -> Vec<u8> {
+    fn into(path: &Path, seed: u64) -> Self {
+        Self {
+            state: seed,
+            file: scrinium_tests::writer::append(path),
+            all: Vec::new(),
+        }
+    }
+
+    /// Writes at least so many bytes more; how many that are in all.
+    fn write(&mut self, bytes: usize) -> usize {
         let mut out = Vec::with_capacity(bytes + 100);
         while out.len() < bytes {
             for _ in 0..90 {
-                self.0 = self
-                    .0
+                self.state = self
+                    .state
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1);
-                let letter = u8::try_from(self.0 >> 58).unwrap();
+                let letter = u8::try_from(self.state >> 58).unwrap();
                 out.push(b'!' + letter);
             }
             out.push(b'\n');
         }
-        out
+        self.file.write_all(&out).unwrap();
+        self.all.extend_from_slice(&out);
+        self.all.len()
     }
 }
