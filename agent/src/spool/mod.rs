@@ -489,6 +489,7 @@ mod tests {
             .spool
             .reconcile(stream(1), Some(&positions[0]), start.clone());
         assert_eq!(reached.unwrap(), positions[0]);
+        rig.spool.remove_acked().unwrap();
         assert_eq!((rig.spool.entries(), rig.spool.fill().bytes), (0, 0));
         // A stream it does not know begins with what waits, whatever epoch that is of.
         let first = rig.add(2);
