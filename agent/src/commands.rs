@@ -198,6 +198,8 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 recovery: None,
                 server_signing: None,
                 central: None,
+                trial: None,
+                reverted: None,
                 epoch: Epoch(random()?),
                 behind: false,
                 positions: BTreeMap::new(),

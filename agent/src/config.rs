@@ -10,12 +10,14 @@ use globset::{GlobBuilder, GlobMatcher};
 use regex::bytes::{Regex, RegexBuilder};
 use scrinium_protocol::identity::StreamName;
 
+use crate::shipper::REVERT_AFTER;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
 use crate::source::feed::events::Channel;
 #[cfg(unix)]
 use crate::source::feed::journal::Journal;
+use crate::source::feed::own;
 use crate::source::feed::syslog::Syslog;
 
 /// The agent's configuration. Every field is checked.
@@ -30,6 +32,8 @@ pub struct Config {
     pub(crate) deny: Vec<Pattern>,
     pub(crate) limits: Limits,
     pub(crate) rates: Rates,
+    /// How long a configuration from the server may keep it out of reach before it is taken back.
+    pub(crate) revert_after: Duration,
     /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
 }
@@ -70,13 +74,14 @@ pub(crate) enum FeedSource {
     Journal(Journal),
     #[cfg(windows)]
     EventLog(Channel),
+    /// What the agent itself says.
+    Own,
 }
 
 impl FeedSource {
     /// The stream of a source that can be asked again for what was lost.
     pub(crate) fn stream(&self) -> Option<StreamName> {
-        let can_be_asked = !matches!(self, Self::Syslog(_) | Self::Command(_));
-        can_be_asked.then(|| self.own_stream())
+        Some(self.own_stream()).filter(|own| own.kind.can_be_read_again())
     }
 
     /// The stream of the source itself; a listener's senders have others.
@@ -88,6 +93,7 @@ impl FeedSource {
             Self::Journal(journal) => journal.stream(),
             #[cfg(windows)]
             Self::EventLog(channel) => channel.stream(),
+            Self::Own => own::stream(),
         }
     }
 
@@ -100,6 +106,7 @@ impl FeedSource {
             Self::Journal(journal) => journal.run(bookmark, sink).await,
             #[cfg(windows)]
             Self::EventLog(channel) => channel.run(bookmark, sink).await,
+            Self::Own => own::run(sink).await,
         }
     }
 }
@@ -167,6 +174,9 @@ impl Config {
         if config.integrity_only.is_some() {
             bail!("server.integrity_only can be set on the machine alone");
         }
+        if config.revert_after != REVERT_AFTER {
+            bail!("server.revert_after_s can be set on the machine alone");
+        }
         if config
             .feeds
             .iter()
@@ -175,6 +185,11 @@ impl Config {
             bail!("source.command can be set on the machine alone");
         }
         Ok(config)
+    }
+
+    /// Every source that is no file; what the agent itself says always is one.
+    pub(crate) fn feeds(&self) -> impl Iterator<Item = FeedSource> {
+        self.feeds.iter().cloned().chain([FeedSource::Own])
     }
 
     /// This configuration with what the server wants on top: its limits, its sources and those named
@@ -195,6 +210,7 @@ impl Config {
             deny: self.deny.iter().chain(&central.deny).cloned().collect(),
             limits: central.limits,
             rates: central.rates,
+            revert_after: self.revert_after,
             integrity_only: self.integrity_only.clone(),
         }
     }
@@ -243,6 +259,10 @@ impl Config {
                 disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
             },
             rates: Rates::new(&raw.limits)?,
+            revert_after: match raw.server.revert_after_s {
+                Some(seconds) => Duration::from_secs(seconds),
+                None => REVERT_AFTER,
+            },
             integrity_only: raw.server.integrity_only,
         };
         config.check()?;
@@ -259,6 +279,9 @@ impl Config {
         let address = self.integrity_only.as_ref();
         if address.is_some_and(|address| !address.contains(':')) {
             bail!("server.integrity_only must be HOST:PORT");
+        }
+        if !(REVERT_AFTER_MIN..=REVERT_AFTER_MAX).contains(&self.revert_after) {
+            bail!("server.revert_after_s must be between 5 and 86400");
         }
         Ok(())
     }
@@ -429,6 +452,7 @@ mod raw {
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Server {
         pub(super) integrity_only: Option<String>,
+        pub(super) revert_after_s: Option<u64>,
     }
 
     #[derive(serde::Deserialize)]
@@ -522,6 +546,8 @@ const DEFAULT_CHANNELS: [&str; 3] = ["Application", "Security", "System"];
 #[cfg(not(windows))]
 const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
 const RAM_BYTES_MIN: u64 = 512 << 10;
+const REVERT_AFTER_MIN: Duration = Duration::from_secs(5);
+const REVERT_AFTER_MAX: Duration = Duration::from_secs(86_400);
 const UPLOAD_MIN: u64 = 1 << 10;
 /// A day.
 const EVERY_S_MAX: u64 = 86_400;
@@ -583,6 +609,8 @@ mod tests {
             ("[spool]\nram_bytes_max = '1 KiB'", "spool.ram_bytes_max"),
             ("[spool]\ndisk_bytes_max = '1 MiB'", "spool.disk_bytes_max"),
             ("[server]\nintegrity_only = 'here'", "server.integrity_only"),
+            ("[server]\nrevert_after_s = 4", "server.revert_after_s"),
+            ("[server]\nrevert_after_s = 86401", "server.revert_after_s"),
             ("[[source]]\nfile = '/x'\nexclude = ['y']", "source.exclude"),
             (
                 "[[source]]\nfile = '/x'\nmultiline_start = '('",

@@ -40,7 +40,7 @@ impl Governor {
 
 /// Processor time of this process so far, of all its threads.
 #[cfg(unix)]
-fn used() -> Duration {
+pub(crate) fn used() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
@@ -50,7 +50,7 @@ fn used() -> Duration {
 
 /// Not measured where the system does not say it without a foreign call: nothing is held back then.
 #[cfg(not(unix))]
-fn used() -> Duration {
+pub(crate) fn used() -> Duration {
     Duration::ZERO
 }
 

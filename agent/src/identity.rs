@@ -42,6 +42,10 @@ pub struct State {
     pub server_signing: Option<[u8; 32]>,
     /// The configuration from the server that is in force.
     pub central: Option<Central>,
+    /// What was in force before it, until it is known that the server can be reached with it.
+    pub trial: Option<Trial>,
+    /// The version that kept the server out of reach and was taken back.
+    pub reverted: Option<u64>,
     /// Epoch of streams begun by this installation, or since its state was restored from a copy.
     pub epoch: Epoch,
     pub behind: bool,
@@ -55,6 +59,13 @@ pub struct State {
 pub struct Central {
     pub version: u64,
     pub text: String,
+}
+
+/// What is gone back to should the configuration in force keep the server out of reach.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trial {
+    /// `None` for this machine's own alone.
+    pub previous: Option<Central>,
 }
 
 /// The state and the files it lives in.
@@ -157,9 +168,26 @@ impl Identity {
     }
 }
 
+impl Central {
+    fn encode(central: Option<&Self>, out: &mut Vec<u8>) {
+        let (version, text) =
+            central.map_or((0, ""), |central| (central.version, central.text.as_str()));
+        out.extend_from_slice(&version.to_be_bytes());
+        put_bytes16(out, text.as_bytes());
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Option<Self>> {
+        let version = r.u64("configuration version")?;
+        let text = r.text16(CONFIGURATION_LEN_MAX, "configuration")?;
+        Ok((version > 0).then_some(Self { version, text }))
+    }
+}
+
 impl State {
     fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        // Without what only this version knows it is what the one before wrote, which may run again.
+        let is_older = self.trial.is_none() && self.reverted.is_none();
+        let mut out = vec![if is_older { VERSION_OLDER } else { VERSION }];
         self.agent.encode(&mut out);
         put_bytes16(&mut out, self.address.as_bytes());
         out.extend_from_slice(&self.server_public);
@@ -173,12 +201,16 @@ impl State {
         out.extend_from_slice(recovery);
         out.push(u8::from(self.server_signing.is_some()));
         out.extend_from_slice(&self.server_signing.unwrap_or_default());
-        let (version, text) = match &self.central {
-            Some(central) => (central.version, central.text.as_str()),
-            None => (0, ""),
-        };
-        out.extend_from_slice(&version.to_be_bytes());
-        put_bytes16(&mut out, text.as_bytes());
+        Central::encode(self.central.as_ref(), &mut out);
+        if !is_older {
+            out.push(u8::from(self.trial.is_some()));
+            let previous = self
+                .trial
+                .as_ref()
+                .and_then(|trial| trial.previous.as_ref());
+            Central::encode(previous, &mut out);
+            out.extend_from_slice(&self.reverted.unwrap_or(0).to_be_bytes());
+        }
         self.epoch.encode(&mut out);
         out.push(u8::from(self.behind));
         let count = u32::try_from(self.positions.len()).unwrap_or(u32::MAX);
@@ -196,7 +228,11 @@ impl State {
     fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes);
         let version = r.u8("state version")?;
-        anyhow::ensure!(version == VERSION, "state version {version}");
+        anyhow::ensure!(
+            [VERSION_OLDER, VERSION].contains(&version),
+            "state version {version}"
+        );
+        let is_older = version == VERSION_OLDER;
         let mut state = Self {
             agent: AgentId::read(&mut r)?,
             address: r.text16(scrinium_protocol::token::ADDRESS_LEN_MAX, "address")?,
@@ -208,6 +244,8 @@ impl State {
             recovery: None,
             server_signing: None,
             central: None,
+            trial: None,
+            reverted: None,
             epoch: Epoch::default(),
             behind: false,
             positions: BTreeMap::new(),
@@ -222,9 +260,13 @@ impl State {
         let has_signing = r.flag("server signing flag")?;
         let signing = r.array("server signing key")?;
         state.server_signing = has_signing.then_some(signing);
-        let version = r.u64("configuration version")?;
-        let text = r.text16(CONFIGURATION_LEN_MAX, "configuration")?;
-        state.central = (version > 0).then_some(Central { version, text });
+        state.central = Central::read(&mut r)?;
+        if !is_older {
+            let is_on_trial = r.flag("trial flag")?;
+            let previous = Central::read(&mut r)?;
+            state.trial = is_on_trial.then_some(Trial { previous });
+            state.reverted = Some(r.u64("reverted version")?).filter(|version| *version > 0);
+        }
         state.epoch = Epoch::read(&mut r)?;
         state.behind = r.flag("behind flag")?;
         for _ in 0..r.u32("number of positions")? {
@@ -242,7 +284,8 @@ impl State {
 
 const BINDING_FILE: &str = "machine.json";
 const STATE_NAME: &str = "state";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+const VERSION_OLDER: u8 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -258,7 +301,7 @@ mod tests {
             head: Head([2; 32]),
             bookmark: vec![1, 2, 3],
         };
-        let state = State {
+        let mut state = State {
             agent: AgentId([3; 16]),
             address: "localhost:720".into(),
             server_public: [4; 32],
@@ -272,6 +315,8 @@ mod tests {
                 version: 12,
                 text: "[[source]]".into(),
             }),
+            trial: Some(Trial { previous: None }),
+            reverted: Some(11),
             epoch: Epoch([9; 16]),
             behind: true,
             positions: BTreeMap::from([(StreamId([1; 16]), position)]),
@@ -292,6 +337,16 @@ mod tests {
         assert_eq!(read.encode(), state.encode());
         assert_eq!(read.positions, state.positions);
         assert_eq!(read.receipts, state.receipts);
+        assert_eq!(read.trial, state.trial);
+        assert_eq!(read.reverted, state.reverted);
         assert!(State::decode(&state.encode()[..50]).is_err());
+        let mut newer = state.encode();
+        newer[0] = VERSION + 1;
+        assert!(State::decode(&newer).is_err());
+        // What needs nothing newer is written so that the program before this one reads it: K5.
+        (state.trial, state.reverted) = (None, None);
+        let older = state.encode();
+        assert_eq!(older[0], VERSION_OLDER);
+        assert_eq!(State::decode(&older).unwrap().encode(), older);
     }
 }

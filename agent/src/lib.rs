@@ -13,6 +13,7 @@ pub mod config;
 mod governor;
 pub mod identity;
 mod link;
+mod log;
 mod production;
 mod service;
 pub mod shipper;
@@ -21,23 +22,16 @@ pub mod spool;
 mod status;
 mod uplink;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
 
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = commands::Cli::parse();
-    let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    log::start();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

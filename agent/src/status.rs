@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::local::Listener;
+use crate::governor;
 use crate::spool::Fill;
 
 /// How the agent does.
@@ -25,6 +26,22 @@ pub(crate) struct Status {
 }
 
 impl Status {
+    /// Says it in the agent's own log.
+    pub(crate) fn say(&self) {
+        info!(
+            connected = self.connected,
+            problem = self.problem,
+            backlog_entries = self.fill.entries,
+            backlog_bytes = self.fill.bytes,
+            disk_bytes = self.fill.disk_bytes,
+            disk_bytes_max = self.fill.disk_bytes_max,
+            acked_entries = self.acked_entries,
+            cache_lasts_s = self.lasts.map(|lasts| lasts.as_secs()),
+            processor_s = governor::used().as_secs(),
+            "health"
+        );
+    }
+
     fn to_json(&self) -> Value {
         json!({
             "connected": self.connected,

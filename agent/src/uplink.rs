@@ -27,7 +27,7 @@ use crate::identity::Identity;
 use crate::link::Dial;
 use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
-use crate::source::{self, Command};
+use crate::source::{self, Command, Positions};
 use crate::status::Status;
 
 /// Runs until `stop` says so.
@@ -43,8 +43,9 @@ pub(crate) async fn run(
         Some(central) => config.with_central(&Config::parse_central(&central.text)?),
         None => config.clone(),
     };
-    let check = |text: &str| Ok(Config::parse_central(text)?.limits);
-    let shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
+    let check = |text: &str| Config::parse_central(text).map(drop);
+    let mut shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
+    shipper.set_revert_after(config.revert_after);
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let mut uplink = Uplink {
         config,
@@ -60,7 +61,9 @@ pub(crate) async fn run(
         production: Production::default(),
     };
     uplink.limit_upload();
+    info!(version = env!("CARGO_PKG_VERSION"), "started");
     let (mut is_shown, mut shown_at) = (false, clock::now());
+    let mut health_at = clock::now() + HEALTH_INTERVAL;
     while !*stop.borrow() {
         let show_at = shown_at + SHOW_INTERVAL;
         tokio::select! {
@@ -75,6 +78,10 @@ pub(crate) async fn run(
         if !is_shown && now >= show_at {
             (is_shown, shown_at) = (true, now);
             status.send_replace(uplink.status());
+        }
+        if now >= health_at {
+            health_at = now + HEALTH_INTERVAL;
+            uplink.status().say();
         }
     }
     uplink.finish(produced).await
@@ -135,6 +142,7 @@ impl Uplink {
         produced: &mut mpsc::Receiver<Produced>,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<()> {
+        self.shipper.review_configuration(clock::now());
         self.pass_orders()?;
         let takes = self.shipper.has_room();
         if let Err(error) = self.send_waiting() {
@@ -144,14 +152,14 @@ impl Uplink {
             Socket::Down { until } => {
                 let until = *until;
                 tokio::select! {
-                    item = produced.recv(), if takes => self.take(item.as_ref())?,
+                    item = produced.recv(), if takes => self.take(item)?,
                     () = tokio::time::sleep_until(until.into()) => self.dial(),
                     _ = stop.changed() => {}
                 }
             }
             Socket::Dialling(dialling) => {
                 tokio::select! {
-                    item = produced.recv(), if takes => self.take(item.as_ref())?,
+                    item = produced.recv(), if takes => self.take(item)?,
                     dialled = dialling => {
                         let dialled = dialled.context("dialling").and_then(|dialled| dialled);
                         match dialled {
@@ -187,7 +195,7 @@ impl Uplink {
                     }
                     Happened::Read(Err(error)) => Err(error.into()),
                     Happened::Produced(item) => {
-                        self.take(item.as_deref())?;
+                        self.take(item.map(|item| *item))?;
                         Ok(())
                     }
                     Happened::Deadline => {
@@ -207,7 +215,7 @@ impl Uplink {
         Ok(())
     }
 
-    fn take(&mut self, item: Option<&Produced>) -> Result<()> {
+    fn take(&mut self, item: Option<Produced>) -> Result<()> {
         let produced = item.context("the sources ended by themselves")?;
         self.shipper.take(produced);
         Ok(())
@@ -217,16 +225,14 @@ impl Uplink {
     fn pass_orders(&mut self) -> Result<()> {
         while let Some(order) = self.shipper.poll_order() {
             let command = match order {
-                Order::Start(positions) => {
+                Order::Start { positions, lost } => {
                     if let Some(out) = self.out.take() {
                         let state = self.shipper.state();
                         let signing = SigningKey::from_bytes(state.signing.expose());
                         let started = source::start(
                             &self.in_force,
-                            state.agent,
-                            state.epoch,
                             signing,
-                            positions,
+                            Positions::new(state.agent, state.epoch, positions, lost),
                             out,
                         )?;
                         self.sources = Some(started);
@@ -237,15 +243,20 @@ impl Uplink {
                     stream,
                     position,
                     rewinds,
+                    lost,
                 } => Command::Rewind {
                     stream,
                     position,
                     rewinds,
+                    lost,
                 },
                 Order::Configure(text) => {
-                    let central = Config::parse_central(&text)?;
-                    self.in_force = self.config.with_central(&central);
+                    self.in_force = match text {
+                        Some(text) => self.config.with_central(&Config::parse_central(&text)?),
+                        None => self.config.clone(),
+                    };
                     self.limit_upload();
+                    self.shipper.set_limits(self.in_force.limits);
                     Command::Configure(Box::new(self.in_force.clone()))
                 }
             };
@@ -349,14 +360,14 @@ impl Uplink {
             loop {
                 tokio::select! {
                     item = produced.recv() => match item {
-                        Some(item) => self.shipper.take(&item),
+                        Some(item) => self.shipper.take(item),
                         None => break,
                     },
                     _ = &mut joined => break,
                 }
             }
             while let Ok(item) = produced.try_recv() {
-                self.shipper.take(&item);
+                self.shipper.take(item);
             }
         }
         // Sources that never started know nothing new: the server is still to be asked first.
@@ -397,6 +408,8 @@ const PART_LEN: usize = 16 << 10;
 const READ_LEN: usize = 64 << 10;
 /// What `status` says is at most this old.
 const SHOW_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the agent says how it does; it comes around at least as often as it keeps alive or dials.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(300);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The server answered, and said no: somebody may be about to change that.

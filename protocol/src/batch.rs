@@ -1,8 +1,9 @@
 //! A batch: consecutive entries of one stream, compressed, chained and signed by who collected them.
 //!
 //! The unit of compression, of sealing in the agent's spool, of signing and of ack. It is made once,
-//! by [`BatchBuilder`], and its bytes are never changed: the spool, the wire and the server's log
-//! carry the same [`SealedBatch`].
+//! by [`BatchBuilder`], and its entries are never changed: the spool, the wire and the server's log
+//! carry the same [`SealedBatch`]. Only who made it can put it after another batch, when the one it
+//! followed is lost.
 //!
 //! ```text
 //! header length (2) | header | body
@@ -143,6 +144,14 @@ impl BatchHeader {
             return Relation::Repeated;
         }
         Relation::Conflict
+    }
+
+    /// Puts the batch after what left `position` instead of after what it followed, signed anew by `key`.
+    pub fn relink(&mut self, position: &StreamPosition, key: &SigningKey) {
+        self.epoch = position.epoch;
+        self.first = position.next;
+        self.previous = position.head;
+        self.signature = key.sign(&signed_text(self.head())).to_bytes();
     }
 
     fn encode_signed(&self, out: &mut Vec<u8>) {
@@ -344,7 +353,7 @@ impl BatchBuilder {
             previous: position.head,
             signature: [0; 64],
         };
-        header.signature = key.sign(&signed_text(header.head())).to_bytes();
+        header.relink(position, key);
         let after = header.position_after();
         let body = compressor.compress(&raw);
 

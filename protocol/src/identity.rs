@@ -164,6 +164,21 @@ impl StreamKind {
         known.ok_or(InvalidMessage::UnknownType(byte))
     }
 
+    /// Whether its source still holds what it said, and can be asked again: what a sender, a command or
+    /// the agent itself said is nowhere else once it was taken.
+    #[must_use]
+    pub fn can_be_read_again(self) -> bool {
+        match self {
+            Self::File | Self::Journal | Self::EventLog => true,
+            Self::SyslogUdp
+            | Self::SyslogTcp
+            | Self::SyslogUnix
+            | Self::Command
+            | Self::Agent
+            | Self::Audit => false,
+        }
+    }
+
     /// The word used in commands, the API and the console.
     #[must_use]
     pub fn name(self) -> &'static str {

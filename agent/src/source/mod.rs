@@ -29,16 +29,16 @@ use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind, StreamName};
+use scrinium_protocol::identity::{StreamId, StreamKind, StreamName};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use self::bookmark::FileId;
 use self::discover::{Discovery, FILES_MAX};
 use self::feed::{Feed, Waker};
 use self::file::{FileStream, Pass};
-use self::output::Positions;
+pub(crate) use self::output::Positions;
 use crate::clock;
 use crate::config::{Config, FeedSource};
 use crate::governor::Governor;
@@ -51,6 +51,8 @@ pub(crate) enum Command {
         stream: StreamId,
         position: StreamPosition,
         rewinds: u64,
+        /// Something that was sealed after `position` is gone.
+        lost: bool,
     },
     /// Collect what this says from now on.
     Configure(Box<Config>),
@@ -107,18 +109,16 @@ impl Context {
 /// Starts the thread of the sources, which go on from `positions`.
 pub(crate) fn start(
     config: &Config,
-    agent: AgentId,
-    epoch: Epoch,
     signing: SigningKey,
-    positions: BTreeMap<StreamId, StreamPosition>,
+    positions: Positions,
     out: mpsc::Sender<Produced>,
 ) -> std::io::Result<(SyncSender<Command>, std::thread::JoinHandle<()>)> {
     let (commands, received) = sync_channel(COMMANDS_MAX);
     let mut sources = Sources {
-        positions: Positions::new(agent, epoch, positions),
+        positions,
         discovery: Discovery::new(config),
         streams: BTreeMap::new(),
-        wanted: config.feeds.clone(),
+        wanted: config.feeds().collect(),
         feeds: Vec::new(),
         feeds_first: false,
         unnamed: BTreeSet::new(),
@@ -319,18 +319,21 @@ impl Sources {
                     stream,
                     position,
                     rewinds,
-                }) => self.rewind(stream, position, rewinds),
+                    lost,
+                }) => {
+                    self.positions.rewind(stream, position, rewinds, lost);
+                    self.rewind(stream);
+                }
                 Ok(Command::Configure(config)) => self.configure(&config),
                 Err(RecvTimeoutError::Timeout) => return true,
             }
         }
     }
 
-    fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64) {
-        info!(%stream, next = position.next.0, "going on where the server stands");
-        self.positions.rewind(stream, position, rewinds);
+    /// Goes on with a stream where it stands now.
+    fn rewind(&mut self, stream: StreamId) {
         for feed in &mut self.feeds {
-            if feed.rewind(stream, &self.positions) {
+            if feed.rewind(stream, &mut self.positions) {
                 let source = feed.source().clone();
                 *feed = Feed::start(source, &self.positions, &self.context, self.waker.clone());
             }
@@ -348,7 +351,7 @@ impl Sources {
         for (path, stream) in &mut self.streams {
             stream.set_wanted(self.discovery.wants(path));
         }
-        self.wanted.clone_from(&config.feeds);
+        self.wanted = config.feeds().collect();
         self.feed();
         self.discover();
     }

@@ -1,10 +1,12 @@
 //! One stream on its way out: entries become sealed batches, each after the one before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamName};
+
+use tracing::info;
 
 use super::Context;
 use crate::clock;
@@ -16,6 +18,8 @@ pub(crate) struct Positions {
     epoch: Epoch,
     positions: BTreeMap<StreamId, StreamPosition>,
     rewinds: BTreeMap<StreamId, u64>,
+    /// Streams of which something sealed is gone, until that is said.
+    lost: BTreeSet<StreamId>,
 }
 
 impl Positions {
@@ -23,12 +27,14 @@ impl Positions {
         agent: AgentId,
         epoch: Epoch,
         positions: BTreeMap<StreamId, StreamPosition>,
+        lost: BTreeSet<StreamId>,
     ) -> Self {
         Self {
             agent,
             epoch,
             positions,
             rewinds: BTreeMap::new(),
+            lost,
         }
     }
 
@@ -51,7 +57,17 @@ impl Positions {
         self.positions.insert(output.id, position);
     }
 
-    pub(crate) fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64) {
+    pub(crate) fn rewind(
+        &mut self,
+        stream: StreamId,
+        position: StreamPosition,
+        rewinds: u64,
+        lost: bool,
+    ) {
+        info!(%stream, next = position.next.0, lost, "going on where the server stands");
+        if lost {
+            self.lost.insert(stream);
+        }
         self.positions.insert(stream, position);
         self.rewinds.insert(stream, rewinds);
     }
@@ -63,6 +79,15 @@ impl Positions {
         } = self.open(output.name.clone());
         output.position = position;
         output.rewinds = rewinds;
+    }
+
+    /// Says in a stream whose source cannot be asked again that something of it is gone.
+    pub(crate) fn state_loss(&mut self, output: &mut Output) {
+        if self.lost.remove(&output.id) {
+            output.push_gap(
+                "the server does not have what this stream sent before, and it is not here any more",
+            );
+        }
     }
 
     /// Opens a stream where it stands.

@@ -11,20 +11,23 @@
 //!
 //! Invariants:
 //! 1. Each queue is in order; what it has on disk is older than what it has in RAM.
-//! 2. A batch leaves only by an ack, or because its stream is rewound.
+//! 2. A batch leaves only by an ack, or because its stream is rewound ([`relink`]).
 //! 3. Full is full: nothing is dropped, the sources wait.
 
 mod disk;
+mod relink;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 use anyhow::Result;
+use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::{BatchHeader, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::identity::{Epoch, Head, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::message::Lane;
+use scrinium_segment::Error;
 
 use self::disk::{Disk, DiskPlace};
 use crate::config::Limits;
@@ -38,6 +41,7 @@ pub struct Spool {
     live: VecDeque<StreamId>,
     backlog: VecDeque<StreamId>,
     disk: Disk,
+    signing: SigningKey,
     ram_bytes: u64,
     ram_bytes_max: u64,
     entries: u64,
@@ -59,8 +63,11 @@ struct Item {
     next: Sequence,
     previous: Head,
     head: Head,
+    bookmark: Vec<u8>,
     count: u32,
     time_us: u64,
+    /// It follows another batch than its bytes on the disk say.
+    relinked: bool,
     at: Place,
 }
 
@@ -91,6 +98,32 @@ pub struct Fill {
     pub disk_bytes_max: u64,
 }
 
+impl Item {
+    fn new(header: &BatchHeader, at: Place) -> Self {
+        Self {
+            epoch: header.epoch,
+            first: header.first,
+            next: header.next(),
+            previous: header.previous,
+            head: header.head(),
+            bookmark: header.bookmark.clone(),
+            count: header.count,
+            time_us: header.time_first_us,
+            relinked: false,
+            at,
+        }
+    }
+
+    fn position_after(&self) -> StreamPosition {
+        StreamPosition {
+            epoch: self.epoch,
+            next: self.next,
+            head: self.head,
+            bookmark: self.bookmark.clone(),
+        }
+    }
+}
+
 impl Queue {
     fn lane(&self) -> Lane {
         if self.on_disk > 0 {
@@ -107,13 +140,14 @@ impl Spool {
     ///
     /// # Errors
     /// The directory cannot be made or read.
-    pub fn open(dir: &Path, key: &Secret<32>, limits: Limits) -> Result<Self> {
+    pub fn open(dir: &Path, key: &Secret<32>, limits: Limits, signing: SigningKey) -> Result<Self> {
         let (disk, found) = Disk::open(dir, key, limits.disk_bytes_max)?;
         let mut spool = Self {
             queues: BTreeMap::new(),
             live: VecDeque::new(),
             backlog: VecDeque::new(),
             disk,
+            signing,
             ram_bytes: 0,
             ram_bytes_max: limits.ram_bytes_max,
             entries: 0,
@@ -174,16 +208,7 @@ impl Spool {
         });
         queue.on_disk += usize::from(matches!(at, Place::Disk(_)));
         let was_idle = queue.sent == queue.items.len();
-        queue.items.push_back(Item {
-            epoch: header.epoch,
-            first: header.first,
-            next: header.next(),
-            previous: header.previous,
-            head: header.head(),
-            count: header.count,
-            time_us: header.time_first_us,
-            at,
-        });
+        queue.items.push_back(Item::new(header, at));
         let lane = queue.lane();
         if was_idle {
             self.turns(lane).push_back(header.stream);
@@ -255,7 +280,8 @@ impl Spool {
     /// The next batch of `lane` not yet sent in this session.
     ///
     /// # Errors
-    /// A segment cannot be read.
+    /// A segment cannot be read. Is it damaged, the batch is dropped: the next [`Spool::reconcile`] finds
+    /// that it is missing.
     pub fn peek(&mut self, lane: Lane) -> Result<Option<Next>> {
         while let Some(&stream) = self.turns(lane).front() {
             let queue = self.queues.get(&stream);
@@ -266,7 +292,15 @@ impl Spool {
                 self.turns(lane).pop_front();
                 continue;
             };
-            let encoded = self.read(item)?;
+            let encoded = match self.read(item) {
+                Ok(encoded) => encoded,
+                Err(error) => {
+                    if is_damage(&error) {
+                        self.drop_unsent(stream);
+                    }
+                    return Err(error);
+                }
+            };
             return Ok(Some(Next {
                 header: SealedBatch::decode(&encoded, "batch")?.header,
                 name: queue.name.clone(),
@@ -275,6 +309,17 @@ impl Spool {
             }));
         }
         Ok(None)
+    }
+
+    /// Drops the next unsent batch of a stream.
+    fn drop_unsent(&mut self, stream: StreamId) {
+        let Some(queue) = self.queues.get_mut(&stream) else {
+            return;
+        };
+        if let Some(item) = queue.items.remove(queue.sent) {
+            queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
+            self.forget(&item);
+        }
     }
 
     /// The batch of `lane` last peeked at was sent: the next stream has its turn.
@@ -342,55 +387,6 @@ impl Spool {
         }
     }
 
-    /// Compares what waits of one stream with where the server stands: what it has is dropped, what
-    /// follows is kept, and what follows nothing is dropped too. A stream the server does not know
-    /// begins with what waits of it, or at `start`. Returns the position after what is kept: the source
-    /// must go on there.
-    ///
-    /// # Errors
-    /// A segment cannot be read.
-    pub fn reconcile(
-        &mut self,
-        stream: StreamId,
-        server: Option<&StreamPosition>,
-        start: StreamPosition,
-    ) -> Result<StreamPosition> {
-        let Some(queue) = self.queues.get(&stream) else {
-            return Ok(server.cloned().unwrap_or(start));
-        };
-        let mut expected = match (server, queue.items.front()) {
-            (Some(server), _) => server.clone(),
-            (None, Some(front)) if front.first == Sequence(0) => StreamPosition {
-                epoch: front.epoch,
-                head: front.previous,
-                ..start
-            },
-            (None, _) => start,
-        };
-        let Some(mut queue) = self.queues.remove(&stream) else {
-            return Ok(expected);
-        };
-        let mut kept = VecDeque::new();
-        for item in core::mem::take(&mut queue.items) {
-            if item.first == expected.next && item.previous == expected.head {
-                expected.next = item.next;
-                expected.head = item.head;
-                kept.push_back(item);
-            } else {
-                queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
-                self.forget(&item);
-            }
-        }
-        if let Some(last) = kept.back() {
-            expected = self.position_after(last)?;
-            queue.items = kept;
-            queue.sent = 0;
-            self.turns(queue.lane()).push_back(stream);
-            self.queues.insert(stream, queue);
-        }
-        Ok(expected)
-    }
-
     fn forget(&mut self, item: &Item) {
         self.entries -= u64::from(item.count);
         match &item.at {
@@ -400,29 +396,33 @@ impl Spool {
     }
 
     /// Where each stream stands after the last of its batches here.
-    ///
-    /// # Errors
-    /// A segment cannot be read.
-    pub fn ends(&self) -> Result<BTreeMap<StreamId, StreamPosition>> {
-        let mut ends = BTreeMap::new();
-        for (stream, queue) in &self.queues {
-            if let Some(last) = queue.items.back() {
-                ends.insert(*stream, self.position_after(last)?);
-            }
-        }
-        Ok(ends)
-    }
-
-    fn position_after(&self, item: &Item) -> Result<StreamPosition> {
-        let batch = SealedBatch::decode(&self.read(item)?, "batch")?;
-        Ok(batch.header.position_after())
+    #[must_use]
+    pub fn ends(&self) -> BTreeMap<StreamId, StreamPosition> {
+        let last = |queue: &Queue| Some(queue.items.back()?.position_after());
+        let queues = self.queues.iter();
+        queues
+            .filter_map(|(stream, queue)| Some((*stream, last(queue)?)))
+            .collect()
     }
 
     fn read(&self, item: &Item) -> Result<Vec<u8>> {
-        match &item.at {
-            Place::Ram(encoded) => Ok(encoded.clone()),
-            Place::Disk(place) => self.disk.read(*place),
+        let place = match &item.at {
+            Place::Ram(encoded) => return Ok(encoded.clone()),
+            Place::Disk(place) => *place,
+        };
+        let encoded = self.disk.read(place)?;
+        if !item.relinked {
+            return Ok(encoded);
         }
+        let mut batch = SealedBatch::decode(&encoded, "batch")?;
+        let position = StreamPosition {
+            epoch: item.epoch,
+            next: item.first,
+            head: item.previous,
+            bookmark: Vec::new(),
+        };
+        batch.header.relink(&position, &self.signing);
+        Ok(batch.encoded())
     }
 
     #[must_use]
@@ -438,12 +438,21 @@ impl Spool {
     }
 }
 
+/// Whether what was read is not what was written; else the disk may give it later.
+fn is_damage(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(Error::Header { .. } | Error::Record { .. }) => true,
+        Some(Error::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
     use ed25519_dalek::SigningKey;
-    use scrinium_protocol::batch::BatchBuilder;
+    use scrinium_protocol::batch::{BatchBuilder, Relation};
     use scrinium_protocol::compress::Compressor;
     use scrinium_protocol::entry::{EntryFlags, EntryMeta};
     use scrinium_protocol::identity::{AgentId, StreamKind};
@@ -518,8 +527,8 @@ mod tests {
         let last = (0..3).map(|_| rig.add(1)).last().unwrap();
         rig.spool.spill().unwrap();
         let dir = rig.dir.clone();
-        let mut spool = Spool::open(&dir, &Secret::new([1; 32]), LIMITS).unwrap();
-        assert_eq!(spool.ends().unwrap(), BTreeMap::from([(stream(1), last)]));
+        let mut spool = Spool::open(&dir, &Secret::new([1; 32]), LIMITS, key()).unwrap();
+        assert_eq!(spool.ends(), BTreeMap::from([(stream(1), last)]));
         spool.ack(stream(1), Sequence(3));
         spool.remove_acked().unwrap();
         assert_eq!((spool.entries(), spool.fill().disk_bytes), (0, 0));
@@ -535,7 +544,7 @@ mod tests {
             rig.add(1);
             rig.add(2);
             rig.spool.spill().unwrap();
-            rig.spool = Spool::open(&rig.dir, &Secret::new([1; 32]), LIMITS).unwrap();
+            rig.reopen();
             if n == 1 {
                 early = files(&rig.dir);
             }
@@ -550,7 +559,7 @@ mod tests {
                 let mut file = std::fs::File::create(path).unwrap();
                 std::io::Write::write_all(&mut file, bytes).unwrap();
             }
-            let mut spool = Spool::open(&rig.dir, &Secret::new([1; 32]), LIMITS).unwrap();
+            let mut spool = Spool::open(&rig.dir, &Secret::new([1; 32]), LIMITS, key()).unwrap();
             assert!(
                 spool.entries() >= 6 - lost_max,
                 "{} entries left",
@@ -597,6 +606,56 @@ mod tests {
         check(&early, 2);
     }
 
+    /// A sender cannot be asked again: what is gone becomes as many gap entries, the rest is shipped after
+    /// them, and a crash at any point of that changes nothing.
+    #[test]
+    fn what_waits_of_a_sender_after_a_lost_segment_follows_a_gap() {
+        for reached in 0..=6 {
+            let mut rig = Rig::new("sender");
+            for _ in 0..6 {
+                rig.add(100);
+                rig.spool.spill().unwrap();
+                rig.reopen(); // a segment each
+            }
+            let paths = files(&rig.dir);
+            std::fs::remove_file(&paths[2].0).unwrap();
+            std::fs::remove_file(&paths[3].0).unwrap();
+            rig.reopen();
+            let id = stream(100);
+            let start = StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
+            let mut server = start.clone();
+            let mut archived = Vec::new();
+            // The second time after a crash, when the server has `reached` batches.
+            for limit in [reached, usize::MAX] {
+                let known = (!archived.is_empty()).then_some(&server);
+                let end = rig.spool.reconcile(id, known, start.clone()).unwrap();
+                assert_eq!(end.next, Sequence(6));
+                while archived.len() < limit {
+                    let Some(next) = rig.spool.peek(Lane::Backlog).unwrap() else {
+                        break;
+                    };
+                    assert_eq!(next.header.relation_to(&server), Relation::Follows);
+                    next.header
+                        .verify_signature(&key().verifying_key())
+                        .unwrap();
+                    let batch = SealedBatch::decode(&next.encoded, "batch").unwrap();
+                    let entries = batch.open().unwrap();
+                    archived.push(
+                        entries
+                            .iter()
+                            .filter(|(meta, _)| meta.flags.is_gap())
+                            .count(),
+                    );
+                    server = next.header.position_after();
+                    rig.spool.advance(Lane::Backlog);
+                }
+                rig.reopen();
+            }
+            assert_eq!(archived, [0, 0, 2, 0, 0], "after {reached}");
+            assert_eq!(server.next, Sequence(6));
+        }
+    }
+
     fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let entries = std::fs::read_dir(dir).unwrap();
         let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -627,10 +686,14 @@ mod tests {
             let dir = base.join(format!("scrinium-spool-{name}-{}", std::process::id()));
             drop(std::fs::remove_dir_all(&dir));
             Self {
-                spool: Spool::open(&dir, &Secret::new([1; 32]), LIMITS).unwrap(),
+                spool: Spool::open(&dir, &Secret::new([1; 32]), LIMITS, key()).unwrap(),
                 dir,
                 positions: BTreeMap::new(),
             }
+        }
+
+        fn reopen(&mut self) {
+            self.spool = Spool::open(&self.dir, &Secret::new([1; 32]), LIMITS, key()).unwrap();
         }
 
         /// Adds a batch of one entry; returns the position after it.
@@ -644,17 +707,10 @@ mod tests {
                 flags: EntryFlags::NONE,
             };
             builder.push(b"line\n", meta);
-            let key = SigningKey::from_bytes(&[5; 32]);
             let (batch, after) =
-                builder.seal(id, position, Vec::new(), &key, &mut Compressor::new(1));
+                builder.seal(id, position, Vec::new(), &key(), &mut Compressor::new(1));
             *position = after.clone();
-            self.spool.add(
-                &StreamName {
-                    kind: StreamKind::File,
-                    name: "name".into(),
-                },
-                &batch,
-            );
+            self.spool.add(&name(number), &batch);
             after
         }
 
@@ -674,6 +730,21 @@ mod tests {
         fn drop(&mut self) {
             drop(std::fs::remove_dir_all(&self.dir));
         }
+    }
+
+    /// Streams from 100 on are of a sender.
+    fn name(number: u8) -> StreamName {
+        StreamName {
+            kind: match number {
+                ..100 => StreamKind::File,
+                100.. => StreamKind::SyslogUdp,
+            },
+            name: "name".into(),
+        }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[5; 32])
     }
 
     fn stream(number: u8) -> StreamId {

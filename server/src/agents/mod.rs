@@ -248,17 +248,25 @@ impl Agents {
         Ok(version)
     }
 
-    /// Notes what an agent said of its configuration.
-    pub(crate) fn configured(&self, id: AgentId, answer: ConfigurationAnswer) -> Result<()> {
-        self.change_id(id, |agent| {
-            if let Some(configuration) = &mut agent.configuration
-                && configuration.version == answer.version
-            {
-                configuration.answered = answer.version;
-                configuration.rejected = answer.rejected;
-            }
-            Ok(())
-        })
+    /// Notes what an agent said of its configuration; whether that is news.
+    pub(crate) fn configured(&self, id: AgentId, answer: ConfigurationAnswer) -> Result<bool> {
+        let agent = self.get(id);
+        let configuration = agent.and_then(|agent| agent.configuration);
+        let is_news = configuration.is_some_and(|configuration| {
+            configuration.version == answer.version
+                && (configuration.answered, &configuration.rejected)
+                    != (answer.version, &answer.rejected)
+        });
+        if is_news {
+            self.change_id(id, |agent| {
+                if let Some(configuration) = &mut agent.configuration {
+                    configuration.answered = answer.version;
+                    configuration.rejected = answer.rejected;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(is_news)
     }
 
     /// The agent has begun its new epoch: it is no longer to be told to.

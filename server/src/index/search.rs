@@ -119,8 +119,10 @@ fn matching_streams(
         let Some(agent) = agents.get(&stream.agent) else {
             return false;
         };
-        // The audit trail answers only when it is asked: every search would find itself.
-        if stream.kind == StreamKind::Audit && query.streams.is_empty() {
+        // What server and agents say of themselves answers only when it is asked for: every search would
+        // find itself, and what is said of a file is not in the file.
+        let is_own = matches!(stream.kind, StreamKind::Audit | StreamKind::Agent);
+        if is_own && query.streams.is_empty() {
             return false;
         }
         query

@@ -188,8 +188,9 @@ impl Receiver {
                     "version": answer.version,
                     "rejected": answer.rejected,
                 });
-                agents.configured(self.agent, answer)?;
-                self.effects.push_back(Effect::Audit("configured", detail));
+                if agents.configured(self.agent, answer)? {
+                    self.effects.push_back(Effect::Audit("configured", detail));
+                }
             }
             ServerEvent::RenewalAsked => {
                 let ephemeral = KeyPair::from_secret(&Secret::new(random()?));

@@ -66,6 +66,8 @@ impl Agent {
             recovery: None,
             server_signing: None,
             central: None,
+            trial: None,
+            reverted: None,
             epoch: Epoch(random()?),
             behind: false,
             positions: BTreeMap::new(),
@@ -88,12 +90,7 @@ impl Agent {
             ram_bytes_max: 2000,
             disk_bytes_max: 100_000,
         };
-        let check = |_: &str| {
-            Ok(Limits {
-                ram_bytes_max: 2000,
-                disk_bytes_max: 100_000,
-            })
-        };
+        let check = |_: &str| Ok(());
         let identity = self.open_state()?;
         self.process = Some(Process {
             shipper: Shipper::open(&self.dir, &self.key, limits, identity, check)?,
@@ -192,7 +189,7 @@ impl Process {
     pub(super) fn obey(&mut self, deaf: bool) {
         while let Some(order) = self.shipper.poll_order() {
             match order {
-                Order::Start(positions) => {
+                Order::Start { positions, .. } => {
                     self.has_started = true;
                     let reading = |position| Reading {
                         position,
@@ -207,6 +204,7 @@ impl Process {
                     stream,
                     position,
                     rewinds,
+                    ..
                 } => {
                     let known = self.reading.remove(&stream).filter(|_| deaf);
                     let position = match known {
@@ -259,7 +257,7 @@ impl Process {
             builder.seal(stream, &reading.position, bookmark, &signing, compressor);
         reading.position = after;
         let rewinds = reading.rewinds;
-        self.shipper.take(&Produced {
+        self.shipper.take(Produced {
             name,
             rewinds,
             batch,

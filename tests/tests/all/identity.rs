@@ -14,6 +14,7 @@ use scrinium_protocol::sl::session::AgentEvent;
 use scrinium_protocol::token::Token;
 use scrinium_tests::client::Client;
 use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::random::Random;
 use scrinium_tests::{has_tool, now, pause, skipped, wait_until};
 
 /// J1 (same characteristics): both run, the copy is refused, the alarm names both.
@@ -383,6 +384,54 @@ fn k1_a_configuration_is_applied_or_rejected_with_its_reason_and_survives_a_rest
     lab.wait_for_bytes("web1", &other, 31, Duration::from_secs(20));
     let log = write_line(&lab, "app.log", "local");
     lab.wait_for_bytes("web1", &log, 6, Duration::from_secs(20));
+}
+
+/// K2: with a configuration that leaves too narrow a way to the server the agent goes back, by itself, to the
+/// one before, says so, and nothing is lost meanwhile.
+#[test]
+fn k2_a_configuration_that_puts_the_server_out_of_reach_is_taken_back() {
+    let mut lab = Lab::start("k2");
+    lab.add_agent("web1", lab.sl, "[server]\nrevert_after_s = 12");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    lab.write(
+        "bad.toml",
+        b"[limits]\nupload_bytes_per_s_max = \"1 KiB\"\n",
+    );
+    configure(&lab, "bad.toml");
+    wait_until("it is applied", Duration::from_secs(10), || {
+        lab.agent("web1")["configuration"]["answered"] == 1
+    });
+    // What does not get smaller by compression, and so takes minutes at this rate.
+    let mut random = Random::from_env_or(2);
+    let mut lines = String::new();
+    while lines.len() < 400_000 {
+        lines += &format!(
+            "{:016x}{:016x}\n",
+            random.below(u64::MAX),
+            random.below(u64::MAX)
+        );
+    }
+    let log = lab.log("app.log");
+    append(&log, &lines);
+    wait_until("it is taken back", Duration::from_secs(60), || {
+        lab.agent("web1")["configuration"]["rejected"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("out of reach"))
+    });
+    lab.wait_for_bytes("web1", &log, lines.len(), Duration::from_secs(60));
+    assert_eq!(lab.export("web1", &log), lines.as_bytes());
+
+    // A good one is kept for good.
+    lab.write(
+        "good.toml",
+        b"[limits]\nupload_bytes_per_s_max = \"1 MiB\"\n",
+    );
+    configure(&lab, "good.toml");
+    wait_until("the good one is applied", Duration::from_secs(10), || {
+        let state = lab.agent("web1")["configuration"].clone();
+        state["answered"] == 2 && state["rejected"].is_null()
+    });
 }
 
 /// K4: a source that is taken out says where it ends; named again, it goes on there.

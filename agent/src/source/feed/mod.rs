@@ -12,6 +12,7 @@ pub(crate) mod command;
 pub(crate) mod events;
 #[cfg(unix)]
 pub(crate) mod journal;
+pub(crate) mod own;
 pub(crate) mod syslog;
 
 use std::collections::BTreeMap;
@@ -270,13 +271,13 @@ impl Feed {
     /// A stream goes on where the server stands, as `positions` says. Returns whether it is this
     /// source's, and the source is to be asked again from there. What one that cannot be asked sent
     /// meanwhile is lost.
-    pub(super) fn rewind(&mut self, stream: StreamId, positions: &Positions) -> bool {
+    pub(super) fn rewind(&mut self, stream: StreamId, positions: &mut Positions) -> bool {
         let own = self.source.stream().map(|own| positions.id(&own));
         if let Some(stream) = self.streams.get_mut(&stream) {
             positions.put_back(&mut stream.output);
-            stream.output.push_gap(
-                "the server does not have what this stream sent before, and it is not here any more",
-            );
+            if own.is_none() {
+                positions.state_loss(&mut stream.output);
+            }
         }
         own == Some(stream)
     }
@@ -293,9 +294,15 @@ impl Feed {
             };
             taken += item.bytes.len() + ITEM_COST;
             let id = positions.id(&item.stream);
-            let stream = self.streams.entry(id).or_insert_with(|| Stream {
-                bookmark: positions.bookmark(&item.stream),
-                output: positions.open(item.stream.clone()),
+            let stream = self.streams.entry(id).or_insert_with(|| {
+                let mut output = positions.open(item.stream.clone());
+                if !item.stream.kind.can_be_read_again() {
+                    positions.state_loss(&mut output);
+                }
+                Stream {
+                    bookmark: positions.bookmark(&item.stream),
+                    output,
+                }
             });
             if !stream.output.has_room(item.bytes.len()) {
                 stream.output.seal(stream.bookmark.clone(), context);

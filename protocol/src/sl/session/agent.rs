@@ -294,6 +294,12 @@ impl AgentSession {
         Ok(())
     }
 
+    /// How often each side says that it is there.
+    #[must_use]
+    pub fn keep_alive(&self) -> Duration {
+        self.channel.keep_alive
+    }
+
     /// Whether the owner must call [`AgentSession::send_keep_alive`] now.
     #[must_use]
     pub fn is_keep_alive_due(&self, now: Instant) -> bool {

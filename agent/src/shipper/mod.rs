@@ -14,26 +14,27 @@
 //!    server is told so.
 //! 4. A configuration is in force only after it is durable, and is answered only after it is in force.
 
+mod configuration;
+mod disk;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ed25519_dalek::VerifyingKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use scrinium_protocol::batch::{SealedBatch, StreamPosition};
 use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
-use scrinium_protocol::sl::message::{
-    Configuration, ConfigurationAnswer, KeepAlive, Lane, MARKS_MAX,
-};
+use scrinium_protocol::sl::message::{KeepAlive, Lane, MARKS_MAX};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_segment::{fault, random};
 use tracing::{info, warn};
 
 use crate::config::Limits;
-use crate::identity::{Central, Identity, State};
+use crate::identity::{Identity, State};
 use crate::spool::{Fill, Spool};
 
 /// A batch on its way to the spool.
@@ -51,15 +52,22 @@ pub struct Produced {
 #[derive(Debug)]
 pub enum Order {
     /// Begin, from where each stream stands.
-    Start(BTreeMap<StreamId, StreamPosition>),
+    Start {
+        positions: BTreeMap<StreamId, StreamPosition>,
+        /// Streams of which something sealed is gone: it is to be said, or read again.
+        lost: BTreeSet<StreamId>,
+    },
     /// Forget what was read of this stream after `position`, and go on there.
     Rewind {
         stream: StreamId,
         position: StreamPosition,
         rewinds: u64,
+        /// Something sealed after `position` is gone.
+        lost: bool,
     },
-    /// Collect what the server's configuration says, of this text.
-    Configure(String),
+    /// Collect what the server's configuration says, of this text; without one, what this machine's own
+    /// says.
+    Configure(Option<String>),
 }
 
 /// The server refused, in its own words.
@@ -79,7 +87,7 @@ impl Refused {
 }
 
 /// Checks the text of a configuration; says why it cannot be applied.
-pub type Check = fn(&str) -> Result<Limits>;
+pub type Check = fn(&str) -> Result<()>;
 
 /// The agent's shipping.
 #[derive(Debug)]
@@ -90,6 +98,8 @@ pub struct Shipper {
     /// Where each stream stands after its last batch produced.
     positions: BTreeMap<StreamId, StreamPosition>,
     rewinds: BTreeMap<StreamId, u64>,
+    /// Streams of which something sealed is gone, until the sources are told.
+    lost: BTreeSet<StreamId>,
     has_sources: bool,
     orders: VecDeque<Order>,
     /// Streams that moved since the last keep-alive.
@@ -97,6 +107,10 @@ pub struct Shipper {
     /// How often in a row the server did not know the credential.
     unknown: u8,
     check: Check,
+    /// Since when the configuration in force is on trial.
+    trial_since: Option<Instant>,
+    /// How long it may keep the server out of reach.
+    revert_after: Duration,
     /// Why there is no link, while there is none.
     pub problem: Option<String>,
     /// Why the disk does not take what it must, while it does not.
@@ -120,7 +134,8 @@ struct Link {
     opened: BTreeSet<StreamId>,
     /// What is sent and not acked, in the order it was sent.
     in_flight: VecDeque<(StreamId, Sequence, Instant)>,
-    is_ready: bool,
+    /// Since when batches flow.
+    ready_since: Option<Instant>,
     /// The next credential is durably ours.
     is_rolled: bool,
 }
@@ -145,20 +160,30 @@ impl Shipper {
         identity: Identity,
         check: Check,
     ) -> Result<Self> {
-        let spool = Spool::open(&dir.join("spool"), key, limits)?;
+        let signing = SigningKey::from_bytes(identity.state.signing.expose());
+        let spool = Spool::open(&dir.join("spool"), key, limits, signing)?;
         let mut positions = identity.state.positions.clone();
-        positions.extend(spool.ends()?);
+        let mut lost = BTreeSet::new();
+        for (stream, end) in spool.ends() {
+            let before = positions.insert(stream, end.clone());
+            if before.is_some_and(|before| is_before(&end, &before)) {
+                lost.insert(stream);
+            }
+        }
         let mut shipper = Self {
             identity,
             spool,
             link: None,
             positions,
             rewinds: BTreeMap::new(),
+            lost,
             has_sources: false,
             orders: VecDeque::new(),
             moved: BTreeSet::new(),
             unknown: 0,
             check,
+            trial_since: None,
+            revert_after: REVERT_AFTER,
             problem: None,
             disk_problem: None,
             cache_lasts: None,
@@ -195,6 +220,11 @@ impl Shipper {
         Some(&self.link.as_ref()?.next_credential)
     }
 
+    /// Sets what the spool may use.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.spool.set_limits(limits);
+    }
+
     /// What waits.
     #[must_use]
     pub fn fill(&self) -> Fill {
@@ -204,7 +234,9 @@ impl Shipper {
     /// Whether batches flow.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.is_ready)
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.ready_since.is_some())
     }
 
     /// Shook hands.
@@ -217,7 +249,7 @@ impl Shipper {
             stated: BTreeMap::new(),
             opened: BTreeSet::new(),
             in_flight: VecDeque::new(),
-            is_ready: false,
+            ready_since: None,
             is_rolled: true,
         });
     }
@@ -356,9 +388,11 @@ impl Shipper {
             AgentEvent::StreamState { stream, position } => {
                 link.stated.insert(stream, position);
             }
-            AgentEvent::Ready { restored, signing } => self.handle_ready(restored, &signing)?,
+            AgentEvent::Ready { restored, signing } => {
+                self.handle_ready(restored, &signing, now)?;
+            }
             AgentEvent::Configuration(configuration) => {
-                let answer = self.handle_configuration(configuration)?;
+                let answer = self.handle_configuration(configuration, now);
                 if let Some(link) = &mut self.link {
                     link.session.send_configuration_answer(answer, now)?;
                 }
@@ -380,72 +414,13 @@ impl Shipper {
         Ok(())
     }
 
-    /// Makes the credential agreed in this session the one of the next, if it is not yet. A disk that
-    /// does not take it does not end the session: the one before stays good until the server hears
-    /// otherwise.
-    fn store_credential(&mut self, now: Instant) -> Result<()> {
-        let Some(link) = self.link.as_mut().filter(|link| !link.is_rolled) else {
-            return Ok(());
-        };
-        let state = &mut self.identity.state;
-        let before = core::mem::replace(&mut state.credential, link.next_credential.clone());
-        fault::point("agent: first record opened");
-        if let Err(error) = self.identity.save() {
-            self.identity.state.credential = before;
-            self.note_disk(Err(error));
-            return Ok(());
-        }
-        fault::point("agent: credential durable");
-        // At this point the next credential is ours; if we die before saying so, the server learns it
-        // from the next connection.
-        link.is_rolled = true;
-        link.session.send_credential_stored(now)?;
-        Ok(())
-    }
-
-    /// What the server has needs no place on the disk; that it cannot be removed ends nothing.
-    fn remove_acked(&mut self) {
-        let removed = self.spool.remove_acked();
-        if removed.is_err() {
-            self.note_disk(removed);
-        }
-    }
-
-    /// After the disk refused something it is tried now and then, not with everything that comes.
-    fn probe_disk(&mut self) {
-        if self.disk_problem.is_some() {
-            let probed = self.spool.probe_disk();
-            if self.note_disk(probed) {
-                info!("the agent's disk takes data again");
-            }
-        }
-    }
-
-    /// Notes what the disk did with what it was to take; whether it took it.
-    fn note_disk(&mut self, outcome: Result<()>) -> bool {
-        match outcome {
-            Ok(()) => self.disk_problem = None,
-            Err(error) => {
-                let error = format!("{error:#}");
-                if self.disk_problem.as_ref() != Some(&error) {
-                    warn!(
-                        error,
-                        "the agent's disk does not take what it must; what is not sent waits in its source"
-                    );
-                    self.disk_problem = Some(error);
-                }
-            }
-        }
-        self.disk_problem.is_none()
-    }
-
     /// The server has stated where every stream stands: goes on exactly there.
-    fn handle_ready(&mut self, restored: bool, signing: &VerifyingKey) -> Result<()> {
+    fn handle_ready(&mut self, restored: bool, signing: &VerifyingKey, now: Instant) -> Result<()> {
         let Some(link) = &mut self.link else {
             return Ok(());
         };
         let mut stated = core::mem::take(&mut link.stated);
-        link.is_ready = true;
+        link.ready_since = Some(now);
         self.problem = None;
         self.spool.restart();
         let state = &mut self.identity.state;
@@ -487,18 +462,16 @@ impl Shipper {
             if agrees {
                 continue;
             }
+            let lost = ours.is_some_and(|ours| is_before(&reached, ours));
             if self.has_sources {
-                let rewinds = self.rewinds.entry(stream).or_default();
-                *rewinds += 1;
-                self.orders.push_back(Order::Rewind {
-                    stream,
-                    position: reached.clone(),
-                    rewinds: *rewinds,
-                });
+                self.rewind(stream, reached.clone(), lost);
+            } else if lost {
+                self.lost.insert(stream);
             }
             self.positions.insert(stream, reached);
         }
         self.remove_acked();
+        self.tell_reverted(now)?;
         info!(
             "connected; the server has stated where {} streams stand",
             stated.len()
@@ -509,47 +482,24 @@ impl Shipper {
         Ok(())
     }
 
-    fn start_sources(&mut self) {
-        self.has_sources = true;
-        self.orders.push_back(Order::Start(self.positions.clone()));
+    /// Lets the source of a stream go on at `position`.
+    fn rewind(&mut self, stream: StreamId, position: StreamPosition, lost: bool) {
+        let rewinds = self.rewinds.entry(stream).or_default();
+        *rewinds += 1;
+        self.orders.push_back(Order::Rewind {
+            stream,
+            position,
+            rewinds: *rewinds,
+            lost,
+        });
     }
 
-    /// Applies a configuration, or says why not.
-    fn handle_configuration(&mut self, wanted: Configuration) -> Result<ConfigurationAnswer> {
-        let state = &self.identity.state;
-        let in_force = state.central.as_ref().map_or(0, |central| central.version);
-        let key = state.server_signing.as_ref();
-        let key = key.and_then(|key| VerifyingKey::from_bytes(key).ok());
-        let is_signed = key.is_some_and(|key| wanted.verify(state.agent, &key).is_ok());
-        let checked = (self.check)(&wanted.text);
-        let rejected = if !is_signed {
-            Some(
-                "it is not signed, for this agent, by the server this agent was enrolled with"
-                    .into(),
-            )
-        } else if wanted.version < in_force {
-            Some(format!("it is older than the one in force, {in_force}"))
-        } else if let Err(error) = &checked {
-            Some(format!("{error:#}"))
-        } else {
-            None
-        };
-        if let (None, Ok(limits)) = (&rejected, checked) {
-            let text = wanted.text.clone();
-            if wanted.version > in_force {
-                self.identity.state.central = Some(Central {
-                    version: wanted.version,
-                    text: wanted.text,
-                });
-                self.identity.save()?;
-            }
-            // At this point it outlives us; if we die before answering, the server sends it again.
-            self.spool.set_limits(limits);
-            self.orders.push_back(Order::Configure(text));
-        }
-        let version = wanted.version;
-        info!(version, rejected, "a configuration came from the server");
-        Ok(ConfigurationAnswer { version, rejected })
+    fn start_sources(&mut self) {
+        self.has_sources = true;
+        self.orders.push_back(Order::Start {
+            positions: self.positions.clone(),
+            lost: core::mem::take(&mut self.lost),
+        });
     }
 
     /// Whether another batch can be taken; spills for it when it must and may.
@@ -600,16 +550,31 @@ impl Shipper {
     }
 
     /// Takes a batch from the sources.
-    pub fn take(&mut self, produced: &Produced) {
-        let header = &produced.batch.header;
-        if produced.rewinds != self.rewinds.get(&header.stream).copied().unwrap_or(0) {
-            return; // made before the stream was rewound; it is read again
+    pub fn take(&mut self, produced: Produced) {
+        let Produced {
+            name,
+            rewinds,
+            mut batch,
+        } = produced;
+        let stream = batch.header.stream;
+        if rewinds != self.rewinds.get(&stream).copied().unwrap_or(0) {
+            // Made before the stream was rewound.
+            let Some(position) = self.positions.get(&stream) else {
+                return;
+            };
+            if name.kind.can_be_read_again() {
+                return;
+            }
+            let signing = SigningKey::from_bytes(self.identity.state.signing.expose());
+            batch.header.relink(position, &signing);
+            // What the source makes from now on must follow it.
+            let after = batch.header.position_after();
+            self.rewind(stream, after, false);
         }
-        self.positions
-            .insert(header.stream, header.position_after());
-        self.moved.insert(header.stream);
-        self.produced_bytes += produced.batch.body.len() as u64;
-        self.spool.add(&produced.name, &produced.batch);
+        self.positions.insert(stream, batch.header.position_after());
+        self.moved.insert(stream);
+        self.produced_bytes += batch.body.len() as u64;
+        self.spool.add(&name, &batch);
     }
 
     /// Sends one batch if the session takes one: of the live lane first. Returns whether it did.
@@ -617,7 +582,7 @@ impl Shipper {
     /// # Errors
     /// The connection is over.
     pub fn send_next(&mut self, now: Instant) -> Result<bool> {
-        let Some(link) = self.link.as_mut().filter(|link| link.is_ready) else {
+        let Some(link) = self.link.as_mut().filter(|link| link.ready_since.is_some()) else {
             return Ok(false);
         };
         if link.session.is_renewal_due(now) {
@@ -666,6 +631,11 @@ impl Shipper {
     }
 }
 
+/// Whether `one` is earlier in the same history than `other`.
+fn is_before(one: &StreamPosition, other: &StreamPosition) -> bool {
+    one.epoch == other.epoch && one.next < other.next
+}
+
 /// Whether the server knows more than an agent can have sent that had said everything to its disk.
 fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) -> bool {
     !state.behind
@@ -678,43 +648,17 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
 
 /// Nothing more is sent while something is unacked for longer: a narrow link stays short.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(1);
+/// How long a new configuration may keep the server out of reach, unless this machine's says otherwise.
+pub(crate) const REVERT_AFTER: Duration = Duration::from_secs(600);
 /// Refusals of the rolling credential in a row before the recovery credential is shown.
 const UNKNOWN_MAX: u8 = 3;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use ed25519_dalek::SigningKey;
     use scrinium_protocol::identity::AgentId;
 
     use super::*;
-
-    /// K3 among others: never back to an older one, never one of another signer or for another agent.
-    #[test]
-    fn a_configuration_is_refused_for_its_signer_its_agent_its_age_and_its_text() {
-        let dir = std::env::temp_dir().join(format!("scrinium-shipper-{}", std::process::id()));
-        drop(std::fs::remove_dir_all(&dir));
-        let (mut shipper, server) = shipper(&dir);
-        let agent = shipper.state().agent;
-        let mut answer = |configuration| shipper.handle_configuration(configuration).unwrap();
-
-        let stranger = SigningKey::from_bytes(&[66; 32]);
-        let forged = answer(Configuration::new(9, "fine".into(), agent, &stranger));
-        assert!(forged.rejected.unwrap().contains("not signed"));
-        let foreign = Configuration::new(9, "fine".into(), AgentId([2; 16]), &server);
-        assert!(answer(foreign).rejected.unwrap().contains("not signed"));
-        let bad = answer(Configuration::new(5, "bad".into(), agent, &server));
-        assert_eq!(bad.rejected.as_deref(), Some("the text is bad"));
-        let good = Configuration::new(7, "fine".into(), agent, &server);
-        assert_eq!(answer(good.clone()).rejected, None);
-        // Asked again because the answer was lost: the same answer.
-        assert_eq!(answer(good).rejected, None);
-        let older = answer(Configuration::new(6, "fine".into(), agent, &server));
-        assert!(older.rejected.unwrap().contains("older"));
-        let central = shipper.state().central.clone().unwrap();
-        assert_eq!((central.version, central.text.as_str()), (7, "fine"));
-        drop(shipper);
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
 
     #[test]
     fn the_recovery_credential_is_shown_once_after_three_unknown_ones() {
@@ -739,7 +683,7 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
-    fn shipper(dir: &Path) -> (Shipper, SigningKey) {
+    pub(super) fn shipper(dir: &Path) -> (Shipper, SigningKey) {
         let server = SigningKey::from_bytes(&[6; 32]);
         let key = crate::identity::prepare(dir).unwrap();
         let state = State {
@@ -753,6 +697,8 @@ mod tests {
             recovery: Some(Secret::new([4; 32])),
             server_signing: Some(server.verifying_key().to_bytes()),
             central: None,
+            trial: None,
+            reverted: None,
             epoch: Epoch([5; 16]),
             behind: false,
             positions: BTreeMap::new(),
@@ -763,11 +709,8 @@ mod tests {
             disk_bytes_max: 1 << 20,
         };
         let check = |text: &str| {
-            anyhow::ensure!(text == "fine", "the text is bad");
-            Ok(Limits {
-                ram_bytes_max: 1 << 20,
-                disk_bytes_max: 1 << 20,
-            })
+            anyhow::ensure!(text.starts_with("fine"), "the text is bad");
+            Ok(())
         };
         let identity = Identity::create(dir, &key, state).unwrap();
         let shipper = Shipper::open(dir, &key, limits, identity, check).unwrap();
