@@ -31,7 +31,9 @@ impl Shipper {
             Some(lasted >= link.session.keep_alive() * PROOF_KEEP_ALIVES)
         };
         let is_proven = self.link.as_ref().and_then(proves).unwrap_or(false);
-        if !is_proven && now.duration_since(since) < self.revert_after {
+        // A session that has yet to last is waited for: it lasts, or breaks.
+        let is_early = now.duration_since(since) < self.revert_after || self.is_ready();
+        if !is_proven && is_early {
             return;
         }
         let previous = trial.previous.clone();
@@ -54,10 +56,6 @@ impl Shipper {
             );
             let text = previous.map(|previous| previous.text);
             self.orders.push_back(Order::Configure(text));
-            if self.is_ready() {
-                // Told again by the next session.
-                let _best_effort = self.tell_reverted(now);
-            }
         }
     }
 
@@ -148,8 +146,9 @@ impl Shipper {
     }
 }
 
-/// A session that lasted so many keep-alives carries what it must: a server that hears nothing ends it sooner.
-const PROOF_KEEP_ALIVES: u32 = 4;
+/// A session that lasted so many keep-alives carries what it must: a server that hears nothing for three
+/// ends it.
+const PROOF_KEEP_ALIVES: u32 = 8;
 const REVERTED: &str = "the server was out of reach with it; the one before it is in force again";
 
 #[cfg(test)]

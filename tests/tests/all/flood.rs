@@ -21,7 +21,7 @@ fn i6_a_flood_of_handshakes_does_not_stop_an_established_session() {
     lab.wait_for_bytes("web1", &log, 7, Duration::from_secs(20));
     wait_until("the agent says so itself", Duration::from_secs(10), || {
         lab.agent_status("web1")
-            .is_some_and(|status| status["acked_entries"] == 1)
+            .is_some_and(|status| status["acked_entries"].as_u64() >= Some(1))
     });
     let before = resident_bytes(lab.server_pid());
 

@@ -56,7 +56,7 @@ fn syslog_relayed_by_an_agent_is_conserved_through_an_outage() {
     // The agent, too, stops in the middle: what it holds goes to its disk, and what came before goes on.
     wait_until("the agent holds them", PATIENCE, || {
         let status = lab.agent_status("site");
-        status.is_some_and(|status| status["backlog_entries"] == 3 * 1800)
+        status.is_some_and(|status| status["backlog_entries"].as_u64() >= Some(3 * 1800))
     });
     lab.stop_agent("site");
     lab.start_server();
@@ -78,6 +78,68 @@ fn syslog_relayed_by_an_agent_is_conserved_through_an_outage() {
     }
     // Nobody listened while the agent was stopped: that is said, once for each way in.
     assert_eq!(lab.count("agent:site \"gap: listening on\""), 6);
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// What a sender said is nowhere else: what was in a damaged segment of the cache becomes as many gap
+/// entries in its place, and everything after it is archived.
+#[test]
+fn relayed_syslog_around_a_damaged_part_of_the_cache_is_archived_and_the_rest_said() {
+    let unix = std::env::temp_dir().join(format!("scrinium-relay-{}.sock", std::process::id()));
+    let mut lab = lab(
+        "damage",
+        &format!("[[source]]\nsyslog = \"unix://{}\"\n", unix.display()),
+    );
+    lab.start_agent("site");
+    lab.wait_connected("site");
+    lab.stop_server();
+    let local = UnixDatagram::unbound().unwrap();
+    for part in 0..4_u64 {
+        for n in 0..100 {
+            let line = format!("<13>part {part} line {n:03}");
+            wait_until("the relay listens", PATIENCE, || {
+                local.send_to(line.as_bytes(), &unix).is_ok()
+            });
+        }
+        wait_until("the agent holds them", PATIENCE, || {
+            let status = lab.agent_status("site");
+            status
+                .is_some_and(|status| status["backlog_entries"].as_u64() >= Some(100 * (part + 1)))
+        });
+        // A segment for each stop.
+        lab.stop_agent("site");
+        if part < 3 {
+            lab.start_agent("site");
+        }
+    }
+    let mut segments: Vec<_> = std::fs::read_dir(lab.state("site").join("spool"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    segments.sort();
+    let damaged = segments.get(1).unwrap();
+    let mut bytes = std::fs::read(damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::File::create(damaged)
+        .unwrap()
+        .write_all(&bytes)
+        .unwrap();
+    lab.start_agent("site");
+    lab.start_server();
+    wait_until("the last part is archived", PATIENCE, || {
+        lab.count("\"part 3\"") == 100
+    });
+    for (part, expected) in [(0, 100), (1, 0), (2, 100)] {
+        assert_eq!(lab.count(&format!("\"part {part}\"")), expected);
+    }
+    // The hundred lines, and that the relay listened again.
+    assert_eq!(lab.count("\"gap: 101 entries\""), 1);
+    assert_eq!(lab.count("\"gap: lost with the one before\""), 100);
+    let archived = text(&lab.export("site", Path::new(&format!("unix://{}", unix.display()))));
+    let lines: Vec<&str> = archived.lines().collect();
+    assert_eq!(lines.len(), 300);
+    assert!(lines.is_sorted());
     assert_eq!(lab.verify().0, 0);
 }
 

@@ -82,7 +82,9 @@ fn e2_whatever_is_done_to_the_spool_is_noticed_and_nothing_in_the_files_is_lost(
     }
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
-    assert!(report.contains("; 0 gap entries"), "{report}");
+    assert_eq!(lab.count("\"gap:\""), 0);
+    // What the agent itself had said is nowhere else.
+    assert!(lab.count("stream:scrinium-agent \"gap:\"") > 0);
     let said = std::fs::read_to_string(lab.dir.join("web1.out")).unwrap();
     let damaged = said.matches("a segment of the spool is damaged").count();
     let torn = said
@@ -196,7 +198,7 @@ fn e6_an_agent_with_a_million_lines_waiting_starts_at_once_and_ships_them_in_ord
     append(&log).write_all(&written).unwrap();
     wait_until("all of it waits", Duration::from_secs(60), || {
         let status = lab.agent_status("web1");
-        status.is_some_and(|status| status["backlog_entries"] == 1_000_000)
+        status.is_some_and(|status| status["backlog_entries"].as_u64() >= Some(1_000_000))
     });
     lab.kill_agent("web1");
     let since = now();
