@@ -23,6 +23,7 @@ mod outage;
 mod package;
 mod power;
 mod properties;
+mod refusals;
 mod rotation;
 mod service;
 mod soak;

@@ -233,8 +233,12 @@ impl FileStream {
             }
             Err(error) => {
                 if !self.complained {
-                    warn!(stream = %self.id(), %error, "a file cannot be read; trying again");
+                    let path = self.path.display();
+                    warn!(%path, %error, "a file cannot be read; trying again");
                     self.complained = true;
+                }
+                if error.kind() == io::ErrorKind::StaleNetworkFileHandle {
+                    self.reopen(context);
                 }
                 Pass::Idle
             }
@@ -307,6 +311,18 @@ impl FileStream {
             self.resumed = false;
         }
         Ok(())
+    }
+
+    /// A file server that came back knows its files by other handles: what was read is found again by its
+    /// content.
+    fn reopen(&mut self, context: &mut Context) {
+        if self.current.is_some() {
+            self.seal(context);
+        }
+        self.current = None;
+        self.queued.clear();
+        self.lingering.clear();
+        self.resumed = false;
     }
 
     /// Closes a file that needs no open descriptor to be found again.
