@@ -13,9 +13,9 @@ use aes_gcm::{Aes256Gcm, KeyInit as _};
 use scrinium_protocol::secret::Secret;
 use zeroize::Zeroizing;
 
-use crate::durable;
 use crate::format::{Error, random};
 use crate::key::derive;
+use crate::{durable, fault};
 
 /// The bytes of a state; zeroized when dropped.
 pub type State = Zeroizing<Vec<u8>>;
@@ -125,11 +125,13 @@ fn write_slot(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Ok(file) => (file, true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let file = OpenOptions::new().write(true).truncate(true).open(path)?;
+            fault::point("slot: emptied");
             (file, false)
         }
         Err(error) => return Err(error),
     };
     file.write_all(bytes)?;
+    fault::point("slot: written");
     file.sync_all()?;
     if is_new {
         durable::sync_parent(path)?;

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use scrinium_protocol::secret::Secret;
 
-use crate::durable;
 use crate::format::{
     END, Error, HEADER_LEN, Kind, MAGIC, Place, RECORD_HEAD_LEN_U32, RECORD_LEN_MAX, SegmentCipher,
     TAG_LEN, random, segment_name,
 };
+use crate::{durable, fault};
 
 /// A segment being written.
 pub struct SegmentWriter {
@@ -57,6 +57,7 @@ impl SegmentWriter {
             path: path.clone(),
             source,
         })?;
+        fault::point("segment: created");
         Ok(Self {
             path,
             file,
@@ -119,6 +120,7 @@ impl SegmentWriter {
         }
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
+        fault::point("segment: written");
         Ok(())
     }
 
@@ -131,6 +133,7 @@ impl SegmentWriter {
         if let Err(source) = self.file.sync_data() {
             return Err(self.poison(source));
         }
+        fault::point("segment: synced");
         Ok(())
     }
 
@@ -142,6 +145,7 @@ impl SegmentWriter {
         let records = self.records.to_be_bytes();
         self.append(END, &[&records])?;
         self.sync()?;
+        fault::point("segment: complete");
         Ok(self.len())
     }
 

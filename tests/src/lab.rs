@@ -291,6 +291,13 @@ impl Lab {
         slot.1 = None;
     }
 
+    /// Whether an agent has ended by itself.
+    pub fn agent_has_ended(&mut self, agent: &str) -> bool {
+        let slot = self.agents.iter_mut().find(|(name, _)| name == agent);
+        let child = slot.unwrap().1.as_mut().unwrap();
+        child.try_wait().unwrap().is_some()
+    }
+
     /// Waits until an agent has ended by itself.
     pub fn wait_for_agent_end(&mut self, agent: &str, limit: Duration) {
         let slot = self

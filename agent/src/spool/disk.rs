@@ -232,6 +232,7 @@ impl Disk {
             {
                 self.writer = None;
             }
+            fault::point("agent: segment about to go");
             durable::remove(&self.path(number))?;
             fault::point("agent: segment removed");
             self.segments.remove(&number);

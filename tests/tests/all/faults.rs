@@ -157,6 +157,72 @@ fn i7_a_crash_at_any_step_of_a_batch_leaves_exactly_one_copy() {
     assert_eq!(lab.verify().0, 0);
 }
 
+/// E1: at every place between two steps of the cache, while it fills and while it drains.
+#[test]
+fn e1_a_crash_at_any_step_of_the_cache_loses_and_doubles_nothing() {
+    let mut lab = Lab::start("e1");
+    let limits = "[spool]\nram_bytes_max = \"512 KiB\"\ndisk_bytes_max = \"64 MiB\"\n";
+    lab.add_agent("web1", lab.sl, limits);
+    let log = lab.log("app.log");
+    let mut written = Vec::new();
+    let mut random = Random::from_env_or(1);
+    let mut died = std::collections::BTreeSet::new();
+    for round in 0..CACHE.len() * 5 {
+        let point = CACHE[round % CACHE.len()];
+        // A segment is complete at 4 MiB.
+        let (passes, bytes) = match point {
+            "segment: complete" => (1, 5_000_000),
+            _ => (1 + random.below(3), 900_000),
+        };
+        lab.spawn_agent("web1", &format!("{point}#{passes}"), &[]);
+        // One that was killed reads nothing before the server has spoken.
+        wait_until("it is connected", Duration::from_secs(30), || {
+            lab.agent_has_ended("web1") || lab.agent("web1")["state"] == "connected"
+        });
+        lab.stop_server();
+        let mut lines = Vec::new();
+        while lines.len() < bytes {
+            lines.extend((0..90).map(|_| b'!' + u8::try_from(random.below(90)).unwrap()));
+            lines.push(b'\n');
+        }
+        let mut file = scrinium_tests::writer::append(&log);
+        std::io::Write::write_all(&mut file, &lines).unwrap();
+        written.extend_from_slice(&lines);
+        wait_until("the cache is in use", Duration::from_secs(30), || {
+            let status = lab.agent_status("web1");
+            lab.agent_has_ended("web1")
+                || status
+                    .is_some_and(|status| status["disk_bytes"].as_u64() > Some(bytes as u64 / 3))
+        });
+        lab.start_server();
+        wait_until("it is drained", Duration::from_secs(30), || {
+            lab.agent_has_ended("web1")
+                || lab.agent_status("web1").is_some_and(|status| {
+                    status["connected"] == true && status["backlog_entries"] == 0
+                })
+        });
+        if lab.agent_has_ended("web1") {
+            died.insert(point);
+        }
+        lab.kill_agent("web1");
+        lab.start_agent("web1");
+        lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(30));
+        // Half of the next rounds begin with what a clean stop leaves.
+        match random.below(2) {
+            0 => lab.kill_agent("web1"),
+            _ => lab.stop_agent("web1"),
+        }
+    }
+    assert!(lab.export("web1", &log) == written);
+    assert_eq!(
+        died.len(),
+        CACHE.len(),
+        "never died elsewhere than at {died:?}"
+    );
+    let (code, report) = lab.verify();
+    assert!(code == 0 && report.contains("; 0 gap entries"), "{report}");
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Side {
     Agent,
@@ -181,6 +247,20 @@ const BATCH: [(Side, &str); 6] = [
     (Side::Server, "server: appended"),
     (Side::Server, "server: synced"),
     (Side::Server, "server: shown"),
+];
+
+/// The places between the steps of the agent's cache.
+const CACHE: [&str; 10] = [
+    "segment: created",
+    "segment: written",
+    "segment: synced",
+    "segment: complete",
+    "agent: spilled",
+    "slot: emptied",
+    "slot: written",
+    "agent: positions durable",
+    "agent: segment about to go",
+    "agent: segment removed",
 ];
 
 /// `SCRINIUM_TEST_ROUNDS` for more or fewer.
