@@ -30,6 +30,7 @@ use clap::Parser as _;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    scrinium_segment::process::refuse_core_dumps();
     let cli = commands::Cli::parse();
     log::start();
     match cli.run() {

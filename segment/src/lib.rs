@@ -15,6 +15,7 @@ mod format;
 pub mod key;
 pub mod lock;
 pub mod machine;
+pub mod process;
 pub mod reader;
 pub mod slots;
 pub mod writer;

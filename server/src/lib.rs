@@ -39,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    scrinium_segment::process::refuse_core_dumps();
     let cli = commands::Cli::parse();
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

@@ -1,9 +1,12 @@
 //! Which files the globs match now.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use regex::bytes::Regex;
+use scrinium_protocol::kdf::sha256;
+use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
 use walkdir::WalkDir;
 
 use super::content::Packing;
@@ -107,6 +110,36 @@ impl Discovery {
 }
 
 /// Whether a file is named as a compressed one: its lines were collected before it was compressed.
+/// What the stream of a file is called: its path. Names that are no text stay apart from each other and from
+/// all that are: each byte that is none is written as [`NO_TEXT`] and two digits, and so is that character
+/// itself. One that is too long ends in what tells it from others that begin alike.
+pub(super) fn name_of(path: &Path) -> String {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let mut name = String::with_capacity(bytes.len());
+    let push_bytes = |name: &mut String, bytes: &[u8]| {
+        for byte in bytes {
+            name.push(NO_TEXT);
+            let _infallible = write!(name, "{byte:02x}");
+        }
+    };
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character == NO_TEXT {
+                push_bytes(&mut name, NO_TEXT.encode_utf8(&mut [0; 4]).as_bytes());
+            } else {
+                name.push(character);
+            }
+        }
+        push_bytes(&mut name, chunk.invalid());
+    }
+    if name.len() > STREAM_NAME_LEN_MAX {
+        let digest = sha256(&[bytes]);
+        name.truncate(name.floor_char_boundary(STREAM_NAME_LEN_MAX - digest.len() * 5));
+        push_bytes(&mut name, &digest);
+    }
+    name
+}
+
 fn is_compressed(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     Packing::of(path).is_some()
@@ -137,9 +170,29 @@ const DEPTH_MAX: usize = 16;
 /// Files followed at once.
 pub(crate) const FILES_MAX: usize = 20_000;
 
+/// The character that stands for what is none.
+const NO_TEXT: char = char::REPLACEMENT_CHARACTER;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// L5.
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_no_text_or_too_long_stay_apart() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt as _;
+        let name = |bytes: &[u8]| name_of(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(name("/log/\u{fc}.log".as_bytes()), "/log/\u{fc}.log");
+        assert_eq!(name(b"/log/\xfc.log"), "/log/\u{fffd}fc.log");
+        let looks_like = name("/log/\u{fffd}fc.log".as_bytes());
+        assert_eq!(looks_like, "/log/\u{fffd}ef\u{fffd}bf\u{fffd}bdfc.log");
+        let long = vec![b'x'; STREAM_NAME_LEN_MAX + 1];
+        let longer = vec![b'x'; STREAM_NAME_LEN_MAX + 2];
+        assert!(name(&long).len() <= STREAM_NAME_LEN_MAX && name(&long) != name(&longer));
+        assert_eq!(name(&long[1..]).as_bytes(), &long[1..]);
+    }
 
     #[test]
     fn the_walk_starts_where_the_glob_becomes_special() {

@@ -121,7 +121,6 @@ pub(crate) fn start(
         wanted: config.feeds().collect(),
         feeds: Vec::new(),
         feeds_first: false,
-        unnamed: BTreeSet::new(),
         turn: None,
         too_many: false,
         blocked_at: None,
@@ -155,8 +154,6 @@ struct Sources {
     wanted: Vec<FeedSource>,
     feeds: Vec<Feed>,
     feeds_first: bool,
-    /// Files that cannot be followed, and about which it was said.
-    unnamed: BTreeSet<PathBuf>,
     /// The stream whose turn it is after the spool had no room for it.
     turn: Option<PathBuf>,
     /// There are more files than are followed, and it was said.
@@ -422,17 +419,11 @@ impl Sources {
             if generations::bases_of(&path).any(|base| files.contains(&base)) {
                 continue;
             }
-            let Some(name) = path.to_str().map(str::to_owned) else {
-                if self.unnamed.insert(path.clone()) {
-                    warn!("a file name is not UTF-8 and is not followed");
-                }
-                continue;
-            };
             at_paths.extend(file);
             let history = bases.contains(&path);
             let name = StreamName {
                 kind: StreamKind::File,
-                name,
+                name: discover::name_of(&path),
             };
             let output = self.positions.open(name);
             let stream = FileStream::new(output, path.clone(), multiline, history);

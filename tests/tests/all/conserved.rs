@@ -134,7 +134,7 @@ fn any_bytes_are_archived_as_they_are() {
 }
 
 #[test]
-fn rotations_while_the_agent_is_stopped_are_read_in_order() {
+fn a2_rotations_while_the_agent_is_stopped_are_read_in_order() {
     let mut lab = Lab::start("stopped");
     lab.add_agent("web1", lab.sl, "");
     let path = lab.log("app.log");

@@ -68,8 +68,9 @@ fn a_second_agent_process_on_one_state_is_refused() {
     );
 }
 
+/// F1: what is written while the server refuses is archived when it takes it again.
 #[test]
-fn a_disabled_agent_is_refused_and_goes_on_when_it_is_enabled_again() {
+fn f1_a_disabled_agent_is_refused_and_goes_on_when_it_is_enabled_again() {
     let mut lab = Lab::start("disabled");
     lab.add_agent("web1", lab.sl, "");
     lab.start_agent("web1");
@@ -88,10 +89,13 @@ fn a_disabled_agent_is_refused_and_goes_on_when_it_is_enabled_again() {
                 .is_some_and(|problem| problem.contains("disabled"))
         })
     });
+    let log = lab.log("app.log");
+    lab.write("logs/app.log", b"while it was refused\n");
     assert!(lab.server(&["agent", "enable", "web1"]).status.success());
     wait_until(
         "the agent is connected again",
         Duration::from_secs(40),
         || connected(&lab),
     );
+    lab.wait_for_bytes("web1", &log, 21, Duration::from_secs(20));
 }

@@ -61,7 +61,7 @@ fn c2_another_device_and_inode_number_are_no_reason_to_read_again() {
 
 /// C3 and C4: files that begin alike, of ten bytes, and of none.
 #[test]
-fn c3_files_that_begin_alike_and_tiny_ones_are_all_read() {
+fn c3_c4_files_that_begin_alike_and_tiny_ones_are_all_read() {
     let lab = start("c3");
     let head = vec![b'='; 8192];
     let logs: Vec<PathBuf> = (0..4).map(|n| lab.log(&format!("app{n}.log"))).collect();
@@ -141,7 +141,7 @@ fn c8_with_a_damaged_state_the_one_before_it_is_used_and_nothing_is_read_twice()
 
 /// D1 and D3: UTF-16 and Latin-1 are archived as they are and found as text.
 #[test]
-fn d1_what_is_not_utf_8_is_archived_as_it_is_and_found_as_text() {
+fn d1_d3_what_is_not_utf_8_is_archived_as_it_is_and_found_as_text() {
     let mut lab = start("d1");
     let text = "\u{feff}première ligne ਊ\r\nzweite größe ഊ\r\nterza 𝄞 riga\r\n";
     for (name, bytes) in [
@@ -190,7 +190,7 @@ fn d1_what_is_not_utf_8_is_archived_as_it_is_and_found_as_text() {
 
 /// D2: one line of a hundred megabytes: linked fragments, and little memory.
 #[test]
-fn d2_a_line_of_a_hundred_megabytes_is_archived_in_linked_fragments() {
+fn d2_e9_a_line_of_a_hundred_megabytes_is_archived_in_linked_fragments() {
     let lab = start("d2");
     let log = lab.log("app.log");
     let mut file = append(&log);
@@ -280,6 +280,36 @@ fn d6_an_entry_of_several_lines_is_sent_once_however_it_ends() {
     written += &group(12);
     settle(&lab, &log, written.as_bytes());
     assert_eq!(lab.verify().0, 0);
+}
+
+/// L5: names that are no text, and long ones, are followed through a rotation and a restart as others are.
+#[test]
+fn l5_files_whose_names_are_no_text_are_followed_like_others() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut lab = start("l5");
+    let logs = lab.log("");
+    let raw = logs.join(OsStr::from_bytes(b"caf\xe9.log"));
+    let text = lab.log("caf\u{e9}.log");
+    let long = lab.log(&format!("{}.log", "x".repeat(250)));
+    let mut written = Vec::new();
+    for n in 0..3 {
+        for path in [&raw, &text, &long] {
+            append(path).write_all(line(n).as_bytes()).unwrap();
+        }
+        written.extend_from_slice(line(n).as_bytes());
+        let shown = logs.join("caf\u{fffd}e9.log");
+        for path in [&shown, &text, &long] {
+            settle(&lab, path, &written);
+        }
+        match n {
+            0 => rename(&raw, logs.join(OsStr::from_bytes(b"caf\xe9.log.1"))).unwrap(),
+            _ => {
+                lab.kill_agent("web1");
+                lab.start_agent("web1");
+            }
+        }
+    }
 }
 
 /// D7: what looks like a line end, a terminal's command or another protocol's head is data.

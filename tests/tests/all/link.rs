@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use scrinium_tests::lab::Lab;
+use scrinium_tests::lab::{Lab, resident_bytes};
 use scrinium_tests::network::in_own_network;
 use scrinium_tests::proxy::{Direction, Proxy, Spoil};
 use scrinium_tests::{now, pause, wait_until};
@@ -296,10 +296,82 @@ fn i10_a_miserable_link_still_carries_everything() {
     assert_eq!(rig.lab.verify().0, 0);
 }
 
+/// F2: what takes connections in the server's place and says nothing costs time and no memory.
+#[test]
+fn f2_a_server_that_takes_connections_and_never_answers_costs_nothing() {
+    let mut lab = Lab::start("f2");
+    lab.add_agent(
+        "web1",
+        lab.sl,
+        "[spool]\nram_bytes_max = \"1 MiB\"\ndisk_bytes_max = \"4 MiB\"",
+    );
+    let log = lab.log("app.log");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    lab.stop_server();
+    let hole = std::net::TcpListener::bind(lab.sl).unwrap();
+    hole.set_nonblocking(true).unwrap();
+    let mut taken = Vec::new();
+    let mut written = Vec::new();
+    let mut settled = 0;
+    let mut file = scrinium_tests::writer::append(&log);
+    wait_until("it has tried often", Duration::from_secs(120), || {
+        taken.extend(hole.accept().ok());
+        if written.len() < 40 << 20 {
+            let lines = format!("into the hole {:09}\n", written.len()).repeat(2000);
+            std::io::Write::write_all(&mut file, lines.as_bytes()).unwrap();
+            written.extend_from_slice(lines.as_bytes());
+        }
+        // The cache is full, and it dialled twice.
+        if taken.len() == 2 && settled == 0 {
+            settled = resident_bytes(lab.agent_pid("web1"));
+        }
+        taken.len() >= 4
+    });
+    let grown = resident_bytes(lab.agent_pid("web1")).saturating_sub(settled);
+    assert!(grown < 2 << 20, "grew by {grown} bytes");
+    drop((taken, hole));
+    lab.start_server();
+    lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(120));
+    assert!(lab.export("web1", &log) == written);
+}
+
+/// F4: receipts come seconds late: the window shrinks, memory stays flat, nothing is lost.
+#[test]
+fn f4_receipts_that_come_late_do_not_let_memory_grow() {
+    let mut lab = Lab::start("f4");
+    let proxy = Proxy::start(lab.sl);
+    lab.add_agent("web1", proxy.address(), "");
+    let log = lab.log("app.log");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    proxy.lag(1500);
+    proxy.break_all();
+    lab.wait_connected("web1");
+    let mut file = scrinium_tests::writer::append(&log);
+    let mut written = Vec::new();
+    let mut seen = Vec::new();
+    for n in 0..30 {
+        let lines = format!("slowly {n:09}\n").repeat(20_000);
+        std::io::Write::write_all(&mut file, lines.as_bytes()).unwrap();
+        written.extend_from_slice(lines.as_bytes());
+        pause(Duration::from_millis(500));
+        seen.push(resident_bytes(lab.agent_pid("web1")));
+    }
+    let (first, last) = (
+        seen[10..20].iter().max().unwrap(),
+        seen[20..].iter().max().unwrap(),
+    );
+    assert!(*last < first + first / 10, "{seen:?}");
+    proxy.lag(0);
+    lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(120));
+    assert!(lab.export("web1", &log) == written);
+}
+
 /// Lanes: what piled up during an outage drains through a narrow link, and a line of another file does
 /// not wait for it.
 #[test]
-fn a_backlog_does_not_delay_live_lines() {
+fn f1_a_backlog_does_not_delay_live_lines() {
     let mut lab = Lab::start("lanes");
     let proxy = Proxy::start(lab.sl);
     let limits = "[spool]\nram_bytes_max = \"512 KiB\"\ndisk_bytes_max = \"256 MiB\"";

@@ -10,7 +10,7 @@ use scrinium_tests::proxy::Proxy;
 use scrinium_tests::{now, pause, wait_until};
 
 #[test]
-fn an_outage_fills_sealed_segments_that_drain_afterwards_and_nothing_is_readable_anywhere() {
+fn e10_an_outage_fills_sealed_segments_that_drain_afterwards_and_nothing_is_readable_anywhere() {
     let mut lab = Lab::start("outage");
     let proxy = Proxy::start(lab.sl);
     lab.add_agent(
@@ -97,6 +97,15 @@ fn nothing_readable(lab: &Lab, proxy: &Proxy) {
             );
         }
         assert!(!proxy.saw(secret.as_bytes()), "{secret} on the wire");
+    }
+    // Nor is it when one of them crashes.
+    for pid in [lab.server_pid(), lab.agent_pid("laptop-of-mrossi")] {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let core = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"));
+        let core: Vec<&str> = core.unwrap().split_whitespace().collect();
+        assert_eq!(core[4..6], ["0", "0"]);
     }
     assert_eq!(Lab::holds(&lab.data(), b"admin"), None);
 }

@@ -14,7 +14,7 @@ use scrinium_tests::{has_tool, wait_until};
 /// E4, E5: whatever the disk of the agent answers, its sources wait, the server hears of it, it goes on by
 /// itself, and a failed sync is not believed later.
 #[test]
-fn e4_whatever_error_the_disk_gives_is_waited_out_said_and_costs_nothing() {
+fn e4_e5_whatever_error_the_disk_gives_is_waited_out_said_and_costs_nothing() {
     let limits = "[spool]\nram_bytes_max = \"512 KiB\"\ndisk_bytes_max = \"64 MiB\"\n";
     let Some(mut rig) = Rig::start("e4-errors", limits) else {
         return;

@@ -93,7 +93,7 @@ fn b1_copytruncate_under_load_loses_at_most_its_own_window_and_that_is_said() {
     assert_eq!(lab.verify().0, 0);
 }
 
-/// A2: see `conserved::rotations_while_the_agent_is_stopped_are_read_in_order`. A3: the older ones are
+/// A2: see `conserved::a2_rotations_while_the_agent_is_stopped_are_read_in_order`. A3: the older ones are
 /// compressed meanwhile, and found by what is in them.
 #[test]
 fn a3_files_rotated_and_compressed_while_the_agent_was_stopped_are_finished() {
@@ -400,7 +400,7 @@ fn a10_two_hundred_stops_and_kills_during_rotation_spill_and_drain_are_conserved
 
 /// B2 and B4: truncated, and longer again than before when it is looked at, with the same first KiB.
 #[test]
-fn b2_a_file_truncated_and_longer_than_before_is_read_from_its_start() {
+fn b2_b4_a_file_truncated_and_longer_than_before_is_read_from_its_start() {
     let mut rig = Rig::start("b2");
     let head = "x".repeat(1022) + "#\n";
     append(&rig.log).write_all(head.as_bytes()).unwrap();

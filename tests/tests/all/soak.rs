@@ -12,7 +12,7 @@ use scrinium_tests::random::Random;
 use scrinium_tests::{now, pause};
 
 #[test]
-fn whatever_happens_together_every_line_arrives_once_and_in_order() {
+fn f7_whatever_happens_together_every_line_arrives_once_and_in_order() {
     let mut random = Random::from_env_or(7);
     let mut lab = Lab::start("soak");
     let proxy = Proxy::start(lab.sl);

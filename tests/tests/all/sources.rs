@@ -258,7 +258,7 @@ impl Drop for Journald {
 /// H1, H4: rotated and vacuumed while the agent looks and while it does not; the reader killed; every
 /// entry once, and what is gone said with both ends.
 #[test]
-fn h1_the_journal_is_conserved_and_what_was_vacuumed_is_said() {
+fn h1_h4_the_journal_is_conserved_and_what_was_vacuumed_is_said() {
     let mut lab = lab("journal", "");
     let Some(journald) = Journald::start(&lab.dir.join("journald")) else {
         return;
@@ -298,9 +298,21 @@ fn h1_the_journal_is_conserved_and_what_was_vacuumed_is_said() {
     journald.say(300, 400);
     archived(&lab, 400);
 
+    // Or hangs: after a silence it is asked whether there is more than it said.
+    let stopped = Command::new("pkill")
+        .args(["-STOP", "-P", &agent, "journalctl"])
+        .status();
+    assert!(stopped.unwrap().success());
+    journald.say(400, 401);
+    wait_until(
+        "the hung reader is replaced",
+        Duration::from_secs(80),
+        || lab.count("agent:site note") == 401,
+    );
+
     // The agent is stopped and killed meanwhile: it goes on at its cursor.
     lab.stop_agent("site");
-    journald.say(400, 500);
+    journald.say(401, 500);
     lab.start_agent("site");
     archived(&lab, 500);
     lab.kill_agent("site");

@@ -346,7 +346,7 @@ const FIELD_LEN_MAX: usize = 1 << 20;
 const NAME_LEN_MAX: usize = 256;
 const FIELDS_MAX: usize = 1024;
 /// Silence after which it is asked whether there really is nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Pause before `journalctl` is started again, at first and at most.
 const RESTART_MIN: Duration = Duration::from_millis(500);
 const RESTART_MAX: Duration = Duration::from_secs(30);
