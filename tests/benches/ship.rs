@@ -44,6 +44,11 @@ fn main() {
     println!("{lines} lines, {bytes} bytes");
     let ours = scrinium(&corpus, lines);
     print("scrinium", bytes, ours);
+    print(
+        "  through its disk",
+        bytes,
+        through_the_disk(&corpus, lines),
+    );
     if has_tool("rsyslogd") && has_tool("openssl") {
         let peer = rsyslog(&work, &corpus, bytes);
         print("rsyslog RELP TLS", bytes, peer);
@@ -90,6 +95,44 @@ fn scrinium(corpus: &Path, lines: u64) -> Measured {
     Measured {
         wall: now().duration_since(started).as_secs_f64(),
         cpu: lab.cpu_seconds() - before,
+    }
+}
+
+/// The same with everything in the disk cache before the server takes any of it: the time until it lies
+/// there, and the time from the server's start until every line is durable.
+fn through_the_disk(corpus: &Path, lines: u64) -> Measured {
+    let mut lab = Lab::start("bench-disk");
+    lab.add_agent("bench", lab.sl, "");
+    let config = format!(
+        "[[source]]\nfile = {:?}\n[spool]\nram_bytes_max = \"1 MiB\"\ndisk_bytes_max = \"16 GiB\"\n",
+        corpus.display().to_string()
+    );
+    lab.write("bench.toml", config.as_bytes());
+    lab.stop_server();
+    let started = now();
+    lab.start_agent("bench");
+    wait_until("every line waits", Duration::from_secs(600), || {
+        pause(Duration::from_millis(100));
+        let status = lab.agent_status("bench");
+        status.is_some_and(|status| status["backlog_entries"].as_u64() >= Some(lines))
+    });
+    let filled = now().duration_since(started);
+    lab.start_server();
+    lab.wait_connected("bench");
+    let started = now();
+    wait_until("every line is durable", Duration::from_secs(600), || {
+        pause(Duration::from_millis(100));
+        lab.count("agent:bench") >= lines
+    });
+    let drained = now().duration_since(started);
+    println!(
+        "  ({:.2} s into the cache, {:.2} s out of it)",
+        filled.as_secs_f64(),
+        drained.as_secs_f64()
+    );
+    Measured {
+        wall: (filled + drained).as_secs_f64(),
+        cpu: lab.cpu_seconds(),
     }
 }
 

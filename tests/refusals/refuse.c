@@ -4,7 +4,7 @@
  *
  *     OPERATION PART-OF-THE-PATH ERRNO        OPERATION: open, read, write, sync, rename, unlink
  *
- * `create` is an open that may write. Rules are looked up at every call, so a test can change them. */
+ * `create` is an open that may write; `clock now SECONDS` moves the wall clock. Rules are looked up at every call, so a test can change them. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -14,9 +14,11 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
-static int refused(const char *operation, const char *path)
+/* The number of the first rule that is for this. */
+static int rule(const char *operation, const char *path)
 {
     const char *rules = getenv("REFUSE_RULES");
     char text[4096], *line, *rest = text;
@@ -36,11 +38,18 @@ static int refused(const char *operation, const char *path)
         int number;
         if (sscanf(line, "%15s %255s %d", wanted, part, &number) == 3 && !strcmp(wanted, operation) &&
             strstr(path, part)) {
-            errno = number;
-            return 1;
+            return number;
         }
     }
     return 0;
+}
+
+static int refused(const char *operation, const char *path)
+{
+    int number = rule(operation, path);
+    if (number)
+        errno = number;
+    return number != 0;
 }
 
 static int refused_fd(const char *operation, int fd)
@@ -100,3 +109,10 @@ int rename(const char *from, const char *to)
     return refused("rename", to) ? -1 : syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 int unlink(const char *path) { return refused("unlink", path) ? -1 : syscall(SYS_unlinkat, AT_FDCWD, path, 0); }
+int clock_gettime(clockid_t id, struct timespec *now)
+{
+    int outcome = syscall(SYS_clock_gettime, id, now);
+    if (outcome == 0 && id == CLOCK_REALTIME)
+        now->tv_sec += rule("clock", "now");
+    return outcome;
+}

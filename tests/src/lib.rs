@@ -44,6 +44,14 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// The wall clock, Unix seconds.
+#[expect(clippy::disallowed_methods, reason = "real processes need real time")]
+#[must_use]
+pub fn unix_s() -> u64 {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
 /// A program of this build.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {

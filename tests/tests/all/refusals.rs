@@ -9,7 +9,7 @@ use std::time::Duration;
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::random::Random;
 use scrinium_tests::writer::append;
-use scrinium_tests::{has_tool, wait_until};
+use scrinium_tests::{has_tool, unix_s, wait_until};
 
 /// E4, E5: whatever the disk of the agent answers, its sources wait, the server hears of it, it goes on by
 /// itself, and a failed sync is not believed later.
@@ -149,6 +149,44 @@ fn l4_l6_a_denied_file_is_reported_and_collected_when_it_is_allowed() {
         text(&rig.lab.export("web1", &denied)),
         "at first\nwhile it is denied\n"
     );
+}
+
+/// H2: an hour back, ten years on, a machine that begins in 1970: nothing stops, the order is that of the
+/// file, and the server says what each line's clock said and when it came.
+#[test]
+fn h2_whatever_the_clock_does_lines_are_archived_in_their_order() {
+    let Some(mut rig) = Rig::start("h2", "") else {
+        return;
+    };
+    let log = rig.lab.log("app.log");
+    let mut written = String::new();
+    let now = i64::try_from(unix_s()).unwrap();
+    let hour = 3600;
+    for (n, offset) in [0, -hour, 10 * 365 * 24 * hour, -now + 60, 0]
+        .into_iter()
+        .enumerate()
+    {
+        rig.rule(&format!("clock now {offset}"));
+        if n == 3 {
+            // Its clock is set some time after it started.
+            rig.lab.kill_agent("web1");
+            rig.start_agent();
+        }
+        let line = format!("at offset {offset} line {n}\n");
+        append(&log).write_all(line.as_bytes()).unwrap();
+        written += &line;
+        rig.lab
+            .wait_for_bytes("web1", &log, written.len(), PATIENCE);
+    }
+    assert_eq!(text(&rig.lab.export("web1", &log)), written);
+    let mut found = rig.lab.search("agent:web1 offset");
+    found.sort_by_key(|entry| entry["sequence"].as_u64());
+    let lines: Vec<&str> = found
+        .iter()
+        .map(|entry| entry["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(lines, written.lines().collect::<Vec<_>>());
+    assert_eq!(rig.lab.verify().0, 0);
 }
 
 /// A laboratory whose agent runs behind the double.

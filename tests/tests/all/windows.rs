@@ -167,7 +167,7 @@ impl Drop for Rig {
 /// L3 and the rest: enrols, tails, ships, goes on after a kill; the writer may rename and delete what the
 /// agent reads.
 #[test]
-fn the_windows_agent_tails_through_renames_and_kills() {
+fn l3_the_windows_agent_tails_through_renames_and_kills() {
     let Some(mut rig) = Rig::start("windows") else {
         return;
     };

@@ -473,7 +473,7 @@ mod tests {
     /// G7, G8, G9: whatever happens to the log and to the reader, every event is collected or counted as
     /// missing, and none is collected twice.
     #[test]
-    fn g7_every_event_is_collected_once_or_counted() {
+    fn g7_g8_g9_every_event_is_collected_once_or_counted() {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut roll = |sides: u64| {
             random ^= random << 13;
