@@ -73,6 +73,10 @@ fn router(core: Arc<Core>) -> Router {
         .route("/agents/{name}/enabled", post(pages::agents::set_enabled))
         .route("/agents/{name}/approve", post(pages::agents::approve))
         .route(
+            "/agents/{name}/configuration",
+            post(pages::configuration::send),
+        )
+        .route(
             "/alarms/{id}/acknowledge",
             post(pages::overview::acknowledge),
         )
@@ -122,4 +126,5 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-
 const CONNECTIONS_MAX: usize = 512;
 const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEADERS_MAX: Duration = Duration::from_secs(10);
-const FORM_LEN_MAX: usize = 64 << 10;
+/// A configuration of which every byte is escaped.
+const FORM_LEN_MAX: usize = 192 << 10;

@@ -388,6 +388,64 @@ fn an_alarm_is_seen_and_a_quarantined_agent_approved_in_the_console() {
     lab.wait_for_bytes("web1", &log, 8, Duration::from_secs(40));
 }
 
+/// K1 and K2, as a person sees them.
+#[test]
+fn a_configuration_is_sent_from_the_console_and_what_became_of_it_is_shown() {
+    if !has_tool("chromedriver") || !has_tool("chromium") {
+        return;
+    }
+    let mut lab = Lab::start("browser-configuration");
+    lab.add_agent("web1", lab.sl, "");
+    lab.write("logs/app.log", b"one\n");
+    lab.write("logs/other.txt", b"not a log\n");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    let url = format!("https://{}/agents/web1", lab.console);
+    let browser = Browser::start(1280, "en");
+    sign_in(&browser, &lab);
+    browser.open(&url);
+    assert!(
+        browser
+            .text("#configuration")
+            .contains("Nothing was sent to this agent")
+    );
+    let send = |version: &str, text: &str| {
+        browser.type_into("textarea", text);
+        browser.click("#configuration button.primary");
+        wait_until("it is sent", Duration::from_secs(10), || {
+            browser.text("#configuration").contains(version)
+        });
+    };
+    let shows = |words: &str| {
+        wait_until(words, Duration::from_secs(20), || {
+            browser.open(&url);
+            browser.text("#configuration").contains(words)
+        });
+    };
+    send("1 ·", "[[source]]\nfile = \"relative.log\"\n");
+    shows("1 · rejected: source.file");
+    let good = format!("[[source]]\nfile = \"{}/logs/*.txt\"\n", lab.dir.display());
+    send("2 ·", &good);
+    shows("2 · applied");
+    lab.wait_for_bytes("web1", &lab.log("other.txt"), 10, Duration::from_secs(20));
+    // Who sent what is found from there.
+    browser.click("#configuration a");
+    wait_until("what was sent is listed", Duration::from_secs(10), || {
+        browser.text("main").contains("relative.log")
+    });
+    for (language, width) in ["en", "it", "fr"]
+        .into_iter()
+        .flat_map(|language| [(language, 1280), (language, 390)])
+    {
+        let browser = Browser::start(width, language);
+        sign_in(&browser, &lab);
+        browser.open(&url);
+        assert!(browser.fits(), "{language} at {width}");
+        let _shown = browser.run("document.querySelector('#configuration').scrollIntoView()");
+        browser.screenshot(&screenshots().join(format!("configuration-{language}-{width}.png")));
+    }
+}
+
 fn sign_in(browser: &Browser, lab: &Lab) {
     browser.open(&format!("https://{}/", lab.console));
     browser.type_into("input[name=user]", "admin");

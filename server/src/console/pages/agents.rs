@@ -11,6 +11,7 @@ use scrinium_protocol::sl::message::KeepAlive;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::configuration::Editor;
 use super::{Frame, ago, html};
 use crate::agents::Live;
 use crate::catalogue::records::AgentRecord;
@@ -172,8 +173,7 @@ struct AgentPage {
     enrolled: String,
     fingerprint: Vec<(String, String)>,
     integrity_only: bool,
-    /// Version, and what the agent said of it.
-    configuration: Option<(u64, String)>,
+    editor: Editor,
     streams: Vec<StreamRow>,
 }
 
@@ -229,17 +229,7 @@ pub(crate) async fn detail(
         enrolled: rfc3339(agent.enrolled_us),
         fingerprint: agent.fingerprint.clone(),
         integrity_only: agent.integrity_only,
-        configuration: agent.configuration.as_ref().map(|wanted| {
-            let said = if wanted.answered != wanted.version {
-                t.text("agents.configuration_waiting").to_owned()
-            } else {
-                match &wanted.rejected {
-                    None => t.text("agents.configuration_applied").to_owned(),
-                    Some(reason) => t.with("agents.configuration_rejected", reason),
-                }
-            };
-            (wanted.version, said)
-        }),
+        editor: Editor::new(t, agent),
         streams: rows,
     })
 }
@@ -308,7 +298,7 @@ pub(super) async fn act(
     Ok(())
 }
 
-fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
+pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
     match done {
         Ok(()) => Redirect::to(&format!("/agents/{name}")).into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),

@@ -1,6 +1,7 @@
 //! The pages, one file each.
 
 pub(crate) mod agents;
+pub(crate) mod configuration;
 pub(crate) mod enrol;
 pub(crate) mod overview;
 pub(crate) mod search;
