@@ -5,6 +5,7 @@
 #   SCRINIUM_TEST_OUTAGE_S=60    cut the link for a whole minute in the outage test (15 s otherwise)
 #   SCRINIUM_TEST_SOAK_S=600      everything at once for longer than 20 s
 #   SCRINIUM_TEST_CACHE_MIB=100  a cache of this size and an outage of ten times as much, not 8 MiB and 24
+#   SCRINIUM_TEST_FILES=100000   follow so many old files, not 15,000
 #   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
 #   SCRINIUM_TEST_WORLDS=100000  live through more than 10,000 simulated worlds
 #   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls

@@ -168,7 +168,7 @@ fn depth_of(root: &Path, text: &str) -> usize {
 const COMPRESSED: [&str; 6] = ["Z", "bz2", "lz4", "tgz", "xz", "zip"];
 const DEPTH_MAX: usize = 16;
 /// Files followed at once.
-pub(crate) const FILES_MAX: usize = 20_000;
+pub(crate) const FILES_MAX: usize = 250_000;
 
 /// The character that stands for what is none.
 const NO_TEXT: char = char::REPLACEMENT_CHARACTER;

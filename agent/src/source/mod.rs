@@ -18,6 +18,7 @@ mod follow;
 mod generations;
 mod output;
 mod records;
+mod resting;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
+use regex::bytes::Regex;
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::{StreamId, StreamKind, StreamName};
@@ -39,6 +41,7 @@ use self::discover::{Discovery, FILES_MAX};
 use self::feed::{Feed, Waker};
 use self::file::{FileStream, Pass};
 pub(crate) use self::output::Positions;
+use self::resting::Resting;
 use crate::clock;
 use crate::config::{Config, FeedSource};
 use crate::governor::Governor;
@@ -118,10 +121,12 @@ pub(crate) fn start(
         positions,
         discovery: Discovery::new(config),
         streams: BTreeMap::new(),
+        resting: Resting::default(),
         wanted: config.feeds().collect(),
         feeds: Vec::new(),
         feeds_first: false,
         turn: None,
+        waits_for_room: false,
         too_many: false,
         blocked_at: None,
         deleted_bytes_max: config.rates.deleted_bytes_max,
@@ -150,12 +155,16 @@ struct Sources {
     positions: Positions,
     discovery: Discovery,
     streams: BTreeMap<PathBuf, FileStream>,
+    /// Files that need no stream now.
+    resting: Resting,
     /// Sources that are no files: those to collect, and those at work.
     wanted: Vec<FeedSource>,
     feeds: Vec<Feed>,
     feeds_first: bool,
     /// The stream whose turn it is after the spool had no room for it.
     turn: Option<PathBuf>,
+    /// Files were found that need a stream, and there were too many of those.
+    waits_for_room: bool,
     /// There are more files than are followed, and it was said.
     too_many: bool,
     /// Since when the spool takes nothing.
@@ -194,6 +203,12 @@ impl Sources {
                 }
                 !over
             });
+            if self.streams.len() >= AWAKE_MAX {
+                self.rest(now);
+                if self.waits_for_room && self.streams.len() < AWAKE_MAX / 2 {
+                    discover_at = now;
+                }
+            }
             let patience = match pass {
                 Pass::Idle => self.poll_interval(),
                 Pass::Busy | Pass::Blocked => Duration::ZERO,
@@ -336,6 +351,7 @@ impl Sources {
             }
         }
         // Opened again by the next discovery, from the new position.
+        self.resting.remove_stream(stream);
         self.streams.retain(|_, open| open.id() != stream);
         self.discover();
     }
@@ -345,6 +361,10 @@ impl Sources {
         self.discovery = Discovery::new(config);
         self.deleted_bytes_max = config.rates.deleted_bytes_max;
         self.governor = Governor::new(config.rates.cpu_percent_max);
+        // What rests and is not wanted any more says so, like others.
+        for path in self.resting.take_unless(|path| self.discovery.wants(path)) {
+            self.open(path, None, false);
+        }
         for (path, stream) in &mut self.streams {
             stream.set_wanted(self.discovery.wants(path));
         }
@@ -376,6 +396,29 @@ impl Sources {
         }
     }
 
+    /// Lets files that are read and quiet do without a stream.
+    fn rest(&mut self, now: Instant) {
+        let (positions, resting) = (&mut self.positions, &mut self.resting);
+        self.streams.retain(|path, stream| {
+            let Some(rest) = stream.rest(now) else {
+                return true;
+            };
+            stream.close(positions);
+            resting.insert(path, rest);
+            false
+        });
+    }
+
+    fn open(&mut self, path: PathBuf, multiline: Option<Regex>, history: bool) {
+        let name = StreamName {
+            kind: StreamKind::File,
+            name: discover::name_of(&path),
+        };
+        let output = self.positions.open(name);
+        let stream = FileStream::new(output, path.clone(), multiline, history);
+        self.streams.insert(path, stream);
+    }
+
     /// Opens a stream for every file that matches and has none.
     fn discover(&mut self) {
         let found = self.discovery.sources_of_files();
@@ -394,6 +437,7 @@ impl Sources {
                 .flat_map(|path| generations::bases_of(path))
                 .collect()
         });
+        self.waits_for_room = false;
         let at_paths = self.streams.values().filter_map(FileStream::file_at_path);
         let mut at_paths: BTreeSet<FileId> = at_paths.collect();
         for (path, multiline) in found {
@@ -401,10 +445,29 @@ impl Sources {
                 continue;
             }
             let file = match follow::look(&path) {
+                Ok(Some((file, len))) if self.resting.is_unchanged(&path, file, len) => continue,
                 Ok(Some((file, _))) => Some(file),
                 Ok(None) => continue, // gone again
                 Err(_) => None,       // its stream will say so
             };
+            if self.streams.len() >= AWAKE_MAX {
+                self.waits_for_room = true;
+                continue;
+            }
+            if self.resting.contains(&path) {
+                self.resting.remove(&path);
+                at_paths.extend(file);
+                self.open(path, multiline, false);
+                continue;
+            }
+            // What rested is somewhere else now: its stream knows what that means.
+            if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
+                let before = before.to_path_buf();
+                self.resting.remove(&before);
+                at_paths.extend(file);
+                self.open(before, multiline, false);
+                continue;
+            }
             // A rotated file that matches a glob itself is still the stream it began as, and one file
             // with two names is one stream.
             let is_known = |file: &FileId| {
@@ -421,14 +484,9 @@ impl Sources {
             }
             at_paths.extend(file);
             let history = bases.contains(&path);
-            let name = StreamName {
-                kind: StreamKind::File,
-                name: discover::name_of(&path),
-            };
-            let output = self.positions.open(name);
-            let stream = FileStream::new(output, path.clone(), multiline, history);
-            self.streams.insert(path, stream);
+            self.open(path, multiline, history);
         }
+        drop(self.resting.take_unless(|path| files.contains(path)));
         let directories = self.discovery.directories(&files);
         if let Some(watcher) = &mut self.watcher {
             for directory in directories {
@@ -486,6 +544,8 @@ fn descriptors_max() -> usize {
         .saturating_sub(DESCRIPTORS_SPARE)
 }
 
+/// Streams of files at once; when there are so many, those that are quiet make room.
+const AWAKE_MAX: usize = 10_240;
 const COMMANDS_MAX: usize = 1024;
 const DISCOVER_INTERVAL: Duration = Duration::from_secs(1);
 /// Looking for files takes at most one part in so many of the time.

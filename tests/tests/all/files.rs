@@ -333,6 +333,79 @@ fn d7_bytes_that_look_like_something_else_are_inert() {
     );
 }
 
+/// C6: a hundred thousand old files cost little once they are read, and none of them is forgotten.
+#[test]
+fn c6_a_hundred_thousand_old_files_are_collected_and_none_is_forgotten() {
+    let mut lab = Lab::start("c6");
+    lab.add_agent("web1", lab.sl, "");
+    let source = format!(
+        "[[source]]\nfile = \"{}/logs/**/*.log\"\n",
+        lab.dir.display()
+    );
+    lab.write("web1.toml", source.as_bytes());
+    let count = old_files();
+    let logs = lab.log("");
+    let path = |n: u64| logs.join(format!("{}/app{n:06}.log", n / 1000));
+    for n in 0..count {
+        if n % 1000 == 0 {
+            std::fs::create_dir(logs.join((n / 1000).to_string())).unwrap();
+        }
+        append(&path(n)).write_all(line(n).as_bytes()).unwrap();
+    }
+    lab.start_agent("web1");
+    wait_until("every file is archived", Duration::from_secs(400), || {
+        pause(Duration::from_secs(1));
+        lab.count("agent:web1") >= count
+    });
+    // Whatever happens to an old one is noticed: more lines, a rotation, another file in its place.
+    let mut expected = count;
+    for n in (0..count).step_by(usize::try_from(count / 50).unwrap()) {
+        match n / (count / 50) % 3 {
+            0 => append(&path(n)).write_all(line(n).as_bytes()).unwrap(),
+            1 => {
+                append(&path(n)).write_all(line(n).as_bytes()).unwrap();
+                rename(path(n), path(n).with_extension("log.1")).unwrap();
+                append(&path(n)).write_all(line(n).as_bytes()).unwrap();
+                expected += 1;
+            }
+            _ => {
+                rename(path(n), logs.join(format!("{}/moved{n:06}.log", n / 1000))).unwrap();
+                append(&path(n)).write_all(line(n).as_bytes()).unwrap();
+            }
+        }
+        expected += 1;
+    }
+    wait_until("every change is archived", Duration::from_secs(200), || {
+        pause(Duration::from_secs(1));
+        lab.count("agent:web1 -gap") >= expected
+    });
+    assert_eq!(lab.count("agent:web1"), expected);
+    let memory = resident_bytes(lab.agent_pid("web1"));
+    assert!(memory < (40 << 20) + count * 1200, "{memory} bytes");
+    // Nothing is read again after a restart.
+    lab.stop_agent("web1");
+    let state = lab.state("web1").join("state.a").metadata().unwrap().len();
+    assert!(state < count * 400 + (64 << 10), "{state} bytes of state");
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    append(&path(1)).write_all(line(1).as_bytes()).unwrap();
+    wait_until(
+        "the last line is archived",
+        Duration::from_secs(200),
+        || {
+            pause(Duration::from_secs(1));
+            lab.count("agent:web1") > expected
+        },
+    );
+    assert_eq!(lab.count("agent:web1"), expected + 1);
+}
+
+/// `SCRINIUM_TEST_FILES`, 15,000 in the normal run.
+fn old_files() -> u64 {
+    let asked = std::env::var("SCRINIUM_TEST_FILES").ok();
+    asked.map_or(15_000, |text| text.parse().unwrap())
+}
+
 /// F6: ten thousand files and 256 descriptors.
 #[test]
 fn f6_ten_thousand_files_are_followed_with_256_descriptors() {

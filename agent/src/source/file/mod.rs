@@ -30,6 +30,7 @@ use super::bookmark::{Bookmark, FileId};
 use super::follow::{Follow, look, open};
 use super::output::{Output, Positions};
 use super::records::Encoding;
+use super::resting::Rest;
 use crate::clock;
 
 /// The stream of one path.
@@ -54,6 +55,8 @@ pub(crate) struct FileStream {
     resumed: bool,
     /// Closed after it was read to the end.
     parked: bool,
+    /// When something was read of it last.
+    read_at: Instant,
     complained: bool,
     wanting: Wanting,
 }
@@ -106,6 +109,7 @@ impl FileStream {
             truncated: false,
             resumed: false,
             parked: false,
+            read_at: clock::now(),
             complained: false,
             wanting: Wanting::Wanted,
         }
@@ -189,6 +193,21 @@ impl FileStream {
             && self.lingering.is_empty()
             && self.current.as_ref().is_none_or(over)
             && !self.path.is_file()
+    }
+
+    /// What is to be remembered of its file while the stream is closed, if all of it was read some time ago.
+    pub(crate) fn rest(&self, now: Instant) -> Option<Rest> {
+        let (file, len) = self.seen?;
+        let rests = self.parked
+            && self.wanting == Wanting::Wanted
+            && !self.complained
+            && self.output.is_empty()
+            && now.duration_since(self.read_at) >= REST_AFTER;
+        rests.then(|| Rest {
+            stream: self.id(),
+            file,
+            len,
+        })
     }
 
     /// Bytes on the disk that only we still hold there: of deleted files not read to the end.
@@ -281,6 +300,9 @@ impl FileStream {
             let before = follow.offset;
             let read = self.read(&mut follow, Role::Current, context, now);
             taken += follow.offset - before;
+            if follow.offset > before {
+                self.read_at = now;
+            }
             self.current = Some(follow);
             match read? {
                 Read::More => {}
@@ -569,6 +591,8 @@ fn is_deleted(follow: &Follow) -> bool {
     information.is_ok_and(|information| information.number_of_links() == 0)
 }
 
+/// A file that is not read for so long rests, should there be many.
+const REST_AFTER: Duration = Duration::from_secs(2);
 /// Bytes read from one file before the next file's turn.
 const PASS_BYTES: u64 = 4 << 20;
 /// A new, still empty file does not end the reading of the renamed one before this.
