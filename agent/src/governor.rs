@@ -39,7 +39,7 @@ impl Governor {
 }
 
 /// Processor time of this process so far, of all its threads.
-#[cfg(unix)]
+#[cfg(all(unix, not(any(target_os = "illumos", target_os = "solaris"))))]
 pub(crate) fn used() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(
@@ -49,7 +49,7 @@ pub(crate) fn used() -> Duration {
 }
 
 /// Not measured where the system does not say it without a foreign call: nothing is held back then.
-#[cfg(not(unix))]
+#[cfg(any(not(unix), target_os = "illumos", target_os = "solaris"))]
 pub(crate) fn used() -> Duration {
     Duration::ZERO
 }

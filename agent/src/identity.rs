@@ -293,15 +293,14 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_state_reads_back() {
+    fn sample() -> State {
         let position = StreamPosition {
             epoch: Epoch([1; 16]),
             next: Sequence(9),
             head: Head([2; 32]),
             bookmark: vec![1, 2, 3],
         };
-        let mut state = State {
+        State {
             agent: AgentId([3; 16]),
             address: "localhost:720".into(),
             server_public: [4; 32],
@@ -332,7 +331,12 @@ mod tests {
                     signature: [5; 64],
                 },
             )]),
-        };
+        }
+    }
+
+    #[test]
+    fn the_state_reads_back() {
+        let state = sample();
         let read = State::decode(&state.encode()).unwrap();
         assert_eq!(read.encode(), state.encode());
         assert_eq!(read.positions, state.positions);
@@ -343,10 +347,21 @@ mod tests {
         let mut newer = state.encode();
         newer[0] = VERSION + 1;
         assert!(State::decode(&newer).is_err());
-        // What needs nothing newer is written so that the program before this one reads it: K5.
+    }
+    /// K5: what needs nothing newer is written as the program before this one wrote it, so that after an
+    /// upgrade either of the two can run; these bytes are frozen.
+    #[test]
+    fn k5_a_state_is_readable_before_and_after_an_upgrade() {
+        let mut state = State::decode(&sample().encode()).unwrap();
         (state.trial, state.reverted) = (None, None);
         let older = state.encode();
         assert_eq!(older[0], VERSION_OLDER);
         assert_eq!(State::decode(&older).unwrap().encode(), older);
+        let digest = scrinium_protocol::kdf::sha256(&[&older]);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "2a1cf2396d380f1f2369d1178fdc02d488f9efd571bf1504758d53ff9ca527a9"
+        );
     }
 }

@@ -160,9 +160,9 @@ mod tests {
     use super::super::tests::shipper;
     use super::*;
 
-    /// K3 among others: never back to an older one, never one of another signer or for another agent.
+    /// Never back to an older one, never one of another signer or for another agent.
     #[test]
-    fn a_configuration_is_refused_for_its_signer_its_agent_its_age_and_its_text() {
+    fn k3_a_configuration_is_refused_for_its_signer_its_agent_its_age_and_its_text() {
         let dir = std::env::temp_dir().join(format!("scrinium-shipper-{}", std::process::id()));
         drop(std::fs::remove_dir_all(&dir));
         let (mut shipper, server) = shipper(&dir);

@@ -336,6 +336,27 @@ fn f2_a_server_that_takes_connections_and_never_answers_costs_nothing() {
     assert!(lab.export("web1", &log) == written);
 }
 
+/// F5: a machine that ships to two servers has an agent for each, and what happens to one is nothing to the
+/// other.
+#[test]
+fn f5_with_one_of_two_servers_gone_the_other_gets_everything() {
+    let (mut one, mut other) = (Lab::start("f5-one"), Lab::start("f5-other"));
+    let log = one.log("app.log");
+    one.add_agent("web1", one.sl, "");
+    let both = format!("[[source]]\nfile = \"{}\"\n", log.display());
+    other.add_agent("web1", other.sl, &both);
+    one.start_agent("web1");
+    other.start_agent("web1");
+    one.wait_connected("web1");
+    other.wait_connected("web1");
+    one.stop_server();
+    let lines = "to both\n".repeat(10_000);
+    std::io::Write::write_all(&mut scrinium_tests::writer::append(&log), lines.as_bytes()).unwrap();
+    other.wait_for_bytes("web1", &log, lines.len(), Duration::from_secs(20));
+    one.start_server();
+    one.wait_for_bytes("web1", &log, lines.len(), Duration::from_secs(40));
+}
+
 /// F4: receipts come seconds late: the window shrinks, memory stays flat, nothing is lost.
 #[test]
 fn f4_receipts_that_come_late_do_not_let_memory_grow() {

@@ -281,6 +281,10 @@ impl AgentSession {
             .position(|sent| sent.next == receipt.next && sent.head == receipt.head)
             .ok_or(PeerMisbehaved::AckOfUnsentBatch)?;
         let acked: Vec<InFlight> = queue.drain(..=acked).collect();
+        if queue.is_empty() {
+            // Of a hundred thousand streams few have something to say.
+            self.in_flight.remove(&receipt.stream);
+        }
         for sent in acked {
             let InFlight {
                 lane,
