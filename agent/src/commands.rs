@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use scrinium_protocol::identity::{AgentId, Epoch};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::refusal_of;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
@@ -98,7 +98,7 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
-    /// Lists the files that are collected; `sources test PATH` says whether one would be.
+    /// Lists what is collected; `sources test` says whether a file, a journal or a channel would be.
     #[command(after_help = "Example: scrinium-agent sources test /var/log/auth.log")]
     Sources {
         #[command(flatten)]
@@ -118,9 +118,10 @@ enum Command {
 
 #[derive(Subcommand)]
 enum SourcesTest {
-    /// Says whether a file would be collected.
+    /// Says whether a file, a journal or a channel would be collected.
     Test {
-        path: PathBuf,
+        /// A path, or the name of a journal or channel.
+        source: PathBuf,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -147,14 +148,18 @@ impl Command {
             Self::Service { action } => action.run()?,
             Self::Sources { config, test, json } => match test {
                 None => sources(&load(&config)?, json)?,
-                Some(SourcesTest::Test { path, config }) => {
-                    let collected = Discovery::new(&load(&config)?)
-                        .files()
-                        .contains(&std::path::absolute(&path)?);
+                Some(SourcesTest::Test { source, config }) => {
+                    let config = load(&config)?;
+                    let path = std::path::absolute(&source)?;
+                    let collected = Discovery::new(&config).files().contains(&path)
+                        || config
+                            .feeds
+                            .iter()
+                            .any(|feed| source.as_os_str() == &*feed.own_stream().name);
                     say(if collected {
                         "collected"
                     } else {
-                        "not collected: no source matches, it is denied, or it is no file"
+                        "not collected: no source names it, it is denied, or there is no such file"
                     })?;
                     if !collected {
                         return Ok(ExitCode::FAILURE);
@@ -384,11 +389,17 @@ async fn check(dir: &Path, config: &Config) -> Result<()> {
 
 fn sources(config: &Config, json: bool) -> Result<()> {
     let files = Discovery::new(config).files();
+    let files = files.iter().map(|path| path.display().to_string());
+    let feeds = config.feeds.iter().map(|feed| {
+        let StreamName { kind, name } = feed.own_stream();
+        format!("{}:{name}", kind.name())
+    });
+    let all: Vec<String> = files.chain(feeds).collect();
     if json {
-        return say(&json!(files).to_string());
+        return say(&json!(all).to_string());
     }
-    for path in files {
-        say(&path.display().to_string())?;
+    for source in all {
+        say(&source)?;
     }
     Ok(())
 }

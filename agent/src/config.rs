@@ -10,7 +10,6 @@ use globset::{GlobBuilder, GlobMatcher};
 use regex::bytes::{Regex, RegexBuilder};
 use scrinium_protocol::identity::StreamName;
 
-use crate::shipper::REVERT_AFTER;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
@@ -33,7 +32,7 @@ pub struct Config {
     pub(crate) limits: Limits,
     pub(crate) rates: Rates,
     /// How long a configuration from the server may keep it out of reach before it is taken back.
-    pub(crate) revert_after: Duration,
+    pub(crate) revert_after: Option<Duration>,
     /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
 }
@@ -174,7 +173,7 @@ impl Config {
         if config.integrity_only.is_some() {
             bail!("server.integrity_only can be set on the machine alone");
         }
-        if config.revert_after != REVERT_AFTER {
+        if config.revert_after.is_some() {
             bail!("server.revert_after_s can be set on the machine alone");
         }
         if config
@@ -259,10 +258,7 @@ impl Config {
                 disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
             },
             rates: Rates::new(&raw.limits)?,
-            revert_after: match raw.server.revert_after_s {
-                Some(seconds) => Duration::from_secs(seconds),
-                None => REVERT_AFTER,
-            },
+            revert_after: raw.server.revert_after_s.map(Duration::from_secs),
             integrity_only: raw.server.integrity_only,
         };
         config.check()?;
@@ -280,7 +276,8 @@ impl Config {
         if address.is_some_and(|address| !address.contains(':')) {
             bail!("server.integrity_only must be HOST:PORT");
         }
-        if !(REVERT_AFTER_MIN..=REVERT_AFTER_MAX).contains(&self.revert_after) {
+        let is_allowed = |after: Duration| (REVERT_AFTER_MIN..=REVERT_AFTER_MAX).contains(&after);
+        if !self.revert_after.is_none_or(is_allowed) {
             bail!("server.revert_after_s must be between 5 and 86400");
         }
         Ok(())

@@ -45,7 +45,9 @@ pub(crate) async fn run(
     };
     let check = |text: &str| Config::parse_central(text).map(drop);
     let mut shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
-    shipper.set_revert_after(config.revert_after);
+    if let Some(revert_after) = config.revert_after {
+        shipper.set_revert_after(revert_after);
+    }
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let mut uplink = Uplink {
         config,

@@ -649,7 +649,7 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
 /// Nothing more is sent while something is unacked for longer: a narrow link stays short.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(1);
 /// How long a new configuration may keep the server out of reach, unless this machine's says otherwise.
-pub(crate) const REVERT_AFTER: Duration = Duration::from_secs(600);
+const REVERT_AFTER: Duration = Duration::from_secs(600);
 /// Refusals of the rolling credential in a row before the recovery credential is shown.
 const UNKNOWN_MAX: u8 = 3;
 

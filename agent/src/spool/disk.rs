@@ -17,6 +17,7 @@ use scrinium_protocol::error::InvalidMessage;
 use scrinium_protocol::identity::{StreamKind, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
+use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
 use scrinium_segment::{Error, Kind, durable, fault, segment_name};
@@ -188,8 +189,14 @@ impl Disk {
     fn create(&mut self) -> Result<(u64, SegmentWriter)> {
         let number = self.next_number;
         self.next_number += 1;
-        let writer =
-            SegmentWriter::create(&self.dir, &self.key, Kind::Spool, number, self.last_tag)?;
+        let writer = SegmentWriter::create(
+            &self.dir,
+            &self.key,
+            Cipher::default(),
+            Kind::Spool,
+            number,
+            self.last_tag,
+        )?;
         self.last_tag = writer.tag();
         Ok((number, writer))
     }

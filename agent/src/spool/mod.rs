@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //! 1. Each queue is in order; what it has on disk is older than what it has in RAM.
-//! 2. A batch leaves only by an ack, or because its stream is rewound ([`relink`]).
+//! 2. A batch leaves only by an ack, or because its stream is rewound (`relink.rs`).
 //! 3. Full is full: nothing is dropped, the sources wait.
 
 mod disk;
