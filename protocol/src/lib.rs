@@ -16,6 +16,7 @@ pub mod codec;
 pub mod compress;
 pub mod entry;
 pub mod error;
+pub mod evidence;
 pub mod identity;
 pub mod kdf;
 pub mod merkle;

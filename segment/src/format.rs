@@ -1,7 +1,7 @@
 //! The bytes of a segment.
 //!
 //! ```text
-//! header:  "SCRSEG" 0 1 (8) | kind (1) | zeros (7) | number (8) | salt (32) | previous (16) | tag (16)
+//! header:  "SCRSEG" 0 1 (8) | kind (1) | cipher (1) | zeros (6) | number (8) | salt (32) | previous (16) | tag (16)
 //! record:  length (4) | kind (1) | ciphertext | tag (16)          length counts ciphertext and tag
 //! end:     a record of kind 0xff holding the number of records before it (8)
 //! ```
@@ -14,11 +14,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use aes_gcm::aead::AeadInOut as _;
-use aes_gcm::{Aes256Gcm, KeyInit as _};
 use scrinium_protocol::secret::Secret;
 
-use crate::key::derive;
+use crate::cipher::{Cipher, Sealer};
 
 /// What a segment is for; keys of different kinds never meet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,6 +27,8 @@ pub enum Kind {
     Log,
     /// The server's archive.
     Archive,
+    /// The sealed intervals of an archive.
+    Evidence,
 }
 
 impl Kind {
@@ -37,6 +37,7 @@ impl Kind {
             Self::Spool => 1,
             Self::Log => 2,
             Self::Archive => 3,
+            Self::Evidence => 4,
         }
     }
 
@@ -45,6 +46,7 @@ impl Kind {
             Self::Spool => "spool",
             Self::Log => "log",
             Self::Archive => "seg",
+            Self::Evidence => "evd",
         }
     }
 }
@@ -90,30 +92,23 @@ pub enum Error {
 }
 
 /// Seals and opens the records of one segment.
-pub(crate) struct SegmentCipher(Aes256Gcm);
+pub(crate) struct SegmentCipher(Sealer);
 
 impl SegmentCipher {
-    pub(crate) fn new(base: &Secret<32>, kind: Kind, salt: &[u8; 32]) -> Self {
+    pub(crate) fn new(cipher: Cipher, base: &Secret<32>, kind: Kind, salt: &[u8; 32]) -> Self {
         let info = [&b"scrinium segment v1"[..], &[kind.to_byte()]];
-        let key = derive(base, Some(salt), &info);
-        Self(Aes256Gcm::new(key.expose().into()))
+        Self(Sealer::new(cipher, base, salt, &info))
     }
 
     /// The tag of a header without its tag.
     pub(crate) fn header_tag(&self, header: &[u8]) -> [u8; TAG_LEN] {
-        self.0
-            .encrypt_inout_detached(&[0xff; 12].into(), header, (&mut [][..]).into())
-            .expect("an empty text is below every limit")
-            .into()
+        self.0.authenticate_header(header)
     }
 
     /// Seals `buffer[start..]` in place and appends the tag.
     pub(crate) fn seal(&self, index: u64, head: &[u8], buffer: &mut Vec<u8>, start: usize) {
         let text = buffer.get_mut(start..).expect("start is within the buffer");
-        let tag = self
-            .0
-            .encrypt_inout_detached(&nonce(index).into(), head, text.into())
-            .expect("a record is far below the limit of GCM");
+        let tag = self.0.seal(index, head, text);
         buffer.extend_from_slice(&tag);
     }
 
@@ -122,22 +117,10 @@ impl SegmentCipher {
         let Some((body, tag)) = text.split_last_chunk_mut::<TAG_LEN>() else {
             return false;
         };
-        let tag = (*tag).into();
-        let opened = self
-            .0
-            .decrypt_inout_detached(&nonce(index).into(), head, body.into(), &tag)
-            .is_ok();
+        let opened = self.0.open(index, head, body, tag);
         text.truncate(text.len() - TAG_LEN);
         opened
     }
-}
-
-fn nonce(index: u64) -> [u8; 12] {
-    let mut nonce = [0; 12];
-    if let Some(tail) = nonce.last_chunk_mut::<8>() {
-        *tail = index.to_be_bytes();
-    }
-    nonce
 }
 
 /// `N` bytes from the operating system.

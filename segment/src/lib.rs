@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cipher;
 pub mod durable;
 pub mod fault;
 mod format;

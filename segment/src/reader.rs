@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use scrinium_protocol::secret::Secret;
 
+use crate::cipher::Cipher;
 use crate::durable::read_exact_at;
 use crate::format::{
     END, Error, HEADER_LEN, Kind, MAGIC, Place, RECORD_HEAD_LEN, RECORD_HEAD_LEN_U32,
@@ -16,6 +17,7 @@ pub struct SegmentReader {
     path: PathBuf,
     file: File,
     cipher: SegmentCipher,
+    chosen: Cipher,
     number: u64,
     tag: [u8; TAG_LEN],
     previous: [u8; TAG_LEN],
@@ -64,17 +66,19 @@ impl SegmentReader {
         let (rest, previous) = head.split_last_chunk::<TAG_LEN>().ok_or_else(bad)?;
         let (rest, salt) = rest.split_last_chunk::<32>().ok_or_else(bad)?;
         let (rest, number) = rest.split_last_chunk::<8>().ok_or_else(bad)?;
-        let cipher = SegmentCipher::new(key, kind, salt);
-        let named = rest
-            .strip_prefix(MAGIC)
-            .is_some_and(|rest| rest.starts_with(&[kind.to_byte()]));
-        if !named || cipher.header_tag(head) != *tag {
+        let Some([found, cipher, ..]) = rest.strip_prefix(MAGIC) else {
+            return Err(bad());
+        };
+        let chosen = Cipher::from_byte(*cipher).ok_or_else(bad)?;
+        let cipher = SegmentCipher::new(chosen, key, kind, salt);
+        if *found != kind.to_byte() || cipher.header_tag(head) != *tag {
             return Err(bad());
         }
         Ok(Self {
             path: path.to_owned(),
             file,
             cipher,
+            chosen,
             number: u64::from_be_bytes(*number),
             tag: *tag,
             previous: *previous,
@@ -85,6 +89,12 @@ impl SegmentReader {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// What it is sealed with.
+    #[must_use]
+    pub fn cipher(&self) -> Cipher {
+        self.chosen
     }
 
     /// The tag of this segment's header.
@@ -343,6 +353,33 @@ mod tests {
         matches!(reader.next(&mut cursor), Ok(Next::End))
     }
 
+    #[test]
+    fn a_segment_of_any_cipher_reads_back_and_says_which_it_is() {
+        for cipher in Cipher::ALL {
+            let dir = Dir::new(cipher.name());
+            let mut writer =
+                SegmentWriter::create(&dir.0, &key(), cipher, Kind::Log, 7, [0; 16]).unwrap();
+            let path = writer.path().to_owned();
+            writer.append(1, &[b"one", b"two"]).unwrap();
+            writer.finish().unwrap();
+            let reader = SegmentReader::open(&path, &key(), Kind::Log).unwrap();
+            assert_eq!(reader.cipher(), cipher);
+            let Next::Record(record) = reader.next(&mut reader.start()).unwrap() else {
+                panic!("a record was written");
+            };
+            assert_eq!(record.payload, b"onetwo");
+            // Nothing opens as if it were sealed with another.
+            let bytes = std::fs::read(&path).unwrap();
+            for other in 0..=4 {
+                let mut changed = bytes.clone();
+                changed[9] = other;
+                dir.replace(&path, &changed);
+                let opened = SegmentReader::open(&path, &key(), Kind::Log);
+                assert_eq!(opened.is_ok(), other == cipher.to_byte());
+            }
+        }
+    }
+
     fn key() -> Secret<32> {
         Secret::new([1; 32])
     }
@@ -359,7 +396,9 @@ mod tests {
         }
 
         fn write(&self, payloads: &[&[u8]], finish: bool) -> (PathBuf, Vec<Place>) {
-            let mut writer = SegmentWriter::create(&self.0, &key(), Kind::Log, 7, [0; 16]).unwrap();
+            let mut writer =
+                SegmentWriter::create(&self.0, &key(), Cipher::default(), Kind::Log, 7, [0; 16])
+                    .unwrap();
             let path = writer.path().to_owned();
             let places = payloads
                 .iter()

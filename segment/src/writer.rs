@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use scrinium_protocol::secret::Secret;
 
+use crate::cipher::Cipher;
 use crate::format::{
     END, Error, HEADER_LEN, Kind, MAGIC, Place, RECORD_HEAD_LEN_U32, RECORD_LEN_MAX, SegmentCipher,
     TAG_LEN, random, segment_name,
@@ -37,21 +38,23 @@ impl SegmentWriter {
     pub fn create(
         dir: &Path,
         key: &Secret<32>,
+        cipher: Cipher,
         kind: Kind,
         number: u64,
         previous: [u8; TAG_LEN],
     ) -> Result<Self, Error> {
         let path = dir.join(segment_name(kind, number));
         let salt = random()?;
-        let cipher = SegmentCipher::new(key, kind, &salt);
+        let sealer = SegmentCipher::new(cipher, key, kind, &salt);
         let mut buffer = Vec::with_capacity(HEADER_LEN);
         buffer.extend_from_slice(MAGIC);
         buffer.push(kind.to_byte());
-        buffer.extend_from_slice(&[0; 7]);
+        buffer.push(cipher.to_byte());
+        buffer.extend_from_slice(&[0; 6]);
         buffer.extend_from_slice(&number.to_be_bytes());
         buffer.extend_from_slice(&salt);
         buffer.extend_from_slice(&previous);
-        let tag = cipher.header_tag(&buffer);
+        let tag = sealer.header_tag(&buffer);
         buffer.extend_from_slice(&tag);
         let file = durable::create_new(&path).map_err(|source| Error::Io {
             path: path.clone(),
@@ -61,7 +64,7 @@ impl SegmentWriter {
         Ok(Self {
             path,
             file,
-            cipher,
+            cipher: sealer,
             tag,
             buffer,
             written: 0,

@@ -31,6 +31,8 @@ pub(crate) enum AlarmKind {
     AgentSilent,
     /// An agent says what it suffers from.
     AgentTrouble,
+    /// Intervals are not sealed any more.
+    EvidenceStopped,
 }
 
 impl AlarmKind {
@@ -43,6 +45,7 @@ impl AlarmKind {
             Self::TokenRefused => "token-refused",
             Self::AgentSilent => "agent-silent",
             Self::AgentTrouble => "agent-trouble",
+            Self::EvidenceStopped => "evidence-stopped",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use scrinium_segment::cipher::Cipher;
 
 /// The server's configuration. Every field is checked.
 #[derive(Clone, Debug)]
@@ -24,6 +25,12 @@ pub struct Config {
     pub(crate) handshakes: Handshakes,
     /// A log is finished, and then sealed, at this length.
     pub(crate) log_bytes_max: u64,
+    /// What is written from now on is sealed with.
+    pub(crate) cipher: Cipher,
+    /// How often an interval is sealed.
+    pub(crate) interval: Duration,
+    /// Directories that get every checkpoint.
+    pub(crate) checkpoint_copies: Vec<PathBuf>,
     /// PEM files that replace the certificate made at `init`.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -104,6 +111,12 @@ impl Config {
                 sessions_max: raw.agents.sessions_max,
             },
             log_bytes_max: raw.archive.log_mib_max.saturating_mul(1 << 20),
+            cipher: Cipher::named(&raw.archive.cipher).with_context(|| {
+                let names = Cipher::ALL.map(Cipher::name).join(", ");
+                format!("archive.cipher must be one of {names}")
+            })?,
+            interval: Duration::from_secs(raw.evidence.interval_s),
+            checkpoint_copies: raw.evidence.copies,
             certificate,
         };
         config.check()?;
@@ -129,6 +142,15 @@ impl Config {
         }
         if !(1 << 20..=4096 << 20).contains(&self.log_bytes_max) {
             bail!("archive.log_mib_max must be between 1 and 4096");
+        }
+        if !(1..=300).contains(&self.interval.as_secs()) {
+            bail!("evidence.interval_s must be between 1 and 300");
+        }
+        if let Some(relative) = self.checkpoint_copies.iter().find(|dir| !dir.is_absolute()) {
+            bail!(
+                "evidence.copies: '{}' must be an absolute path",
+                relative.display()
+            );
         }
         if !(1..=600).contains(&self.keep_alive.as_secs()) {
             bail!("agents.keep_alive_s must be between 1 and 600");
@@ -163,6 +185,7 @@ mod raw {
         pub(super) listen: Listen,
         pub(super) agents: Agents,
         pub(super) archive: Archive,
+        pub(super) evidence: Evidence,
         pub(super) console: Console,
     }
 
@@ -219,11 +242,31 @@ mod raw {
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Archive {
         pub(super) log_mib_max: u64,
+        pub(super) cipher: String,
     }
 
     impl Default for Archive {
         fn default() -> Self {
-            Self { log_mib_max: 64 }
+            Self {
+                log_mib_max: 64,
+                cipher: "aes-256-gcm".into(),
+            }
+        }
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Evidence {
+        pub(super) interval_s: u64,
+        pub(super) copies: Vec<PathBuf>,
+    }
+
+    impl Default for Evidence {
+        fn default() -> Self {
+            Self {
+                interval_s: 300,
+                copies: Vec::new(),
+            }
         }
     }
 
@@ -262,6 +305,10 @@ mod tests {
             ("[agents]\nsessions_max = 0", "agents.sessions_max"),
             ("[listen]\nsl_integrity = ['x']", "listen.sl_integrity"),
             ("[archive]\nlog_mib_max = 0", "archive.log_mib_max"),
+            ("[archive]\ncipher = 'rot13'", "archive.cipher"),
+            ("[evidence]\ninterval_s = 0", "evidence.interval_s"),
+            ("[evidence]\ninterval_s = 301", "evidence.interval_s"),
+            ("[evidence]\ncopies = ['x']", "evidence.copies"),
             ("[console]\nkey = '/k'", "console.certificate"),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());

@@ -29,6 +29,7 @@ use tracing::warn;
 use crate::archive::{export, verify};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
+use crate::evidence;
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
 use crate::listener::ACCEPT_RETRY;
@@ -53,6 +54,13 @@ pub(crate) struct ExportRequest {
     pub(crate) package: bool,
 }
 
+/// What `verify` asks.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct VerifyRequest {
+    /// Checkpoints that were kept elsewhere.
+    pub(crate) checkpoints: Vec<String>,
+}
+
 /// What `agent enroll` asks.
 #[derive(Default, Deserialize, Serialize)]
 pub(crate) struct EnrolRequest {
@@ -68,6 +76,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/search", post(handle_search))
         .route("/export", post(handle_export))
         .route("/verify", post(handle_verify))
+        .route("/policy", get(handle_policy))
         .route("/agents", get(handle_agents))
         .route("/agents/enroll", post(handle_enrol))
         .route("/agents/enabled", post(handle_enabled))
@@ -323,10 +332,21 @@ impl Write for ChunkWriter {
     }
 }
 
-async fn handle_verify(State(core): State<Arc<Core>>) -> Result<Json<verify::Report>, Failure> {
+async fn handle_verify(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<VerifyRequest>,
+) -> Result<Json<verify::Report>, Failure> {
     let signers = core.signers();
     let archive = core.archive.clone();
-    let report = tokio::task::spawn_blocking(move || verify::verify(&archive, &signers)).await?;
+    let report = {
+        let core = core.clone();
+        let verify = move || {
+            let key = core.signing.verifying_key();
+            let claims = evidence::check(&core.volume, &key, &request.checkpoints);
+            verify::verify(&archive, &signers, claims)
+        };
+        tokio::task::spawn_blocking(verify).await?
+    };
     audit(
         &core,
         "verify",
@@ -334,6 +354,14 @@ async fn handle_verify(State(core): State<Arc<Core>>) -> Result<Json<verify::Rep
     )
     .await?;
     Ok(Json(report))
+}
+
+async fn handle_policy(State(core): State<Arc<Core>>) -> Json<Value> {
+    let sealed = core.archive.sealed_with().into_iter();
+    let sealed: BTreeMap<_, _> = sealed
+        .map(|(cipher, (files, bytes))| (cipher, json!({ "files": files, "bytes": bytes })))
+        .collect();
+    Json(json!({ "cipher": core.archive.cipher().name(), "sealed": sealed }))
 }
 
 async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {

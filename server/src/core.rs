@@ -21,6 +21,7 @@ use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::config::Config;
+use crate::evidence::Evidence;
 use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
 use crate::session::receiver::Shared;
@@ -31,6 +32,7 @@ use crate::{ingest, local};
 pub(crate) struct Core {
     pub(crate) volume: Volume,
     pub(crate) archive: Arc<Archive>,
+    pub(crate) evidence: Evidence,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
@@ -64,7 +66,9 @@ impl Running {
     pub(crate) fn open(volume: Volume, address: String, config: &Config) -> Result<Self> {
         let catalogue = Arc::new(open_catalogue(&volume)?);
         let keys = load_keys(&catalogue)?;
-        let archive = Arc::new(Archive::open(&volume, &catalogue).context("opening the archive")?);
+        let archive = Arc::new(
+            Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
+        );
         let (finished, logs) = sync_channel(FINISHED_LOGS_MAX);
         let sealer = {
             let (archive, catalogue) = (archive.clone(), catalogue.clone());
@@ -91,7 +95,15 @@ impl Running {
         let audit = Audit::new(local.clone());
         let agents = Agents::load(catalogue.clone(), config.machine_changes_max)?;
         let agents = Arc::new(agents);
+        let evidence = Evidence::open(
+            &volume,
+            config.cipher,
+            signing.clone(),
+            config.checkpoint_copies.clone(),
+        )
+        .context("opening the evidence")?;
         let core = Core {
+            evidence,
             sessions: Shared {
                 agents: agents.clone(),
                 archive: archive.clone(),

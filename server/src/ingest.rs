@@ -361,7 +361,8 @@ impl Ingest {
         let number = self.archive.next_log_number()?;
         let dir = self.archive.log_dir();
         let key = self.archive.log_key();
-        let mut writer = SegmentWriter::create(&dir, key, Kind::Log, number, [0; 16])?;
+        let mut writer =
+            SegmentWriter::create(&dir, key, self.archive.cipher(), Kind::Log, number, [0; 16])?;
         if let Some((left, committed)) = self.left {
             writer.append(
                 RECORD_LIMIT,

@@ -18,6 +18,7 @@ pub mod config;
 mod console;
 mod control;
 mod core;
+mod evidence;
 pub mod index;
 mod ingest;
 mod listener;

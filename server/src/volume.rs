@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 /// An open volume: this process owns its directory.
 pub(crate) struct Volume {
     dir: PathBuf,
+    id: String,
     master: Secret<32>,
     _lock: DirLock,
 }
@@ -78,6 +79,7 @@ impl Volume {
         let hex = Zeroizing::new(HEXLOWER.encode(install.expose()));
         durable::write_file(&dir.join(INSTALL_FILE), hex.as_bytes())?;
         let volume_id = HEXLOWER.encode(&volume_id);
+        let id = volume_id.clone();
         let slots = Slots {
             version: 1,
             machine: MachineSlot::wrap(&master, &install, &volume_id)?,
@@ -97,6 +99,7 @@ impl Volume {
         slots.write(dir)?;
         let volume = Self {
             dir: dir.to_owned(),
+            id,
             master,
             _lock: lock,
         };
@@ -119,6 +122,7 @@ impl Volume {
         };
         Ok(Self {
             dir: dir.to_owned(),
+            id: slots.volume_id,
             master,
             _lock: lock,
         })
@@ -158,6 +162,7 @@ impl Volume {
         slots.write(dir)?;
         Ok(Self {
             dir: dir.to_owned(),
+            id: slots.volume_id,
             master,
             _lock: lock,
         })
@@ -170,6 +175,11 @@ impl Volume {
             None,
             &[b"scrinium volume v1", purpose.as_bytes()],
         )
+    }
+
+    /// What tells it from every other: 32 hexadecimal digits.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -287,7 +297,9 @@ fn parse_share(text: &str) -> Result<Share> {
 pub(crate) const LOG_DIR: &str = "log";
 /// Where segments of the archive lie.
 pub(crate) const ARCHIVE_DIR: &str = "archive";
-const SUBDIRECTORIES: [&str; 2] = [LOG_DIR, ARCHIVE_DIR];
+/// Where the sealed intervals and the last checkpoint lie.
+pub(crate) const EVIDENCE_DIR: &str = "evidence";
+const SUBDIRECTORIES: [&str; 3] = [LOG_DIR, ARCHIVE_DIR, EVIDENCE_DIR];
 const SLOTS_FILE: &str = "volume.json";
 const INSTALL_FILE: &str = "install.secret";
 const SHARE_PREFIX: &str = "SCRINIUM-SHARE-";

@@ -19,6 +19,7 @@ use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch, StreamPositio
 use scrinium_protocol::codec::{Codec as _, Reader};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
+use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::{Error, HEADER_LEN, Kind, Place};
 use tracing::{error, warn};
@@ -128,6 +129,11 @@ impl Log {
             }
         }
         Ok(Some(log))
+    }
+
+    /// What it is sealed with, and its bytes as they were when it was opened.
+    pub(crate) fn cipher(&self) -> (Cipher, u64) {
+        (self.reader.cipher(), self.reader.len())
     }
 
     /// What could not be read back at the start.

@@ -26,6 +26,7 @@ use anyhow::{Context as _, Result};
 use scrinium_protocol::batch::{BatchHeader, StreamPosition};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
+use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::SegmentReader;
 use scrinium_segment::{Kind, Place, segment_name};
 
@@ -40,6 +41,8 @@ pub(crate) struct Archive {
     dir: PathBuf,
     log_key: Secret<32>,
     archive_key: Secret<32>,
+    /// What is written from now on is sealed with.
+    cipher: Cipher,
     state: RwLock<State>,
 }
 
@@ -77,11 +80,12 @@ enum Source {
 
 impl Archive {
     /// Opens the archive of a volume and reads back the logs that were not yet sealed.
-    pub(crate) fn open(volume: &Volume, catalogue: &Catalogue) -> Result<Self> {
+    pub(crate) fn open(volume: &Volume, catalogue: &Catalogue, cipher: Cipher) -> Result<Self> {
         let archive = Self {
             dir: volume.dir().to_owned(),
             log_key: volume.key("log"),
             archive_key: volume.key("archive"),
+            cipher,
             state: RwLock::default(),
         };
         let mut state = State::default();
@@ -143,6 +147,27 @@ impl Archive {
 
     pub(crate) fn log_key(&self) -> &Secret<32> {
         &self.log_key
+    }
+
+    /// What is written from now on is sealed with.
+    pub(crate) fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// How many files, and bytes of them, each cipher seals. A file whose header is damaged counts nowhere.
+    pub(crate) fn sealed_with(&self) -> BTreeMap<&'static str, (u64, u64)> {
+        let (segments, logs) = self.parts();
+        let opened = segments.iter().filter_map(|segment| {
+            let reader = self.open_segment(segment).ok()?;
+            Some((reader.cipher(), reader.len()))
+        });
+        let mut sealed = BTreeMap::new();
+        for (cipher, len) in opened.chain(logs.iter().map(|log| log.cipher())) {
+            let (files, bytes) = sealed.entry(cipher.name()).or_insert((0, 0));
+            *files += 1;
+            *bytes += len;
+        }
+        sealed
     }
 
     pub(crate) fn archive_key(&self) -> &Secret<32> {

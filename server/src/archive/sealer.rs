@@ -76,6 +76,7 @@ fn seal(archive: &Archive, catalogue: &Catalogue, log: &Arc<Log>) -> Result<()> 
     let writer = SegmentWriter::create(
         &archive.archive_dir(),
         archive.archive_key(),
+        archive.cipher(),
         Kind::Archive,
         number,
         previous,

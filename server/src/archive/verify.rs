@@ -3,7 +3,7 @@
 //!
 //! Reads what the disk holds now, not what memory remembers; the catalogue says what must be there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{Relation, StreamPosition};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::StoredBatch;
 use super::{Archive, Extent, place_of};
+use crate::evidence::Claims;
 
 /// The outcome of a verification.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -26,6 +27,9 @@ pub(crate) struct Report {
     pub(crate) bytes: u64,
     /// Gap entries: what the collectors themselves said is missing.
     pub(crate) gaps: u64,
+    /// Sealed intervals, with whose heads the archive was compared.
+    #[serde(default)]
+    pub(crate) intervals: u64,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -41,20 +45,28 @@ pub(crate) struct Finding {
     pub(crate) problem: String,
 }
 
-/// Verifies the whole archive. `agents` gives each agent's name and signing key.
-pub(crate) fn verify(archive: &Archive, agents: &BTreeMap<AgentId, (String, [u8; 32])>) -> Report {
+/// Verifies the whole archive. `agents` gives each agent's name and signing key, `claims` what the sealed
+/// intervals say of it.
+pub(crate) fn verify(
+    archive: &Archive,
+    agents: &BTreeMap<AgentId, (String, [u8; 32])>,
+    claims: Claims,
+) -> Report {
     let mut run = Run {
         archive,
         agents,
         report: Report::default(),
         positions: BTreeMap::new(),
         damaged: BTreeMap::new(),
+        broken: BTreeSet::new(),
+        claims,
     };
     run.structure();
     for extent in archive.extents() {
         run.extent(&extent);
     }
     run.ends();
+    run.intervals();
     let mut report = run.report;
     report.streams = run.positions.len() as u64;
     report.whole = report.findings.is_empty();
@@ -68,6 +80,9 @@ struct Run<'a> {
     positions: BTreeMap<StreamId, StreamPosition>,
     /// Streams whose chain was broken by damage already reported.
     damaged: BTreeMap<StreamId, ()>,
+    /// Streams of which something was reported already.
+    broken: BTreeSet<StreamId>,
+    claims: Claims,
 }
 
 impl Run<'_> {
@@ -199,7 +214,52 @@ impl Run<'_> {
                 "the chain does not follow the batch before".into(),
             );
         }
-        self.positions.insert(stream, header.position_after());
+        let after = header.position_after();
+        let at = (stream, after.epoch, after.next.0);
+        if let Some((head, interval)) = self.claims.heads.remove(&at)
+            && head != after.head
+        {
+            self.find(
+                extent.place_name(),
+                stream,
+                sequences,
+                format!("interval {interval} was sealed over another history"),
+            );
+        }
+        self.positions.insert(stream, after);
+    }
+
+    /// Everything that was sealed is here, as it was.
+    fn intervals(&mut self) {
+        self.report.intervals = self.claims.intervals;
+        for problem in core::mem::take(&mut self.claims.problems) {
+            self.report.findings.push(Finding {
+                segment: "evidence".into(),
+                agent: "?".into(),
+                stream: "?".into(),
+                sequences: (0, 0),
+                problem,
+            });
+        }
+        let mut missing: BTreeMap<StreamId, (u64, u64)> = BTreeMap::new();
+        for ((stream, _, next), (_, interval)) in core::mem::take(&mut self.claims.heads) {
+            if !self.broken.contains(&stream) {
+                let last = missing.entry(stream).or_default();
+                *last = (*last).max((next, interval));
+            }
+        }
+        for (stream, (next, interval)) in missing {
+            let reached = self
+                .positions
+                .get(&stream)
+                .map_or(0, |position| position.next.0);
+            self.find(
+                "evidence".into(),
+                stream,
+                (reached.min(next), next),
+                format!("interval {interval} was sealed over entries that are not here"),
+            );
+        }
     }
 
     /// Nothing may be missing at the end of a stream either.
@@ -233,6 +293,7 @@ impl Run<'_> {
     }
 
     fn find(&mut self, segment: String, stream: StreamId, sequences: (u64, u64), problem: String) {
+        self.broken.insert(stream);
         let record = self.archive.stream(stream);
         let agent = record
             .as_ref()
@@ -251,14 +312,15 @@ impl Report {
     /// The report as sentences.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!(
-            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries\n",
+            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals\n",
             self.streams,
             self.batches,
             self.entries,
             self.bytes,
             self.segments,
             self.logs,
-            self.gaps
+            self.gaps,
+            self.intervals
         );
         for finding in &self.findings {
             text.push_str(&format!(

@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use self::agent::{Agent, Alarm};
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
-use crate::control::{self, Client, ExportRequest, SearchRequest};
+use crate::control::{self, Client, ExportRequest, SearchRequest, VerifyRequest};
 use crate::core::{Running, make_keys, open_catalogue};
+use crate::present::human_bytes;
 use crate::volume::Volume;
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
@@ -140,6 +141,17 @@ enum Command {
     Verify {
         #[command(flatten)]
         data: Data,
+        /// A checkpoint that was kept elsewhere; may be given more than once.
+        #[arg(long = "checkpoint")]
+        checkpoints: Vec<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what the archive is sealed with. Works on a stopped server's volume too.
+    #[command(after_help = "Example: scrinium-server policy --json")]
+    Policy {
+        #[command(flatten)]
+        data: Data,
         #[arg(long)]
         json: bool,
     },
@@ -256,9 +268,19 @@ impl Command {
                 }
                 close(client, running).await;
             }
-            Self::Verify { data, json } => {
+            Self::Verify {
+                data,
+                checkpoints,
+                json,
+            } => {
+                let read = |path: &PathBuf| {
+                    let text = std::fs::read_to_string(path);
+                    text.with_context(|| format!("reading {}", path.display()))
+                };
+                let checkpoints = checkpoints.iter().map(read).collect::<Result<_>>()?;
+                let request = VerifyRequest { checkpoints };
                 let (client, running) = client(&data).await?;
-                let value = control::json_of(client.post("/verify", &json!({})).await?).await?;
+                let value = control::json_of(client.post("/verify", &request).await?).await?;
                 close(client, running).await;
                 let report: Report = serde_json::from_value(value)?;
                 if json {
@@ -269,6 +291,15 @@ impl Command {
                 if !report.whole {
                     return Ok(ExitCode::from(3));
                 }
+            }
+            Self::Policy { data, json } => {
+                let (client, running) = client(&data).await?;
+                let value = control::json_of(client.get("/policy").await?).await?;
+                close(client, running).await;
+                say(&match json {
+                    true => serde_json::to_string_pretty(&value)?,
+                    false => policy_text(&value),
+                })?;
             }
             Self::User(User::Password {
                 name,
@@ -363,6 +394,27 @@ async fn close(client: Client, running: Option<Running>) {
     if let Some(running) = running {
         running.close().await;
     }
+}
+
+/// What `policy` prints.
+fn policy_text(policy: &Value) -> String {
+    let mut out = format!(
+        "what is written now is sealed with: {}",
+        policy
+            .get("cipher")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    );
+    let sealed = policy.get("sealed").and_then(Value::as_object);
+    for (cipher, of) in sealed.into_iter().flatten() {
+        let number = |key: &str| of.get(key).and_then(Value::as_u64).unwrap_or(0);
+        out.push_str(&format!(
+            "\n{cipher}: {} files, {}",
+            number("files"),
+            human_bytes(number("bytes"))
+        ));
+    }
+    out
 }
 
 fn load_config(data: &Data) -> Result<Config> {

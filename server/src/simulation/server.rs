@@ -79,7 +79,11 @@ impl Server {
     pub(super) fn start(&mut self) -> Result<()> {
         let volume = Volume::open(&self.dir)?;
         let catalogue = Arc::new(crate::core::open_catalogue(&volume)?);
-        let archive = Arc::new(Archive::open(&volume, &catalogue)?);
+        let archive = Arc::new(Archive::open(
+            &volume,
+            &catalogue,
+            scrinium_segment::cipher::Cipher::default(),
+        )?);
         let (finished, _nobody) = sync_channel(1);
         let ingest = Ingest::new(archive.clone(), self.signing.clone(), finished, 1 << 20)?;
         let shared = Shared {

@@ -7,9 +7,11 @@
 )]
 
 mod browser;
+mod ciphers;
 mod conserved;
 mod demo;
 mod enrolment;
+mod evidence;
 mod faults;
 mod files;
 mod flood;

@@ -1,0 +1,100 @@
+//! Where the intervals lie: sealed segments, one for each run of the server.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::evidence::interval::Interval;
+use scrinium_protocol::secret::Secret;
+use scrinium_segment::cipher::Cipher;
+use scrinium_segment::reader::{Next, SegmentReader};
+use scrinium_segment::writer::SegmentWriter;
+use scrinium_segment::{Kind, segment_name};
+
+/// The files of the intervals.
+pub(super) struct Leaves {
+    dir: PathBuf,
+    key: Secret<32>,
+    cipher: Cipher,
+    writer: Option<SegmentWriter>,
+    next_number: u64,
+    last_tag: [u8; 16],
+}
+
+impl Leaves {
+    pub(super) fn open(dir: &Path, key: Secret<32>, cipher: Cipher) -> Result<Self> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            key,
+            cipher,
+            writer: None,
+            next_number: numbers(dir)?.last().map_or(0, |last| last + 1),
+            last_tag: [0; 16],
+        })
+    }
+
+    /// Hands every interval to `each`, in order, with its encoded form.
+    ///
+    /// # Errors
+    /// A file is missing, damaged, or not what was written; or `each` fails.
+    pub(super) fn read_all(
+        &mut self,
+        mut each: impl FnMut(&[u8], Interval) -> Result<()>,
+    ) -> Result<()> {
+        for number in numbers(&self.dir)? {
+            let path = self.dir.join(segment_name(Kind::Evidence, number));
+            let reader = SegmentReader::open(&path, &self.key, Kind::Evidence)?;
+            anyhow::ensure!(
+                reader.previous() == self.last_tag,
+                "{} does not follow the file before it",
+                path.display()
+            );
+            self.last_tag = reader.tag();
+            let mut cursor = reader.start();
+            while let Next::Record(record) = reader.next(&mut cursor)? {
+                let interval = Interval::decode(&record.payload, "interval");
+                let interval = interval.with_context(|| format!("{}", path.display()))?;
+                each(&record.payload, interval)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends an interval; durable when this returns.
+    pub(super) fn append(&mut self, leaf: &[u8]) -> Result<()> {
+        let mut writer = match self.writer.take() {
+            Some(open) => open,
+            None => {
+                let number = self.next_number;
+                self.next_number += 1;
+                SegmentWriter::create(
+                    &self.dir,
+                    &self.key,
+                    self.cipher,
+                    Kind::Evidence,
+                    number,
+                    self.last_tag,
+                )?
+            }
+        };
+        self.last_tag = writer.tag();
+        writer.append(RECORD_INTERVAL, &[leaf])?;
+        writer.sync()?;
+        // On error the writer is dropped: the next append begins another file.
+        self.writer = Some(writer);
+        Ok(())
+    }
+}
+
+fn numbers(dir: &Path) -> Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        let name = entry?.file_name();
+        let hex = name.to_str().and_then(|name| name.strip_suffix(".evd"));
+        numbers.extend(hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+const RECORD_INTERVAL: u8 = 1;
