@@ -21,12 +21,7 @@ impl MerkleTree {
     //= https://www.rfc-editor.org/rfc/rfc6962#section-2.1
     //# The hash of a list with one entry (also known as a leaf hash) is: MTH({d(0)}) = SHA-256(0x00 || d(0)).
     pub fn push(&mut self, parts: &[&[u8]]) {
-        let mut hash = Sha256::new();
-        hash.update([0x00]);
-        for part in parts {
-            hash.update(part);
-        }
-        let mut node: [u8; 32] = hash.finalize().into();
+        let mut node = leaf_hash(parts);
         for _ in 0..self.leaves.trailing_ones() {
             let left = self
                 .stack
@@ -58,6 +53,88 @@ impl MerkleTree {
     }
 }
 
+/// The hash of the leaf whose data is the concatenation of `parts`.
+#[must_use]
+pub fn leaf_hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update([0x00]);
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// The hashes beside the way from leaf `index` to the root over `leaves`; `None` when there is no such leaf.
+///
+//= https://www.rfc-editor.org/rfc/rfc6962#section-2.1.1
+//# The Merkle audit path for a leaf in a Merkle Hash Tree is the shortest list of additional nodes in the Merkle Tree required to compute the Merkle Tree Hash for that tree.
+#[must_use]
+pub fn audit_path(leaves: &[[u8; 32]], index: usize) -> Option<Vec<[u8; 32]>> {
+    if index >= leaves.len() {
+        return None;
+    }
+    let (mut part, mut index) = (leaves, index);
+    let mut path = Vec::new();
+    while part.len() > 1 {
+        let (left, right) = part.split_at(largest_power_below(part.len()));
+        let (own, other) = match index.checked_sub(left.len()) {
+            None => (left, right),
+            Some(after) => {
+                index = after;
+                (right, left)
+            }
+        };
+        path.push(root_of(other));
+        part = own;
+    }
+    path.reverse();
+    Some(path)
+}
+
+/// The root that a leaf and its audit path lead to in a tree of `size` leaves; `None` when the path has not the
+/// length that it must have.
+///
+//= https://www.rfc-editor.org/rfc/rfc9162#section-2.1.3.2
+//# Compare sn to 0. If sn is not 0, stop the iteration and fail.
+#[must_use]
+pub fn root_of_path(leaf: [u8; 32], index: u64, size: u64, path: &[[u8; 32]]) -> Option<[u8; 32]> {
+    let mut last = size.checked_sub(1).filter(|last| index <= *last)?;
+    let (mut index, mut node) = (index, leaf);
+    for beside in path {
+        if last == 0 {
+            return None;
+        }
+        if index % 2 == 1 || index == last {
+            node = parent(beside, &node);
+            while index.is_multiple_of(2) && index != 0 {
+                index >>= 1;
+                last >>= 1;
+            }
+        } else {
+            node = parent(&node, beside);
+        }
+        index >>= 1;
+        last >>= 1;
+    }
+    (last == 0).then_some(node)
+}
+
+fn root_of(leaves: &[[u8; 32]]) -> [u8; 32] {
+    match leaves {
+        [] => Sha256::digest([]).into(),
+        [leaf] => *leaf,
+        _ => {
+            let (left, right) = leaves.split_at(largest_power_below(leaves.len()));
+            parent(&root_of(left), &root_of(right))
+        }
+    }
+}
+
+/// The largest power of two below `n`, which is at least 2.
+fn largest_power_below(n: usize) -> usize {
+    1 << (n - 1).ilog2()
+}
+
 fn parent(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update([0x01]);
@@ -71,6 +148,33 @@ mod tests {
     use data_encoding::HEXLOWER;
 
     use super::*;
+
+    #[test]
+    fn every_leaf_of_every_small_tree_leads_to_the_root_and_nothing_else_does() {
+        let mut tree = MerkleTree::new();
+        let mut leaves = Vec::new();
+        for size in 1..=40_u64 {
+            let data = size.to_be_bytes();
+            tree.push(&[&data]);
+            leaves.push(leaf_hash(&[&data]));
+            assert_eq!(root_of(&leaves), tree.root());
+            for index in 0..leaves.len() {
+                let path = audit_path(&leaves, index).unwrap();
+                let at = index as u64;
+                let root = root_of_path(leaves[index], at, size, &path);
+                assert_eq!(root, Some(tree.root()), "{index} of {size}");
+                assert_ne!(root_of_path([9; 32], at, size, &path), root);
+                if let Some((_, shorter)) = path.split_last() {
+                    assert_eq!(root_of_path(leaves[index], at, size, shorter), None);
+                }
+                let longer = [&path[..], &[[1; 32]]].concat();
+                assert_eq!(root_of_path(leaves[index], at, size, &longer), None);
+                assert_ne!(root_of_path(leaves[index], at + 1, size, &path), root);
+            }
+            assert_eq!(audit_path(&leaves, leaves.len()), None);
+            assert_eq!(root_of_path(leaves[0], size, size, &[]), None);
+        }
+    }
 
     /// The leaves and roots of certificate-transparency's own tests.
     #[test]

@@ -33,6 +33,8 @@ pub(crate) enum AlarmKind {
     AgentTrouble,
     /// Intervals are not sealed any more.
     EvidenceStopped,
+    /// The server's own clock was set.
+    ClockStepped,
 }
 
 impl AlarmKind {
@@ -46,6 +48,7 @@ impl AlarmKind {
             Self::AgentSilent => "agent-silent",
             Self::AgentTrouble => "agent-trouble",
             Self::EvidenceStopped => "evidence-stopped",
+            Self::ClockStepped => "clock-stepped",
         }
     }
 }

@@ -4,6 +4,8 @@
 //! tar: manifest.json   who, what, from where; the agent's key; count and digest of the bytes
 //!      log.txt         the exact bytes of the source
 //!      batches.bin     per batch: length (4) | received, Unix µs (8) | batch as the agent signed it
+//!      evidence.json   the server's key, the interval sealed over the stream last, the hashes from it to the
+//!                      root, and the signed checkpoint; absent while nothing was sealed
 //! ```
 //!
 //! `scrinium-verify` needs nothing else: it recomputes every root, chain head and signature and
@@ -12,7 +14,7 @@
 use std::io::{Read as _, Write};
 
 use anyhow::{Context as _, Result};
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
@@ -24,6 +26,7 @@ use crate::archive::Extent;
 use crate::archive::block::StoredBatch;
 use crate::clock;
 use crate::core::Core;
+use crate::evidence;
 use crate::present;
 
 /// Writes the package of `stream`. Reads it three times instead of holding it: a tar needs lengths
@@ -37,6 +40,9 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
     let (agent, key) = signers
         .get(&record.agent)
         .context("the stream's agent is not known")?;
+    // Before the entries: what it speaks of is among them.
+    let server = core.signing.verifying_key();
+    let inclusion = evidence::inclusion_of(&core.volume, &server, stream)?;
     // What is sealed or added meanwhile does not change this list, nor what it reads.
     let mut extents = core.archive.extents();
     extents.retain(|extent| extent.stream == stream);
@@ -95,6 +101,17 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
             Ok(out.write_all(&packed(batch, &mut compressor)?)?)
         })
     })?;
+    if let Some(inclusion) = inclusion {
+        let evidence = serde_json::to_vec_pretty(&json!({
+            "server_key": HEXLOWER.encode(server.as_bytes()),
+            "checkpoint": inclusion.note,
+            "interval": BASE64.encode(&inclusion.leaf),
+            "path": inclusion.path.iter().map(|hash| BASE64.encode(hash)).collect::<Vec<_>>(),
+        }))?;
+        tar_member(out, "evidence.json", evidence.len() as u64, |out| {
+            Ok(out.write_all(&evidence)?)
+        })?;
+    }
     out.write_all(&[0; 1024])?;
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `scrinium-verify`: checks an export package without the server, without any secret.
 //!
 //! Recomputes every Merkle root, chain head and signature of `batches.bin` and compares the entries
-//! with `log.txt` and the manifest. Says in plain words what is proven, and what is not.
+//! with `log.txt` and the manifest, and with what the server sealed and signed about the stream. Says in plain words what is proven, and what is not.
 //!
 //! A library so that tests can drive its parser.
 
+mod evidence;
 pub mod package;
 
 use std::fs::File;
@@ -25,7 +26,8 @@ use clap::Parser;
 struct Cli {
     /// The package.
     package: PathBuf,
-    /// File with the agent's public key (64 hexadecimal digits), got from elsewhere than the package.
+    /// File with public keys (64 hexadecimal digits, one a line) of the agent, the server or both, got from
+    /// elsewhere than the package.
     #[arg(long)]
     trust: Option<PathBuf>,
     #[arg(long)]
@@ -51,7 +53,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("reading {}", path.display()))?;
-            Some(text.trim().to_owned())
+            let keys = text.split_whitespace().map(str::to_lowercase);
+            Some(keys.collect::<Vec<_>>())
         }
         None => None,
     };

@@ -1,4 +1,4 @@
-//! The package: a tar of `manifest.json`, `log.txt` and `batches.bin`, in this order.
+//! The package: a tar of `manifest.json`, `log.txt`, `batches.bin` and `evidence.json`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,9 +8,12 @@ use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{Relation, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, StreamId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::evidence::Evidence;
 
 /// What was found, in sentences.
 #[derive(Debug, Default, Serialize)]
@@ -37,11 +40,11 @@ struct Manifest {
     last_head: Option<String>,
 }
 
-/// Checks a package; `trusted` is the agent's public key, in hexadecimal, got from elsewhere.
+/// Checks a package; `trusted` are public keys of agent and server, in hexadecimal, got from elsewhere.
 ///
 /// # Errors
 /// It is no package, is cut, or cannot be read. That it is not whole is a verdict.
-pub fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
+pub fn check(file: &mut File, trusted: Option<&[String]>) -> Result<Verdict> {
     let members = members(file)?;
     let extent = |name: &str| {
         members
@@ -49,13 +52,7 @@ pub fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
             .copied()
             .with_context(|| format!("the package has no {name}"))
     };
-    let (start, len) = extent("manifest.json")?;
-    if len > MANIFEST_LEN_MAX {
-        bail!("manifest.json is longer than any manifest");
-    }
-    file.seek(SeekFrom::Start(start))?;
-    let mut text = Vec::new();
-    file.take(len).read_to_end(&mut text)?;
+    let text = small(file, extent("manifest.json")?, "manifest.json")?;
     let manifest: Manifest = serde_json::from_slice(&text).context("manifest.json")?;
     if manifest.format != "scrinium-package-1" {
         bail!(
@@ -65,13 +62,66 @@ pub fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
     }
     let mut log = part(file, extent("log.txt")?)?;
     let mut batches = part(file, extent("batches.bin")?)?;
+    let evidence = match members.get("evidence.json") {
+        Some(place) => Some(Evidence::parse(&small(file, *place, "evidence.json")?)?),
+        None => None,
+    };
     let mut verdict = Verdict::default();
-    let problem = walk(&manifest, &mut log, &mut batches, &mut verdict)?;
+    let stream = manifest
+        .stream_id
+        .parse()
+        .context("manifest.json: stream_id")?;
+    let included = match &evidence {
+        Some(evidence) => match evidence.check(stream)? {
+            Ok(included) => Some(included),
+            Err(error) => {
+                verdict.problems.push(format!("evidence.json: {error}"));
+                None
+            }
+        },
+        None => None,
+    };
+    let mut sealed = included.as_ref().map(|included| Sealed {
+        reached: included.reached,
+        entries: None,
+    });
+    let problem = walk(
+        &manifest,
+        &mut log,
+        &mut batches,
+        sealed.as_mut(),
+        &mut verdict,
+    )?;
     verdict.problems.extend(problem);
-    if trusted.is_some_and(|key| !key.eq_ignore_ascii_case(&manifest.agent_key)) {
+    let is_trusted = |key: &str| {
+        let mut keys = trusted.into_iter().flatten();
+        keys.any(|trusted| trusted.eq_ignore_ascii_case(key))
+    };
+    let server_key = evidence.as_ref().map(|evidence| &*evidence.server_key);
+    let knows_agent = is_trusted(&manifest.agent_key);
+    let knows_server = server_key.is_some_and(is_trusted);
+    if trusted.is_some() && !knows_agent && !knows_server {
         verdict
             .problems
             .push("the package is signed with another key than the trusted one".into());
+    }
+    match (included, sealed.and_then(|sealed| sealed.entries)) {
+        (Some(included), Some(entries)) => verdict.proven.push(format!(
+            "the first {entries} entries were sealed by the server until {}, in interval {} of the {} that its checkpoint of {} signs",
+            time(included.to_us),
+            included.interval,
+            included.checkpoint.leaves,
+            included.checkpoint.origin
+        )),
+        (Some(included), None) if verdict.problems.is_empty() => verdict.problems.push(format!(
+            "interval {} was sealed over entries that are not in the package",
+            included.interval
+        )),
+        (Some(_), None) => {}
+        (None, _) if evidence.is_some() => {}
+        (None, _) => verdict.not_proven.push(
+            "that the server has not changed it since it came: nothing was sealed over it yet".into(),
+        ),
     }
     verdict.whole = verdict.problems.is_empty();
     if verdict.whole {
@@ -89,12 +139,20 @@ pub fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
             manifest.gaps
         ));
     }
-    match trusted {
-        Some(_) => verdict.proven.push("the signing key is the trusted one".into()),
-        None => verdict.not_proven.push(format!(
-            "that the key {} is the agent's: compare it with the one shown in the console, or give --trust",
-            manifest.agent_key
-        )),
+    for (whose, key, is_known) in [
+        ("agent", Some(&*manifest.agent_key), knows_agent),
+        ("server", server_key, knows_server),
+    ] {
+        let Some(key) = key else { continue };
+        if is_known {
+            verdict
+                .proven
+                .push(format!("the {whose}'s key is a trusted one"));
+        } else {
+            verdict.not_proven.push(format!(
+                "that the key {key} is the {whose}'s: compare it with the one shown in the console, or give --trust"
+            ));
+        }
     }
     verdict
         .not_proven
@@ -102,11 +160,19 @@ pub fn check(file: &mut File, trusted: Option<&str>) -> Result<Verdict> {
     Ok(verdict)
 }
 
+/// What the server sealed about the stream.
+struct Sealed {
+    reached: Reached,
+    /// How many entries were before it, once that is known.
+    entries: Option<u64>,
+}
+
 /// Walks batches and log side by side; returns the first thing that is wrong.
 fn walk(
     manifest: &Manifest,
     log: &mut dyn Read,
     batches: &mut dyn Read,
+    mut sealed: Option<&mut Sealed>,
     verdict: &mut Verdict,
 ) -> Result<Option<String>> {
     let agent: AgentId = manifest
@@ -166,7 +232,18 @@ fn walk(
             entries += 1;
             bytes += entry.len() as u64;
         }
-        position = Some(header.position_after());
+        let after = header.position_after();
+        if let Some(sealed) = sealed.as_deref_mut()
+            && (after.epoch, after.next) == (sealed.reached.epoch, sealed.reached.next)
+        {
+            if after.head != sealed.reached.head {
+                return Ok(Some(format!(
+                    "batch {count} ends another history than the one the server sealed"
+                )));
+            }
+            sealed.entries = Some(entries + gaps);
+        }
+        position = Some(after);
     }
     if log.read(&mut [0])? != 0 {
         return Ok(Some("log.txt goes on after the last signed entry".into()));
@@ -289,7 +366,24 @@ impl Read for Part {
     }
 }
 
-fn key_bytes(hex: &str) -> Result<[u8; 32]> {
+/// A member that is read as a whole.
+fn small(file: &mut File, (start, len): (u64, u64), name: &str) -> Result<Vec<u8>> {
+    if len > SMALL_LEN_MAX {
+        bail!("{name} is longer than any can be");
+    }
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(len).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A time as a person reads it.
+fn time(us: u64) -> String {
+    let seconds = i64::try_from(us / 1_000_000).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| us.to_string(), |time| time.to_string())
+}
+
+pub(crate) fn key_bytes(hex: &str) -> Result<[u8; 32]> {
     let mut key = [0; 32];
     for (i, byte) in key.iter_mut().enumerate() {
         let digits = hex.get(i * 2..i * 2 + 2);
@@ -300,5 +394,6 @@ fn key_bytes(hex: &str) -> Result<[u8; 32]> {
     Ok(key)
 }
 
-const MANIFEST_LEN_MAX: u64 = 1 << 20;
+/// What the intervals of very many streams need.
+const SMALL_LEN_MAX: u64 = 128 << 20;
 const BATCH_LEN_MAX: u64 = 1 << 20;

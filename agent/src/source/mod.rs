@@ -24,7 +24,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ed25519_dalek::SigningKey;
 use notify::{EventKind, RecursiveMode, Watcher as _};
@@ -120,6 +120,7 @@ pub(crate) fn start(
     let mut sources = Sources {
         positions,
         discovery: Discovery::new(config),
+        began: SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us()),
         streams: BTreeMap::new(),
         resting: Resting::default(),
         wanted: config.feeds().collect(),
@@ -154,6 +155,8 @@ pub(crate) fn start(
 struct Sources {
     positions: Positions,
     discovery: Discovery,
+    /// When it began to look for files.
+    began: SystemTime,
     streams: BTreeMap<PathBuf, FileStream>,
     /// Files that need no stream now.
     resting: Resting,
@@ -415,7 +418,7 @@ impl Sources {
             name: discover::name_of(&path),
         };
         let output = self.positions.open(name);
-        let stream = FileStream::new(output, path.clone(), multiline, history);
+        let stream = FileStream::new(output, path.clone(), multiline, history, self.began);
         self.streams.insert(path, stream);
     }
 

@@ -9,4 +9,5 @@
 //! kept one checkpoint can tell whether an archive shown later is the one of that day.
 
 pub mod checkpoint;
+pub mod inclusion;
 pub mod interval;

@@ -9,7 +9,7 @@ use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::{Kind, segment_name};
+use scrinium_segment::{HEADER_LEN, Kind, segment_name};
 
 /// The files of the intervals.
 pub(super) struct Leaves {
@@ -43,7 +43,12 @@ impl Leaves {
     ) -> Result<()> {
         for number in numbers(&self.dir)? {
             let path = self.dir.join(segment_name(Kind::Evidence, number));
-            let reader = SegmentReader::open(&path, &self.key, Kind::Evidence)?;
+            let reader = match SegmentReader::open(&path, &self.key, Kind::Evidence) {
+                Ok(reader) => reader,
+                // We died between creating the file and its first sync: no interval was in it.
+                Err(_) if std::fs::metadata(&path)?.len() <= HEADER_LEN as u64 => continue,
+                Err(error) => return Err(error.into()),
+            };
             anyhow::ensure!(
                 reader.previous() == self.last_tag,
                 "{} does not follow the file before it",

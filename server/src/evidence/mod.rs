@@ -14,9 +14,9 @@ mod check;
 mod leaves;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -30,12 +30,12 @@ use scrinium_segment::cipher::Cipher;
 use scrinium_segment::{durable, fault};
 use tracing::{error, info};
 
-pub(crate) use self::check::{Claims, check};
+pub(crate) use self::check::{Claims, check, inclusion_of};
 use self::leaves::Leaves;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::clock;
-use crate::core::Core;
+use crate::core::{Core, OWN_NAME};
 use crate::volume::{EVIDENCE_DIR, Volume};
 
 /// The intervals of a volume, and their tree.
@@ -127,14 +127,37 @@ impl Evidence {
         })
     }
 
-    /// Seals the interval that ends now.
+    /// Seals the interval that ends now, and sends its checkpoint away; what is wrong, in a sentence.
+    fn work(&self, archive: &Archive, now_us: u64) -> Option<String> {
+        let note = match self.seal(archive, now_us) {
+            Ok(note) => note,
+            Err(error) => {
+                return Some(format!(
+                    "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
+                ));
+            }
+        };
+        let copied = self.copy(&note, now_us);
+        copied.err().map(|error| {
+            format!("a checkpoint was signed and did not leave this machine: {error:#}")
+        })
+    }
+
+    /// Seals the interval that ends now; returns the signed checkpoint.
     ///
     /// # Errors
     /// The evidence is not whole, or the disk does not take it: the interval goes on.
-    pub(crate) fn seal(&self, archive: &Archive, now_us: u64) -> Result<()> {
+    fn seal(&self, archive: &Archive, now_us: u64) -> Result<String> {
         let mut state = self.lock();
         if let Some(broken) = &state.broken {
             bail!("{broken}");
+        }
+        let ahead_us = state.to_us.saturating_sub(now_us);
+        if ahead_us > CLOCK_STEP_MAX_US {
+            bail!(
+                "the clock is {} s before the end of the last interval: it was set back, and nothing is sealed until it has passed that",
+                ahead_us / 1_000_000
+            );
         }
         let streams = archive.streams().into_values();
         let reached = streams
@@ -168,7 +191,7 @@ impl Evidence {
         let note = checkpoint.to_note(&self.signing);
         durable::write_file(&self.dir.join(CHECKPOINT_FILE), note.as_bytes())
             .context("writing the checkpoint")?;
-        self.copy(&note, state.to_us)
+        Ok(note)
     }
 
     /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
@@ -207,7 +230,12 @@ fn reached(stream: StreamId, position: &StreamPosition) -> Reached {
 }
 
 /// The checkpoint of a directory, if there is one, signed by `key`.
-fn read_checkpoint(dir: &std::path::Path, key: &VerifyingKey) -> Result<Option<Checkpoint>> {
+fn read_checkpoint(dir: &Path, key: &VerifyingKey) -> Result<Option<Checkpoint>> {
+    Ok(read_note(dir, key)?.map(|(_, checkpoint)| checkpoint))
+}
+
+/// The same, and the signed note itself.
+fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoint)>> {
     let path = dir.join(CHECKPOINT_FILE);
     let note = match std::fs::read_to_string(&path) {
         Ok(note) => note,
@@ -215,24 +243,37 @@ fn read_checkpoint(dir: &std::path::Path, key: &VerifyingKey) -> Result<Option<C
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
     let checkpoint = Checkpoint::of_note(&note, key);
-    Ok(Some(
-        checkpoint.with_context(|| format!("{}", path.display()))?,
-    ))
+    let checkpoint = checkpoint.with_context(|| path.display().to_string())?;
+    Ok(Some((note, checkpoint)))
 }
 
 /// Seals intervals until the task is dropped; a failure is an alarm.
 pub(crate) async fn run(core: Arc<Core>, interval: Duration) {
     let mut told = None;
+    let mut before = (clock::now(), clock::unix_us());
     loop {
-        let sealed = {
+        let now = (clock::now(), clock::unix_us());
+        if let Some(step_us) = step(before, now) {
+            core.alarms
+                .raise(Raise {
+                    kind: AlarmKind::ClockStepped,
+                    agent: OWN_NAME.to_owned(),
+                    text: format!(
+                        "this server's clock was set by {:+.1} s, or the machine slept. Times of what was received before and after it do not compare.",
+                        step_us as f64 / 1e6
+                    ),
+                    key: format!("{}", now.1),
+                })
+                .await;
+        }
+        before = now;
+        let failed = {
             let core = core.clone();
-            tokio::task::spawn_blocking(move || core.evidence.seal(&core.archive, clock::unix_us()))
-                .await
-        };
-        let failed = match sealed {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("{error:#}")),
-            Err(error) => Some(error.to_string()),
+            let work = move || core.evidence.work(&core.archive, now.1);
+            match tokio::task::spawn_blocking(work).await {
+                Ok(failed) => failed,
+                Err(error) => Some(error.to_string()),
+            }
         };
         if let Some(failed) = failed
             .clone()
@@ -241,20 +282,45 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration) {
             core.alarms
                 .raise(Raise {
                     kind: AlarmKind::EvidenceStopped,
-                    agent: crate::core::OWN_NAME.to_owned(),
-                    text: format!(
-                        "no interval was sealed: {failed}. What was received since is archived, and not yet proven."
-                    ),
+                    agent: OWN_NAME.to_owned(),
+                    text: failed,
                     key: String::new(),
                 })
                 .await;
         }
         if failed.is_none() && told.is_some() {
-            info!("intervals are sealed again");
+            info!("intervals are sealed, and their checkpoints leave, again");
         }
         told = failed;
         tokio::time::sleep(interval).await;
     }
 }
 
+/// By how much the wall clock went other ways than the time that passed, if that is more than clocks drift.
+fn step(before: (Instant, u64), now: (Instant, u64)) -> Option<i64> {
+    let passed = i64::try_from(now.0.duration_since(before.0).as_micros()).ok()?;
+    let shown = now.1.cast_signed() - before.1.cast_signed();
+    let step = shown - passed;
+    (step.unsigned_abs() > CLOCK_STEP_MAX_US).then_some(step)
+}
+
+/// Clocks that are set by less are being kept right.
+const CLOCK_STEP_MAX_US: u64 = 2_000_000;
 const CHECKPOINT_FILE: &str = "checkpoint";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_is_told_from_one_that_is_kept_right() {
+        let begun = clock::now();
+        let at = |seconds: u64, shown_us: u64| (begun + Duration::from_secs(seconds), shown_us);
+        let before = at(0, 1_000_000_000);
+        assert_eq!(step(before, at(300, 1_300_000_000)), None);
+        assert_eq!(step(before, at(300, 1_302_000_000)), None);
+        assert_eq!(step(before, at(300, 1_302_000_001)), Some(2_000_001));
+        assert_eq!(step(before, at(300, 1_297_999_999)), Some(-2_000_001));
+        assert_eq!(step(before, at(300, 0)), Some(-1_300_000_000));
+    }
+}

@@ -16,14 +16,7 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
     let mut lab = Lab::start("evidence");
     let kept = lab.dir.join("kept");
     std::fs::create_dir(&kept).unwrap();
-    lab.stop_server();
-    let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
-    let config = format!(
-        "{config}[evidence]\ninterval_s = 1\ncopies = [\"{}\"]\n",
-        kept.display()
-    );
-    lab.write("server.toml", config.as_bytes());
-    lab.start_server();
+    seal_every_second(&mut lab, &kept);
     lab.add_agent("web1", lab.sl, "");
     let log = lab.log("app.log");
     lab.start_agent("web1");
@@ -153,6 +146,29 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
         "{said}"
     );
     assert_eq!(verify(&lab, Some(&outside)).0, 0);
+}
+
+/// A copy that cannot be made is not taken for one that was.
+#[test]
+fn a_checkpoint_that_does_not_leave_the_machine_is_an_alarm() {
+    let mut lab = Lab::start("evidence-copies");
+    let elsewhere = lab.dir.join("not/mounted");
+    seal_every_second(&mut lab, &elsewhere);
+    let alarm = lab.wait_for_alarm("evidence-stopped", "server");
+    assert!(
+        alarm.contains("did not leave this machine") && alarm.contains("not/mounted"),
+        "{alarm}"
+    );
+    assert_eq!(lab.verify().0, 0);
+}
+
+fn seal_every_second(lab: &mut Lab, copies: &Path) {
+    lab.stop_server();
+    let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
+    let copies = copies.display();
+    let config = format!("{config}[evidence]\ninterval_s = 1\ncopies = [\"{copies}\"]\n");
+    lab.write("server.toml", config.as_bytes());
+    lab.start_server();
 }
 
 /// Writes lines, and waits until an interval was sealed over them.

@@ -178,6 +178,28 @@ fn a3_what_cannot_be_read_any_more_is_a_gap_entry_with_its_place() {
     assert_eq!(rig.lab.search(&gap).len(), 1);
 }
 
+/// A1, at its shortest: a file that nobody knew of is written and rotated away, three times, before it is found.
+#[test]
+fn a1_files_that_came_and_went_before_they_were_found_are_read_first() {
+    let mut rig = Rig::start("a1-born");
+    rig.write(10);
+    rig.settle();
+    let born = rig.lab.log("born.log");
+    let mut written = String::new();
+    for n in (0..3).rev() {
+        let line = format!("of the file {n}\n");
+        append(&born).write_all(line.as_bytes()).unwrap();
+        written += &line;
+        if n > 0 {
+            rename(&born, born.with_extension(format!("log.{n}"))).unwrap();
+        }
+    }
+    rig.lab
+        .wait_for_bytes("web1", &born, written.len(), Duration::from_secs(20));
+    assert_eq!(text(&rig.lab.export("web1", &born)), written);
+    assert!(rig.lab.verify().1.contains("; 0 gap entries"));
+}
+
 /// A4: the compressed copy is cut short: no cut line is taken for a whole one, nothing hangs.
 #[test]
 fn a4_a_damaged_compressed_file_is_a_gap_and_no_obstacle() {

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use scrinium_tests::corpus::Corpus;
-use scrinium_tests::lab::Lab;
+use scrinium_tests::lab::{Lab, resident_bytes};
 use scrinium_tests::proxy::Proxy;
 use scrinium_tests::random::Random;
-use scrinium_tests::{now, pause};
+use scrinium_tests::{now, pause, wait_until};
 
 #[test]
-fn f7_whatever_happens_together_every_line_arrives_once_and_in_order() {
+fn whatever_happens_together_every_line_arrives_once_and_in_order() {
     let mut random = Random::from_env_or(7);
     let mut lab = Lab::start("soak");
     let proxy = Proxy::start(lab.sl);
@@ -92,6 +92,73 @@ fn f7_whatever_happens_together_every_line_arrives_once_and_in_order() {
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
     assert!(report.contains("; 0 gap entries"), "{report}");
+}
+
+/// F7: one process through outages, full buffers and rotations: neither its memory nor its descriptors grow.
+#[test]
+fn f7_memory_and_descriptors_do_not_grow_while_it_works() {
+    let mut lab = Lab::start("slope");
+    let proxy = Proxy::start(lab.sl);
+    let spool = "[spool]\nram_bytes_max = \"1 MiB\"\ndisk_bytes_max = \"8 MiB\"\n";
+    lab.add_agent("web1", proxy.address(), spool);
+    lab.start_agent("web1");
+    lab.wait_connected("web1");
+    let path = lab.log("app.log");
+    let mut file = append(&path);
+    let mut corpus = Corpus::new();
+    let (mut written, mut shipped, mut seen) = (0, 0, Vec::new());
+    let pid = lab.agent_pid("web1");
+    // Each round: an outage that fills the cache, a rotation in it, and the way back.
+    let end = now() + duration() * 2;
+    for round in 0.. {
+        if now() > end && seen.len() >= 12 {
+            break;
+        }
+        proxy.cut();
+        for half in 0..2 {
+            let mut lines = Vec::new();
+            corpus.lines(20_000, &mut lines);
+            file.write_all(&lines).unwrap();
+            written += lines.len();
+            if half == 0 {
+                #[expect(clippy::disallowed_methods, reason = "what logrotate does")]
+                std::fs::rename(&path, path.with_extension(format!("log.{round:06}"))).unwrap();
+                file = append(&path);
+            }
+        }
+        proxy.mend();
+        lab.wait_connected("web1");
+        shipped += 40_000;
+        wait_until("the round is shipped", Duration::from_secs(60), || {
+            lab.agent_status("web1").unwrap()["acked_entries"].as_u64() >= Some(shipped)
+        });
+        let old = path.with_extension(format!("log.{round:06}"));
+        std::fs::remove_file(old).unwrap();
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count();
+        seen.push((resident_bytes(pid), descriptors));
+    }
+    assert_eq!(lab.agent_pid("web1"), pid);
+    let third = seen.len() / 3;
+    let most = |part: &[(u64, usize)]| {
+        let memory = part.iter().map(|(memory, _)| *memory).max().unwrap();
+        (
+            memory,
+            part.iter()
+                .map(|(_, descriptors)| *descriptors)
+                .max()
+                .unwrap(),
+        )
+    };
+    let (middle, last) = (most(&seen[third..2 * third]), most(&seen[2 * third..]));
+    assert!(
+        last.0 <= middle.0 + middle.0 / 10 && last.1 <= middle.1 + 3,
+        "{seen:?}"
+    );
+    lab.wait_for_bytes("web1", &path, written, Duration::from_secs(60));
+    assert_eq!(lab.export("web1", &path).len(), written);
+    assert!(lab.verify().1.contains("; 0 gap entries"));
 }
 
 /// Makes lines that compress badly, so that the small spool really fills.

@@ -30,7 +30,7 @@ impl FileStream {
                     let all = |own: &Self| own.later_files(None);
                     self.while_nothing_moves(all)?
                 }
-                false => open(&self.path)?.into_iter().collect(),
+                false => self.files_begun_since()?,
             };
             self.current = self.queued.pop_front();
             self.resumed = true;
@@ -171,6 +171,23 @@ impl FileStream {
         };
         let modified = follow.modified()?;
         Ok(Some((follow, modified, at_path)))
+    }
+
+    /// The file at the path, and before it those that came and went there since the agent began to look:
+    /// nobody can have meant them not to be collected.
+    fn files_begun_since(&self) -> io::Result<VecDeque<Follow>> {
+        // One that was there before says that none did: no need to look around.
+        if let Some(file) = open(&self.path)?
+            && !file.begins_after(self.began)
+        {
+            return Ok(VecDeque::from([file]));
+        }
+        self.while_nothing_moves(|own| {
+            let at_path = look(&own.path)?.map(|(id, _)| id);
+            let mut all = own.later_files(None)?;
+            all.retain(|file| Some(file.id) == at_path || file.begins_after(own.began));
+            Ok(all)
+        })
     }
 
     /// The files written after `current`, oldest first: generations that came and went while nobody

@@ -17,7 +17,7 @@ mod read;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use regex::bytes::Regex;
 use scrinium_protocol::entry::ENTRY_LEN_MAX;
@@ -41,6 +41,8 @@ pub(crate) struct FileStream {
     multiline: Option<Regex>,
     /// The sources ask for its old generations too: they are read first when nothing was read yet.
     history: bool,
+    /// When the agent began to look for files.
+    began: SystemTime,
     /// The file at the path when it was looked at last, and its length.
     seen: Option<(FileId, u64)>,
     current: Option<Follow>,
@@ -95,6 +97,7 @@ impl FileStream {
         path: PathBuf,
         multiline: Option<Regex>,
         history: bool,
+        began: SystemTime,
     ) -> Self {
         Self {
             output,
@@ -102,6 +105,7 @@ impl FileStream {
             path,
             multiline,
             history,
+            began,
             current: None,
             queued: VecDeque::new(),
             lingering: Vec::new(),
