@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use scrinium_segment::cipher::Cipher;
 
+use crate::evidence::timestamp;
+
 /// The server's configuration. Every field is checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -31,6 +33,8 @@ pub struct Config {
     pub(crate) interval: Duration,
     /// Directories that get every checkpoint.
     pub(crate) checkpoint_copies: Vec<PathBuf>,
+    /// Who time-stamps a checkpoint a day.
+    pub(crate) time_stamp_authority: Option<String>,
     /// PEM files that replace the certificate made at `init`.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -117,6 +121,7 @@ impl Config {
             })?,
             interval: Duration::from_secs(raw.evidence.interval_s),
             checkpoint_copies: raw.evidence.copies,
+            time_stamp_authority: raw.evidence.time_stamp_authority,
             certificate,
         };
         config.check()?;
@@ -151,6 +156,10 @@ impl Config {
                 "evidence.copies: '{}' must be an absolute path",
                 relative.display()
             );
+        }
+        let authority = self.time_stamp_authority.as_ref();
+        if authority.is_some_and(|url| !timestamp::is_url(url)) {
+            bail!("evidence.time_stamp_authority must be http://HOST[:PORT]/PATH");
         }
         if !(1..=600).contains(&self.keep_alive.as_secs()) {
             bail!("agents.keep_alive_s must be between 1 and 600");
@@ -259,6 +268,7 @@ mod raw {
     pub(super) struct Evidence {
         pub(super) interval_s: u64,
         pub(super) copies: Vec<PathBuf>,
+        pub(super) time_stamp_authority: Option<String>,
     }
 
     impl Default for Evidence {
@@ -266,6 +276,7 @@ mod raw {
             Self {
                 interval_s: 300,
                 copies: Vec::new(),
+                time_stamp_authority: None,
             }
         }
     }
@@ -309,6 +320,10 @@ mod tests {
             ("[evidence]\ninterval_s = 0", "evidence.interval_s"),
             ("[evidence]\ninterval_s = 301", "evidence.interval_s"),
             ("[evidence]\ncopies = ['x']", "evidence.copies"),
+            (
+                "[evidence]\ntime_stamp_authority = 'https://x'",
+                "evidence.time_stamp_authority",
+            ),
             ("[console]\nkey = '/k'", "console.certificate"),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());

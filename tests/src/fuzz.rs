@@ -12,6 +12,9 @@ use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::Compressor;
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::evidence::checkpoint::Checkpoint;
+use scrinium_protocol::evidence::inclusion::Inclusion;
+use scrinium_protocol::evidence::interval::Interval;
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
@@ -38,7 +41,7 @@ use crate::client::{established, fixed_keys, pair};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("handshake", handshake),
     ("message", message),
     ("batch", batch),
@@ -52,6 +55,7 @@ pub const TARGETS: [Target; 13] = [
     ("configuration", configuration),
     ("bookmark", bookmark),
     ("package", package),
+    ("evidence", evidence),
 ];
 
 /// Preamble, frames and hellos; and every state of the server's side fed with frames of a stranger.
@@ -384,6 +388,35 @@ pub fn bookmark(data: &[u8]) {
         let again = Bookmark::decode(&bookmark.encode());
         assert_eq!(again.as_ref(), Ok(&bookmark));
     }
+}
+
+/// An interval, and a checkpoint as it is kept elsewhere: what is read is what is written, and nothing but what
+/// the key signed is believed.
+pub fn evidence(data: &[u8]) {
+    if let Ok(interval) = Interval::decode(data, "interval") {
+        let again = interval.encoded();
+        assert!(data.starts_with(&again));
+        assert_eq!(Interval::decode(&again, "interval"), Ok(interval));
+    }
+    let Ok(note) = str::from_utf8(data) else {
+        return;
+    };
+    let key = SigningKey::from_bytes(&[5; 32]);
+    if let Ok(checkpoint) = Checkpoint::of_note(note, &key.verifying_key()) {
+        // Ed25519 signs one text one way: whoever can make such a note holds the key.
+        let own = checkpoint.to_note(&key);
+        assert!(note.starts_with(own.lines().next().unwrap_or_default()));
+        assert_eq!(
+            Checkpoint::of_note(&own, &key.verifying_key()),
+            Ok(checkpoint)
+        );
+    }
+    let inclusion = Inclusion {
+        leaf: data.to_vec(),
+        path: data.as_chunks::<32>().0.to_vec(),
+        note: note.to_owned(),
+    };
+    let _verdict = inclusion.check(StreamId([1; 16]), &key.verifying_key());
 }
 
 /// A file where a package should be: a verdict or an error.

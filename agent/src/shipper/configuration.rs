@@ -27,8 +27,11 @@ impl Shipper {
         }
         let since = *self.trial_since.get_or_insert(now);
         let proves = |link: &Link| {
-            let lasted = now.duration_since(link.ready_since?.max(since));
-            Some(lasted >= link.session.keep_alive() * PROOF_KEEP_ALIVES)
+            let begun = link.ready_since?.max(since);
+            let lasts = now.duration_since(begun) >= link.session.keep_alive() * PROOF_KEEP_ALIVES;
+            // The server waits for a long record on a narrow way; that it never came whole is no proof.
+            let carries = link.in_flight.is_empty() || link.acked_at.is_some_and(|at| at >= begun);
+            Some(lasts && carries)
         };
         let is_proven = self.link.as_ref().and_then(proves).unwrap_or(false);
         // A session that has yet to last is waited for: it lasts, or breaks.
@@ -146,8 +149,7 @@ impl Shipper {
     }
 }
 
-/// A session that lasted so many keep-alives carries what it must: a server that hears nothing for three
-/// ends it.
+/// A session that lasted so many keep-alives is one that lasts: a server that hears nothing for three ends it.
 const PROOF_KEEP_ALIVES: u32 = 8;
 const REVERTED: &str = "the server was out of reach with it; the one before it is in force again";
 

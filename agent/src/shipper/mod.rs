@@ -136,6 +136,8 @@ struct Link {
     in_flight: VecDeque<(StreamId, Sequence, Instant)>,
     /// Since when batches flow.
     ready_since: Option<Instant>,
+    /// When the server last said that something is durable.
+    acked_at: Option<Instant>,
     /// The next credential is durably ours.
     is_rolled: bool,
 }
@@ -250,6 +252,7 @@ impl Shipper {
             opened: BTreeSet::new(),
             in_flight: VecDeque::new(),
             ready_since: None,
+            acked_at: None,
             is_rolled: true,
         });
     }
@@ -398,6 +401,7 @@ impl Shipper {
                 }
             }
             AgentEvent::Acked(receipt) => {
+                link.acked_at = Some(now);
                 link.in_flight
                     .retain(|(stream, next, _)| *stream != receipt.stream || *next > receipt.next);
                 let before = self.spool.entries();

@@ -79,7 +79,11 @@ impl Server {
             }
         }
         tasks.spawn(silence::watch(running.core.clone()));
-        tasks.spawn(evidence::run(running.core.clone(), config.interval));
+        tasks.spawn(evidence::run(
+            running.core.clone(),
+            config.interval,
+            config.time_stamp_authority,
+        ));
         Ok(Self {
             running,
             tasks,

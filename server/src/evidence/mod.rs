@@ -12,6 +12,7 @@
 
 mod check;
 mod leaves;
+pub(crate) mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -127,20 +128,53 @@ impl Evidence {
         })
     }
 
-    /// Seals the interval that ends now, and sends its checkpoint away; what is wrong, in a sentence.
-    fn work(&self, archive: &Archive, now_us: u64) -> Option<String> {
-        let note = match self.seal(archive, now_us) {
-            Ok(note) => note,
-            Err(error) => {
-                return Some(format!(
-                    "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
-                ));
-            }
-        };
+    /// How many intervals are sealed, and when the last one ended, Unix µs.
+    pub(crate) fn sealed(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.count, state.to_us)
+    }
+
+    /// Seals the interval that ends now, and sends its checkpoint away. Returns the note of the first checkpoint
+    /// of a day, which is to be time-stamped.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence.
+    fn work(&self, archive: &Archive, now_us: u64) -> Result<Option<String>, String> {
+        let sealed = self.seal(archive, now_us);
+        let note = sealed.map_err(|error| {
+            format!(
+                "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
+            )
+        })?;
         let copied = self.copy(&note, now_us);
-        copied.err().map(|error| {
+        copied.map_err(|error| {
             format!("a checkpoint was signed and did not leave this machine: {error:#}")
-        })
+        })?;
+        let stamped = day(now_us).and_then(|day| {
+            let path = self.dir.join(format!("{day}.tsr"));
+            Ok(path.try_exists()?)
+        });
+        let stamped = stamped.map_err(|error| format!("looking for today's token: {error:#}"))?;
+        Ok((!stamped).then_some(note))
+    }
+
+    /// Asks for a token over a note, and keeps both, here and wherever copies go.
+    async fn stamp(&self, url: &str, note: &str, now_us: u64) -> Result<()> {
+        let token = timestamp::token(url, note).await?;
+        let day = day(now_us)?;
+        let name = self.origin.replace('/', "-");
+        let own = [(self.dir.clone(), day.clone())];
+        let elsewhere = self
+            .copies
+            .iter()
+            .map(|dir| (dir.clone(), format!("{name}-{day}-stamped")));
+        for (dir, name) in own.into_iter().chain(elsewhere) {
+            // The token comes last: it says that the checkpoint beside it is the one.
+            durable::write_file(&dir.join(format!("{name}.checkpoint")), note.as_bytes())?;
+            durable::write_file(&dir.join(format!("{name}.tsr")), &token)?;
+        }
+        info!(day, "today's checkpoint is time-stamped");
+        Ok(())
     }
 
     /// Seals the interval that ends now; returns the signed checkpoint.
@@ -196,13 +230,12 @@ impl Evidence {
 
     /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
     fn copy(&self, note: &str, time_us: u64) -> Result<()> {
-        let time = i64::try_from(time_us / 1_000_000).unwrap_or(0);
-        let time = jiff::Timestamp::from_second(time)?;
+        let day = day(time_us)?;
         let name = self.origin.replace('/', "-");
         for dir in &self.copies {
             for file in [
                 format!("{name}.checkpoint"),
-                format!("{name}-{}.checkpoint", time.strftime("%F")),
+                format!("{name}-{day}.checkpoint"),
             ] {
                 durable::write_file(&dir.join(file), note.as_bytes()).with_context(|| {
                     format!(
@@ -218,6 +251,14 @@ impl Evidence {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The day of a time in UTC, as `2026-01-31`.
+fn day(time_us: u64) -> Result<String> {
+    let seconds = i64::try_from(time_us / 1_000_000)?;
+    Ok(jiff::Timestamp::from_second(seconds)?
+        .strftime("%F")
+        .to_string())
 }
 
 fn reached(stream: StreamId, position: &StreamPosition) -> Reached {
@@ -247,8 +288,9 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
     Ok(Some((note, checkpoint)))
 }
 
-/// Seals intervals until the task is dropped; a failure is an alarm.
-pub(crate) async fn run(core: Arc<Core>, interval: Duration) {
+/// Seals intervals until the task is dropped, and has one checkpoint a day time-stamped by `authority`; a
+/// failure is an alarm.
+pub(crate) async fn run(core: Arc<Core>, interval: Duration, authority: Option<String>) {
     let mut told = None;
     let mut before = (clock::now(), clock::unix_us());
     loop {
@@ -267,13 +309,28 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration) {
                 .await;
         }
         before = now;
-        let failed = {
+        let worked = {
             let core = core.clone();
             let work = move || core.evidence.work(&core.archive, now.1);
-            match tokio::task::spawn_blocking(work).await {
-                Ok(failed) => failed,
-                Err(error) => Some(error.to_string()),
-            }
+            tokio::task::spawn_blocking(work).await
+        };
+        let failed = match worked {
+            Ok(Ok(None)) => None,
+            Ok(Ok(Some(note))) => match &authority {
+                Some(url) => core
+                    .evidence
+                    .stamp(url, &note, now.1)
+                    .await
+                    .err()
+                    .map(|error| {
+                        format!(
+                            "no time-stamp token came from {url}: {error:#}. It is asked again."
+                        )
+                    }),
+                None => None,
+            },
+            Ok(Err(failed)) => Some(failed),
+            Err(error) => Some(error.to_string()),
         };
         if let Some(failed) = failed
             .clone()
@@ -292,7 +349,7 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration) {
             info!("intervals are sealed, and their checkpoints leave, again");
         }
         told = failed;
-        tokio::time::sleep(interval).await;
+        tokio::time::sleep_until((now.0 + interval).into()).await;
     }
 }
 

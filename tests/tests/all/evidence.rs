@@ -1,13 +1,15 @@
 //! What was sealed must be there as it was, and a checkpoint kept elsewhere says so even against whoever holds
 //! the server and all its keys.
 
-use std::path::Path;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use scrinium_tests::lab::{Lab, text};
-use scrinium_tests::wait_until;
+use scrinium_tests::lab::{Lab, free_address, text};
 use scrinium_tests::writer::append;
+use scrinium_tests::{has_tool, wait_until};
 
 /// As root on a stopped server: the whole volume as it was before, which is whole in itself; the intervals
 /// without their end; another server's checkpoint; the checkpoint changed or gone.
@@ -162,11 +164,184 @@ fn a_checkpoint_that_does_not_leave_the_machine_is_an_alarm() {
     assert_eq!(lab.verify().0, 0);
 }
 
+/// Between the interval and its checkpoint, and with the file of the next intervals just begun.
+#[test]
+fn a_crash_while_an_interval_is_sealed_leaves_evidence_that_goes_on() {
+    let mut lab = Lab::start("evidence-crash");
+    let kept = lab.dir.join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    seal_every_second(&mut lab, &kept);
+    let sealed = || {
+        checkpoint_in(&kept)
+            .lines()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    for point in [
+        "server: interval durable",
+        "segment: created#2",
+        "segment: synced#2",
+    ] {
+        let before = sealed();
+        lab.stop_server();
+        lab.spawn_server(point);
+        lab.wait_for_server_end(Duration::from_secs(20));
+        lab.start_server();
+        wait_until(point, Duration::from_secs(20), || sealed() >= before + 2);
+        let (code, said) = lab.verify();
+        assert_eq!(code, 0, "{point}: {said}");
+    }
+    assert_eq!(lab.alarms(), Vec::<serde_json::Value>::new());
+}
+
+/// RFC 3161: an authority that is away is an alarm and asked again; its token is one that openssl accepts, for
+/// that checkpoint and no other.
+#[test]
+fn a_checkpoint_a_day_is_time_stamped_by_somebody_else() {
+    if !has_tool("openssl") {
+        return;
+    }
+    let mut lab = Lab::start("evidence-stamp");
+    let address = free_address();
+    let kept = lab.dir.join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let authority = Authority::new(&lab.dir);
+    let config = format!("time_stamp_authority = \"http://{address}/tsr\"\n");
+    let server = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
+    lab.write(
+        "server.toml",
+        (server + "[evidence]\n" + &config).as_bytes(),
+    );
+    seal_every_second(&mut lab, &kept);
+    let alarm = lab.wait_for_alarm("evidence-stopped", "server");
+    assert!(alarm.contains("no time-stamp token came from"), "{alarm}");
+    authority.listen(address);
+    let mut token = None;
+    for dir in [lab.data().join("evidence"), kept] {
+        wait_until("a token is there", Duration::from_secs(30), || {
+            token = files(&dir)
+                .into_iter()
+                .find(|path| path.extension().is_some_and(|e| e == "tsr"));
+            token.is_some()
+        });
+        let token = token.clone().unwrap();
+        let checkpoint = token.with_extension("checkpoint");
+        assert!(authority.accepts(&token, &checkpoint));
+        let other = lab.dir.join("changed");
+        let note = std::fs::read_to_string(&checkpoint).unwrap();
+        lab.write("changed", note.replacen("time 1", "time 2", 1).as_bytes());
+        assert!(!authority.accepts(&token, &other));
+    }
+}
+
+/// A time-stamp authority of our own, made of openssl.
+#[derive(Clone)]
+struct Authority(PathBuf);
+
+impl Authority {
+    fn new(dir: &Path) -> Self {
+        let own = Self(dir.join("authority"));
+        std::fs::create_dir(&own.0).unwrap();
+        let write = |name: &str, text: &str| {
+            let mut file = std::fs::File::create(own.0.join(name)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        write("ext", "extendedKeyUsage=critical,timeStamping\n");
+        write("serial", "01\n");
+        write(
+            "tsa.cnf",
+            "[tsa]\ndefault_tsa = own\n[own]\nserial = serial\nsigner_cert = tsa.crt\ncerts = ca.crt\nsigner_key = tsa.key\nsigner_digest = sha256\ndefault_policy = 1.2.3.4.1\ndigests = sha256\ness_cert_id_alg = sha256\n",
+        );
+        for command in [
+            "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -subj /CN=authority -days 10",
+            "req -newkey rsa:2048 -nodes -keyout tsa.key -out tsa.csr -subj /CN=stamps",
+            "x509 -req -in tsa.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out tsa.crt -days 10 -extfile ext",
+        ] {
+            let (done, said) = own.openssl(&command.split(' ').collect::<Vec<_>>());
+            assert!(done, "{said}");
+        }
+        own
+    }
+
+    fn openssl(&self, words: &[&str]) -> (bool, String) {
+        let output = Command::new("openssl")
+            .args(words)
+            .current_dir(&self.0)
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            text(&output.stdout) + &text(&output.stderr),
+        )
+    }
+
+    /// Answers queries over HTTP for as long as the test runs.
+    fn listen(&self, address: SocketAddr) {
+        let listener = TcpListener::bind(address).unwrap();
+        let own = self.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _gone = own.answer(stream);
+            }
+        });
+    }
+
+    fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream);
+        let (mut len, mut line) = (0, String::new());
+        while reader.read_line(&mut line)? > 2 {
+            let header = line.to_ascii_lowercase();
+            if let Some(value) = header.strip_prefix("content-length:") {
+                len = value.trim().parse().map_err(std::io::Error::other)?;
+            }
+            line.clear();
+        }
+        let mut query = vec![0; len];
+        reader.read_exact(&mut query)?;
+        std::fs::File::create(self.0.join("query"))?.write_all(&query)?;
+        let (done, said) = self.openssl(&[
+            "ts",
+            "-reply",
+            "-config",
+            "tsa.cnf",
+            "-queryfile",
+            "query",
+            "-out",
+            "reply",
+        ]);
+        assert!(done, "{said}");
+        let reply = std::fs::read(self.0.join("reply"))?;
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/timestamp-reply\r\ncontent-length: {}\r\n\r\n",
+            reply.len()
+        );
+        let mut stream = reader.into_inner();
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(&reply)
+    }
+
+    fn accepts(&self, token: &Path, data: &Path) -> bool {
+        let (token, data) = (token.to_str().unwrap(), data.to_str().unwrap());
+        self.openssl(&[
+            "ts", "-verify", "-in", token, "-data", data, "-CAfile", "ca.crt",
+        ])
+        .0
+    }
+}
+
 fn seal_every_second(lab: &mut Lab, copies: &Path) {
     lab.stop_server();
     let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
     let copies = copies.display();
-    let config = format!("{config}[evidence]\ninterval_s = 1\ncopies = [\"{copies}\"]\n");
+    // Into the table that a test has begun, if it has.
+    let table = if config.contains("[evidence]") {
+        ""
+    } else {
+        "[evidence]\n"
+    };
+    let config = format!("{config}{table}interval_s = 1\ncopies = [\"{copies}\"]\n");
     lab.write("server.toml", config.as_bytes());
     lab.start_server();
 }
@@ -207,7 +382,7 @@ fn checkpoint_in(dir: &Path) -> String {
     found
 }
 
-fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| !path.ends_with("checkpoint") || dir.ends_with("kept"));

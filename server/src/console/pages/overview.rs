@@ -17,7 +17,7 @@ use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::i18n::Language;
-use crate::core::Core;
+use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
 use crate::present::{self, AgentState, View, human_bytes, state_of};
@@ -34,11 +34,16 @@ struct OverviewPage {
     entries: String,
     raw: String,
     disk: String,
+    /// Sealed intervals, and when the last one was.
+    intervals: String,
+    sealed: String,
     last_hour: String,
     chart: String,
     axis: [String; 3],
     latest: Vec<Latest>,
     attention: Vec<(String, &'static str, String)>,
+    /// What alarms about the server itself name.
+    own_name: &'static str,
     alarms: Vec<AlarmRow>,
     address: String,
 }
@@ -156,7 +161,13 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         bucket_us: bucket,
         title: t.text("overview.received_chart"),
     };
+    let (intervals, sealed_us) = core.evidence.sealed();
     html(&OverviewPage {
+        intervals: t.number(intervals),
+        sealed: match intervals {
+            0 => t.text("overview.not_sealed").to_owned(),
+            _ => t.with("overview.sealed", ago(t, sealed_us, now)),
+        },
         t,
         frame: Frame::new(&who, "overview", "/"),
         agents: agents.len(),
@@ -173,6 +184,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         axis: histogram.axis(),
         latest: latest.collect(),
         attention,
+        own_name: OWN_NAME,
         alarms: AlarmRow::standing(t, &core, now),
         address: core.address.clone(),
     })
@@ -185,14 +197,18 @@ pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
     let streams = core.archive.streams();
     let entries: u64 = streams.values().map(|stream| stream.entries).sum();
     let (segments, logs) = core.archive.parts();
+    let (intervals, sealed_us) = core.evidence.sealed();
     format!(
         "# TYPE scrinium_agents gauge\nscrinium_agents {}\n# TYPE scrinium_agents_connected gauge\nscrinium_agents_connected {connected}\n\
          # TYPE scrinium_streams gauge\nscrinium_streams {}\n# TYPE scrinium_entries_total counter\nscrinium_entries_total {entries}\n\
-         # TYPE scrinium_segments gauge\nscrinium_segments {}\n# TYPE scrinium_logs gauge\nscrinium_logs {}\n",
+         # TYPE scrinium_segments gauge\nscrinium_segments {}\n# TYPE scrinium_logs gauge\nscrinium_logs {}\n\
+         # TYPE scrinium_intervals_total counter\nscrinium_intervals_total {intervals}\n\
+         # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n",
         agents.len(),
         streams.len(),
         segments.len(),
         logs.len(),
+        sealed_us / 1_000_000,
     )
     .into_response()
 }

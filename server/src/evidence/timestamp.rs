@@ -1,0 +1,207 @@
+//! A time-stamp token over a checkpoint (RFC 3161): somebody else's word on when it was there.
+//!
+//! ```text
+//! SHA-256(checkpoint) ─▶ query ─HTTP─▶ authority ─▶ DATA/evidence/DATE.tsr, beside DATE.checkpoint
+//! ```
+//!
+//! What comes back is stored as it is, once it answers our question; whether its signature is to be believed is
+//! for whoever trusts that authority to check, with `openssl ts -verify`.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use axum::body::Body;
+use axum::http::{Request, Uri};
+use http_body_util::{BodyExt as _, Limited};
+use hyper_util::rt::TokioIo;
+use scrinium_protocol::kdf::sha256;
+use scrinium_segment::random;
+use tokio::net::TcpStream;
+
+/// Asks the authority at `url` for a token over `note`.
+///
+/// # Errors
+/// It cannot be reached, refuses, or answers another question.
+pub(super) async fn token(url: &str, note: &str) -> Result<Vec<u8>> {
+    let digest = sha256(&[note.as_bytes()]);
+    let nonce: [u8; 8] = random()?;
+    let asked = tokio::time::timeout(ANSWER_MAX, post(url, query(&digest, &nonce))).await;
+    let response = asked.context("it did not answer in time")??;
+    check(&response, &digest, &nonce)?;
+    Ok(response)
+}
+
+/// Whether `url` is one that [`token`] can ask.
+pub(crate) fn is_url(url: &str) -> bool {
+    let parsed: Option<Uri> = url.parse().ok();
+    parsed.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some())
+}
+
+async fn post(url: &str, body: Vec<u8>) -> Result<Vec<u8>> {
+    let uri: Uri = url.parse()?;
+    let host = uri.host().context("it has no host")?;
+    let port = uri.port_u16().unwrap_or(80);
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::post(path)
+        .header("host", uri.authority().map_or(host, |own| own.as_str()))
+        .header("content-type", "application/timestamp-query")
+        .body(Body::from(body))?;
+    let response = sender.send_request(request).await?;
+    if !response.status().is_success() {
+        bail!("it answered {}", response.status());
+    }
+    let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
+        .collect()
+        .await;
+    connection.abort();
+    let body = body.map_err(|error| anyhow::anyhow!("reading its answer: {error}"))?;
+    Ok(body.to_bytes().to_vec())
+}
+
+/// A `TimeStampReq` for a SHA-256 digest, which asks for the authority's certificates too.
+//= https://www.rfc-editor.org/rfc/rfc3161#section-2.4.1
+//# The nonce, if included, allows the client to verify the timeliness of the response when no local clock is available.
+fn query(digest: &[u8; 32], nonce: &[u8; 8]) -> Vec<u8> {
+    let imprint = der(
+        0x30,
+        &[&der(0x30, &[SHA256, &[0x05, 0x00]]), &der(0x04, &[digest])],
+    );
+    der(
+        0x30,
+        &[
+            &[0x02, 0x01, 0x01],
+            &imprint,
+            &integer(nonce),
+            &[0x01, 0x01, 0xff],
+        ],
+    )
+}
+
+/// A positive INTEGER, in as few bytes as DER allows.
+fn integer(bytes: &[u8]) -> Vec<u8> {
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    let digits = bytes.get(zeros..).unwrap_or_default();
+    match digits.first() {
+        None => der(0x02, &[&[0]]),
+        Some(0x80..) => der(0x02, &[&[0], digits]),
+        Some(_) => der(0x02, &[digits]),
+    }
+}
+
+fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let mut out = vec![tag];
+    match u8::try_from(content.len()) {
+        Ok(len @ ..0x80) => out.push(len),
+        // What is made here is short.
+        len => out.extend([0x81, len.unwrap_or(u8::MAX)]),
+    }
+    out.extend(content);
+    out
+}
+
+/// Checks that the answer grants, and that it is one to this question.
+fn check(response: &[u8], digest: &[u8; 32], nonce: &[u8; 8]) -> Result<()> {
+    let malformed = "its answer is no time-stamp response";
+    let (tag, response, _) = element(response).context(malformed)?;
+    let (status_tag, status, token) = element(response).context(malformed)?;
+    let (_, status, _) = element(status).context(malformed)?;
+    if (tag, status_tag) != (0x30, 0x30) {
+        bail!(malformed);
+    }
+    // Granted, or granted with modifications.
+    if !matches!(status, [0 | 1]) || token.is_empty() {
+        bail!("it refused, with status {status:02x?}");
+    }
+    let holds = |wanted: &[u8]| token.windows(wanted.len()).any(|window| window == wanted);
+    if !holds(&der(0x04, &[digest])) || !holds(&integer(nonce)) {
+        bail!("it answered another question");
+    }
+    Ok(())
+}
+
+/// The tag and content of the first DER element, and what follows it.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let ([tag, first], rest) = bytes.split_first_chunk::<2>()?;
+    let (len, rest) = match first {
+        0..=0x7f => (usize::from(*first), rest),
+        0x81..=0x83 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
+            let len = digits
+                .iter()
+                .fold(0, |len, digit| len << 8 | usize::from(*digit));
+            (len, rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(len)?;
+    Some((*tag, content, rest))
+}
+
+/// The object identifier of SHA-256: 2.16.840.1.101.3.4.2.1.
+const SHA256: &[u8] = &[
+    0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01,
+];
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+const ANSWER_LEN_MAX: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+
+    use super::*;
+
+    /// The bytes of `openssl ts -query -sha256 -cert`, but for the nonce.
+    #[test]
+    fn a_query_has_the_bytes_that_openssl_writes() {
+        let made = query(&[0x11; 32], &[0, 0x80, 2, 3, 4, 5, 6, 7]);
+        let expected = format!(
+            "30430201013031300d060960864801650304020105000420{}02080080020304050607{}",
+            "11".repeat(32),
+            "0101ff"
+        );
+        assert_eq!(HEXLOWER.encode(&made), expected);
+        assert_eq!(integer(&[0, 0]), [2, 1, 0]);
+        assert_eq!(integer(&[0, 0x7f]), [2, 1, 0x7f]);
+    }
+
+    #[test]
+    fn only_a_granted_answer_to_this_question_is_taken() {
+        let (digest, nonce) = ([0x11; 32], [1; 8]);
+        let token = der(0x30, &[&der(0x04, &[&digest]), &integer(&nonce)]);
+        let answer = |status: u8, token: &[u8]| {
+            let status = der(0x30, &[&[0x02, 0x01, status]]);
+            der(0x30, &[&status, token])
+        };
+        assert!(check(&answer(0, &token), &digest, &nonce).is_ok());
+        assert!(check(&answer(1, &token), &digest, &nonce).is_ok());
+        for (answer, says) in [
+            (answer(2, &token), "refused"),
+            (answer(0, &[]), "refused"),
+            (
+                answer(0, &der(0x30, &[&der(0x04, &[&digest])])),
+                "another question",
+            ),
+            (
+                answer(0, &der(0x30, &[&integer(&nonce)])),
+                "another question",
+            ),
+            (Vec::new(), "no time-stamp response"),
+            (vec![0x30, 0x84, 1, 1, 1, 1], "no time-stamp response"),
+            (vec![0x30, 0x05, 0x30], "no time-stamp response"),
+        ] {
+            let error = check(&answer, &digest, &nonce).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_urls_that_can_be_asked_are_taken() {
+        assert!(is_url("http://tsa.example/tsr") && is_url("http://127.0.0.1:3161"));
+        assert!(!is_url("https://tsa.example") && !is_url("tsa.example") && !is_url(""));
+    }
+}
