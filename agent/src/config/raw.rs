@@ -1,0 +1,103 @@
+//! The configuration file, field for field. Nothing but [`super::Config`] sees these types.
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Config {
+    pub(super) source: Vec<Source>,
+    pub(super) deny: Vec<String>,
+    pub(super) spool: Spool,
+    pub(super) server: Server,
+    pub(super) limits: Limits,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) upload_bytes_per_s_max: Option<String>,
+    pub(super) cpu_percent_max: Option<u8>,
+    pub(super) deleted_bytes_max: String,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            upload_bytes_per_s_max: None,
+            cpu_percent_max: None,
+            deleted_bytes_max: "1 GiB".into(),
+        }
+    }
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Server {
+    pub(super) integrity_only: Option<String>,
+    pub(super) revert_after_s: Option<u64>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Source {
+    pub(super) file: Option<String>,
+    #[serde(default)]
+    pub(super) exclude: Vec<String>,
+    pub(super) multiline_start: Option<String>,
+    pub(super) syslog: Option<String>,
+    pub(super) journal: Option<String>,
+    #[serde(default)]
+    pub(super) matches: Vec<String>,
+    pub(super) event_log: Option<String>,
+    pub(super) query: Option<String>,
+    pub(super) command: Option<Vec<String>>,
+    pub(super) every_s: Option<u64>,
+}
+
+impl Source {
+    pub(super) const KINDS: &str = "file, syslog, command, journal (Linux) and event_log (Windows)";
+
+    /// A field that another kind of source has is a mistake.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let kinds = [
+            self.file.is_some(),
+            self.syslog.is_some(),
+            self.journal.is_some() && cfg!(unix),
+            self.event_log.is_some() && cfg!(windows),
+            self.command.is_some(),
+        ];
+        if kinds.into_iter().filter(|&is_it| is_it).count() != 1 {
+            anyhow::bail!("source must say exactly one of {}", Self::KINDS);
+        }
+        for (field, is_set, fits) in [
+            ("exclude", !self.exclude.is_empty(), self.file.is_some()),
+            (
+                "multiline_start",
+                self.multiline_start.is_some(),
+                self.file.is_some(),
+            ),
+            ("matches", !self.matches.is_empty(), self.journal.is_some()),
+            ("query", self.query.is_some(), self.event_log.is_some()),
+            ("every_s", self.every_s.is_some(), self.command.is_some()),
+        ] {
+            if is_set && !fits {
+                anyhow::bail!("source.{field} does not belong to a source of this kind");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Spool {
+    pub(super) ram_bytes_max: String,
+    pub(super) disk_bytes_max: String,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self {
+            ram_bytes_max: "16 MiB".into(),
+            disk_bytes_max: "1 GiB".into(),
+        }
+    }
+}
