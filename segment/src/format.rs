@@ -12,7 +12,7 @@
 //! record's length and kind are its associated data.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use scrinium_protocol::secret::Secret;
 
@@ -55,6 +55,23 @@ impl Kind {
 #[must_use]
 pub fn segment_name(kind: Kind, number: u64) -> String {
     format!("{number:016x}.{}", kind.extension())
+}
+
+/// The numbers of the segments of `kind` in `dir`, ascending.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn segment_numbers(dir: &Path, kind: Kind) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = PathBuf::from(entry?.file_name());
+        if path.extension().is_some_and(|own| own == kind.extension()) {
+            let hex = path.file_stem().and_then(|stem| stem.to_str());
+            numbers.extend(hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// Where a record lies in its segment.

@@ -23,4 +23,5 @@ pub mod writer;
 
 pub use format::{
     Error, HEADER_LEN, Kind, Place, RECORD_LEN_MAX, RECORD_OVERHEAD, random, segment_name,
+    segment_numbers,
 };

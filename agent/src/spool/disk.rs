@@ -20,7 +20,7 @@ use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::{Error, Kind, durable, fault, segment_name};
+use scrinium_segment::{Error, Kind, durable, fault, segment_name, segment_numbers};
 use tracing::{error, warn};
 
 /// Where a batch lies on the disk.
@@ -65,13 +65,8 @@ impl Disk {
             next_number: 1,
             last_tag: [0; 16],
         };
-        let mut numbers = Vec::new();
-        for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
-            let name = entry?.file_name();
-            let hex = name.to_str().and_then(|name| name.strip_suffix(".spool"));
-            numbers.extend(hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
-        }
-        numbers.sort_unstable();
+        let numbers = segment_numbers(dir, Kind::Spool)
+            .with_context(|| format!("listing {}", dir.display()))?;
         let mut found = Vec::new();
         for number in numbers {
             disk.next_number = number + 1;
@@ -80,7 +75,7 @@ impl Disk {
                     disk.segments.insert(number, Segment { len, held: 0 });
                 }
                 Err(error) => {
-                    // Kept out of the queue; what it held is read again from the source.
+                    // Kept out of the queue; what it held is read again, or becomes gap entries.
                     error!(segment = number, %error, "a segment of the spool is damaged");
                     durable::rename(
                         &disk.path(number),

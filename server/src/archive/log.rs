@@ -252,18 +252,6 @@ fn decode_stream(payload: &[u8]) -> Result<StreamRecord> {
     Ok(new_stream(id, agent, kind, name))
 }
 
-/// The numbers of the logs in `dir`, ascending.
-pub(crate) fn numbers(dir: &Path) -> Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
-        numbers.extend(number.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
 pub(crate) const RECORD_BATCH: u8 = 1;
 pub(crate) const RECORD_STREAM: u8 = 2;
 pub(crate) const RECORD_LIMIT: u8 = 3;

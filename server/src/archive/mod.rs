@@ -28,7 +28,7 @@ use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::SegmentReader;
-use scrinium_segment::{Kind, Place, segment_name};
+use scrinium_segment::{Kind, Place, segment_name, segment_numbers};
 
 use self::block::StoredBatch;
 use self::log::Log;
@@ -100,7 +100,7 @@ impl Archive {
             .collect();
         state.segments.sort_by_key(|segment| segment.number);
         let archived = state.segments.last().map_or(0, |segment| segment.log);
-        let numbers = log::numbers(&archive.log_dir())?;
+        let numbers = segment_numbers(&archive.log_dir(), Kind::Log)?;
         let path_of = |number: u64| archive.log_dir().join(segment_name(Kind::Log, number));
         let limits: BTreeMap<u64, u64> = numbers
             .iter()
@@ -133,7 +133,10 @@ impl Archive {
     pub(crate) fn next_log_number(&self) -> Result<u64> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let archived = state.segments.last().map_or(0, |segment| segment.log);
-        let present = log::numbers(&self.log_dir())?.last().copied().unwrap_or(0);
+        let present = segment_numbers(&self.log_dir(), Kind::Log)?
+            .last()
+            .copied()
+            .unwrap_or(0);
         Ok(archived.max(present) + 1)
     }
 

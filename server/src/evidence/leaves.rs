@@ -9,7 +9,7 @@ use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::{HEADER_LEN, Kind, segment_name};
+use scrinium_segment::{HEADER_LEN, Kind, segment_name, segment_numbers};
 
 /// The files of the intervals.
 pub(super) struct Leaves {
@@ -28,7 +28,9 @@ impl Leaves {
             key,
             cipher,
             writer: None,
-            next_number: numbers(dir)?.last().map_or(0, |last| last + 1),
+            next_number: segment_numbers(dir, Kind::Evidence)?
+                .last()
+                .map_or(0, |last| last + 1),
             last_tag: [0; 16],
         })
     }
@@ -41,7 +43,7 @@ impl Leaves {
         &mut self,
         mut each: impl FnMut(&[u8], Interval) -> Result<()>,
     ) -> Result<()> {
-        for number in numbers(&self.dir)? {
+        for number in segment_numbers(&self.dir, Kind::Evidence)? {
             let path = self.dir.join(segment_name(Kind::Evidence, number));
             let reader = match SegmentReader::open(&path, &self.key, Kind::Evidence) {
                 Ok(reader) => reader,
@@ -89,17 +91,6 @@ impl Leaves {
         self.writer = Some(writer);
         Ok(())
     }
-}
-
-fn numbers(dir: &Path) -> Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
-        let name = entry?.file_name();
-        let hex = name.to_str().and_then(|name| name.strip_suffix(".evd"));
-        numbers.extend(hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 const RECORD_INTERVAL: u8 = 1;
