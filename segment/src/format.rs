@@ -108,6 +108,20 @@ pub enum Error {
     Random,
 }
 
+/// What makes the keys of one segment, besides a base key.
+#[derive(Clone, Copy)]
+pub(crate) struct Keyed {
+    pub(crate) cipher: Cipher,
+    pub(crate) kind: Kind,
+    pub(crate) salt: [u8; 32],
+}
+
+impl Keyed {
+    pub(crate) fn cipher(&self, base: &Secret<32>) -> SegmentCipher {
+        SegmentCipher::new(self.cipher, base, self.kind, &self.salt)
+    }
+}
+
 /// Seals and opens the records of one segment.
 pub(crate) struct SegmentCipher(Sealer);
 

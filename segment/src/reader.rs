@@ -8,7 +8,7 @@ use scrinium_protocol::secret::Secret;
 use crate::cipher::Cipher;
 use crate::durable::read_exact_at;
 use crate::format::{
-    END, Error, HEADER_LEN, Kind, MAGIC, Place, RECORD_HEAD_LEN, RECORD_HEAD_LEN_U32,
+    END, Error, HEADER_LEN, Keyed, Kind, MAGIC, Place, RECORD_HEAD_LEN, RECORD_HEAD_LEN_U32,
     RECORD_LEN_MAX, SegmentCipher, TAG_LEN,
 };
 
@@ -17,7 +17,7 @@ pub struct SegmentReader {
     path: PathBuf,
     file: File,
     cipher: SegmentCipher,
-    chosen: Cipher,
+    keyed: Keyed,
     number: u64,
     tag: [u8; TAG_LEN],
     previous: [u8; TAG_LEN],
@@ -70,7 +70,12 @@ impl SegmentReader {
             return Err(bad());
         };
         let chosen = Cipher::from_byte(*cipher).ok_or_else(bad)?;
-        let cipher = SegmentCipher::new(chosen, key, kind, salt);
+        let keyed = Keyed {
+            cipher: chosen,
+            kind,
+            salt: *salt,
+        };
+        let cipher = keyed.cipher(key);
         if *found != kind.to_byte() || cipher.header_tag(head) != *tag {
             return Err(bad());
         }
@@ -78,7 +83,7 @@ impl SegmentReader {
             path: path.to_owned(),
             file,
             cipher,
-            chosen,
+            keyed,
             number: u64::from_be_bytes(*number),
             tag: *tag,
             previous: *previous,
@@ -94,7 +99,7 @@ impl SegmentReader {
     /// What it is sealed with.
     #[must_use]
     pub fn cipher(&self) -> Cipher {
-        self.chosen
+        self.keyed.cipher
     }
 
     /// The tag of this segment's header.
@@ -199,11 +204,23 @@ impl SegmentReader {
     /// # Errors
     /// [`Error::Record`] when it is damaged or is not the one that was there.
     pub fn read(&self, place: Place) -> Result<Record, Error> {
-        let damaged = || Error::Record {
-            path: self.path.clone(),
-            offset: place.offset,
-            index: place.index,
-        };
+        self.open_record(&self.cipher, place, self.read_sealed(place)?)
+    }
+
+    /// Reads a record that was added with [`crate::writer::SegmentWriter::append_under`] and `key`.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::read`].
+    pub fn read_under(&self, key: &Secret<32>, place: Place) -> Result<Record, Error> {
+        self.open_record(&self.keyed.cipher(key), place, self.read_sealed(place)?)
+    }
+
+    /// Reads a record as it lies on the disk, sealed.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::read`]; whether it is the one that was there only its key tells.
+    pub fn read_sealed(&self, place: Place) -> Result<Vec<u8>, Error> {
+        let damaged = || self.damaged(place);
         let len = place.len as usize;
         if !(RECORD_HEAD_LEN + TAG_LEN..=RECORD_LEN_MAX + RECORD_HEAD_LEN + TAG_LEN).contains(&len)
         {
@@ -222,10 +239,23 @@ impl SegmentReader {
                 });
             }
         }
+        let [a, b, c, d, ..] = *text.first_chunk::<RECORD_HEAD_LEN>().ok_or_else(damaged)?;
+        if u32::from_be_bytes([a, b, c, d]) as usize + RECORD_HEAD_LEN != len {
+            return Err(damaged());
+        }
+        Ok(text)
+    }
+
+    fn open_record(
+        &self,
+        cipher: &SegmentCipher,
+        place: Place,
+        mut text: Vec<u8>,
+    ) -> Result<Record, Error> {
+        let damaged = || self.damaged(place);
         let mut payload = text.split_off(RECORD_HEAD_LEN);
-        let [a, b, c, d, kind] = *text.first_chunk().ok_or_else(damaged)?;
-        let written = u32::from_be_bytes([a, b, c, d]) as usize + RECORD_HEAD_LEN;
-        if written != len || !self.cipher.open(place.index, &text, &mut payload) {
+        let [.., kind] = *text.first_chunk::<RECORD_HEAD_LEN>().ok_or_else(damaged)?;
+        if !cipher.open(place.index, &text, &mut payload) {
             return Err(damaged());
         }
         Ok(Record {
@@ -233,6 +263,14 @@ impl SegmentReader {
             payload,
             place,
         })
+    }
+
+    fn damaged(&self, place: Place) -> Error {
+        Error::Record {
+            path: self.path.clone(),
+            offset: place.offset,
+            index: place.index,
+        }
     }
 
     fn read_exact(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
@@ -284,6 +322,27 @@ mod tests {
             ..places[2]
         };
         assert!(reader.read(swapped).is_err());
+    }
+
+    #[test]
+    fn a_record_under_a_key_of_its_own_opens_with_that_alone() {
+        let dir = Dir::new("under");
+        let own = Secret::new([9; 32]);
+        let mut writer =
+            SegmentWriter::create(&dir.0, &key(), Cipher::default(), Kind::Log, 7, [0; 16])
+                .unwrap();
+        let path = writer.path().to_owned();
+        let first = writer.append_under(&own, 1, &[b"one"]).unwrap();
+        let second = writer.append(2, &[b"two"]).unwrap();
+        writer.finish().unwrap();
+
+        let reader = SegmentReader::open(&path, &key(), Kind::Log).unwrap();
+        assert_eq!(reader.read_under(&own, first).unwrap().payload, b"one");
+        assert!(reader.read(first).is_err());
+        assert!(reader.read_under(&Secret::new([8; 32]), first).is_err());
+        assert!(reader.read_under(&own, second).is_err());
+        assert_eq!(reader.read(second).unwrap().payload, b"two");
+        assert_eq!(reader.read_sealed(first).unwrap().len(), 5 + 3 + 16);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use scrinium_protocol::secret::Secret;
 
 use crate::cipher::Cipher;
 use crate::format::{
-    END, Error, HEADER_LEN, Kind, MAGIC, Place, RECORD_HEAD_LEN_U32, RECORD_LEN_MAX, SegmentCipher,
-    TAG_LEN, random, segment_name,
+    END, Error, HEADER_LEN, Keyed, Kind, MAGIC, Place, RECORD_HEAD_LEN_U32, RECORD_LEN_MAX,
+    SegmentCipher, TAG_LEN, random, segment_name,
 };
 use crate::{durable, fault};
 
@@ -21,6 +21,8 @@ pub struct SegmentWriter {
     path: PathBuf,
     file: File,
     cipher: SegmentCipher,
+    /// How to make the same for another key.
+    keyed: Keyed,
     tag: [u8; TAG_LEN],
     /// Sealed and not yet handed to the kernel.
     buffer: Vec<u8>,
@@ -45,7 +47,8 @@ impl SegmentWriter {
     ) -> Result<Self, Error> {
         let path = dir.join(segment_name(kind, number));
         let salt = random()?;
-        let sealer = SegmentCipher::new(cipher, key, kind, &salt);
+        let keyed = Keyed { cipher, kind, salt };
+        let sealer = keyed.cipher(key);
         let mut buffer = Vec::with_capacity(HEADER_LEN);
         buffer.extend_from_slice(MAGIC);
         buffer.push(kind.to_byte());
@@ -65,6 +68,7 @@ impl SegmentWriter {
             path,
             file,
             cipher: sealer,
+            keyed,
             tag,
             buffer,
             written: 0,
@@ -82,6 +86,32 @@ impl SegmentWriter {
     /// # Panics
     /// If the payload is longer than [`RECORD_LEN_MAX`]; callers bound it.
     pub fn append(&mut self, kind: u8, parts: &[&[u8]]) -> Result<Place, Error> {
+        self.append_sealed(None, kind, parts)
+    }
+
+    /// Adds a record that `key` opens, and the segment's own key does not.
+    ///
+    /// # Errors
+    /// As [`SegmentWriter::append`].
+    ///
+    /// # Panics
+    /// As [`SegmentWriter::append`].
+    pub fn append_under(
+        &mut self,
+        key: &Secret<32>,
+        kind: u8,
+        parts: &[&[u8]],
+    ) -> Result<Place, Error> {
+        let cipher = self.keyed.cipher(key);
+        self.append_sealed(Some(&cipher), kind, parts)
+    }
+
+    fn append_sealed(
+        &mut self,
+        cipher: Option<&SegmentCipher>,
+        kind: u8,
+        parts: &[&[u8]],
+    ) -> Result<Place, Error> {
         if self.poisoned {
             return Err(self.poisoned_error());
         }
@@ -96,8 +126,8 @@ impl SegmentWriter {
         for part in parts {
             self.buffer.extend_from_slice(part);
         }
-        self.cipher
-            .seal(self.records, &head, &mut self.buffer, start);
+        let cipher = cipher.unwrap_or(&self.cipher);
+        cipher.seal(self.records, &head, &mut self.buffer, start);
         let place = Place {
             offset,
             len: sealed_len + RECORD_HEAD_LEN_U32,

@@ -1,6 +1,10 @@
 //! The only place that reads the clock.
 
+use core::fmt;
+use core::str::FromStr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 /// The monotonic clock, for deadlines.
 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
@@ -19,3 +23,51 @@ pub(crate) fn unix_us() -> u64 {
 pub(crate) fn unix_s() -> u64 {
     unix_us() / 1_000_000
 }
+
+/// A day in UTC, counted from 1970-01-01.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub(crate) struct Day(pub(crate) u32);
+
+impl Day {
+    /// The day of a time in µs since 1970-01-01T00:00Z.
+    pub(crate) fn of(time_us: u64) -> Self {
+        Self(u32::try_from(time_us / DAY_US).unwrap_or(u32::MAX))
+    }
+
+    /// Its first µs.
+    pub(crate) fn begin_us(self) -> u64 {
+        u64::from(self.0) * DAY_US
+    }
+
+    /// The day so many days later.
+    pub(crate) fn plus(self, days: u32) -> Self {
+        Self(self.0.saturating_add(days))
+    }
+}
+
+impl fmt::Display for Day {
+    /// As `2026-01-31`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = i64::from(self.0) * 86_400;
+        match jiff::Timestamp::from_second(seconds) {
+            Ok(time) => write!(f, "{}", time.strftime("%F")),
+            Err(_) => write!(f, "day {}", self.0),
+        }
+    }
+}
+
+impl FromStr for Day {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let date: jiff::civil::Date = text
+            .parse()
+            .map_err(|_| anyhow::anyhow!("'{text}' must be a day like 2026-01-31"))?;
+        let begin = date.to_zoned(jiff::tz::TimeZone::UTC)?;
+        let day = begin.timestamp().as_second() / 86_400;
+        Ok(Self(u32::try_from(day)?))
+    }
+}
+
+/// µs of a day.
+pub(crate) const DAY_US: u64 = 86_400_000_000;

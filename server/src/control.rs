@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::warn;
 
+use crate::agents::NewAgent;
 use crate::archive::{export, verify};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
@@ -66,6 +67,7 @@ pub(crate) struct VerifyRequest {
 pub(crate) struct EnrolRequest {
     pub(crate) name: String,
     pub(crate) site: String,
+    pub(crate) tenant: String,
     pub(crate) ttl_s: u64,
     pub(crate) address: Option<String>,
 }
@@ -377,13 +379,14 @@ async fn handle_enrol(
     }
     audit(&core, "token made", json!({ "agent": request.name })).await?;
     let address = request.address.as_deref().unwrap_or(&core.address);
-    let token = core.agents.make_token(
-        &request.name,
-        &request.site,
-        address,
-        *core.noise.public(),
-        request.ttl_s,
-    )?;
+    let agent = NewAgent {
+        name: &request.name,
+        site: &request.site,
+        tenant: &request.tenant,
+    };
+    let token = core
+        .agents
+        .make_token(&agent, address, *core.noise.public(), request.ttl_s)?;
     Ok(Json(
         json!({ "token": token.to_text(), "expires_s": token.expires_s }),
     ))

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::evidence::Evidence;
 use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
+use crate::policy::Policy;
 use crate::session::receiver::Shared;
 use crate::volume::Volume;
 use crate::{ingest, local};
@@ -32,6 +33,7 @@ use crate::{ingest, local};
 pub(crate) struct Core {
     pub(crate) volume: Volume,
     pub(crate) archive: Arc<Archive>,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) evidence: Evidence,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
@@ -69,10 +71,14 @@ impl Running {
         let archive = Arc::new(
             Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
         );
+        let agents = Agents::load(catalogue.clone(), config.machine_changes_max)?;
+        let agents = Arc::new(agents);
+        let policy = Arc::new(Policy::load(catalogue.clone(), agents.clone())?);
         let (finished, logs) = sync_channel(FINISHED_LOGS_MAX);
         let sealer = {
             let (archive, catalogue) = (archive.clone(), catalogue.clone());
-            let run = move || sealer::run(&archive, &catalogue, &logs);
+            let policy = policy.clone();
+            let run = move || sealer::run(&archive, &catalogue, &policy, &logs);
             std::thread::Builder::new()
                 .name("sealer".into())
                 .spawn(run)?
@@ -93,8 +99,6 @@ impl Running {
             entries,
         ));
         let audit = Audit::new(local.clone());
-        let agents = Agents::load(catalogue.clone(), config.machine_changes_max)?;
-        let agents = Arc::new(agents);
         let evidence = Evidence::open(
             &volume,
             config.cipher,
@@ -115,6 +119,7 @@ impl Running {
             accounts: Accounts::load(catalogue)?,
             audit,
             archive,
+            policy,
             ingest: queue,
             noise: KeyPair::from_secret(&keys.noise.0),
             signing,

@@ -360,9 +360,9 @@ impl Ingest {
     fn open_log(&mut self) -> Result<()> {
         let number = self.archive.next_log_number()?;
         let dir = self.archive.log_dir();
-        let key = self.archive.log_key();
-        let mut writer =
-            SegmentWriter::create(&dir, key, self.archive.cipher(), Kind::Log, number, [0; 16])?;
+        let key = self.archive.keys().make_log_key(number)?;
+        let cipher = self.archive.cipher();
+        let mut writer = SegmentWriter::create(&dir, &key, cipher, Kind::Log, number, [0; 16])?;
         if let Some((left, committed)) = self.left {
             writer.append(
                 RECORD_LIMIT,
@@ -371,7 +371,7 @@ impl Ingest {
         }
         writer.sync()?;
         self.left = None;
-        let shown = Arc::new(Log::open(writer.path(), key)?);
+        let shown = Arc::new(Log::open(writer.path(), &key)?);
         self.archive.add_log(shown.clone());
         let committed = writer.len();
         self.log = Some(ActiveLog {

@@ -24,12 +24,14 @@ mod ingest;
 mod listener;
 mod local;
 mod package;
+mod policy;
 mod present;
 mod session;
 mod silence;
 #[cfg(test)]
 mod simulation;
 mod volume;
+mod wrap;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -44,8 +44,7 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
     let server = core.signing.verifying_key();
     let inclusion = evidence::inclusion_of(&core.volume, &server, stream)?;
     // What is sealed or added meanwhile does not change this list, nor what it reads.
-    let mut extents = core.archive.extents();
-    extents.retain(|extent| extent.stream == stream);
+    let extents = core.archive.extents_of(stream)?;
 
     let mut total = Total::default();
     let mut digest = Sha256::new();

@@ -11,8 +11,6 @@
 
 use std::path::{Path, PathBuf};
 
-use aes_gcm::aead::{Aead as _, Payload};
-use aes_gcm::{Aes256Gcm, KeyInit as _};
 use anyhow::{Context as _, Result, bail};
 use blahaj::{Share, Sharks};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
@@ -23,6 +21,8 @@ use scrinium_segment::lock::DirLock;
 use scrinium_segment::{durable, machine, random};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+use crate::wrap::{unwrap, wrap};
 
 /// An open volume: this process owns its directory.
 pub(crate) struct Volume {
@@ -244,30 +244,6 @@ fn read_install_secret(dir: &Path) -> Result<Secret<32>> {
     Ok(Secret::new(bytes))
 }
 
-fn wrap(key: &Secret<32>, secret: &Secret<32>, volume_id: &str) -> Result<String> {
-    let nonce: [u8; 12] = random()?;
-    let payload = Payload {
-        msg: secret.expose(),
-        aad: volume_id.as_bytes(),
-    };
-    let sealed = Aes256Gcm::new(key.expose().into())
-        .encrypt(&nonce.into(), payload)
-        .map_err(|_| anyhow::anyhow!("wrapping the volume key"))?;
-    Ok(HEXLOWER.encode(&[&nonce[..], &sealed].concat()))
-}
-
-fn unwrap(key: &Secret<32>, wrapped: &str, volume_id: &str) -> Option<Secret<32>> {
-    let bytes = HEXLOWER.decode(wrapped.as_bytes()).ok()?;
-    let (nonce, sealed) = bytes.split_first_chunk::<12>()?;
-    let payload = Payload {
-        msg: sealed,
-        aad: volume_id.as_bytes(),
-    };
-    let cipher = Aes256Gcm::new(key.expose().into());
-    let secret = Zeroizing::new(cipher.decrypt(&(*nonce).into(), payload).ok()?);
-    Some(Secret::new(secret.as_slice().try_into().ok()?))
-}
-
 fn share_text(share: &Share) -> Zeroizing<String> {
     let mut bytes = Zeroizing::new(Vec::from(share));
     let [a, b, c, ..] = sha256(&[b"scrinium share v1", &bytes]);
@@ -297,9 +273,11 @@ fn parse_share(text: &str) -> Result<Share> {
 pub(crate) const LOG_DIR: &str = "log";
 /// Where segments of the archive lie.
 pub(crate) const ARCHIVE_DIR: &str = "archive";
+/// Where segments lie until the catalogue knows them.
+pub(crate) const SEALING_DIR: &str = "sealing";
 /// Where the sealed intervals and the last checkpoint lie.
 pub(crate) const EVIDENCE_DIR: &str = "evidence";
-const SUBDIRECTORIES: [&str; 3] = [LOG_DIR, ARCHIVE_DIR, EVIDENCE_DIR];
+const SUBDIRECTORIES: [&str; 4] = [LOG_DIR, SEALING_DIR, ARCHIVE_DIR, EVIDENCE_DIR];
 const SLOTS_FILE: &str = "volume.json";
 const INSTALL_FILE: &str = "install.secret";
 const SHARE_PREFIX: &str = "SCRINIUM-SHARE-";

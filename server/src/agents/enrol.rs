@@ -12,17 +12,26 @@ use super::{Agents, State};
 use crate::catalogue::records::{AgentRecord, StoredSecret, TokenRecord};
 use crate::clock;
 
+/// What an agent will be called, and whose it will be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewAgent<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) site: &'a str,
+    pub(crate) tenant: &'a str,
+}
+
 impl Agents {
     /// Makes an enrolment token for an agent to be called `name`.
     pub(crate) fn make_token(
         &self,
-        name: &str,
-        site: &str,
+        agent: &NewAgent<'_>,
         address: &str,
         server_public: [u8; 32],
         ttl_s: u64,
     ) -> Result<Token> {
+        let NewAgent { name, site, tenant } = *agent;
         check_name("agent name", name)?;
+        check_name("tenant", tenant)?;
         if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
             bail!("address '{address}' must be HOST:PORT");
         }
@@ -45,6 +54,7 @@ impl Agents {
             secret: StoredSecret(token.secret.clone()),
             agent_name: name.to_owned(),
             site: site.to_owned(),
+            tenant: tenant.to_owned(),
             made_us: clock::unix_us(),
             expires_s: token.expires_s,
             used_by: None,
@@ -119,6 +129,7 @@ pub(super) fn new_agent(
         integrity_only: false,
         instance: [0; 16],
         configuration: None,
+        tenant: token.tenant.clone(),
     };
     Ok((agent, token))
 }

@@ -24,7 +24,7 @@ use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, ConfigurationAnswer,
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
-pub(crate) use self::enrol::check_name;
+pub(crate) use self::enrol::{NewAgent, check_name};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};

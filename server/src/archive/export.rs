@@ -20,12 +20,8 @@ pub(crate) struct Exported {
 pub(crate) fn raw(archive: &Archive, stream: StreamId, out: &mut dyn Write) -> Result<Exported> {
     let mut done = Exported::default();
     let mut next: Option<u64> = None;
-    for extent in archive
-        .extents()
-        .iter()
-        .filter(|extent| extent.stream == stream)
-    {
-        for batch in archive.read(extent)? {
+    for extent in archive.extents_of(stream)? {
+        for batch in archive.read(&extent)? {
             let first = batch.header.first.0;
             if next.is_some_and(|next| first != next && first != 0) {
                 bail!(

@@ -14,13 +14,15 @@
 
 pub(crate) mod block;
 pub(crate) mod export;
+pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod sealer;
+pub(crate) mod segment;
 pub(crate) mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::batch::{BatchHeader, StreamPosition};
@@ -28,22 +30,29 @@ use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::SegmentReader;
-use scrinium_segment::{Kind, Place, segment_name, segment_numbers};
+use scrinium_segment::{Kind, Place, durable, segment_name, segment_numbers};
+use tracing::error;
 
 use self::block::StoredBatch;
+use self::keys::Keyring;
 use self::log::Log;
+use self::segment::{Block, Index, Packing, SegmentBuilder};
 use crate::catalogue::Catalogue;
-use crate::catalogue::records::{BlockRecord, SegmentRecord, StreamRecord};
-use crate::volume::{ARCHIVE_DIR, LOG_DIR, Volume};
+use crate::catalogue::records::{
+    ArchiveMark, Group, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord, StreamRecord,
+};
+use crate::volume::{ARCHIVE_DIR, LOG_DIR, SEALING_DIR, Volume};
 
 /// The archive as every reader sees it.
 pub(crate) struct Archive {
     dir: PathBuf,
-    log_key: Secret<32>,
+    keys: Keyring,
+    /// Opens headers and indexes of segments.
     archive_key: Secret<32>,
     /// What is written from now on is sealed with.
     cipher: Cipher,
     state: RwLock<State>,
+    indexes: Mutex<Indexes>,
 }
 
 #[derive(Default)]
@@ -51,19 +60,43 @@ struct State {
     streams: BTreeMap<StreamId, StreamRecord>,
     /// The streams as the last segment left them: what the catalogue says of them.
     archived: BTreeMap<StreamId, StreamRecord>,
-    segments: Vec<Arc<SegmentRecord>>,
+    segments: BTreeMap<u64, Arc<SegmentRecord>>,
     logs: Vec<Arc<Log>>,
+    mark: ArchiveMark,
+    /// Segments that were replaced or deleted, and whose files are still there.
+    leaving: BTreeSet<u64>,
+    pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
+    /// Logs that no key opens.
+    set_aside: Vec<String>,
+}
+
+/// Indexes of segments, as many as were used last.
+#[derive(Default)]
+struct Indexes {
+    held: BTreeMap<u64, (Arc<Index>, u64)>,
+    blocks: usize,
+    uses: u64,
 }
 
 /// Consecutive batches of one stream, wherever they lie.
 #[derive(Clone)]
 pub(crate) struct Extent {
     pub(crate) stream: StreamId,
+    /// The log its first batch came in, and its number there.
+    pub(crate) order: (u64, u32),
     /// Collection times of its entries, Unix µs.
     pub(crate) times_us: (u64, u64),
     pub(crate) sequences: (u64, u64),
-    pub(crate) entries: u64,
     source: Source,
+}
+
+/// What was found of the archive.
+#[derive(Default)]
+pub(crate) struct Extents {
+    /// In the order of the archive: within a stream, in the order of its entries.
+    pub(crate) list: Vec<Extent>,
+    /// Segments whose index cannot be read, and why.
+    pub(crate) damaged: Vec<(Arc<SegmentRecord>, anyhow::Error)>,
 }
 
 #[derive(Clone)]
@@ -74,54 +107,67 @@ enum Source {
     },
     Segment {
         segment: Arc<SegmentRecord>,
+        index: Arc<Index>,
         block: usize,
     },
 }
 
 impl Archive {
     /// Opens the archive of a volume and reads back the logs that were not yet sealed.
-    pub(crate) fn open(volume: &Volume, catalogue: &Catalogue, cipher: Cipher) -> Result<Self> {
+    pub(crate) fn open(
+        volume: &Volume,
+        catalogue: &Arc<Catalogue>,
+        cipher: Cipher,
+    ) -> Result<Self> {
         let archive = Self {
             dir: volume.dir().to_owned(),
-            log_key: volume.key("log"),
+            keys: Keyring::load(catalogue.clone())?,
             archive_key: volume.key("archive"),
             cipher,
             state: RwLock::default(),
+            indexes: Mutex::default(),
         };
         let mut state = State::default();
         for stream in catalogue.load::<StreamRecord>()? {
             state.streams.insert(stream.id, stream);
         }
         state.archived = state.streams.clone();
-        state.segments = catalogue
-            .load::<SegmentRecord>()?
-            .into_iter()
-            .map(Arc::new)
-            .collect();
-        state.segments.sort_by_key(|segment| segment.number);
-        let archived = state.segments.last().map_or(0, |segment| segment.log);
+        for segment in catalogue.load::<SegmentRecord>()? {
+            state.segments.insert(segment.number, Arc::new(segment));
+        }
+        state.mark = catalogue.load()?.pop().unwrap_or_default();
+        for pruned in catalogue.load::<PrunedRecord>()? {
+            state.pruned.insert(pruned.stream, pruned.ranges);
+        }
+        archive.finish_what_was_begun(catalogue, &state)?;
         let numbers = segment_numbers(&archive.log_dir(), Kind::Log)?;
         let path_of = |number: u64| archive.log_dir().join(segment_name(Kind::Log, number));
         let limits: BTreeMap<u64, u64> = numbers
             .iter()
-            .filter_map(|&number| Log::limit_of_previous(&path_of(number), &archive.log_key))
+            .filter_map(|&number| {
+                Log::limit_of_previous(&path_of(number), &archive.keys.log_key(number)?)
+            })
             .collect();
-        for number in numbers {
+        for &number in &numbers {
             let path = path_of(number);
-            if number <= archived {
+            if number <= state.mark.log {
                 // Sealed, but we died before its removal.
-                scrinium_segment::durable::remove(&path)?;
+                durable::remove(&path)?;
                 continue;
             }
-            if let Some(log) = Log::recover(
-                &path,
-                &archive.log_key,
-                limits.get(&number).copied(),
-                &mut state.streams,
-            )? {
+            let Some(key) = archive.keys.log_key(number) else {
+                // Its key goes with the step that seals it: this catalogue is not the one of this log.
+                error!(log = %path.display(), "the catalogue has no key for a log: it is set aside");
+                durable::rename(&path, &path.with_extension("log.unreadable"))?;
+                state.set_aside.push(segment_name(Kind::Log, number));
+                continue;
+            };
+            let limit = limits.get(&number).copied();
+            if let Some(log) = Log::recover(&path, &key, limit, &mut state.streams)? {
                 state.logs.push(Arc::new(log));
             }
         }
+        archive.keys.forget_logs_but(&numbers)?;
         *archive
             .state
             .write()
@@ -129,15 +175,44 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Files of segments that the catalogue knows take their place, unfinished ones and removed ones go.
+    fn finish_what_was_begun(&self, catalogue: &Catalogue, state: &State) -> Result<()> {
+        for number in segment_numbers(&self.sealing_dir(), Kind::Archive)? {
+            if state.segments.contains_key(&number) {
+                self.settle(number)?;
+            } else {
+                durable::remove(&self.sealing_dir().join(segment_name(Kind::Archive, number)))?;
+            }
+        }
+        for removed in catalogue.load::<RemovedSegment>()? {
+            durable::remove(&self.segment_path(removed.number))?;
+            catalogue.write(|changes| changes.remove(&removed))?;
+        }
+        Ok(())
+    }
+
     /// The number for the next log.
     pub(crate) fn next_log_number(&self) -> Result<u64> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let archived = state.segments.last().map_or(0, |segment| segment.log);
+        let archived = self.mark().log;
         let present = segment_numbers(&self.log_dir(), Kind::Log)?
             .last()
             .copied()
             .unwrap_or(0);
         Ok(archived.max(present) + 1)
+    }
+
+    /// How far it is.
+    pub(crate) fn mark(&self) -> ArchiveMark {
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .mark
+    }
+
+    /// Logs that were found without a key at the start.
+    pub(crate) fn set_aside(&self) -> Vec<String> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.set_aside.clone()
     }
 
     pub(crate) fn log_dir(&self) -> PathBuf {
@@ -148,8 +223,34 @@ impl Archive {
         self.dir.join(ARCHIVE_DIR)
     }
 
-    pub(crate) fn log_key(&self) -> &Secret<32> {
-        &self.log_key
+    /// Where segments lie that the catalogue does not know yet.
+    fn sealing_dir(&self) -> PathBuf {
+        self.dir.join(SEALING_DIR)
+    }
+
+    /// Begins a segment that the catalogue does not know yet.
+    pub(crate) fn build(
+        &self,
+        group: Group,
+        number: u64,
+        packing: Packing,
+    ) -> Result<SegmentBuilder<'_>> {
+        let dir = self.sealing_dir();
+        // What is left of an attempt that failed.
+        durable::remove(&dir.join(segment_name(Kind::Archive, number)))?;
+        let seal = (&self.archive_key, self.cipher);
+        SegmentBuilder::create(&dir, &self.keys, seal, group, number, packing)
+    }
+
+    /// Moves the file of a segment that the catalogue knows to its place.
+    pub(crate) fn settle(&self, number: u64) -> Result<()> {
+        let built = self.sealing_dir().join(segment_name(Kind::Archive, number));
+        durable::rename(&built, &self.segment_path(number))?;
+        Ok(())
+    }
+
+    pub(crate) fn keys(&self) -> &Keyring {
+        &self.keys
     }
 
     /// What is written from now on is sealed with.
@@ -183,18 +284,20 @@ impl Archive {
         state.logs.push(log);
     }
 
-    /// Puts a sealed segment in the place of the log it was made of.
+    /// Puts sealed segments in the place of the log they were made of.
     pub(crate) fn replace_log(
         &self,
-        sealed: Option<(SegmentRecord, BTreeMap<StreamId, StreamRecord>)>,
-        log: u64,
+        segments: Vec<SegmentRecord>,
+        streams: BTreeMap<StreamId, StreamRecord>,
+        mark: ArchiveMark,
     ) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.logs.retain(|held| held.number() != log);
-        if let Some((segment, streams)) = sealed {
-            state.segments.push(Arc::new(segment));
-            state.archived.extend(streams);
+        state.logs.retain(|held| held.number() != mark.log);
+        for segment in segments {
+            state.segments.insert(segment.number, Arc::new(segment));
         }
+        state.archived.extend(streams);
+        state.mark = mark;
     }
 
     /// Streams that no segment knows yet, as they were introduced.
@@ -279,55 +382,123 @@ impl Archive {
     /// Segments and logs, oldest first.
     pub(crate) fn parts(&self) -> (Vec<Arc<SegmentRecord>>, Vec<Arc<Log>>) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        (state.segments.clone(), state.logs.clone())
+        (
+            state.segments.values().cloned().collect(),
+            state.logs.clone(),
+        )
     }
 
-    /// Every extent, in the order of the archive: within a stream, in the order of its entries.
-    pub(crate) fn extents(&self) -> Vec<Extent> {
+    /// The extents of the streams that are `wanted` with entries collected in `times_us`, both ends included.
+    /// What was forgotten is not among them.
+    pub(crate) fn extents(
+        &self,
+        wanted: impl Fn(StreamId) -> bool,
+        times_us: (u64, u64),
+    ) -> Extents {
         let (segments, logs) = self.parts();
-        let mut extents = Vec::new();
+        let overlaps = |of: (u64, u64)| of.0 <= times_us.1 && times_us.0 <= of.1;
+        let mut found = Extents::default();
         for segment in segments {
-            for (block, record) in segment.blocks.iter().enumerate() {
-                extents.push(Extent {
-                    stream: record.stream,
-                    times_us: record.times_us,
-                    sequences: record.sequences,
-                    entries: record.entries,
-                    source: Source::Segment {
-                        segment: segment.clone(),
-                        block,
-                    },
-                });
+            if !overlaps(segment.times_us) {
+                continue;
+            }
+            let index = match self.index(&segment) {
+                Ok(index) => index,
+                Err(error) => {
+                    found.damaged.push((segment, error));
+                    continue;
+                }
+            };
+            let kept = self.keys.kept(&segment.group);
+            for (number, block) in index.blocks.iter().enumerate() {
+                if wanted(block.stream) && overlaps(block.times_us) && kept.has(block.stream) {
+                    found.list.push(Extent {
+                        stream: block.stream,
+                        order: block.order,
+                        times_us: block.times_us,
+                        sequences: block.sequences,
+                        source: Source::Segment {
+                            segment: segment.clone(),
+                            index: index.clone(),
+                            block: number,
+                        },
+                    });
+                }
             }
         }
         for log in logs {
-            for batch in log.batches() {
-                extents.push(Extent {
-                    stream: batch.stream,
-                    times_us: batch.times_us,
-                    sequences: batch.sequences,
-                    entries: batch.sequences.1 - batch.sequences.0,
-                    source: Source::Log {
-                        log: log.clone(),
-                        place: batch.place,
-                    },
-                });
+            for (number, batch) in (0..).zip(log.batches()) {
+                if wanted(batch.stream) && overlaps(batch.times_us) {
+                    found.list.push(Extent {
+                        stream: batch.stream,
+                        order: (log.number(), number),
+                        times_us: batch.times_us,
+                        sequences: batch.sequences,
+                        source: Source::Log {
+                            log: log.clone(),
+                            place: batch.place,
+                        },
+                    });
+                }
             }
         }
-        extents
+        found.list.sort_by_key(|extent| extent.order);
+        found
+    }
+
+    /// Every extent of one stream; an error when some cannot be found.
+    pub(crate) fn extents_of(&self, stream: StreamId) -> Result<Vec<Extent>> {
+        let mut found = self.extents(|other| other == stream, EVER);
+        match found.damaged.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(found.list),
+        }
+    }
+
+    /// When the oldest entry was collected, Unix µs.
+    pub(crate) fn oldest_us(&self) -> Option<u64> {
+        let (segments, logs) = self.parts();
+        let sealed = segments.iter().map(|segment| segment.times_us.0);
+        let live = logs.iter().flat_map(|log| log.batches());
+        sealed.chain(live.map(|batch| batch.times_us.0)).min()
+    }
+
+    /// What lies where in a segment.
+    pub(crate) fn index(&self, segment: &SegmentRecord) -> Result<Arc<Index>> {
+        {
+            let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+            indexes.uses += 1;
+            let now = indexes.uses;
+            if let Some((index, used)) = indexes.held.get_mut(&segment.number) {
+                *used = now;
+                return Ok(index.clone());
+            }
+        }
+        let reader = self.open_segment(segment)?;
+        let index = Index::read(&reader, place_of(segment.index))?;
+        anyhow::ensure!(
+            index.group == segment.group,
+            "segment {:016x} is of another day, class or tenant",
+            segment.number
+        );
+        let index = Arc::new(index);
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        indexes.hold(segment.number, index.clone());
+        Ok(index)
     }
 
     /// Reads the batches of an extent.
     pub(crate) fn read(&self, extent: &Extent) -> Result<Vec<StoredBatch>> {
         match &extent.source {
             Source::Log { log, place } => Ok(vec![log.read(*place)?]),
-            Source::Segment { segment, block } => {
+            Source::Segment {
+                segment,
+                index,
+                block,
+            } => {
                 let reader = self.open_segment(segment)?;
-                let record = segment
-                    .blocks
-                    .get(*block)
-                    .context("a block of the catalogue")?;
-                self.read_block(&reader, record)
+                let block = index.blocks.get(*block).context("a block of the index")?;
+                self.read_block(&reader, segment, block)
             }
         }
     }
@@ -336,12 +507,8 @@ impl Archive {
     /// and other entries.
     pub(crate) fn contradicts(&self, header: &BatchHeader) -> Result<bool> {
         let first = header.first.0;
-        let covers = |extent: &&Extent| {
-            extent.stream == header.stream
-                && extent.sequences.0 <= first
-                && first < extent.sequences.1
-        };
-        for extent in self.extents().iter().filter(covers) {
+        let covers = |extent: &&Extent| extent.sequences.0 <= first && first < extent.sequences.1;
+        for extent in self.extents_of(header.stream)?.iter().filter(covers) {
             for batch in self.read(extent)? {
                 let same_place =
                     batch.header.epoch == header.epoch && batch.header.first == header.first;
@@ -357,11 +524,62 @@ impl Archive {
     pub(crate) fn read_block(
         &self,
         reader: &SegmentReader,
-        block: &BlockRecord,
+        segment: &SegmentRecord,
+        block: &Block,
     ) -> Result<Vec<StoredBatch>> {
-        let record = reader.read(place_of(block.place))?;
+        let key = self.keys.for_reading(&segment.group, block.stream)?;
+        let record = reader.read_under(&key, block.place)?;
         let batches = block::decode(&record.payload, block.raw_len)?;
         Ok(batches)
+    }
+
+    /// Reads the filter of one block of an open segment.
+    pub(crate) fn read_filter(
+        &self,
+        reader: &SegmentReader,
+        segment: &SegmentRecord,
+        block: &Block,
+    ) -> Result<Vec<u8>> {
+        let key = self.keys.for_reading(&segment.group, block.stream)?;
+        Ok(reader.read_under(&key, block.filter)?.payload)
+    }
+
+    /// Whether everything of a segment but its blocks and filters lies on the disk as it was sealed.
+    pub(crate) fn check_frame(&self, segment: &SegmentRecord) -> Result<()> {
+        let reader = self.open_segment(segment)?;
+        anyhow::ensure!(
+            reader.len() == segment.len,
+            "has {} bytes; {} were sealed",
+            reader.len(),
+            segment.len
+        );
+        Index::check(&reader, place_of(segment.index))
+    }
+
+    /// Whether the filter of an extent lies on the disk as it was sealed.
+    pub(crate) fn check_filter(&self, extent: &Extent) -> Result<()> {
+        if let Some((segment, block)) = extent.block() {
+            self.read_filter(&self.open_segment(segment)?, segment, block)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing says why a segment of this number is there.
+    pub(crate) fn is_strange(&self, number: u64) -> bool {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        !state.segments.contains_key(&number) && !state.leaving.contains(&number)
+    }
+
+    /// Whether a segment is no longer the archive's.
+    pub(crate) fn is_replaced(&self, number: u64) -> bool {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        !state.segments.contains_key(&number)
+    }
+
+    /// What was deleted of each stream.
+    pub(crate) fn pruned(&self) -> BTreeMap<StreamId, Vec<PrunedRange>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.pruned.clone()
     }
 
     pub(crate) fn open_segment(&self, segment: &SegmentRecord) -> Result<SegmentReader> {
@@ -383,11 +601,38 @@ impl Archive {
     }
 }
 
+impl Indexes {
+    fn hold(&mut self, number: u64, index: Arc<Index>) {
+        self.blocks += index.blocks.len();
+        if let Some((before, _)) = self.held.insert(number, (index, self.uses)) {
+            self.blocks -= before.blocks.len();
+        }
+        while self.blocks > INDEXED_BLOCKS_MAX && self.held.len() > 1 {
+            let oldest = self.held.iter().min_by_key(|(_, (_, used))| *used);
+            let Some(oldest) = oldest.map(|(number, _)| *number) else {
+                return;
+            };
+            if let Some((gone, _)) = self.held.remove(&oldest) {
+                self.blocks -= gone.blocks.len();
+            }
+        }
+    }
+}
+
 impl Extent {
+    /// How many entries it has.
+    pub(crate) fn entries(&self) -> u64 {
+        self.sequences.1 - self.sequences.0
+    }
+
     /// The segment and block of an archived extent; logs have no filters.
-    pub(crate) fn block(&self) -> Option<(&Arc<SegmentRecord>, usize)> {
+    pub(crate) fn block(&self) -> Option<(&Arc<SegmentRecord>, &Block)> {
         match &self.source {
-            Source::Segment { segment, block } => Some((segment, *block)),
+            Source::Segment {
+                segment,
+                index,
+                block,
+            } => Some((segment, index.blocks.get(*block)?)),
             Source::Log { .. } => None,
         }
     }
@@ -404,6 +649,11 @@ impl Extent {
 pub(crate) fn place_of((offset, len, index): (u64, u32, u64)) -> Place {
     Place { offset, len, index }
 }
+
+/// All times.
+pub(crate) const EVER: (u64, u64) = (0, u64::MAX);
+/// Most blocks whose place is kept in memory, about 200 bytes each.
+const INDEXED_BLOCKS_MAX: usize = 1 << 18;
 
 /// Bytes of the files below `dir`, for people.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {

@@ -6,13 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::VerifyingKey;
-use scrinium_protocol::batch::{Relation, StreamPosition};
+use scrinium_protocol::batch::{BatchHeader, Relation, StreamPosition};
 use scrinium_protocol::identity::{AgentId, StreamId};
-use scrinium_segment::{Kind, segment_name};
+use scrinium_segment::{Kind, segment_name, segment_numbers};
 use serde::{Deserialize, Serialize};
 
 use super::block::StoredBatch;
-use super::{Archive, Extent, place_of};
+use super::keys::Unreadable;
+use super::{Archive, EVER, Extent};
+use crate::catalogue::records::{PrunedRange, SegmentRecord};
 use crate::evidence::Claims;
 
 /// The outcome of a verification.
@@ -30,6 +32,9 @@ pub(crate) struct Report {
     /// Sealed intervals, with whose heads the archive was compared.
     #[serde(default)]
     pub(crate) intervals: u64,
+    /// Entries that were deleted lawfully, each named in a certificate.
+    #[serde(default)]
+    pub(crate) pruned: u64,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -60,9 +65,16 @@ pub(crate) fn verify(
         damaged: BTreeMap::new(),
         broken: BTreeSet::new(),
         claims,
+        pruned: archive.pruned(),
     };
+    run.report.pruned = run
+        .pruned
+        .values()
+        .flatten()
+        .map(|range| range.sequences.1 - range.sequences.0)
+        .sum();
     run.structure();
-    for extent in archive.extents() {
+    for extent in archive.extents(|_| true, EVER).list {
         run.extent(&extent);
     }
     run.ends();
@@ -83,6 +95,8 @@ struct Run<'a> {
     /// Streams of which something was reported already.
     broken: BTreeSet<StreamId>,
     claims: Claims,
+    /// What was deleted lawfully.
+    pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
 }
 
 impl Run<'_> {
@@ -92,60 +106,63 @@ impl Run<'_> {
         self.report.logs = logs.len() as u64;
         for log in &logs {
             for problem in log.damage() {
-                self.report.findings.push(Finding {
-                    segment: segment_name(Kind::Log, log.number()),
-                    agent: "?".to_owned(),
-                    stream: "?".to_owned(),
-                    sequences: (0, 0),
-                    problem: problem.clone(),
-                });
+                self.find_file(segment_name(Kind::Log, log.number()), problem.clone());
+            }
+        }
+        for name in self.archive.set_aside() {
+            self.find_file(name, "no key of the catalogue opens it".into());
+        }
+        let known: BTreeSet<u64> = segments.iter().map(|segment| segment.number).collect();
+        let present = segment_numbers(&self.archive.archive_dir(), Kind::Archive);
+        for number in present.unwrap_or_default() {
+            // One that was sealed or replaced while we read is no stranger.
+            if !known.contains(&number) && self.archive.is_strange(number) {
+                let name = segment_name(Kind::Archive, number);
+                self.find_file(name, "the catalogue does not know this segment".into());
             }
         }
         for segment in segments {
             self.report.segments += 1;
-            let problem = match self.archive.open_segment(&segment) {
-                Err(error) => Some(format!("{error:#}")),
-                Ok(reader) if reader.len() != segment.len => Some(format!(
-                    "has {} bytes; {} were sealed",
-                    reader.len(),
-                    segment.len
-                )),
-                Ok(reader) => {
-                    // Filters, index and end lie behind the blocks; walk them in order.
-                    let mut cursor = reader.start();
-                    cursor.offset = segment.filters.0;
-                    cursor.index = segment.filters.2;
-                    let mut records = 0;
-                    loop {
-                        match reader.next(&mut cursor) {
-                            Ok(scrinium_segment::reader::Next::Record(_)) => records += 1,
-                            Ok(scrinium_segment::reader::Next::End) if records == 2 => break None,
-                            Ok(_) => break Some("its index or end is damaged".to_owned()),
-                            Err(error) => break Some(error.to_string()),
-                        }
-                    }
-                }
-            };
-            let Some(problem) = problem else { continue };
-            let mut seen = BTreeMap::new();
-            for block in &segment.blocks {
-                let range = seen.entry(block.stream).or_insert(block.sequences);
-                range.1 = block.sequences.1;
-            }
-            for (stream, sequences) in seen {
-                self.find(
-                    segment_name(Kind::Archive, segment.number),
-                    stream,
-                    sequences,
-                    problem.clone(),
-                );
+            if let Err(error) = self.archive.check_frame(&segment)
+                && !self.archive.is_replaced(segment.number)
+            {
+                self.find_segment(&segment, &format!("{error:#}"));
             }
         }
+    }
+
+    /// Something about a segment: named for each stream in it, as far as its index can still be read.
+    fn find_segment(&mut self, segment: &SegmentRecord, problem: &str) {
+        let name = segment_name(Kind::Archive, segment.number);
+        let Ok(index) = self.archive.index(segment) else {
+            return self.find_file(name, problem.to_owned());
+        };
+        let mut ranges = BTreeMap::new();
+        for block in &index.blocks {
+            let range = ranges.entry(block.stream).or_insert(block.sequences);
+            range.1 = block.sequences.1;
+        }
+        for (stream, sequences) in ranges {
+            self.find(name.clone(), stream, sequences, problem.to_owned());
+        }
+    }
+
+    /// Something about a file; which streams it concerns, their chains tell.
+    fn find_file(&mut self, segment: String, problem: String) {
+        self.report.findings.push(Finding {
+            segment,
+            agent: "?".to_owned(),
+            stream: "?".to_owned(),
+            sequences: (0, 0),
+            problem,
+        });
     }
 
     fn extent(&mut self, extent: &Extent) {
         let batches = match self.archive.read(extent) {
             Ok(batches) => batches,
+            // Deleted since the list was made.
+            Err(error) if error.is::<Unreadable>() => return,
             Err(error) => {
                 self.find(
                     extent.place_name(),
@@ -158,6 +175,14 @@ impl Run<'_> {
                 return;
             }
         };
+        if let Err(error) = self.archive.check_filter(extent) {
+            self.find(
+                extent.place_name(),
+                extent.stream,
+                extent.sequences,
+                format!("{error:#}"),
+            );
+        }
         for batch in batches {
             self.batch(extent, &batch);
         }
@@ -206,7 +231,7 @@ impl Run<'_> {
             None if self.damaged.remove(&stream).is_some() => true,
             _ => header.relation_to(&start) == Relation::Follows,
         };
-        if !follows {
+        if !follows && !self.was_pruned_before(header) {
             self.find(
                 extent.place_name(),
                 stream,
@@ -229,21 +254,35 @@ impl Run<'_> {
         self.positions.insert(stream, after);
     }
 
+    /// Whether what is missing before a batch was deleted, and said so.
+    fn was_pruned_before(&self, header: &BatchHeader) -> bool {
+        let from = match self.positions.get(&header.stream) {
+            Some(position) if position.epoch == header.epoch => position.next.0,
+            _ => 0,
+        };
+        let pruned = self.pruned.get(&header.stream).into_iter().flatten();
+        let mut before = pruned.filter(|range| {
+            range.epoch == header.epoch
+                && range.sequences == (from, header.first.0)
+                && range.head == header.previous
+        });
+        before.next().is_some()
+    }
+
     /// Everything that was sealed is here, as it was.
     fn intervals(&mut self) {
         self.report.intervals = self.claims.intervals;
         for problem in core::mem::take(&mut self.claims.problems) {
-            self.report.findings.push(Finding {
-                segment: "evidence".into(),
-                agent: "?".into(),
-                stream: "?".into(),
-                sequences: (0, 0),
-                problem,
-            });
+            self.find_file("evidence".into(), problem);
         }
         let mut missing: BTreeMap<StreamId, (u64, u64)> = BTreeMap::new();
-        for ((stream, _, next), (_, interval)) in core::mem::take(&mut self.claims.heads) {
-            if !self.broken.contains(&stream) {
+        for ((stream, epoch, next), (head, interval)) in core::mem::take(&mut self.claims.heads) {
+            let pruned = self.pruned.get(&stream).into_iter().flatten();
+            let mut covering = pruned
+                .filter(|range| range.epoch == epoch)
+                .filter(|range| range.sequences.0 <= next && next <= range.sequences.1);
+            let is_pruned = covering.any(|range| next < range.sequences.1 || range.head == head);
+            if !is_pruned && !self.broken.contains(&stream) {
                 let last = missing.entry(stream).or_default();
                 *last = (*last).max((next, interval));
             }
@@ -273,7 +312,14 @@ impl Run<'_> {
                 .get(&id)
                 .map_or(0, |position| position.next.0);
             // Batches that came while we read are not missing.
-            if reached < stream.position.next.0 && !self.grew_since(id, reached) {
+            let pruned = self.pruned.get(&id).into_iter().flatten();
+            let mut at_the_end = pruned.filter(|range| {
+                range.epoch == stream.position.epoch && range.head == stream.position.head
+            });
+            let is_pruned = at_the_end.any(|range| {
+                reached == range.sequences.0 && range.sequences.1 == stream.position.next.0
+            });
+            if reached < stream.position.next.0 && !is_pruned && !self.grew_since(id, reached) {
                 let sequences = (reached, stream.position.next.0);
                 self.find(
                     "archive".into(),
@@ -286,10 +332,11 @@ impl Run<'_> {
     }
 
     fn grew_since(&self, stream: StreamId, reached: u64) -> bool {
-        let extents = self.archive.extents();
+        let extents = self.archive.extents(|other| other == stream, EVER);
         extents
+            .list
             .iter()
-            .any(|extent| extent.stream == stream && extent.sequences.0 == reached)
+            .any(|extent| extent.sequences.0 == reached)
     }
 
     fn find(&mut self, segment: String, stream: StreamId, sequences: (u64, u64), problem: String) {
@@ -312,7 +359,7 @@ impl Report {
     /// The report as sentences.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!(
-            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals\n",
+            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals; {} entries deleted lawfully\n",
             self.streams,
             self.batches,
             self.entries,
@@ -320,7 +367,8 @@ impl Report {
             self.segments,
             self.logs,
             self.gaps,
-            self.intervals
+            self.intervals,
+            self.pruned
         );
         for finding in &self.findings {
             text.push_str(&format!(
@@ -340,21 +388,4 @@ impl Report {
         });
         text
     }
-}
-
-/// Reads the filters of a segment, one per block; `None` when they are damaged.
-pub(crate) fn filters(
-    archive: &Archive,
-    segment: &crate::catalogue::records::SegmentRecord,
-) -> Option<Vec<Vec<u8>>> {
-    let reader = archive.open_segment(segment).ok()?;
-    let payload = reader.read(place_of(segment.filters)).ok()?.payload;
-    let mut rest = payload.as_slice();
-    let mut filters = Vec::with_capacity(segment.blocks.len());
-    while let Some((len, after)) = rest.split_first_chunk::<4>() {
-        let (filter, after) = after.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-        filters.push(filter.to_vec());
-        rest = after;
-    }
-    (filters.len() == segment.blocks.len()).then_some(filters)
 }

@@ -2,12 +2,13 @@
 
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::Codec;
-use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
+use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Stored;
 use crate::alarms::AlarmKind;
+use crate::clock::Day;
 
 /// Binary values as lower-case hexadecimal text.
 mod hex {
@@ -134,6 +135,12 @@ pub(crate) struct AgentRecord {
     pub(crate) instance: [u8; 16],
     #[serde(default)]
     pub(crate) configuration: Option<AgentConfiguration>,
+    #[serde(default = "first_tenant")]
+    pub(crate) tenant: String,
+}
+
+fn first_tenant() -> String {
+    FIRST_TENANT.to_owned()
 }
 
 /// What was seen of somebody refused until a person approves.
@@ -174,6 +181,8 @@ pub(crate) struct TokenRecord {
     pub(crate) secret: StoredSecret,
     pub(crate) agent_name: String,
     pub(crate) site: String,
+    #[serde(default = "first_tenant")]
+    pub(crate) tenant: String,
     pub(crate) made_us: u64,
     pub(crate) expires_s: u64,
     /// The static key of the agent that used it.
@@ -232,20 +241,36 @@ impl Stored for StreamRecord {
     }
 }
 
-/// A sealed segment of the archive, and what lies where in it.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// What is kept and forgotten together: one day of one class of one tenant.
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub(crate) struct Group {
+    pub(crate) tenant: String,
+    pub(crate) class: String,
+    pub(crate) day: Day,
+}
+
+/// A sealed segment of the archive; what lies where in it, its own index says.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct SegmentRecord {
+    /// Never given twice.
     pub(crate) number: u64,
+    pub(crate) group: Group,
     /// Bytes of the file; one more or less is tampering.
     pub(crate) len: u64,
     /// Tag of its header; another file of the same number is noticed.
     #[serde(with = "hex")]
     pub(crate) tag: [u8; 16],
-    pub(crate) blocks: Vec<BlockRecord>,
-    /// The filters of all blocks.
-    pub(crate) filters: (u64, u32, u64),
-    /// The log it was made of; logs up to here are gone.
-    pub(crate) log: u64,
+    /// Where its index lies: offset, length and index of the record.
+    pub(crate) index: (u64, u32, u64),
+    /// Collection times of its entries, Unix µs.
+    pub(crate) times_us: (u64, u64),
+    pub(crate) entries: u64,
+    /// Bytes of its entries.
+    pub(crate) bytes: u64,
+    /// The logs it was made of, first and last.
+    pub(crate) logs: (u64, u64),
+    /// It holds a whole day, compressed harder.
+    pub(crate) compacted: bool,
 }
 
 impl Stored for SegmentRecord {
@@ -256,19 +281,94 @@ impl Stored for SegmentRecord {
     }
 }
 
-/// One block of a segment: consecutive batches of one stream.
+/// How far the archive is; one row.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct ArchiveMark {
+    /// Logs up to here were sealed, and are gone.
+    pub(crate) log: u64,
+    /// The last segment number that was given.
+    pub(crate) segment: u64,
+    /// The last certificate number that was given.
+    #[serde(default)]
+    pub(crate) certificate: u64,
+}
+
+impl Stored for ArchiveMark {
+    const KIND: u8 = 8;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+/// A segment that is no longer the archive's, and whose file may still be there.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct BlockRecord {
-    /// Offset, length and index of its record.
-    pub(crate) place: (u64, u32, u64),
-    #[serde(with = "codec")]
-    pub(crate) stream: StreamId,
-    /// Sequences of its entries, end excluded (of the last epoch, when it spans two).
-    pub(crate) sequences: (u64, u64),
-    /// Collection times of its entries, Unix µs.
-    pub(crate) times_us: (u64, u64),
-    pub(crate) entries: u64,
-    pub(crate) raw_len: u32,
+pub(crate) struct RemovedSegment {
+    pub(crate) number: u64,
+}
+
+impl Stored for RemovedSegment {
+    const KIND: u8 = 9;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// The key of a log, gone with it.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct LogKey {
+    pub(crate) number: u64,
+    pub(crate) key: StoredSecret,
+}
+
+impl Stored for LogKey {
+    const KIND: u8 = 10;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// A customer whose logs are kept apart.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct TenantRecord {
+    pub(crate) name: String,
+    /// Wraps the keys of its days.
+    pub(crate) key: StoredSecret,
+}
+
+impl Stored for TenantRecord {
+    const KIND: u8 = 11;
+
+    fn name(&self) -> Vec<u8> {
+        self.name.clone().into_bytes()
+    }
+}
+
+/// The keys of a group, wrapped under its tenant's.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct GroupKeys {
+    pub(crate) group: Group,
+    pub(crate) keys: WrappedKeys,
+}
+
+/// What is left of the keys of a group.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) enum WrappedKeys {
+    /// The key all its streams' keys come from.
+    Whole(String),
+    /// Some streams were forgotten: the keys of the others, one by one.
+    Streams(Vec<(String, String)>),
+}
+
+impl Stored for GroupKeys {
+    const KIND: u8 = 12;
+
+    fn name(&self) -> Vec<u8> {
+        let Group { tenant, class, day } = &self.group;
+        format!("{tenant}\0{class}\0{day}").into_bytes()
+    }
 }
 
 /// Something a person must hear of.
@@ -293,6 +393,129 @@ impl Stored for AlarmRecord {
         self.id.to_be_bytes().to_vec()
     }
 }
+
+/// How long a category of logs is kept.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClassRecord {
+    pub(crate) name: String,
+    /// Days its entries are kept after the day they were received on.
+    pub(crate) keep_days: u32,
+    /// `keep_days` may not be set below this,
+    pub(crate) floor_days: u32,
+    /// nor above this.
+    pub(crate) ceiling_days: u32,
+}
+
+impl Stored for ClassRecord {
+    const KIND: u8 = 13;
+
+    fn name(&self) -> Vec<u8> {
+        self.name.clone().into_bytes()
+    }
+}
+
+/// Which streams belong to which class: the first rule that matches says it. One row.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct RulesRecord {
+    pub(crate) rules: Vec<RuleRecord>,
+}
+
+/// One rule. An empty field matches everything.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RuleRecord {
+    pub(crate) class: String,
+    pub(crate) tenant: String,
+    pub(crate) site: String,
+    pub(crate) agent: String,
+    /// A pattern of stream names, as in a shell; `**` crosses directories.
+    pub(crate) stream: String,
+}
+
+impl Stored for RulesRecord {
+    const KIND: u8 = 14;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+/// Somebody wants a range kept, whatever its time.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct HoldRecord {
+    /// The reference of the matter, which names it.
+    pub(crate) name: String,
+    pub(crate) reason: String,
+    pub(crate) by: String,
+    pub(crate) since_us: u64,
+    /// Whose entries; an empty field matches everything.
+    pub(crate) tenant: String,
+    pub(crate) site: String,
+    pub(crate) agent: String,
+    /// A pattern of stream names.
+    pub(crate) stream: String,
+    /// Days of receipt, both included.
+    pub(crate) from: Day,
+    pub(crate) to: Day,
+}
+
+impl Stored for HoldRecord {
+    const KIND: u8 = 15;
+
+    fn name(&self) -> Vec<u8> {
+        self.name.clone().into_bytes()
+    }
+}
+
+/// What was deleted of a stream, as far as its chain went through it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PrunedRecord {
+    #[serde(with = "codec")]
+    pub(crate) stream: StreamId,
+    pub(crate) ranges: Vec<PrunedRange>,
+}
+
+/// Entries of one epoch that were deleted together.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PrunedRange {
+    #[serde(with = "codec")]
+    pub(crate) epoch: Epoch,
+    /// Sequences, end excluded.
+    pub(crate) sequences: (u64, u64),
+    /// The chain head after them.
+    #[serde(with = "codec")]
+    pub(crate) head: Head,
+    /// The last certificate that says so.
+    pub(crate) certificate: u64,
+}
+
+impl Stored for PrunedRecord {
+    const KIND: u8 = 16;
+
+    fn name(&self) -> Vec<u8> {
+        self.stream.encoded()
+    }
+}
+
+/// A certificate of deletion that is not in the archive's own trail yet.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct CertificateRecord {
+    pub(crate) number: u64,
+    /// The signed text, one line.
+    pub(crate) text: String,
+}
+
+impl Stored for CertificateRecord {
+    const KIND: u8 = 17;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// The tenant of who is given no other, and of the server itself.
+pub(crate) const FIRST_TENANT: &str = "default";
 
 mod stream_kind {
     use scrinium_protocol::identity::StreamKind;

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::{Data, client, close, parse_ttl, say, usage};
+use crate::catalogue::records::FIRST_TENANT;
 use crate::control::{self, AgentRequest, Client, EnrolRequest};
 
 #[derive(Subcommand)]
@@ -22,6 +23,9 @@ pub(crate) enum Agent {
         data: Data,
         #[arg(long, default_value = "")]
         site: String,
+        /// The customer whose logs these are.
+        #[arg(long, default_value = FIRST_TENANT)]
+        tenant: String,
         /// How long the token is valid: 30m, 1h, 7d.
         #[arg(long, default_value = "1h")]
         ttl: String,
@@ -133,6 +137,7 @@ impl Agent {
             Self::Enroll {
                 name,
                 site,
+                tenant,
                 ttl,
                 address,
                 json,
@@ -141,6 +146,7 @@ impl Agent {
                 let request = EnrolRequest {
                     name,
                     site,
+                    tenant,
                     ttl_s: parse_ttl(&ttl).map_err(usage)?,
                     address,
                 };

@@ -21,6 +21,8 @@ use tracing::warn;
 use super::run::{Server, beside};
 use super::{ADMIN, init, say};
 use crate::accounts::random_password;
+use crate::agents::NewAgent;
+use crate::catalogue::records::FIRST_TENANT;
 use crate::clock;
 use crate::config::Config;
 
@@ -156,9 +158,14 @@ async fn start_agent(
         if state.try_exists()? {
             std::fs::remove_dir_all(state)?;
         }
-        let token =
-            core.agents
-                .make_token(AGENT_NAME, "demo", &core.address, *core.noise.public(), 600)?;
+        let agent = NewAgent {
+            name: AGENT_NAME,
+            site: "demo",
+            tenant: FIRST_TENANT,
+        };
+        let token = core
+            .agents
+            .make_token(&agent, &core.address, *core.noise.public(), 600)?;
         let enrolled = Command::new(program)
             .arg("enroll")
             .arg(token.to_text())

@@ -12,7 +12,7 @@ use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use super::filter;
 use super::query::Query;
 use crate::archive::block::StoredBatch;
-use crate::archive::{Archive, Extent, verify};
+use crate::archive::{Archive, EVER, Extent};
 use crate::clock;
 
 /// One line found.
@@ -65,16 +65,15 @@ pub(crate) fn search(
 ) -> Found {
     let started = clock::now();
     let streams = matching_streams(archive, agents, query);
-    let mut extents: Vec<Extent> = archive
-        .extents()
-        .into_iter()
-        .filter(|extent| streams.contains(&extent.stream))
-        .filter(|extent| query.from_us.is_none_or(|from| extent.times_us.1 >= from))
-        .filter(|extent| query.to_us.is_none_or(|to| extent.times_us.0 < to))
-        .collect();
+    let last_us = query.to_us.map_or(EVER.1, |to| to.saturating_sub(1));
+    let times_us = (query.from_us.unwrap_or(EVER.0), last_us);
+    let found = archive.extents(|stream| streams.contains(&stream), times_us);
+    let damaged = found.damaged.len() as u64;
+    let mut extents = found.list;
     if query.is_everything() && wanted.hits_max == 0 && wanted.bucket_us == 0 {
         return Found {
-            count: extents.iter().map(|extent| extent.entries).sum(),
+            count: extents.iter().map(Extent::entries).sum(),
+            damaged,
             ..Found::default()
         };
     }
@@ -89,7 +88,10 @@ pub(crate) fn search(
         next: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
         deadline: wanted.deadline.map(|deadline| started + deadline),
-        found: Mutex::new(Found::default()),
+        found: Mutex::new(Found {
+            damaged,
+            ..Found::default()
+        }),
     };
     let threads = std::thread::available_parallelism()
         .map_or(1, usize::from)
@@ -142,16 +144,19 @@ fn exclude_by_filter(archive: &Archive, query: &Query, extents: &mut Vec<Extent>
     if tokens.is_empty() {
         return;
     }
-    let mut filters = BTreeMap::new();
+    let mut readers = BTreeMap::new();
     extents.retain(|extent| {
         let Some((segment, block)) = extent.block() else {
             return true;
         };
-        let filters = filters
+        let reader = readers
             .entry(segment.number)
-            .or_insert_with(|| verify::filters(archive, segment));
-        let filter = filters.as_ref().and_then(|filters| filters.get(block));
-        filter.is_none_or(|filter| filter::may_hold(filter, &tokens))
+            .or_insert_with(|| archive.open_segment(segment).ok());
+        // A filter that cannot be read excludes nothing: what is wrong shows when the block is read.
+        let filter = reader
+            .as_ref()
+            .and_then(|reader| archive.read_filter(reader, segment, block).ok());
+        filter.is_none_or(|filter| filter::may_hold(&filter, &tokens))
     });
 }
 

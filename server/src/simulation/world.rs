@@ -18,8 +18,10 @@ use super::Sabotage;
 use super::agent::{Agent, File, line_of};
 use super::link::{Direction, Link};
 use super::server::Server;
+use crate::agents::NewAgent;
 use crate::alarms::AlarmKind;
 use crate::archive::export;
+use crate::catalogue::records::FIRST_TENANT;
 
 /// A process died at a fault point.
 struct Died;
@@ -124,7 +126,12 @@ impl World {
         let process = server.process.as_ref().context("just started")?;
         let public = server.public();
         let agents = &process.shared.agents;
-        let token = agents.make_token("web1", "", "192.0.2.1:720", public, 3600)?;
+        let agent = NewAgent {
+            name: "web1",
+            site: "",
+            tenant: FIRST_TENANT,
+        };
+        let token = agents.make_token(&agent, "192.0.2.1:720", public, 3600)?;
         let agent = Agent::new(&dir.join("agent"), &token)?;
         #[expect(clippy::disallowed_methods, reason = "the epoch of virtual time")]
         let now = Instant::now();

@@ -12,6 +12,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Frame, html};
+use crate::agents::NewAgent;
+use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
 use crate::core::Core;
@@ -76,8 +78,11 @@ pub(crate) async fn make(
         .await;
     let made = if written {
         core.agents.make_token(
-            form.name.trim(),
-            form.site.trim(),
+            &NewAgent {
+                name: form.name.trim(),
+                site: form.site.trim(),
+                tenant: FIRST_TENANT,
+            },
             form.address.trim(),
             *core.noise.public(),
             TTL_S,

@@ -272,12 +272,7 @@ async fn run(
         "7d" => 7 * 86_400_000_000,
         "30d" => 30 * 86_400_000_000,
         "all" => {
-            let extents = core.archive.extents();
-            let oldest = extents
-                .iter()
-                .map(|extent| extent.times_us.0)
-                .min()
-                .unwrap_or(now);
+            let oldest = core.archive.oldest_us().unwrap_or(now);
             now.saturating_sub(oldest).max(60_000_000)
         }
         _ => 3_600_000_000,

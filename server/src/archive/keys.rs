@@ -1,0 +1,291 @@
+//! The keys of what is archived. They lie in the catalogue alone; forgetting entries is destroying their key.
+//!
+//! ```text
+//! volume ─▶ catalogue row ─▶ tenant's key ─wraps─▶ group's key (one day of one class) ─derives─▶ stream's key
+//!                        └─▶ key of a log, gone with the log
+//! ```
+//!
+//! A group keeps one key while all its streams are kept. When some are forgotten, the keys of the others are
+//! written out one by one and the key they came from is destroyed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use scrinium_protocol::identity::StreamId;
+use scrinium_protocol::secret::Secret;
+use scrinium_segment::key::derive;
+use scrinium_segment::random;
+
+use crate::catalogue::records::{
+    Group, GroupKeys, LogKey, StoredSecret, TenantRecord, WrappedKeys,
+};
+use crate::catalogue::{Catalogue, Changes};
+use crate::wrap::{unwrap, wrap};
+
+/// All keys of the archive.
+pub(crate) struct Keyring {
+    catalogue: Arc<Catalogue>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    tenants: BTreeMap<String, Secret<32>>,
+    groups: BTreeMap<Group, Keys>,
+    logs: BTreeMap<u64, Secret<32>>,
+}
+
+#[derive(Clone)]
+enum Keys {
+    Whole(Secret<32>),
+    Streams(BTreeMap<StreamId, Secret<32>>),
+}
+
+/// Why entries that are there cannot be read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// Their key was destroyed: their time was over, or somebody had them deleted.
+    #[error("was deleted: its key is destroyed")]
+    Forgotten,
+}
+
+/// The streams of a group that are not forgotten.
+pub(crate) enum Kept {
+    All,
+    These(BTreeSet<StreamId>),
+}
+
+impl Kept {
+    pub(crate) fn has(&self, stream: StreamId) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(streams) => streams.contains(&stream),
+        }
+    }
+}
+
+impl Keyring {
+    /// Reads the keys of a catalogue.
+    pub(crate) fn load(catalogue: Arc<Catalogue>) -> Result<Self> {
+        let mut state = State::default();
+        for tenant in catalogue.load::<TenantRecord>()? {
+            state.tenants.insert(tenant.name, tenant.key.0);
+        }
+        for row in catalogue.load::<GroupKeys>()? {
+            let tenant = state.tenants.get(&row.group.tenant);
+            let tenant = tenant.with_context(|| format!("tenant '{}'", row.group.tenant))?;
+            let keys = unwrap_keys(tenant, &row)?;
+            state.groups.insert(row.group, keys);
+        }
+        for log in catalogue.load::<LogKey>()? {
+            state.logs.insert(log.number, log.key.0);
+        }
+        Ok(Self {
+            catalogue,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The key to seal entries of `stream` with; durable when this returns.
+    pub(crate) fn for_writing(&self, group: &Group, stream: StreamId) -> Result<Secret<32>> {
+        let mut state = self.lock();
+        if let Some(key) = state.groups.get(group).and_then(|keys| keys.of(stream)) {
+            return Ok(key);
+        }
+        let tenant = match state.tenants.get(&group.tenant) {
+            Some(key) => key.clone(),
+            None => {
+                let key = Secret::new(random()?);
+                self.catalogue.put(&TenantRecord {
+                    name: group.tenant.clone(),
+                    key: StoredSecret(key.clone()),
+                })?;
+                state.tenants.insert(group.tenant.clone(), key.clone());
+                key
+            }
+        };
+        let keys = match state.groups.get(group) {
+            None | Some(Keys::Whole(_)) => Keys::Whole(Secret::new(random()?)),
+            Some(Keys::Streams(kept)) => {
+                // What came before of this stream is forgotten; this is not the same key.
+                let mut kept = kept.clone();
+                kept.insert(stream, Secret::new(random()?));
+                Keys::Streams(kept)
+            }
+        };
+        self.catalogue.put(&wrap_keys(&tenant, group, &keys)?)?;
+        let key = keys.of(stream).context("a key was just made")?;
+        state.groups.insert(group.clone(), keys);
+        Ok(key)
+    }
+
+    /// The key that opens entries of `stream`.
+    pub(crate) fn for_reading(
+        &self,
+        group: &Group,
+        stream: StreamId,
+    ) -> Result<Secret<32>, Unreadable> {
+        let state = self.lock();
+        let keys = state.groups.get(group).ok_or(Unreadable::Forgotten)?;
+        keys.of(stream).ok_or(Unreadable::Forgotten)
+    }
+
+    /// Which streams of a group are not forgotten.
+    pub(crate) fn kept(&self, group: &Group) -> Kept {
+        match self.lock().groups.get(group) {
+            Some(Keys::Whole(_)) => Kept::All,
+            Some(Keys::Streams(keys)) => Kept::These(keys.keys().copied().collect()),
+            None => Kept::These(BTreeSet::new()),
+        }
+    }
+
+    /// Every group that has a key.
+    pub(crate) fn groups(&self) -> Vec<Group> {
+        self.lock().groups.keys().cloned().collect()
+    }
+
+    /// Destroys the keys of a group, all but those of the streams in `kept`, as part of a transaction;
+    /// [`Keyring::forgotten`] must follow it.
+    pub(crate) fn forget(
+        &self,
+        changes: &Changes<'_>,
+        group: &Group,
+        kept: &BTreeSet<StreamId>,
+    ) -> Result<()> {
+        let state = self.lock();
+        let left = state.groups.get(group).and_then(|keys| keys.only(kept));
+        let keys = match &left {
+            Some(keys) => wrap_keys(state.tenant(group)?, group, keys)?,
+            None => {
+                return changes.remove(&GroupKeys {
+                    group: group.clone(),
+                    keys: WrappedKeys::Streams(Vec::new()),
+                });
+            }
+        };
+        changes.put(&keys)
+    }
+
+    /// The transaction of [`Keyring::forget`] is durable.
+    pub(crate) fn forgotten(&self, group: &Group, kept: &BTreeSet<StreamId>) {
+        let mut state = self.lock();
+        match state.groups.get(group).and_then(|keys| keys.only(kept)) {
+            Some(keys) => state.groups.insert(group.clone(), keys),
+            None => state.groups.remove(group),
+        };
+    }
+
+    /// Makes the key of a new log; durable when this returns.
+    pub(crate) fn make_log_key(&self, number: u64) -> Result<Secret<32>> {
+        let key = Secret::new(random()?);
+        self.catalogue.put(&LogKey {
+            number,
+            key: StoredSecret(key.clone()),
+        })?;
+        self.lock().logs.insert(number, key.clone());
+        Ok(key)
+    }
+
+    /// The key of a log; none when it was sealed.
+    pub(crate) fn log_key(&self, number: u64) -> Option<Secret<32>> {
+        self.lock().logs.get(&number).cloned()
+    }
+
+    /// Destroys the key of a log, as part of a transaction; it stays in memory for those who still read.
+    pub(crate) fn forget_log(changes: &Changes<'_>, number: u64) -> Result<()> {
+        changes.remove(&LogKey {
+            number,
+            key: StoredSecret(Secret::new([0; 32])),
+        })
+    }
+
+    /// Forgets keys of logs that are not there.
+    pub(crate) fn forget_logs_but(&self, present: &[u64]) -> Result<()> {
+        let mut state = self.lock();
+        let gone: Vec<u64> = state.logs.keys().copied().collect();
+        let gone = gone.into_iter().filter(|number| !present.contains(number));
+        let gone: Vec<u64> = gone.collect();
+        if !gone.is_empty() {
+            self.catalogue.write(|changes| {
+                gone.iter()
+                    .try_for_each(|&number| Self::forget_log(changes, number))
+            })?;
+            state.logs.retain(|number, _| present.contains(number));
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn tenant(&self, group: &Group) -> Result<&Secret<32>> {
+        let tenant = self.tenants.get(&group.tenant);
+        tenant.with_context(|| format!("tenant '{}' has no key", group.tenant))
+    }
+}
+
+impl Keys {
+    fn of(&self, stream: StreamId) -> Option<Secret<32>> {
+        match self {
+            Self::Whole(group) => Some(derive(
+                group,
+                Some(&stream.0),
+                &[b"scrinium stream of a group v1"],
+            )),
+            Self::Streams(keys) => keys.get(&stream).cloned(),
+        }
+    }
+
+    /// What is left for the streams of `kept`, if anything is.
+    fn only(&self, kept: &BTreeSet<StreamId>) -> Option<Self> {
+        let left: BTreeMap<_, _> = kept
+            .iter()
+            .filter_map(|&stream| Some((stream, self.of(stream)?)))
+            .collect();
+        (!left.is_empty()).then_some(Self::Streams(left))
+    }
+}
+
+fn about(group: &Group, stream: Option<StreamId>) -> String {
+    let Group { tenant, class, day } = group;
+    let stream = stream.map_or_else(String::new, |stream| stream.to_string());
+    format!("{tenant}\0{class}\0{}\0{stream}", day.0)
+}
+
+fn wrap_keys(tenant: &Secret<32>, group: &Group, keys: &Keys) -> Result<GroupKeys> {
+    let keys = match keys {
+        Keys::Whole(key) => WrappedKeys::Whole(wrap(tenant, key, &about(group, None))?),
+        Keys::Streams(keys) => {
+            let wrapped = keys.iter().map(|(&stream, key)| {
+                let wrapped = wrap(tenant, key, &about(group, Some(stream)))?;
+                Ok((stream.to_string(), wrapped))
+            });
+            WrappedKeys::Streams(wrapped.collect::<Result<_>>()?)
+        }
+    };
+    Ok(GroupKeys {
+        group: group.clone(),
+        keys,
+    })
+}
+
+fn unwrap_keys(tenant: &Secret<32>, row: &GroupKeys) -> Result<Keys> {
+    let opened = |wrapped: &str, stream| {
+        let about = about(&row.group, stream);
+        unwrap(tenant, wrapped, &about).context("a key of the catalogue is not its tenant's")
+    };
+    match &row.keys {
+        WrappedKeys::Whole(wrapped) => Ok(Keys::Whole(opened(wrapped, None)?)),
+        WrappedKeys::Streams(wrapped) => {
+            let keys = wrapped.iter().map(|(stream, wrapped)| {
+                let stream: StreamId = stream.parse().context("a stream of the catalogue")?;
+                Ok((stream, opened(wrapped, Some(stream))?))
+            });
+            Ok(Keys::Streams(keys.collect::<Result<_>>()?))
+        }
+    }
+}

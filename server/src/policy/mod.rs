@@ -1,0 +1,421 @@
+//! What is kept for how long: classes with floor and ceiling, which stream is of which class, and legal holds.
+//!
+//! Invariants:
+//! 1. `floor_days <= keep_days <= ceiling_days` for every class, whoever asks for what.
+//! 2. Age counts from the day of receipt, never from a time that a log line claims.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use anyhow::{Context as _, Result, ensure};
+use globset::{GlobBuilder, GlobMatcher};
+use scrinium_protocol::identity::{AgentId, StreamKind};
+
+use crate::agents::{Agents, check_name};
+use crate::catalogue::Catalogue;
+use crate::catalogue::records::{
+    ClassRecord, FIRST_TENANT, Group, HoldRecord, RuleRecord, RulesRecord, StreamRecord,
+};
+use crate::clock::Day;
+use crate::core::OWN_NAME;
+
+/// Every class, rule and hold.
+pub(crate) struct Policy {
+    catalogue: Arc<Catalogue>,
+    agents: Arc<Agents>,
+    state: RwLock<State>,
+}
+
+#[derive(Default)]
+struct State {
+    classes: BTreeMap<String, ClassRecord>,
+    rules: Vec<(RuleRecord, GlobMatcher)>,
+    holds: BTreeMap<String, (HoldRecord, GlobMatcher)>,
+}
+
+/// Whose a stream is, as rules and holds see it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Owner {
+    pub(crate) tenant: String,
+    pub(crate) site: String,
+    pub(crate) agent: String,
+}
+
+impl Policy {
+    /// Reads the policy of a catalogue; a new one gets the classes of [`first_classes`].
+    pub(crate) fn load(catalogue: Arc<Catalogue>, agents: Arc<Agents>) -> Result<Self> {
+        let mut state = State::default();
+        for class in catalogue.load::<ClassRecord>()? {
+            state.classes.insert(class.name.clone(), class);
+        }
+        if state.classes.is_empty() {
+            let classes = first_classes();
+            catalogue.write(|changes| classes.iter().try_for_each(|class| changes.put(class)))?;
+            let named = classes.into_iter().map(|class| (class.name.clone(), class));
+            state.classes = named.collect();
+        }
+        let rules = catalogue.load::<RulesRecord>()?.pop().unwrap_or_default();
+        state.rules = compiled(rules.rules)?;
+        for hold in catalogue.load::<HoldRecord>()? {
+            let pattern = pattern(&hold.stream)?;
+            state.holds.insert(hold.name.clone(), (hold, pattern));
+        }
+        Ok(Self {
+            catalogue,
+            agents,
+            state: RwLock::new(state),
+        })
+    }
+
+    /// Where entries of `stream` belong that were received on `day`.
+    pub(crate) fn group_of(&self, stream: &StreamRecord, day: Day) -> Group {
+        let owner = self.owner_of(stream.agent);
+        let class = self.class_of(&owner, stream.kind, &stream.name);
+        Group {
+            tenant: owner.tenant,
+            class,
+            day,
+        }
+    }
+
+    /// Whose the streams of an agent are; the server's own are the first tenant's.
+    pub(crate) fn owner_of(&self, agent: AgentId) -> Owner {
+        match self.agents.get(agent) {
+            Some(agent) => Owner {
+                tenant: agent.tenant,
+                site: agent.site,
+                agent: agent.name,
+            },
+            None => Owner {
+                tenant: FIRST_TENANT.to_owned(),
+                site: String::new(),
+                agent: OWN_NAME.to_owned(),
+            },
+        }
+    }
+
+    fn class_of(&self, owner: &Owner, kind: StreamKind, name: &str) -> String {
+        if kind == StreamKind::Audit {
+            return AUDIT_CLASS.to_owned();
+        }
+        let state = self.read();
+        let rule = state.rules.iter().find(|(rule, pattern)| {
+            owner.matches(&rule.tenant, &rule.site, &rule.agent) && pattern.is_match(name)
+        });
+        rule.map_or(GENERAL_CLASS, |(rule, _)| rule.class.as_str())
+            .to_owned()
+    }
+
+    pub(crate) fn classes(&self) -> Vec<ClassRecord> {
+        self.read().classes.values().cloned().collect()
+    }
+
+    pub(crate) fn rules(&self) -> Vec<RuleRecord> {
+        let state = self.read();
+        state.rules.iter().map(|(rule, _)| rule.clone()).collect()
+    }
+
+    pub(crate) fn holds(&self) -> Vec<HoldRecord> {
+        let state = self.read();
+        state.holds.values().map(|(hold, _)| hold.clone()).collect()
+    }
+
+    /// The first day on which a group is no longer kept. A class that is gone keeps its days for ever.
+    pub(crate) fn expiry_of(&self, group: &Group) -> Option<Day> {
+        let state = self.read();
+        let class = state.classes.get(&group.class)?;
+        Some(group.day.plus(1).plus(class.keep_days))
+    }
+
+    /// The holds that keep what was received on `day` from a stream.
+    pub(crate) fn holds_on(&self, owner: &Owner, stream: &str, day: Day) -> Vec<String> {
+        let state = self.read();
+        let holding = state.holds.values().filter(|(hold, pattern)| {
+            (hold.from..=hold.to).contains(&day)
+                && owner.matches(&hold.tenant, &hold.site, &hold.agent)
+                && pattern.is_match(stream)
+        });
+        holding.map(|(hold, _)| hold.name.clone()).collect()
+    }
+
+    /// Adds a class, or changes how long one keeps. Floor and ceiling of a class that exists are changed
+    /// with `bounds_too` alone.
+    pub(crate) fn set_class(&self, class: ClassRecord, bounds_too: bool) -> Result<()> {
+        check_name("class", &class.name)?;
+        let mut state = self.write();
+        if let Some(before) = state.classes.get(&class.name)
+            && (before.floor_days, before.ceiling_days) != (class.floor_days, class.ceiling_days)
+        {
+            ensure!(
+                bounds_too,
+                "floor and ceiling of class '{}' are changed by two persons",
+                class.name
+            );
+        }
+        let ClassRecord {
+            name,
+            keep_days,
+            floor_days,
+            ceiling_days,
+        } = &class;
+        ensure!(
+            (1..=DAYS_MAX).contains(floor_days) && (*floor_days..=DAYS_MAX).contains(ceiling_days),
+            "class '{name}': floor_days and ceiling_days must be between 1 and {DAYS_MAX}, the floor below the ceiling"
+        );
+        ensure!(
+            keep_days >= floor_days,
+            "class '{name}': keep_days {keep_days} is below its floor of {floor_days} days"
+        );
+        ensure!(
+            keep_days <= ceiling_days,
+            "class '{name}': keep_days {keep_days} is above its ceiling of {ceiling_days} days"
+        );
+        self.catalogue.put(&class)?;
+        state.classes.insert(class.name.clone(), class);
+        Ok(())
+    }
+
+    /// Replaces the rules. What is sealed already stays in the class it was sealed in.
+    pub(crate) fn set_rules(&self, rules: Vec<RuleRecord>) -> Result<()> {
+        let mut state = self.write();
+        for rule in &rules {
+            ensure!(
+                state.classes.contains_key(&rule.class),
+                "a rule names class '{}', which does not exist",
+                rule.class
+            );
+            ensure!(
+                rule.class != AUDIT_CLASS,
+                "class '{AUDIT_CLASS}' is for the server's own trail"
+            );
+        }
+        let compiled = compiled(rules.clone())?;
+        self.catalogue.put(&RulesRecord { rules })?;
+        state.rules = compiled;
+        Ok(())
+    }
+
+    /// Begins a hold; holds stack.
+    pub(crate) fn hold(&self, hold: HoldRecord) -> Result<()> {
+        check_name("hold", &hold.name)?;
+        ensure!(!hold.reason.trim().is_empty(), "a hold needs a reason");
+        ensure!(hold.from <= hold.to, "a hold's first day is after its last");
+        let pattern = pattern(&hold.stream)?;
+        let mut state = self.write();
+        ensure!(
+            !state.holds.contains_key(&hold.name),
+            "a hold named '{}' stands already",
+            hold.name
+        );
+        self.catalogue.put(&hold)?;
+        state.holds.insert(hold.name.clone(), (hold, pattern));
+        Ok(())
+    }
+
+    /// Ends a hold.
+    pub(crate) fn release(&self, name: &str) -> Result<HoldRecord> {
+        let mut state = self.write();
+        let (hold, _) = state
+            .holds
+            .get(name)
+            .with_context(|| format!("no hold is named '{name}'"))?;
+        let hold = hold.clone();
+        self.catalogue.write(|changes| changes.remove(&hold))?;
+        state.holds.remove(name);
+        Ok(hold)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Owner {
+    fn matches(&self, tenant: &str, site: &str, agent: &str) -> bool {
+        [
+            (tenant, &self.tenant),
+            (site, &self.site),
+            (agent, &self.agent),
+        ]
+        .into_iter()
+        .all(|(wanted, own)| wanted.is_empty() || wanted == own)
+    }
+}
+
+/// What a new volume begins with: what is nominative is kept a year and no longer; what administrators did,
+/// half a year at least; the server's own trail and its certificates, five years.
+fn first_classes() -> Vec<ClassRecord> {
+    let class = |name: &str, floor_days, keep_days, ceiling_days| ClassRecord {
+        name: name.to_owned(),
+        keep_days,
+        floor_days,
+        ceiling_days,
+    };
+    vec![
+        class(GENERAL_CLASS, 1, 365, 365),
+        class("administrators", 183, 365, 365),
+        class(AUDIT_CLASS, 365, 1826, 3653),
+    ]
+}
+
+fn compiled(rules: Vec<RuleRecord>) -> Result<Vec<(RuleRecord, GlobMatcher)>> {
+    let compiled = rules.into_iter().map(|rule| {
+        let pattern = pattern(&rule.stream)?;
+        Ok((rule, pattern))
+    });
+    compiled.collect()
+}
+
+fn pattern(text: &str) -> Result<GlobMatcher> {
+    let text = if text.is_empty() { "**" } else { text };
+    let pattern = GlobBuilder::new(text).literal_separator(true).build();
+    let pattern = pattern.with_context(|| format!("'{text}' is not a pattern of stream names"))?;
+    Ok(pattern.compile_matcher())
+}
+
+/// The class of streams that no rule names.
+pub(crate) const GENERAL_CLASS: &str = "general";
+/// The class of what the server did.
+pub(crate) const AUDIT_CLASS: &str = "audit";
+/// A hundred years.
+const DAYS_MAX: u32 = 36_525;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_keeps_within_its_floor_and_ceiling() {
+        let dir = Dir::new("bounds");
+        let policy = dir.policy();
+        let class = |keep_days| ClassRecord {
+            name: "administrators".into(),
+            keep_days,
+            floor_days: 183,
+            ceiling_days: 365,
+        };
+        for (keep, says) in [(182, "floor of 183"), (366, "ceiling of 365")] {
+            let error = policy.set_class(class(keep), false).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        policy.set_class(class(183), false).unwrap();
+        policy.set_class(class(365), false).unwrap();
+        let wider = ClassRecord {
+            ceiling_days: 400,
+            ..class(400)
+        };
+        assert!(policy.set_class(wider.clone(), false).is_err());
+        policy.set_class(wider, true).unwrap();
+        for (floor, keep, ceiling) in [(0, 1, 2), (3, 3, 2), (1, 1, DAYS_MAX + 1)] {
+            let odd = ClassRecord {
+                name: "odd".into(),
+                keep_days: keep,
+                floor_days: floor,
+                ceiling_days: ceiling,
+            };
+            assert!(policy.set_class(odd, true).is_err());
+        }
+        // What was set is there after a restart.
+        drop(policy);
+        let classes = dir.policy().classes();
+        assert!(
+            classes
+                .iter()
+                .any(|class| class.name == "administrators" && class.ceiling_days == 400)
+        );
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_gives_the_class() {
+        let dir = Dir::new("rules");
+        let policy = dir.policy();
+        let rule = |class: &str, stream: &str| RuleRecord {
+            class: class.into(),
+            stream: stream.into(),
+            ..RuleRecord::default()
+        };
+        let rules = vec![
+            rule("administrators", "/var/log/auth*.log"),
+            rule("general", "**"),
+        ];
+        policy.set_rules(rules.clone()).unwrap();
+        let owner = Owner::default();
+        let class = |name: &str| policy.class_of(&owner, StreamKind::File, name);
+        assert_eq!(class("/var/log/auth.log"), "administrators");
+        assert_eq!(class("/var/log/apache/auth.log"), "general");
+        assert_eq!(
+            policy.class_of(&owner, StreamKind::Audit, "audit"),
+            AUDIT_CLASS
+        );
+        assert!(policy.set_rules(vec![rule("nobody", "**")]).is_err());
+        assert!(policy.set_rules(vec![rule("general", "[")]).is_err());
+        assert_eq!(policy.rules(), rules);
+    }
+
+    #[test]
+    fn holds_stack_and_end_one_by_one() {
+        let dir = Dir::new("holds");
+        let policy = dir.policy();
+        let hold = |name: &str, agent: &str, days: (u32, u32)| HoldRecord {
+            name: name.into(),
+            reason: "case".into(),
+            by: "admin".into(),
+            since_us: 0,
+            tenant: String::new(),
+            site: String::new(),
+            agent: agent.into(),
+            stream: String::new(),
+            from: Day(days.0),
+            to: Day(days.1),
+        };
+        policy.hold(hold("one", "web1", (5, 7))).unwrap();
+        policy.hold(hold("two", "", (7, 9))).unwrap();
+        assert!(policy.hold(hold("one", "", (1, 1))).is_err());
+        assert!(policy.hold(hold("three", "", (2, 1))).is_err());
+        let owner = Owner {
+            agent: "web1".into(),
+            ..Owner::default()
+        };
+        let names = |day| policy.holds_on(&owner, "/a", Day(day));
+        assert_eq!(names(4), Vec::<String>::new());
+        assert_eq!(names(5), ["one"]);
+        assert_eq!(names(7), ["one", "two"]);
+        assert_eq!(
+            policy.holds_on(&Owner::default(), "/a", Day(7)),
+            ["two".to_owned()]
+        );
+        policy.release("one").unwrap();
+        assert!(policy.release("one").is_err());
+        assert_eq!(names(7), ["two"]);
+    }
+
+    struct Dir(std::path::PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let name = format!("scrinium-policy-{name}-{}", std::process::id());
+            let dir = std::env::temp_dir().join(name);
+            drop(std::fs::remove_dir_all(&dir));
+            std::fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+
+        fn policy(&self) -> Policy {
+            let key = scrinium_protocol::secret::Secret::new([1; 32]);
+            let catalogue = Catalogue::open(&self.0.join("catalogue.db"), &key).unwrap();
+            let catalogue = Arc::new(catalogue);
+            let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
+            Policy::load(catalogue, agents).unwrap()
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            drop(std::fs::remove_dir_all(&self.0));
+        }
+    }
+}
