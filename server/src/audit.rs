@@ -33,11 +33,17 @@ impl Audit {
         let mut bytes = line.to_string().into_bytes();
         bytes.truncate(scrinium_protocol::entry::ENTRY_LEN_MAX - 1);
         bytes.push(b'\n');
+        self.write(STREAM, bytes).await
+    }
+
+    /// Writes a line into one of the server's own trails; returns when it is durable. `false` when the archive
+    /// takes nothing now.
+    pub(crate) async fn write(&self, trail: &str, bytes: Vec<u8>) -> bool {
         let (durable, done) = oneshot::channel();
         let entry = LocalEntry {
             kind: StreamKind::Audit,
-            name: STREAM.to_owned(),
-            time_us,
+            name: trail.to_owned(),
+            time_us: clock::unix_us(),
             flags: EntryFlags::NONE,
             bytes,
             durable: Some(durable),
@@ -49,5 +55,7 @@ impl Audit {
     }
 }
 
+/// The trail of certificates of deletion.
+pub(crate) const DELETIONS: &str = "deletions";
 const STREAM: &str = "audit";
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

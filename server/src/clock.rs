@@ -14,6 +14,10 @@ pub(crate) fn now() -> Instant {
 
 /// The wall clock in µs since 1970-01-01T00:00Z; 0 before it.
 pub(crate) fn unix_us() -> u64 {
+    #[cfg(test)]
+    if let Some(virtual_us) = VIRTUAL_US.get() {
+        return virtual_us;
+    }
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
@@ -22,6 +26,12 @@ pub(crate) fn unix_us() -> u64 {
 /// The wall clock in seconds since 1970-01-01T00:00Z.
 pub(crate) fn unix_s() -> u64 {
     unix_us() / 1_000_000
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What the wall clock shows in a test of this thread that sets it.
+    pub(crate) static VIRTUAL_US: core::cell::Cell<Option<u64>> = const { core::cell::Cell::new(None) };
 }
 
 /// A day in UTC, counted from 1970-01-01.

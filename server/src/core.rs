@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use crate::accounts::Accounts;
 use crate::agents::Agents;
 use crate::alarms::Alarms;
-use crate::archive::{Archive, sealer};
+use crate::archive::Archive;
+use crate::archive::upkeep::{Upkeep, UpkeepQueue};
 use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
@@ -34,12 +35,16 @@ pub(crate) struct Core {
     pub(crate) volume: Volume,
     pub(crate) archive: Arc<Archive>,
     pub(crate) policy: Arc<Policy>,
+    pub(crate) catalogue: Arc<Catalogue>,
+    /// Held while certificates are published.
+    pub(crate) publishing: tokio::sync::Mutex<()>,
     pub(crate) evidence: Evidence,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
     pub(crate) audit: Audit,
     pub(crate) ingest: ingest::Queue,
+    pub(crate) upkeep: UpkeepQueue,
     pub(crate) noise: KeyPair,
     pub(crate) signing: SigningKey,
     /// The server as an agent of its own.
@@ -59,7 +64,7 @@ pub(crate) struct Running {
     pub(crate) core: Arc<Core>,
     pub(crate) local: LocalQueue,
     ingest: std::thread::JoinHandle<()>,
-    sealer: std::thread::JoinHandle<()>,
+    upkeep: std::thread::JoinHandle<()>,
     local_task: tokio::task::JoinHandle<()>,
 }
 
@@ -74,16 +79,17 @@ impl Running {
         let agents = Agents::load(catalogue.clone(), config.machine_changes_max)?;
         let agents = Arc::new(agents);
         let policy = Arc::new(Policy::load(catalogue.clone(), agents.clone())?);
-        let (finished, logs) = sync_channel(FINISHED_LOGS_MAX);
-        let sealer = {
+        let (finished, work) = sync_channel(WORK_MAX);
+        let upkeep = UpkeepQueue(finished.clone());
+        let signing = SigningKey::from_bytes(keys.signing.0.expose());
+        let upkeep_thread = {
             let (archive, catalogue) = (archive.clone(), catalogue.clone());
-            let policy = policy.clone();
-            let run = move || sealer::run(&archive, &catalogue, &policy, &logs);
+            let upkeep = Upkeep::new(archive, catalogue, policy.clone(), signing.clone());
+            let run = move || upkeep.run(&work);
             std::thread::Builder::new()
-                .name("sealer".into())
+                .name("upkeep".into())
                 .spawn(run)?
         };
-        let signing = SigningKey::from_bytes(keys.signing.0.expose());
         let (queue, ingest) = ingest::start(
             archive.clone(),
             signing.clone(),
@@ -116,11 +122,14 @@ impl Running {
             },
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone())?,
-            accounts: Accounts::load(catalogue)?,
+            accounts: Accounts::load(catalogue.clone())?,
             audit,
             archive,
             policy,
+            catalogue,
+            publishing: tokio::sync::Mutex::new(()),
             ingest: queue,
+            upkeep,
             noise: KeyPair::from_secret(&keys.noise.0),
             signing,
             own_agent: keys.agent,
@@ -135,7 +144,7 @@ impl Running {
             core: Arc::new(core),
             local,
             ingest,
-            sealer,
+            upkeep: upkeep_thread,
             local_task,
         })
     }
@@ -146,7 +155,7 @@ impl Running {
             core,
             local,
             ingest,
-            sealer,
+            upkeep,
             local_task,
         } = self;
         drop(local);
@@ -168,11 +177,12 @@ impl Running {
         drop(core.alarms);
         drop(local_task.await);
         drop(core.ingest);
-        // The writer finishes its log; the sealer ends after the log it is at.
+        drop(core.upkeep);
+        // The writer finishes its log; the upkeep ends after what it is at.
         drop(
             tokio::task::spawn_blocking(move || {
                 drop(ingest.join());
-                drop(sealer.join());
+                drop(upkeep.join());
             })
             .await,
         );
@@ -250,6 +260,6 @@ pub(crate) fn host_name() -> Option<String> {
 
 /// How the server itself is called among the agents.
 pub(crate) const OWN_NAME: &str = "server";
-const FINISHED_LOGS_MAX: usize = 16;
+const WORK_MAX: usize = 16;
 const STEP: Duration = Duration::from_millis(10);
 const STEPS_MAX: u32 = 500;

@@ -32,6 +32,7 @@ use crate::archive::block::log_head;
 use crate::archive::log::{
     Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_STREAM, apply, encode_stream, starts_anew,
 };
+use crate::archive::upkeep::Work;
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 
@@ -43,6 +44,8 @@ pub(crate) enum Submission {
     Batch(BatchSubmission),
     /// Answers when everything before it was answered.
     Barrier(oneshot::Sender<()>),
+    /// Finishes the log after what came before it; answers with the number of the next.
+    Roll(oneshot::Sender<u64>),
 }
 
 /// A batch whose signature and root were checked.
@@ -74,7 +77,7 @@ pub(crate) type Queue = SyncSender<Submission>;
 pub(crate) fn start(
     archive: Arc<Archive>,
     signing: SigningKey,
-    finished_logs: SyncSender<u64>,
+    finished_logs: SyncSender<Work>,
     log_bytes_max: u64,
 ) -> Result<(Queue, std::thread::JoinHandle<()>)> {
     let (queue, submissions) = sync_channel(QUEUE_MAX);
@@ -89,7 +92,7 @@ pub(crate) fn start(
 pub(crate) struct Ingest {
     archive: Arc<Archive>,
     signing: SigningKey,
-    finished_logs: SyncSender<u64>,
+    finished_logs: SyncSender<Work>,
     /// A log is finished at this length.
     log_bytes_max: u64,
     log: Option<ActiveLog>,
@@ -115,7 +118,7 @@ impl Ingest {
     pub(crate) fn new(
         archive: Arc<Archive>,
         signing: SigningKey,
-        finished_logs: SyncSender<u64>,
+        finished_logs: SyncSender<Work>,
         log_bytes_max: u64,
     ) -> Result<Self> {
         let mut ingest = Self {
@@ -160,10 +163,12 @@ impl Ingest {
         let mut appended = Vec::new();
         let mut repeated = Vec::new();
         let mut barriers = Vec::new();
+        let mut rolls = Vec::new();
         let mut failed = false;
         for submission in round {
             match submission {
                 Submission::Barrier(answer) => barriers.push(answer),
+                Submission::Roll(answer) => rolls.push(answer),
                 Submission::Stream(stream) => {
                     if self.archive.stream(stream.id).is_none() && !streams.contains_key(&stream.id)
                     {
@@ -221,6 +226,15 @@ impl Ingest {
         }
         for barrier in barriers {
             let _gave_up = barrier.send(());
+        }
+        if !rolls.is_empty() {
+            self.roll();
+        }
+        for roll in rolls {
+            // Whoever asks hears nothing while there is no log.
+            if let Some(log) = &self.log {
+                let _gave_up = roll.send(log.shown.number());
+            }
         }
     }
 
@@ -341,9 +355,12 @@ impl Ingest {
                 log.writer.len() >= self.log_bytes_max || (old && !log.writer.is_empty())
             }
         };
-        if !due {
-            return;
+        if due {
+            self.roll();
         }
+    }
+
+    fn roll(&mut self) {
         if let Some(log) = self.log.take()
             && let Err(error) = log.writer.finish()
         {
@@ -381,7 +398,7 @@ impl Ingest {
             committed,
         });
         // The sealer looks for logs before this one; if it is busy, it hears of the next.
-        let _busy = self.finished_logs.try_send(number);
+        let _busy = self.finished_logs.try_send(Work::Finished(number));
         Ok(())
     }
 }

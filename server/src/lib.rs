@@ -12,6 +12,7 @@ mod alarms;
 mod archive;
 mod audit;
 mod catalogue;
+mod certificates;
 mod clock;
 mod commands;
 pub mod config;
@@ -56,6 +57,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = if error.is::<commands::UsageError>() {
                 2
+            } else if error.is::<control::Refused>() {
+                4
             } else {
                 1
             };

@@ -285,6 +285,39 @@ impl Agents {
         })
     }
 
+    /// The agent called `name`.
+    pub(crate) fn find(&self, name: &str) -> Option<AgentId> {
+        let state = self.lock();
+        let agent = state.agents.values().find(|agent| agent.name == name);
+        agent.map(|agent| agent.id)
+    }
+
+    pub(crate) fn is_connected(&self, id: AgentId) -> bool {
+        let state = self.lock();
+        state.live.get(&id).is_some_and(|live| live.connected)
+    }
+
+    /// Forgets an agent: its identity lets nobody in any more, and its name is free.
+    pub(crate) fn remove(&self, id: AgentId) -> Result<()> {
+        let mut state = self.lock();
+        let Some(agent) = state.agents.get(&id).cloned() else {
+            return Ok(());
+        };
+        let token = state.tokens.get(&agent.token_id).cloned();
+        self.catalogue.write(|changes| {
+            changes.remove(&agent)?;
+            token.iter().try_for_each(|token| changes.remove(token))
+        })?;
+        state.agents.remove(&id);
+        state.tokens.remove(&agent.token_id);
+        state.live.remove(&id);
+        state.rivals.remove(&id);
+        if let Some((_, session)) = state.sessions.remove(&id) {
+            session.send_modify(|told| told.ended = true);
+        }
+        Ok(())
+    }
+
     /// The record of one agent as it stands now.
     pub(crate) fn get(&self, id: AgentId) -> Option<AgentRecord> {
         self.lock().agents.get(&id).cloned()
@@ -296,11 +329,7 @@ impl Agents {
         name: &str,
         change: impl FnOnce(&mut AgentRecord) -> Result<()>,
     ) -> Result<AgentId> {
-        let id = {
-            let state = self.lock();
-            let agent = state.agents.values().find(|agent| agent.name == name);
-            agent.map(|agent| agent.id)
-        };
+        let id = self.find(name);
         let id = id.with_context(|| format!("no agent is named '{name}'"))?;
         self.change_id(id, change)?;
         Ok(id)

@@ -16,8 +16,10 @@ pub(crate) mod block;
 pub(crate) mod export;
 pub(crate) mod keys;
 pub(crate) mod log;
+pub(crate) mod retention;
 pub(crate) mod sealer;
 pub(crate) mod segment;
+pub(crate) mod upkeep;
 pub(crate) mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -333,6 +335,14 @@ impl Archive {
         state.streams.clone()
     }
 
+    /// The streams of one agent.
+    pub(crate) fn streams_of(&self, agent: AgentId) -> Vec<StreamRecord> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let streams = state.streams.values();
+        let own = streams.filter(|stream| stream.agent == agent);
+        own.cloned().collect()
+    }
+
     /// Where each stream of one agent stands.
     pub(crate) fn positions_of(&self, agent: AgentId) -> Vec<(StreamId, StreamPosition)> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -568,6 +578,29 @@ impl Archive {
     pub(crate) fn is_strange(&self, number: u64) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         !state.segments.contains_key(&number) && !state.leaving.contains(&number)
+    }
+
+    /// Segments are no longer the archive's; their files are still there. `pruned` is what is known since then of
+    /// the streams that were in them.
+    pub(crate) fn leave(
+        &self,
+        numbers: &[u64],
+        pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
+        mark: ArchiveMark,
+    ) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        for number in numbers {
+            state.segments.remove(number);
+            state.leaving.insert(*number);
+        }
+        state.pruned.extend(pruned);
+        state.mark = mark;
+    }
+
+    /// The files of these segments are gone.
+    pub(crate) fn left(&self, numbers: &[u64]) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.leaving.retain(|number| !numbers.contains(number));
     }
 
     /// Whether a segment is no longer the archive's.

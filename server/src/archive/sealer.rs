@@ -5,58 +5,30 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use scrinium_protocol::identity::StreamId;
 use scrinium_segment::{Kind, durable, fault, segment_name};
-use tracing::{error, info};
+use tracing::info;
 
 use super::Archive;
 use super::block::{RAW_LEN_FLUSH, StoredBatch};
 use super::keys::Keyring;
 use super::log::{Log, apply};
 use super::segment::{Introduced, Packing, SegmentBuilder};
-use crate::catalogue::Catalogue;
+use super::upkeep::Upkeep;
 use crate::catalogue::records::{ArchiveMark, Group, SegmentRecord, StreamRecord};
 use crate::clock::Day;
 use crate::policy::Policy;
 
-/// Seals logs as they are finished, until the sender is gone. A log that cannot be sealed now
-/// (disk full, say) is tried again with the next.
-pub(crate) fn run(
-    archive: &Archive,
-    catalogue: &Catalogue,
-    policy: &Policy,
-    finished: &Receiver<u64>,
-) {
-    let mut active_from = u64::MAX;
-    loop {
-        match finished.recv_timeout(RETRY_INTERVAL) {
-            Ok(next_active) => active_from = next_active,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        let (_, logs) = archive.parts();
-        for log in logs
-            .iter()
-            .filter(|log| log.number() < active_from && active_from != u64::MAX)
-        {
-            if let Err(error) = seal(archive, catalogue, policy, log) {
-                error!(
-                    log = log.number(),
-                    error = format!("{error:#}"),
-                    "a log could not be sealed and is kept"
-                );
-                break;
-            }
-        }
-    }
-}
-
-fn seal(archive: &Archive, catalogue: &Catalogue, policy: &Policy, log: &Arc<Log>) -> Result<()> {
+/// Seals one log.
+pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
+    let Upkeep {
+        archive,
+        catalogue,
+        policy,
+        ..
+    } = upkeep;
     let number = log.number();
     let mut sealing = Sealing {
         archive,
@@ -196,4 +168,3 @@ const PACKING: Packing = Packing {
 };
 /// Most raw bytes of blocks not yet full.
 const OPEN_BYTES_MAX: usize = 64 << 20;
-const RETRY_INTERVAL: Duration = Duration::from_secs(30);

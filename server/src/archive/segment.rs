@@ -69,10 +69,6 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn entries(&self) -> u64 {
-        self.sequences.1 - self.sequences.0
-    }
-
     fn encode(&self, out: &mut Vec<u8>) {
         self.stream.encode(out);
         out.extend_from_slice(&self.order.0.to_be_bytes());

@@ -310,6 +310,7 @@ impl Run<'_> {
             let reached = self
                 .positions
                 .get(&id)
+                .filter(|position| position.epoch == stream.position.epoch)
                 .map_or(0, |position| position.next.0);
             // Batches that came while we read are not missing.
             let pruned = self.pruned.get(&id).into_iter().flatten();

@@ -93,6 +93,18 @@ impl Catalogue {
         Ok(())
     }
 
+    /// Makes what was removed unreadable in the files too: overwritten pages go, and so do the older ones in the
+    /// write-ahead log.
+    pub(crate) fn forget_old_pages(&self) -> Result<()> {
+        let connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .context("truncating the catalogue's write-ahead log")
+    }
+
     /// Writes one row.
     pub(crate) fn put<T: Stored>(&self, row: &T) -> Result<()> {
         self.write(|changes| changes.put(row))

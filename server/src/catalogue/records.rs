@@ -468,6 +468,56 @@ impl Stored for HoldRecord {
     }
 }
 
+/// When the contract with a tenant ends, or ended.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct ContractRecord {
+    pub(crate) tenant: String,
+    /// Its last day.
+    pub(crate) end: Day,
+    /// Days after that its logs are still kept.
+    pub(crate) grace_days: u32,
+}
+
+impl Stored for ContractRecord {
+    const KIND: u8 = 18;
+
+    fn name(&self) -> Vec<u8> {
+        self.tenant.clone().into_bytes()
+    }
+}
+
+/// What one person wants and another has to want too.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct WishRecord {
+    /// All of it, in words and numbers: whoever approves wants the very same.
+    pub(crate) what: String,
+    pub(crate) by: String,
+    pub(crate) since_us: u64,
+}
+
+impl Stored for WishRecord {
+    const KIND: u8 = 19;
+
+    fn name(&self) -> Vec<u8> {
+        self.what.clone().into_bytes()
+    }
+}
+
+/// Settings of the policy that are about all of it; one row.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PolicySettings {
+    /// Deleting an agent takes two persons.
+    pub(crate) two_persons: bool,
+}
+
+impl Stored for PolicySettings {
+    const KIND: u8 = 20;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
 /// What was deleted of a stream, as far as its chain went through it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PrunedRecord {
@@ -504,6 +554,8 @@ pub(crate) struct CertificateRecord {
     pub(crate) number: u64,
     /// The signed text, one line.
     pub(crate) text: String,
+    /// Where the trail stood when it was sent there: behind that, it is in it.
+    pub(crate) published_at: Option<u64>,
 }
 
 impl Stored for CertificateRecord {

@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use serde_json::json;
 
+use super::policy::{Acting, delete_agent};
 use super::{Data, client, close, parse_ttl, say, usage};
 use crate::catalogue::records::FIRST_TENANT;
+use crate::control::policy::DeleteRequest;
 use crate::control::{self, AgentRequest, Client, EnrolRequest};
 
 #[derive(Subcommand)]
@@ -85,6 +87,20 @@ pub(crate) enum Agent {
         #[arg(long)]
         file: PathBuf,
     },
+    /// Deletes an agent and all that is archived of it. Asked once, it tells what would go.
+    #[command(after_help = "Example: scrinium-server agent delete web1 --reason 'contract ended'")]
+    Delete {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        reason: String,
+        /// The word that the first answer gave.
+        #[arg(long)]
+        confirm: Option<String>,
+        #[command(flatten)]
+        acting: Acting,
+    },
     /// Ends an agent's session and refuses new ones.
     #[command(after_help = "Example: scrinium-server agent disable web1")]
     Disable {
@@ -116,6 +132,22 @@ pub(crate) enum Alarm {
 impl Agent {
     /// Runs the command to its end.
     pub(super) async fn run(self) -> Result<()> {
+        if let Self::Delete {
+            name,
+            data,
+            reason,
+            confirm,
+            acting,
+        } = self
+        {
+            let request = DeleteRequest {
+                name,
+                why: reason,
+                confirm,
+                person: acting.person()?,
+            };
+            return delete_agent(&data, &request).await;
+        }
         let data = match &self {
             Self::Enroll { data, .. }
             | Self::List { data, .. }
@@ -124,6 +156,7 @@ impl Agent {
             | Self::Approve { data, .. }
             | Self::IntegrityOnly { data, .. }
             | Self::Configure { data, .. }
+            | Self::Delete { data, .. }
             | Self::Disable { data, .. } => data.clone(),
         };
         let (client, running) = client(&data).await?;
@@ -191,7 +224,9 @@ impl Agent {
                 say(&serde_json::to_string_pretty(agent)?)
             }
             Self::Enable { name, .. } => set_enabled(client, &name, true).await,
-            Self::Disable { name, .. } => set_enabled(client, &name, false).await,
+            Self::Disable { name, .. } | Self::Delete { name, .. } => {
+                set_enabled(client, &name, false).await
+            }
             Self::Approve { name, .. } => {
                 ask_agent(client, "/agents/approve", name, false, String::new()).await?;
                 Ok(())

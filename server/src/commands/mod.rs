@@ -2,6 +2,7 @@
 
 mod agent;
 pub(crate) mod demo;
+mod policy;
 mod run;
 
 use std::io::Write as _;
@@ -11,16 +12,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use self::agent::{Agent, Alarm};
+use self::policy::Policy;
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::{self, Client, ExportRequest, SearchRequest, VerifyRequest};
 use crate::core::{Running, make_keys, open_catalogue};
-use crate::present::human_bytes;
 use crate::volume::Volume;
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
@@ -147,14 +148,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Shows what the archive is sealed with. Works on a stopped server's volume too.
-    #[command(after_help = "Example: scrinium-server policy --json")]
-    Policy {
-        #[command(flatten)]
-        data: Data,
-        #[arg(long)]
-        json: bool,
-    },
+    /// Shows what is kept for how long and sealed with what, and changes it.
+    #[command(after_help = "Example: scrinium-server policy preview --days 7")]
+    Policy(Box<Policy>),
     /// Console accounts. Works on a stopped server's volume too.
     #[command(
         subcommand,
@@ -292,15 +288,7 @@ impl Command {
                     return Ok(ExitCode::from(3));
                 }
             }
-            Self::Policy { data, json } => {
-                let (client, running) = client(&data).await?;
-                let value = control::json_of(client.get("/policy").await?).await?;
-                close(client, running).await;
-                say(&match json {
-                    true => serde_json::to_string_pretty(&value)?,
-                    false => policy_text(&value),
-                })?;
-            }
+            Self::Policy(policy) => policy.run().await?,
             Self::User(User::Password {
                 name,
                 data,
@@ -394,27 +382,6 @@ async fn close(client: Client, running: Option<Running>) {
     if let Some(running) = running {
         running.close().await;
     }
-}
-
-/// What `policy` prints.
-fn policy_text(policy: &Value) -> String {
-    let mut out = format!(
-        "what is written now is sealed with: {}",
-        policy
-            .get("cipher")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    );
-    let sealed = policy.get("sealed").and_then(Value::as_object);
-    for (cipher, of) in sealed.into_iter().flatten() {
-        let number = |key: &str| of.get(key).and_then(Value::as_u64).unwrap_or(0);
-        out.push_str(&format!(
-            "\n{cipher}: {} files, {}",
-            number("files"),
-            human_bytes(number("bytes"))
-        ));
-    }
-    out
 }
 
 fn load_config(data: &Data) -> Result<Config> {

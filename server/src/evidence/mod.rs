@@ -181,7 +181,7 @@ impl Evidence {
     ///
     /// # Errors
     /// The evidence is not whole, or the disk does not take it: the interval goes on.
-    fn seal(&self, archive: &Archive, now_us: u64) -> Result<String> {
+    pub(crate) fn seal(&self, archive: &Archive, now_us: u64) -> Result<String> {
         let mut state = self.lock();
         if let Some(broken) = &state.broken {
             bail!("{broken}");

@@ -12,11 +12,13 @@ use globset::{GlobBuilder, GlobMatcher};
 use scrinium_protocol::identity::{AgentId, StreamKind};
 
 use crate::agents::{Agents, check_name};
+use crate::archive::retention::Reason;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
-    ClassRecord, FIRST_TENANT, Group, HoldRecord, RuleRecord, RulesRecord, StreamRecord,
+    ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, PolicySettings, RuleRecord,
+    RulesRecord, StreamRecord, WishRecord,
 };
-use crate::clock::Day;
+use crate::clock::{DAY_US, Day};
 use crate::core::OWN_NAME;
 
 /// Every class, rule and hold.
@@ -31,6 +33,10 @@ struct State {
     classes: BTreeMap<String, ClassRecord>,
     rules: Vec<(RuleRecord, GlobMatcher)>,
     holds: BTreeMap<String, (HoldRecord, GlobMatcher)>,
+    contracts: BTreeMap<String, ContractRecord>,
+    /// What waits for a second person.
+    wishes: BTreeMap<String, WishRecord>,
+    settings: PolicySettings,
 }
 
 /// Whose a stream is, as rules and holds see it.
@@ -60,6 +66,13 @@ impl Policy {
             let pattern = pattern(&hold.stream)?;
             state.holds.insert(hold.name.clone(), (hold, pattern));
         }
+        for contract in catalogue.load::<ContractRecord>()? {
+            state.contracts.insert(contract.tenant.clone(), contract);
+        }
+        for wish in catalogue.load::<WishRecord>()? {
+            state.wishes.insert(wish.what.clone(), wish);
+        }
+        state.settings = catalogue.load()?.pop().unwrap_or_default();
         Ok(Self {
             catalogue,
             agents,
@@ -120,11 +133,81 @@ impl Policy {
         state.holds.values().map(|(hold, _)| hold.clone()).collect()
     }
 
-    /// The first day on which a group is no longer kept. A class that is gone keeps its days for ever.
-    pub(crate) fn expiry_of(&self, group: &Group) -> Option<Day> {
+    /// Why a group is no longer kept on `today`; none while it is. A class that is gone keeps its days for ever.
+    pub(crate) fn reason_to_forget(&self, group: &Group, today: Day) -> Option<Reason> {
         let state = self.read();
-        let class = state.classes.get(&group.class)?;
-        Some(group.day.plus(1).plus(class.keep_days))
+        let contract = state.contracts.get(&group.tenant);
+        if let Some(contract) = contract.filter(|contract| contract.is_over(today)) {
+            return Some(Reason::ContractEnded {
+                days: contract.grace_days,
+            });
+        }
+        let keep_days = state.classes.get(&group.class)?.keep_days;
+        let kept_until = group.day.plus(keep_days);
+        (today > kept_until).then_some(Reason::Expired { keep_days })
+    }
+
+    /// Whether anything that was received on `day` is held.
+    pub(crate) fn holds_day(&self, day: Day) -> bool {
+        let state = self.read();
+        let mut holds = state.holds.values();
+        holds.any(|(hold, _)| (hold.from..=hold.to).contains(&day))
+    }
+
+    /// Sets the last day of the contract with a tenant, or that it has none.
+    pub(crate) fn set_contract(&self, tenant: &str, end: Option<(Day, u32)>) -> Result<()> {
+        check_name("tenant", tenant)?;
+        let mut state = self.write();
+        let (end, grace_days) = end.unzip();
+        let contract = ContractRecord {
+            tenant: tenant.to_owned(),
+            end: end.unwrap_or_default(),
+            grace_days: grace_days.unwrap_or(GRACE_DAYS),
+        };
+        if end.is_some() {
+            self.catalogue.put(&contract)?;
+            state.contracts.insert(tenant.to_owned(), contract);
+        } else {
+            self.catalogue.write(|changes| changes.remove(&contract))?;
+            state.contracts.remove(tenant);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn contracts(&self) -> Vec<ContractRecord> {
+        self.read().contracts.values().cloned().collect()
+    }
+
+    pub(crate) fn settings(&self) -> PolicySettings {
+        self.read().settings
+    }
+
+    pub(crate) fn set_settings(&self, settings: PolicySettings) -> Result<()> {
+        let mut state = self.write();
+        self.catalogue.put(&settings)?;
+        state.settings = settings;
+        Ok(())
+    }
+
+    /// Notes that `by` wants something done that takes two persons. Returns who wanted the very same before, when
+    /// that was somebody else and not too long ago: it may be done now.
+    pub(crate) fn approve(&self, what: &str, by: &str, now_us: u64) -> Result<Option<String>> {
+        let mut state = self.write();
+        let fresh = |wish: &&WishRecord| now_us.saturating_sub(wish.since_us) < WISH_LIFE_US;
+        let before = state.wishes.get(what).filter(fresh).cloned();
+        if let Some(before) = before.filter(|wish| wish.by != by) {
+            self.catalogue.write(|changes| changes.remove(&before))?;
+            state.wishes.remove(what);
+            return Ok(Some(before.by));
+        }
+        let wish = WishRecord {
+            what: what.to_owned(),
+            by: by.to_owned(),
+            since_us: now_us,
+        };
+        self.catalogue.put(&wish)?;
+        state.wishes.insert(what.to_owned(), wish);
+        Ok(None)
     }
 
     /// The holds that keep what was received on `day` from a stream.
@@ -234,6 +317,12 @@ impl Policy {
     }
 }
 
+impl ContractRecord {
+    fn is_over(&self, today: Day) -> bool {
+        today > self.end.plus(self.grace_days)
+    }
+}
+
 impl Owner {
     fn matches(&self, tenant: &str, site: &str, agent: &str) -> bool {
         [
@@ -281,6 +370,10 @@ fn pattern(text: &str) -> Result<GlobMatcher> {
 pub(crate) const GENERAL_CLASS: &str = "general";
 /// The class of what the server did.
 pub(crate) const AUDIT_CLASS: &str = "audit";
+/// Days after the end of a contract, when nothing else was agreed.
+pub(crate) const GRACE_DAYS: u32 = 15;
+/// How long the first of two persons is waited with.
+const WISH_LIFE_US: u64 = 7 * DAY_US;
 /// A hundred years.
 const DAYS_MAX: u32 = 36_525;
 

@@ -16,6 +16,7 @@ mod agent;
 mod link;
 mod server;
 mod world;
+mod year;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -24,7 +24,7 @@ use crate::archive::export;
 use crate::catalogue::records::FIRST_TENANT;
 
 /// A process died at a fault point.
-struct Died;
+pub(super) struct Died;
 
 /// Lengths up to which files survive a power cut.
 type Synced = Rc<RefCell<BTreeMap<PathBuf, u64>>>;
@@ -52,21 +52,21 @@ pub(super) struct World {
 }
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % bound
     }
 
-    fn size(&mut self, bound: u64) -> usize {
+    pub(super) fn size(&mut self, bound: u64) -> usize {
         usize::try_from(self.below(bound)).unwrap_or(0)
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }

@@ -3,6 +3,8 @@
 //! A command reaches the running server through the socket; on a stopped server it opens the volume
 //! itself and calls the very same routes in its own process.
 
+pub(crate) mod policy;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -78,7 +80,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/search", post(handle_search))
         .route("/export", post(handle_export))
         .route("/verify", post(handle_verify))
-        .route("/policy", get(handle_policy))
+        .route("/policy", get(policy::handle_show).post(policy::handle_act))
+        .route("/policy/preview", get(policy::handle_preview))
+        .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
         .route("/agents/enroll", post(handle_enrol))
         .route("/agents/enabled", post(handle_enabled))
@@ -186,8 +190,13 @@ impl Client {
         if response.status().is_success() {
             return Ok(response);
         }
+        let status = response.status();
         let text = response.into_body().collect().await?.to_bytes();
-        bail!("{}", String::from_utf8_lossy(&text));
+        let text = String::from_utf8_lossy(&text).into_owned();
+        if status == StatusCode::FORBIDDEN {
+            return Err(Refused(text).into());
+        }
+        bail!("{text}");
     }
 }
 
@@ -358,14 +367,6 @@ async fn handle_verify(
     Ok(Json(report))
 }
 
-async fn handle_policy(State(core): State<Arc<Core>>) -> Json<Value> {
-    let sealed = core.archive.sealed_with().into_iter();
-    let sealed: BTreeMap<_, _> = sealed
-        .map(|(cipher, (files, bytes))| (cipher, json!({ "files": files, "bytes": bytes })))
-        .collect();
-    Json(json!({ "cipher": core.archive.cipher().name(), "sealed": sealed }))
-}
-
 async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {
     Json(present::agents_json(&core))
 }
@@ -481,11 +482,24 @@ async fn handle_password(
 }
 
 async fn audit(core: &Core, action: &str, detail: Value) -> Result<()> {
-    if core.audit.record("local command", action, detail).await {
+    audit_as(core, LOCAL, action, detail).await
+}
+
+/// Writes down what `actor` does; it must not be done when that fails.
+async fn audit_as(core: &Core, actor: &str, action: &str, detail: Value) -> Result<()> {
+    if core.audit.record(actor, action, detail).await {
         return Ok(());
     }
     bail!("the archive takes nothing now, so the act cannot be written down and is refused")
 }
+
+/// Who acts through the socket and names no account.
+const LOCAL: &str = "local command";
+
+/// What policy or permission refuses: exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(pub(crate) String);
 
 /// An error as the command prints it.
 pub(crate) struct Failure(anyhow::Error);
@@ -498,7 +512,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (StatusCode::UNPROCESSABLE_ENTITY, format!("{:#}", self.0)).into_response()
+        let status = if self.0.is::<Refused>() {
+            StatusCode::FORBIDDEN
+        } else {
+            StatusCode::UNPROCESSABLE_ENTITY
+        };
+        (status, format!("{:#}", self.0)).into_response()
     }
 }
 

@@ -1,0 +1,120 @@
+//! The one thread that changes what is archived: it seals, compacts and forgets.
+//!
+//! One after the other: a key that is destroyed is never one that something is being sealed with.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ed25519_dalek::SigningKey;
+use tokio::sync::oneshot;
+use tracing::error;
+
+use super::{Archive, sealer};
+use crate::catalogue::Catalogue;
+use crate::clock::{self, Day};
+use crate::policy::Policy;
+
+/// What the thread works on.
+pub(crate) struct Upkeep {
+    pub(super) archive: Arc<Archive>,
+    pub(super) catalogue: Arc<Catalogue>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) signing: SigningKey,
+}
+
+/// What the thread is asked to do.
+pub(crate) enum Work {
+    /// Logs before this one are finished.
+    Finished(u64),
+    /// Something somebody waits for; logs before the given one are sealed before it.
+    Do(u64, Job),
+}
+
+pub(crate) type Job = Box<dyn FnOnce(&Upkeep) + Send>;
+
+impl Upkeep {
+    pub(crate) fn new(
+        archive: Arc<Archive>,
+        catalogue: Arc<Catalogue>,
+        policy: Arc<Policy>,
+        signing: SigningKey,
+    ) -> Self {
+        Self {
+            archive,
+            catalogue,
+            policy,
+            signing,
+        }
+    }
+
+    /// Works until the sender is gone. What cannot be done now (disk full, say) is tried again later.
+    pub(crate) fn run(&self, work: &Receiver<Work>) {
+        let mut active_from = 0;
+        let mut looked = None;
+        loop {
+            match work.recv_timeout(RETRY_INTERVAL) {
+                Ok(Work::Finished(next_active)) => active_from = active_from.max(next_active),
+                Ok(Work::Do(next_active, job)) => {
+                    active_from = active_from.max(next_active);
+                    self.seal(active_from);
+                    job(self);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.seal(active_from);
+            let now = clock::now();
+            let due = looked.is_none_or(|at| now.duration_since(at) >= EXPIRY_INTERVAL);
+            if due && active_from > 0 {
+                looked = Some(now);
+                if let Err(error) = self.expire(Day::of(clock::unix_us())) {
+                    let error = format!("{error:#}");
+                    error!(error, "what is due could not be deleted; it is tried again");
+                }
+            }
+        }
+    }
+
+    /// Seals every log before `active_from`.
+    pub(crate) fn seal(&self, active_from: u64) {
+        let (_, logs) = self.archive.parts();
+        for log in logs.iter().filter(|log| log.number() < active_from) {
+            if let Err(error) = sealer::seal(self, log) {
+                error!(
+                    log = log.number(),
+                    error = format!("{error:#}"),
+                    "a log could not be sealed and is kept"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// The way to the thread.
+#[derive(Clone)]
+pub(crate) struct UpkeepQueue(pub(crate) std::sync::mpsc::SyncSender<Work>);
+
+impl UpkeepQueue {
+    /// Has `job` done after the logs before `active` are sealed, and waits for what it returns.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        active: u64,
+        job: impl FnOnce(&Upkeep) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, done) = oneshot::channel();
+        let job: Job = Box::new(move |upkeep| {
+            let _gave_up = answer.send(job(upkeep));
+        });
+        let sender = self.0.clone();
+        let sent = tokio::task::spawn_blocking(move || sender.send(Work::Do(active, job)));
+        sent.await?.ok().context("the server stops")?;
+        done.await.context("the server stops")?
+    }
+}
+
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is looked for what is due.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);

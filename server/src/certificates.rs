@@ -1,0 +1,51 @@
+//! Certificates of deletion go into a trail of their own: a stream of the archive like any other.
+//!
+//! Invariant: each is there once. Before one is sent, the catalogue notes where the trail stands; a trail that
+//! stands behind that has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use scrinium_protocol::identity::StreamKind;
+use tracing::error;
+
+use crate::audit::DELETIONS;
+use crate::catalogue::records::CertificateRecord;
+use crate::core::Core;
+
+/// Publishes certificates as they are made, until the task is dropped.
+pub(crate) async fn run(core: Arc<Core>) {
+    loop {
+        if let Err(error) = publish(&core).await {
+            let error = format!("{error:#}");
+            error!(error, "certificates of deletion wait for their trail");
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Publishes what waits; all of it is durable when this returns.
+pub(crate) async fn publish(core: &Core) -> Result<()> {
+    let _one_at_a_time = core.publishing.lock().await;
+    let mut waiting = core.catalogue.load::<CertificateRecord>()?;
+    waiting.sort_by_key(|certificate| certificate.number);
+    for mut certificate in waiting {
+        let trail = core
+            .archive
+            .find_stream(core.own_agent, StreamKind::Audit, DELETIONS);
+        let stands = trail.map_or(0, |trail| trail.position.next.0);
+        if certificate.published_at.is_none_or(|at| stands <= at) {
+            certificate.published_at = Some(stands);
+            core.catalogue.put(&certificate)?;
+            let text = certificate.text.clone().into_bytes();
+            let durable = core.audit.write(DELETIONS, text).await;
+            anyhow::ensure!(durable, "the archive takes nothing now");
+        }
+        core.catalogue
+            .write(|changes| changes.remove(&certificate))?;
+    }
+    Ok(())
+}
+
+const INTERVAL: Duration = Duration::from_secs(10);
