@@ -45,8 +45,14 @@ impl Day {
     }
 
     /// Its first µs.
+    #[cfg(test)]
     pub(crate) fn begin_us(self) -> u64 {
         u64::from(self.0) * DAY_US
+    }
+
+    /// The day so many days before.
+    pub(crate) fn before(self, days: u32) -> Self {
+        Self(self.0.saturating_sub(days))
     }
 
     /// The day so many days later.

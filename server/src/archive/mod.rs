@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! ingest ─▶ [log] 64 MiB ─▶ [sealer] ─▶ segment: blocks of one stream, ~1 MiB, zstd 3, filters
-//!             │                            │
+//!             │                            │ └─▶ [compaction]: a day, zstd 9 ─▶ [retention]: its keys destroyed
 //!             └──────── [Archive] ─────────┴─▶ search, export, [verify]
 //! ```
+//!
+//! One thread, the [upkeep], does all that changes what is at rest.
 //!
 //! Invariants:
 //! 1. A batch is in exactly one place that readers see: the swap from log to segment is one step
@@ -13,6 +15,7 @@
 //!    chain and signature can be recomputed for as long as the segment lives.
 
 pub(crate) mod block;
+mod compaction;
 pub(crate) mod export;
 pub(crate) mod keys;
 pub(crate) mod log;
@@ -22,7 +25,7 @@ pub(crate) mod segment;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -66,7 +69,7 @@ struct State {
     logs: Vec<Arc<Log>>,
     mark: ArchiveMark,
     /// Segments that were replaced or deleted, and whose files are still there.
-    leaving: BTreeSet<u64>,
+    leaving: BTreeMap<u64, Arc<SegmentRecord>>,
     pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
     /// Logs that no key opens.
     set_aside: Vec<String>,
@@ -577,7 +580,7 @@ impl Archive {
     /// Whether nothing says why a segment of this number is there.
     pub(crate) fn is_strange(&self, number: u64) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        !state.segments.contains_key(&number) && !state.leaving.contains(&number)
+        !state.segments.contains_key(&number) && !state.leaving.contains_key(&number)
     }
 
     /// Segments are no longer the archive's; their files are still there. `pruned` is what is known since then of
@@ -589,18 +592,36 @@ impl Archive {
         mark: ArchiveMark,
     ) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        for number in numbers {
-            state.segments.remove(number);
-            state.leaving.insert(*number);
-        }
+        state.leave(numbers);
         state.pruned.extend(pruned);
         state.mark = mark;
+    }
+
+    /// One segment is in the place of others, whose files are still there.
+    pub(crate) fn swap(&self, new: Option<SegmentRecord>, old: &[u64], mark: ArchiveMark) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.leave(old);
+        if let Some(segment) = new {
+            state.segments.insert(segment.number, Arc::new(segment));
+        }
+        state.mark = mark;
+    }
+
+    /// Segments that are no longer the archive's and that nobody reads.
+    pub(crate) fn unread(&self) -> Vec<u64> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let unread = state.leaving.iter();
+        let unread = unread.filter(|(_, segment)| Arc::strong_count(segment) == 1);
+        unread.map(|(number, _)| *number).collect()
     }
 
     /// The files of these segments are gone.
     pub(crate) fn left(&self, numbers: &[u64]) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.leaving.retain(|number| !numbers.contains(number));
+        state.leaving.retain(|number, _| !numbers.contains(number));
+        drop(state);
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.iter().for_each(|number| indexes.release(*number));
     }
 
     /// Whether a segment is no longer the archive's.
@@ -634,6 +655,16 @@ impl Archive {
     }
 }
 
+impl State {
+    fn leave(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            if let Some(segment) = self.segments.remove(number) {
+                self.leaving.insert(*number, segment);
+            }
+        }
+    }
+}
+
 impl Indexes {
     fn hold(&mut self, number: u64, index: Arc<Index>) {
         self.blocks += index.blocks.len();
@@ -645,9 +676,13 @@ impl Indexes {
             let Some(oldest) = oldest.map(|(number, _)| *number) else {
                 return;
             };
-            if let Some((gone, _)) = self.held.remove(&oldest) {
-                self.blocks -= gone.blocks.len();
-            }
+            self.release(oldest);
+        }
+    }
+
+    fn release(&mut self, number: u64) {
+        if let Some((gone, _)) = self.held.remove(&number) {
+            self.blocks -= gone.blocks.len();
         }
     }
 }

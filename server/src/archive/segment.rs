@@ -366,11 +366,6 @@ impl<'a> SegmentBuilder<'a> {
         self.open_bytes
     }
 
-    /// Bytes of the file so far.
-    pub(crate) fn len(&self) -> u64 {
-        self.writer.len()
-    }
-
     pub(crate) fn close_largest(&mut self) -> Result<()> {
         let largest = self.open.iter().max_by_key(|(_, block)| block.raw.len());
         match largest.map(|(stream, _)| *stream) {

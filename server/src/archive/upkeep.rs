@@ -2,8 +2,9 @@
 //!
 //! One after the other: a key that is destroyed is never one that something is being sealed with.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -22,6 +23,8 @@ pub(crate) struct Upkeep {
     pub(super) catalogue: Arc<Catalogue>,
     pub(super) policy: Arc<Policy>,
     pub(super) signing: SigningKey,
+    /// Segments that cannot be compacted.
+    pub(super) damaged: Mutex<BTreeSet<u64>>,
 }
 
 /// What the thread is asked to do.
@@ -46,6 +49,7 @@ impl Upkeep {
             catalogue,
             policy,
             signing,
+            damaged: Mutex::default(),
         }
     }
 
@@ -53,8 +57,9 @@ impl Upkeep {
     pub(crate) fn run(&self, work: &Receiver<Work>) {
         let mut active_from = 0;
         let mut looked = None;
+        let mut patience = RETRY_INTERVAL;
         loop {
-            match work.recv_timeout(RETRY_INTERVAL) {
+            match work.recv_timeout(patience) {
                 Ok(Work::Finished(next_active)) => active_from = active_from.max(next_active),
                 Ok(Work::Do(next_active, job)) => {
                     active_from = active_from.max(next_active);
@@ -65,11 +70,22 @@ impl Upkeep {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.seal(active_from);
+            let today = Day::of(clock::unix_us());
+            let worked = self.remove_what_nobody_reads();
+            // One at a time: what comes meanwhile is sealed in between.
+            match worked.and_then(|()| self.compact_some(today.before(COMPACTION_AFTER_DAYS))) {
+                Ok(more) => patience = if more { Duration::ZERO } else { RETRY_INTERVAL },
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    error!(error, "a day could not be compacted and is kept as it is");
+                    patience = RETRY_INTERVAL;
+                }
+            }
             let now = clock::now();
             let due = looked.is_none_or(|at| now.duration_since(at) >= EXPIRY_INTERVAL);
             if due && active_from > 0 {
                 looked = Some(now);
-                if let Err(error) = self.expire(Day::of(clock::unix_us())) {
+                if let Err(error) = self.expire(today) {
                     let error = format!("{error:#}");
                     error!(error, "what is due could not be deleted; it is tried again");
                 }
@@ -115,6 +131,8 @@ impl UpkeepQueue {
     }
 }
 
+/// Days after which one that is over is compacted: by then all of it is sealed.
+const COMPACTION_AFTER_DAYS: u32 = 1;
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How often it is looked for what is due.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);

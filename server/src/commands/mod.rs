@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use self::agent::{Agent, Alarm};
@@ -22,6 +22,7 @@ use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::{self, Client, ExportRequest, SearchRequest, VerifyRequest};
 use crate::core::{Running, make_keys, open_catalogue};
+use crate::present::human_bytes;
 use crate::volume::Volume;
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
@@ -145,6 +146,14 @@ enum Command {
         /// A checkpoint that was kept elsewhere; may be given more than once.
         #[arg(long = "checkpoint")]
         checkpoints: Vec<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Seals what came so far and packs all of it as hard as a day that is over; the server does that by itself.
+    #[command(after_help = "Example: scrinium-server compact")]
+    Compact {
+        #[command(flatten)]
+        data: Data,
         #[arg(long)]
         json: bool,
     },
@@ -289,6 +298,27 @@ impl Command {
                 }
             }
             Self::Policy(policy) => policy.run().await?,
+            Self::Compact { data, json } => {
+                let (client, running) = client(&data).await?;
+                let done = client.post("/compact", &json!({})).await;
+                let done = match done {
+                    Ok(done) => control::json_of(done).await,
+                    Err(error) => Err(error),
+                };
+                close(client, running).await;
+                let done = done?;
+                let number = |key: &str| done.get(key).and_then(Value::as_u64).unwrap_or(0);
+                say(&match json {
+                    true => serde_json::to_string_pretty(&done)?,
+                    false => format!(
+                        "{} entries, {} of log in {} on the disk, {} segments",
+                        number("entries"),
+                        human_bytes(number("bytes")),
+                        human_bytes(number("bytes_on_disk")),
+                        number("segments")
+                    ),
+                })?;
+            }
             Self::User(User::Password {
                 name,
                 data,

@@ -29,8 +29,10 @@ use tower::ServiceExt as _;
 use tracing::warn;
 
 use crate::agents::NewAgent;
+use crate::archive::upkeep::Upkeep;
 use crate::archive::{export, verify};
-use crate::clock;
+use crate::catalogue::records::SegmentRecord;
+use crate::clock::{self, Day};
 use crate::core::{Core, OWN_NAME};
 use crate::evidence;
 use crate::index::query::Query;
@@ -81,6 +83,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/export", post(handle_export))
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
+        .route("/compact", post(handle_compact))
         .route("/policy/preview", get(policy::handle_preview))
         .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
@@ -365,6 +368,29 @@ async fn handle_verify(
     )
     .await?;
     Ok(Json(report))
+}
+
+/// Seals what came so far and compacts all of it, today's too.
+async fn handle_compact(State(core): State<Arc<Core>>) -> Result<Json<Value>, Failure> {
+    audit(&core, "compact", json!({})).await?;
+    let active = policy::roll(&core).await?;
+    let (archive, seconds) = (core.archive.clone(), clock::now());
+    let work = move |upkeep: &Upkeep| {
+        let today = Day::of(clock::unix_us());
+        while upkeep.compact_some(today.plus(1))? {}
+        upkeep.remove_what_nobody_reads()
+    };
+    core.upkeep.ask(active, work).await?;
+    let (segments, _) = archive.parts();
+    let sum =
+        |of: fn(&SegmentRecord) -> u64| segments.iter().map(|segment| of(segment)).sum::<u64>();
+    Ok(Json(json!({
+        "segments": segments.len(),
+        "entries": sum(|segment| segment.entries),
+        "bytes": sum(|segment| segment.bytes),
+        "bytes_on_disk": sum(|segment| segment.len),
+        "seconds": clock::now().duration_since(seconds).as_secs_f64(),
+    })))
 }
 
 async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {

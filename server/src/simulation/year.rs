@@ -261,6 +261,10 @@ impl Year {
                 process.upkeep.seal(rolled.try_recv().unwrap());
             });
             self.act(|year| year.up().upkeep.expire(year.today).unwrap());
+            self.act(|year| {
+                let upkeep = &year.up().upkeep;
+                while upkeep.compact_some(year.today.before(1)).unwrap() {}
+            });
             self.forget_in_the_model();
             self.expired_on = Some(self.today);
         }
