@@ -1,17 +1,33 @@
-//! Blocks: consecutive batches of one stream, decompressed, one after the other, compressed again.
+//! Blocks: consecutive batches of one stream and epoch, packed so that they compress well.
 //!
 //! ```text
-//! zstd( per batch: received, Unix µs (8) | agent (16) | header length (2) | header | body )
+//! version 2 (1) | stream (16) | agent (16) | epoch (16) | first sequence (8) | head before it (32) | batches
+//! per batch, column by column:  received, as the difference to the one before | entries
+//!                             | time of the first, as the difference to received | bookmark behind its length
+//!                             | Merkle root (32) | signature (64)
+//! per entry, column by column:  flags (1), 128 added when it is a line | µs since the entry before | its group
+//! per entry, group by group:    length, of those that are no lines
+//!                               bytes
 //! ```
-//! The body's length is the header's `raw_len`. A record of the log is the same with one batch
-//! whose body is still as the agent compressed it.
+//!
+//! Numbers without a width are LEB128; differences that may be negative are zigzag-coded. Entries that look
+//! alike lie together: a group is what begins with the same words, digits aside. A line is an entry that ends
+//! with its only line feed. Everything the agent signed is given back exactly; what a batch's header repeats
+//! of the one before (sequence, head) or says of its body (its length) is recomputed.
+//!
+//! A batch whose table of entries is not in the one shortest form lies in a block of version 1, as it came:
+//! version 1 (1), then per batch received (8) | agent (16) | header length (2) | header | body.
+//!
+//! A record of the log is the same as one batch of version 1, its body still as the agent compressed it.
 
-use anyhow::{Result, ensure};
-use scrinium_protocol::batch::{BatchHeader, SealedBatch};
-use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use scrinium_protocol::batch::{BOOKMARK_LEN_MAX, BatchHeader, SealedBatch, StreamPosition};
+use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16, put_varint};
 use scrinium_protocol::compress::decompress;
-use scrinium_protocol::entry::Entries;
-use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, Entries};
+use scrinium_protocol::identity::{AgentId, Epoch, Head, Sequence, StreamId};
 
 /// A batch as the archive holds it.
 #[derive(Clone, Debug)]
@@ -24,20 +40,36 @@ pub(crate) struct StoredBatch {
     pub(crate) entries: Entries,
 }
 
-/// Appends one batch to the raw bytes of a block.
-pub(crate) fn encode_batch(out: &mut Vec<u8>, batch: &StoredBatch) {
-    out.extend_from_slice(&batch.received_us.to_be_bytes());
-    out.extend_from_slice(&batch.agent.0);
-    put_bytes16(out, &batch.header.encoded());
-    out.extend_from_slice(batch.entries.raw());
+/// The bytes of a block of these batches, which follow one another.
+pub(crate) fn encode(batches: &[StoredBatch]) -> Vec<u8> {
+    encode_packed(batches).unwrap_or_else(|| encode_verbatim(batches))
 }
 
-/// Reads the batches of a block whose raw length the catalogue knows.
+/// Reads the batches of a block whose raw length the index knows.
 pub(crate) fn decode(payload: &[u8], raw_len: u32) -> Result<Vec<StoredBatch>> {
     ensure!(raw_len <= RAW_LEN_MAX, "a block is longer than any block");
     let mut raw = Vec::new();
     decompress(payload, raw_len, &mut raw)?;
     let mut r = Reader::new(&raw);
+    match r.u8("block version")? {
+        VERBATIM => decode_verbatim(r),
+        PACKED => decode_packed(r),
+        version => anyhow::bail!("block version {version} is of a newer program"),
+    }
+}
+
+fn encode_verbatim(batches: &[StoredBatch]) -> Vec<u8> {
+    let mut out = vec![VERBATIM];
+    for batch in batches {
+        out.extend_from_slice(&batch.received_us.to_be_bytes());
+        out.extend_from_slice(&batch.agent.0);
+        put_bytes16(&mut out, &batch.header.encoded());
+        out.extend_from_slice(batch.entries.raw());
+    }
+    out
+}
+
+fn decode_verbatim(mut r: Reader<'_>) -> Result<Vec<StoredBatch>> {
     let mut batches = Vec::new();
     while !r.is_empty() {
         let received_us = r.u64("receive time")?;
@@ -54,6 +86,337 @@ pub(crate) fn decode(payload: &[u8], raw_len: u32) -> Result<Vec<StoredBatch>> {
         });
     }
     Ok(batches)
+}
+
+/// `None` when something could not be given back exactly.
+fn encode_packed(batches: &[StoredBatch]) -> Option<Vec<u8>> {
+    let first = batches.first()?;
+    let total: usize = batches.iter().map(|batch| batch.entries.raw().len()).sum();
+    let mut out = Vec::with_capacity(total + total / 8);
+    out.push(PACKED);
+    first.header.stream.encode(&mut out);
+    first.agent.encode(&mut out);
+    first.header.epoch.encode(&mut out);
+    out.extend_from_slice(&first.header.first.0.to_be_bytes());
+    first.header.previous.encode(&mut out);
+    put_varint(&mut out, batches.len() as u64);
+
+    let mut position = (first.header.first, first.header.previous);
+    let mut received_us = 0;
+    for batch in batches {
+        let header = &batch.header;
+        let follows = (header.first, header.previous) == position
+            && (batch.agent, header.stream, header.epoch)
+                == (first.agent, first.header.stream, first.header.epoch);
+        if !follows || !has_shortest_table(batch) {
+            return None;
+        }
+        position = (header.next(), header.head());
+        put_signed(&mut out, received_us, batch.received_us);
+        received_us = batch.received_us;
+    }
+    for batch in batches {
+        put_varint(&mut out, u64::from(batch.header.count));
+    }
+    for batch in batches {
+        put_signed(&mut out, batch.received_us, batch.header.time_first_us);
+    }
+    for batch in batches {
+        put_varint(&mut out, batch.header.bookmark.len() as u64);
+        out.extend_from_slice(&batch.header.bookmark);
+    }
+    for batch in batches {
+        out.extend_from_slice(&batch.header.root);
+    }
+    for batch in batches {
+        out.extend_from_slice(&batch.header.signature);
+    }
+    let entries = || batches.iter().flat_map(|batch| batch.entries.iter());
+    for (meta, bytes) in entries() {
+        let line = if is_line(bytes) { LINE } else { 0 };
+        out.push(meta.flags.bits() | line);
+    }
+    for batch in batches {
+        let mut before_us = batch.header.time_first_us;
+        for (meta, _) in batch.entries.iter() {
+            put_varint(&mut out, meta.time_us - before_us);
+            before_us = meta.time_us;
+        }
+    }
+    let groups = groups(entries().map(|(_, bytes)| bytes));
+    let mut numbers = vec![0; entries().count()];
+    for (number, members) in (0_u64..).zip(&groups) {
+        for &(entry, _) in members {
+            if let Some(slot) = numbers.get_mut(entry) {
+                *slot = number;
+            }
+        }
+    }
+    for number in numbers {
+        put_varint(&mut out, number);
+    }
+    let members = || groups.iter().flatten();
+    for (_, bytes) in members().filter(|(_, bytes)| !is_line(bytes)) {
+        put_varint(&mut out, bytes.len() as u64);
+    }
+    for (_, bytes) in members() {
+        out.extend_from_slice(bytes);
+    }
+    Some(out)
+}
+
+fn decode_packed(mut r: Reader<'_>) -> Result<Vec<StoredBatch>> {
+    let stream = StreamId::read(&mut r)?;
+    let agent = AgentId::read(&mut r)?;
+    let epoch = Epoch::read(&mut r)?;
+    let mut next = Sequence(r.u64("first sequence")?);
+    let mut head = Head::read(&mut r)?;
+    let count = r.varint("batches")?;
+    ensure!(
+        count <= u64::from(RAW_LEN_MAX) / 96,
+        "a block has too many batches"
+    );
+    let count = usize::try_from(count)?;
+    let mut received = Vec::with_capacity(count);
+    let mut received_us = 0;
+    for _ in 0..count {
+        received_us = read_signed(&mut r, received_us, "receive time")?;
+        received.push(received_us);
+    }
+    let mut counts = Vec::with_capacity(count);
+    let mut total = 0_usize;
+    for _ in 0..count {
+        let entries = u32::try_from(r.varint("entries of a batch")?)?;
+        total = total
+            .checked_add(entries as usize)
+            .context("too many entries")?;
+        counts.push(entries);
+    }
+    ensure!(
+        total <= RAW_LEN_MAX as usize,
+        "a block has too many entries"
+    );
+    let times = received
+        .iter()
+        .map(|&received_us| read_signed(&mut r, received_us, "time of the first entry"))
+        .collect::<Result<Vec<_>>>()?;
+    let mut bookmarks = Vec::with_capacity(count);
+    for _ in 0..count {
+        let len = usize::try_from(r.varint("bookmark")?)?;
+        ensure!(len <= BOOKMARK_LEN_MAX, "a bookmark is too long");
+        bookmarks.push(r.take(len, "bookmark")?.to_vec());
+    }
+    let mut roots = Vec::with_capacity(count);
+    for _ in 0..count {
+        roots.push(r.array("Merkle root")?);
+    }
+    let mut signatures = Vec::with_capacity(count);
+    for _ in 0..count {
+        signatures.push(r.array("signature")?);
+    }
+    let mut rows = read_rows(&mut r, total)?;
+    let data = place(&mut r, &mut rows)?;
+
+    let mut batches = Vec::with_capacity(count);
+    let mut rows = rows.into_iter();
+    let columns = received.into_iter().zip(counts).zip(times).zip(bookmarks);
+    for (column, (root, signature)) in columns.zip(roots.into_iter().zip(signatures)) {
+        let (((received_us, count), time_first_us), bookmark) = column;
+        let mut table = Vec::new();
+        let mut bytes = Vec::new();
+        for row in rows.by_ref().take(count as usize) {
+            put_row(&mut table, row.len, row.flags, row.delta_us);
+            let end = row.offset + row.len;
+            bytes.extend_from_slice(data.get(row.offset..end).context("an entry is cut")?);
+        }
+        let table_len = u32::try_from(table.len())?;
+        let body = [&table_len.to_be_bytes()[..], &table, &bytes].concat();
+        let header = BatchHeader {
+            stream,
+            epoch,
+            first: next,
+            count,
+            time_first_us,
+            root,
+            raw_len: u32::try_from(body.len())?,
+            bookmark,
+            previous: head,
+            signature,
+        };
+        StreamPosition {
+            epoch: _,
+            next,
+            head,
+            bookmark: _,
+        } = header.position_after();
+        let entries = Entries::parse(body, &header)?;
+        batches.push(StoredBatch {
+            received_us,
+            agent,
+            header,
+            entries,
+        });
+    }
+    Ok(batches)
+}
+
+/// One entry of a packed block.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    flags: u8,
+    is_line: bool,
+    delta_us: u64,
+    group: usize,
+    offset: usize,
+    len: usize,
+}
+
+fn read_rows(r: &mut Reader<'_>, total: usize) -> Result<Vec<Row>> {
+    let mut rows = vec![Row::default(); total];
+    for (row, &flags) in rows.iter_mut().zip(r.take(total, "entry flags")?) {
+        row.flags = flags & !LINE;
+        row.is_line = flags & LINE != 0;
+    }
+    for row in &mut rows {
+        row.delta_us = r.varint("entry time")?;
+    }
+    for row in &mut rows {
+        row.group = usize::try_from(r.varint("group")?)?;
+        ensure!(row.group < total, "a group that is not there");
+    }
+    Ok(rows)
+}
+
+/// Finds where each entry lies; returns the bytes of all.
+fn place<'a>(r: &mut Reader<'a>, rows: &mut [Row]) -> Result<&'a [u8]> {
+    // The order in which they lie: by group, and in a group as they came.
+    let mut starts = vec![0_usize; rows.len() + 1];
+    for row in rows.iter() {
+        if let Some(start) = starts.get_mut(row.group + 1) {
+            *start += 1;
+        }
+    }
+    let mut before = 0;
+    for start in &mut starts {
+        before += *start;
+        *start = before;
+    }
+    let mut order = vec![0_usize; rows.len()];
+    for (entry, row) in rows.iter().enumerate() {
+        let start = starts.get_mut(row.group).context("a group")?;
+        *order.get_mut(*start).context("an entry")? = entry;
+        *start += 1;
+    }
+    for &entry in &order {
+        let row = rows.get_mut(entry).context("an entry")?;
+        if !row.is_line {
+            row.len = usize::try_from(r.varint("entry length")?)?;
+            ensure!(row.len <= ENTRY_LEN_MAX, "an entry is too long");
+        }
+    }
+    let data = core::mem::replace(r, Reader::new(&[])).rest();
+    let mut offset = 0;
+    for entry in order {
+        let row = rows.get_mut(entry).context("an entry")?;
+        row.offset = offset;
+        if row.is_line {
+            let rest = data.get(offset..).unwrap_or_default();
+            let end = memchr::memchr(b'\n', rest).context("a line does not end")?;
+            row.len = end + 1;
+        }
+        offset += row.len;
+    }
+    ensure!(offset == data.len(), "bytes behind the last entry");
+    Ok(data)
+}
+
+/// Entries that look alike, with their numbers, in the order in which they came.
+fn groups<'a>(entries: impl Iterator<Item = &'a [u8]>) -> Vec<Vec<(usize, &'a [u8])>> {
+    let mut groups: BTreeMap<Vec<u8>, Vec<(usize, &[u8])>> = BTreeMap::new();
+    let mut shape = Vec::new();
+    let mut total = 0;
+    for (number, bytes) in entries.enumerate() {
+        shape_of(bytes, &mut shape);
+        total += 1;
+        match groups.get_mut(&shape) {
+            Some(group) => group.push((number, bytes)),
+            None => drop(groups.insert(shape.clone(), vec![(number, bytes)])),
+        }
+    }
+    if groups.len() <= total / ALIKE_MIN {
+        return groups.into_values().collect();
+    }
+    // Nothing looks alike: they stay as they came.
+    let mut all: Vec<_> = groups.into_values().flatten().collect();
+    all.sort_unstable_by_key(|(number, _)| *number);
+    vec![all]
+}
+
+/// The first words of an entry, each run of digits as one.
+fn shape_of(bytes: &[u8], shape: &mut Vec<u8>) {
+    shape.clear();
+    let mut words = 0;
+    let mut digits = false;
+    for &byte in bytes.iter().take(SHAPE_BYTES_READ) {
+        if byte == b' ' {
+            words += 1;
+            if words == SHAPE_WORDS {
+                return;
+            }
+        }
+        let is_digit = byte.is_ascii_digit();
+        if !(is_digit && digits) {
+            shape.push(if is_digit { b'0' } else { byte });
+        }
+        if shape.len() == SHAPE_LEN_MAX {
+            return;
+        }
+        digits = is_digit;
+    }
+}
+
+fn is_line(bytes: &[u8]) -> bool {
+    memchr::memchr(b'\n', bytes).is_some_and(|at| at + 1 == bytes.len())
+}
+
+/// Whether the table of a batch's entries is what [`decode`] would write.
+fn has_shortest_table(batch: &StoredBatch) -> bool {
+    let raw = batch.entries.raw();
+    let Some((len, rest)) = raw.split_first_chunk::<4>() else {
+        return false;
+    };
+    let Some(table) = rest.get(..u32::from_be_bytes(*len) as usize) else {
+        return false;
+    };
+    let mut rewritten = Vec::with_capacity(table.len());
+    let mut before_us = batch.header.time_first_us;
+    for (meta, bytes) in batch.entries.iter() {
+        let delta_us = meta.time_us - before_us;
+        put_row(&mut rewritten, bytes.len(), meta.flags.bits(), delta_us);
+        before_us = meta.time_us;
+    }
+    rewritten == table && raw.len() == batch.header.raw_len as usize
+}
+
+fn put_row(table: &mut Vec<u8>, len: usize, flags: u8, delta_us: u64) {
+    put_varint(table, len as u64);
+    table.push(flags);
+    put_varint(table, delta_us);
+}
+
+/// `to` as its difference to `from`.
+fn put_signed(out: &mut Vec<u8>, from: u64, to: u64) {
+    let difference = to.wrapping_sub(from).cast_signed();
+    put_varint(
+        out,
+        ((difference << 1) ^ (difference >> 63)).cast_unsigned(),
+    );
+}
+
+fn read_signed(r: &mut Reader<'_>, from: u64, field: &'static str) -> Result<u64> {
+    let coded = r.varint(field)?;
+    let difference = (coded >> 1) ^ (coded & 1).wrapping_neg();
+    Ok(from.wrapping_add(difference))
 }
 
 /// The head of a log record: what precedes the encoded batch.
@@ -74,8 +437,125 @@ pub(crate) fn decode_log(payload: &[u8]) -> Result<(u64, AgentId, SealedBatch)> 
     Ok((received_us, agent, batch))
 }
 
+const VERBATIM: u8 = 1;
+const PACKED: u8 = 2;
+/// Added to the flags of an entry that ends with its only line feed.
+const LINE: u8 = 128;
 const LOG_HEAD_LEN: usize = 24;
-/// A block is flushed when it reaches this many raw bytes.
-pub(crate) const RAW_LEN_FLUSH: usize = 1 << 20;
-/// Longest raw block: one batch may come on top.
-const RAW_LEN_MAX: u32 = 2 << 20;
+/// Longest raw block: one batch may come on top of the longest [`super::segment::Packing`].
+const RAW_LEN_MAX: u32 = 6 << 20;
+/// Entries to a group, below which grouping costs more than it gives.
+const ALIKE_MIN: usize = 2;
+/// What of an entry says which group it is in.
+const SHAPE_WORDS: usize = 4;
+const SHAPE_LEN_MAX: usize = 48;
+const SHAPE_BYTES_READ: usize = 120;
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use scrinium_protocol::batch::BatchBuilder;
+    use scrinium_protocol::compress::Compressor;
+    use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+    use scrinium_protocol::kdf::sha256;
+
+    use super::*;
+
+    #[test]
+    fn batches_of_anything_come_back_as_they_were_signed() {
+        let odd: [&[u8]; 9] = [
+            b"a line\n",
+            b"two\nlines\n",
+            b"no end",
+            b"",
+            b"\n",
+            b"\xff\xfe\0\n",
+            b"Nov  1 00:00:00 srv-12 kernel: [591200.1] IN=eth0\n",
+            b"Nov  2 10:20:30 srv-7 kernel: [5.17] IN=eth1\n",
+            b"{\"ts\":\"2026-11-01T00:00:00Z\",\"n\":1}\n",
+        ];
+        let alike: Vec<&[u8]> = vec![b"x\n"; 3000];
+        let batches = batches(&[&odd, &alike, &odd, &[b"12\n"]]);
+        let raw = encode(&batches);
+        assert_eq!(raw.first(), Some(&PACKED));
+        assert_same(&raw, &batches);
+        // Nothing of it may be cut or go on.
+        for len in 0..raw.len().min(400) {
+            assert!(decode_raw(&raw[..len]).is_err(), "cut at {len}");
+        }
+        let mut longer = raw.clone();
+        longer.push(b'x');
+        assert!(decode_raw(&longer).is_err());
+    }
+
+    #[test]
+    fn a_block_of_each_version_is_the_same_for_ever() {
+        let batches = batches(&[&[b"one\n", b"two\n"], &[b"three\n"]]);
+        let digest = |raw: &[u8]| data_encoding::HEXLOWER.encode(&sha256(&[raw]));
+        assert_eq!(
+            digest(&encode_packed(&batches).unwrap()),
+            "c0a0b7548108e2fe8b9bb7fc22a90ac006cf580593baede3f817fd81d701bc51"
+        );
+        assert_eq!(
+            digest(&encode_verbatim(&batches)),
+            "256f5813397df28124bfec94da6c95cc0f90c914fdb5173e1aa72614981bf5f9"
+        );
+        assert_same(&encode_verbatim(&batches), &batches);
+    }
+
+    #[test]
+    fn a_table_that_is_not_the_shortest_is_kept_as_it_came() {
+        let mut batches = batches(&[&[b"one\n"]]);
+        // Times that would overflow are moved to the last there is: what was written is not what is read.
+        let body = [&[0, 0, 0, 12][..], &[4, 0], &[0xff; 9], &[1], b"one\n"].concat();
+        let header = &mut batches[0].header;
+        header.time_first_us = u64::MAX - 1;
+        header.raw_len = u32::try_from(body.len()).unwrap();
+        batches[0].entries = Entries::parse(body, header).unwrap();
+        let raw = encode(&batches);
+        assert_eq!(raw.first(), Some(&VERBATIM));
+        assert_same(&raw, &batches);
+    }
+
+    fn batches(contents: &[&[&[u8]]]) -> Vec<StoredBatch> {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let (agent, stream) = (AgentId([2; 16]), StreamId([3; 16]));
+        let mut position = StreamPosition::start(agent, stream, Epoch([4; 16]));
+        let mut compressor = Compressor::new(1);
+        let mut made = Vec::new();
+        for (n, entries) in (0_u64..).zip(contents) {
+            let mut builder = BatchBuilder::new();
+            for (i, bytes) in (0_u64..).zip(*entries) {
+                let flags = EntryFlags::NONE;
+                let time_us = 1_000_000 * n + i * i;
+                builder.push(bytes, EntryMeta { time_us, flags });
+            }
+            let bookmark = vec![u8::try_from(n).unwrap(); 5];
+            let (batch, after) = builder.seal(stream, &position, bookmark, &key, &mut compressor);
+            position = after;
+            made.push(StoredBatch {
+                received_us: 5_000_000 - n,
+                agent,
+                entries: batch.open().unwrap(),
+                header: batch.header,
+            });
+        }
+        made
+    }
+
+    fn decode_raw(raw: &[u8]) -> Result<Vec<StoredBatch>> {
+        let packed = Compressor::new(1).compress(raw);
+        decode(&packed, u32::try_from(raw.len()).unwrap())
+    }
+
+    fn assert_same(raw: &[u8], batches: &[StoredBatch]) {
+        let decoded = decode_raw(raw).unwrap();
+        assert_eq!(decoded.len(), batches.len());
+        for (decoded, batch) in decoded.iter().zip(batches) {
+            assert_eq!(decoded.header, batch.header);
+            assert_eq!(decoded.received_us, batch.received_us);
+            assert_eq!(decoded.agent, batch.agent);
+            assert_eq!(decoded.entries.raw(), batch.entries.raw());
+        }
+    }
+}

@@ -12,7 +12,6 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_segment::fault;
 use tracing::{error, info};
 
-use super::block::RAW_LEN_FLUSH;
 use super::segment::{Block, Packing};
 use super::upkeep::Upkeep;
 use crate::catalogue::records::{Group, RemovedSegment, SegmentRecord};
@@ -101,9 +100,9 @@ impl Upkeep {
                     return Ok(());
                 };
                 let (log, first) = block.order;
-                for (order, batch) in (first..).zip(&batches) {
-                    builder.add(introduced, batch, (log, order))?;
+                for (order, batch) in (first..).zip(batches) {
                     entries += u64::from(batch.header.count);
+                    builder.add(introduced, batch, (log, order))?;
                 }
             }
         }
@@ -161,8 +160,8 @@ impl Upkeep {
 
 /// What is at rest is worth more time.
 const PACKING: Packing = Packing {
-    level: 9,
-    block_len: RAW_LEN_FLUSH,
+    level: 11,
+    block_len: 4 << 20,
 };
 /// Bytes that are compacted into one segment at most, but for a single one that is longer.
 const SEGMENT_LEN_MAX: u64 = 512 << 20;

@@ -12,7 +12,7 @@ use scrinium_segment::{Kind, durable, fault, segment_name};
 use tracing::info;
 
 use super::Archive;
-use super::block::{RAW_LEN_FLUSH, StoredBatch};
+use super::block::StoredBatch;
 use super::keys::Keyring;
 use super::log::{Log, apply};
 use super::segment::{Introduced, Packing, SegmentBuilder};
@@ -42,7 +42,7 @@ pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
         // Read at its place, root and all: a batch that cannot be read keeps its log.
         let batch = log.read(shown.place)?;
         entries += u64::from(batch.header.count);
-        sealing.add(&batch, (number, order))?;
+        sealing.add(batch, (number, order))?;
     }
     // A stream whose first batch lies in a later log was introduced in this one.
     for stream in archive.introduced() {
@@ -100,7 +100,7 @@ struct Sealing<'a> {
 }
 
 impl Sealing<'_> {
-    fn add(&mut self, batch: &StoredBatch, order: (u64, u32)) -> Result<()> {
+    fn add(&mut self, batch: StoredBatch, order: (u64, u32)) -> Result<()> {
         let id = batch.header.stream;
         let stream = match self.streams.entry(id) {
             Entry::Occupied(known) => known.into_mut(),
@@ -164,7 +164,7 @@ impl Sealing<'_> {
 /// Sealing keeps up with what comes; compaction packs harder.
 const PACKING: Packing = Packing {
     level: 3,
-    block_len: RAW_LEN_FLUSH,
+    block_len: 4 << 20,
 };
 /// Most raw bytes of blocks not yet full.
 const OPEN_BYTES_MAX: usize = 64 << 20;

@@ -25,7 +25,7 @@ use scrinium_segment::reader::{Cursor, Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
 use scrinium_segment::{Kind, Place};
 
-use super::block::{StoredBatch, encode_batch};
+use super::block::{self, StoredBatch};
 use super::keys::Keyring;
 use crate::catalogue::records::{Group, SegmentRecord};
 use crate::clock::Day;
@@ -257,7 +257,9 @@ struct Total {
 }
 
 struct OpenBlock {
-    raw: Vec<u8>,
+    batches: Vec<StoredBatch>,
+    /// Bytes of their bodies.
+    len: usize,
     filter: FilterBuilder,
     order: (u64, u32),
     epoch: Epoch,
@@ -305,7 +307,7 @@ impl<'a> SegmentBuilder<'a> {
     pub(crate) fn add(
         &mut self,
         stream: &Introduced,
-        batch: &StoredBatch,
+        batch: StoredBatch,
         order: (u64, u32),
     ) -> Result<()> {
         let header = &batch.header;
@@ -327,7 +329,8 @@ impl<'a> SegmentBuilder<'a> {
             .last()
             .map_or(header.time_first_us, |(meta, _)| meta.time_us);
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {
-            raw: Vec::new(),
+            batches: Vec::new(),
+            len: 0,
             filter: FilterBuilder::new(),
             order,
             epoch: header.epoch,
@@ -335,8 +338,6 @@ impl<'a> SegmentBuilder<'a> {
             times_us: (header.time_first_us, last_us),
             head: header.previous,
         });
-        let before = block.raw.len();
-        encode_batch(&mut block.raw, batch);
         if batch.entries.is_text() {
             block.filter.add(batch.entries.bytes());
         } else {
@@ -350,12 +351,15 @@ impl<'a> SegmentBuilder<'a> {
             block.times_us.1.max(last_us),
         );
         block.head = header.head();
-        self.open_bytes += block.raw.len() - before;
+        let len = batch.entries.raw().len();
+        self.open_bytes += len;
+        block.len += len;
         self.total.entries += u64::from(header.count);
         self.total.bytes += batch.entries.bytes().len() as u64;
         let logs = self.total.logs.get_or_insert((order.0, order.0));
         *logs = (logs.0.min(order.0), logs.1.max(order.0));
-        if block.raw.len() >= self.block_len {
+        block.batches.push(batch);
+        if block.len >= self.block_len {
             self.close(id)?;
         }
         Ok(())
@@ -367,7 +371,7 @@ impl<'a> SegmentBuilder<'a> {
     }
 
     pub(crate) fn close_largest(&mut self) -> Result<()> {
-        let largest = self.open.iter().max_by_key(|(_, block)| block.raw.len());
+        let largest = self.open.iter().max_by_key(|(_, block)| block.len);
         match largest.map(|(stream, _)| *stream) {
             Some(stream) => self.close(stream),
             None => Ok(()),
@@ -378,9 +382,10 @@ impl<'a> SegmentBuilder<'a> {
         let Some(block) = self.open.remove(&stream) else {
             return Ok(());
         };
-        self.open_bytes -= block.raw.len();
+        self.open_bytes -= block.len;
+        let raw = block::encode(&block.batches);
         let key = self.keys.for_writing(&self.group, stream)?;
-        let packed = self.compressor.compress(&block.raw);
+        let packed = self.compressor.compress(&raw);
         let place = self.writer.append_under(&key, RECORD_BLOCK, &[&packed])?;
         self.filters.push(block.filter.build());
         self.blocks.push(Block {
@@ -390,7 +395,7 @@ impl<'a> SegmentBuilder<'a> {
             sequences: block.sequences,
             times_us: block.times_us,
             head: block.head,
-            raw_len: u32::try_from(block.raw.len()).context("a block's length")?,
+            raw_len: u32::try_from(raw.len()).context("a block's length")?,
             place,
             filter: place, // known when the filters are written
             digest: [0; 32],

@@ -111,10 +111,11 @@ impl Term {
             .build()?;
         let bytes = text.as_bytes();
         let ends_in_token = !prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte));
-        let mut wanted = tokens(bytes);
-        if prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte)) {
-            wanted.pop(); // the last word is only begun
-        }
+        // The last word of a prefix is only begun.
+        let begun = prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte));
+        let wanted = tokens(bytes).into_iter();
+        let wanted = wanted.filter(|(_, end)| !(begun && *end == bytes.len()));
+        let wanted = wanted.map(|(hash, _)| hash).collect();
         Ok(Self {
             negated,
             pattern,
