@@ -12,7 +12,7 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_segment::fault;
 use tracing::{error, info};
 
-use super::segment::{Block, Packing};
+use super::segment::{BLOCK_LEN, Block, Packing};
 use super::upkeep::Upkeep;
 use crate::catalogue::records::{Group, RemovedSegment, SegmentRecord};
 use crate::clock::Day;
@@ -66,7 +66,8 @@ impl Upkeep {
         let kept = archive.keys().kept(group);
         let mut mark = archive.mark();
         mark.segment += 1;
-        let mut builder = archive.build(group.clone(), mark.segment, PACKING)?;
+        let bytes = old.iter().map(|segment| segment.bytes).sum();
+        let mut builder = archive.build(group.clone(), mark.segment, packing(bytes))?;
         let mut sources = Vec::new();
         for segment in old {
             let (reader, index) = (archive.open_segment(segment)?, archive.index(segment)?);
@@ -158,10 +159,19 @@ impl Upkeep {
     }
 }
 
-/// What is at rest is worth more time.
-const PACKING: Packing = Packing {
-    level: 11,
-    block_len: 4 << 20,
-};
+/// How so many bytes of entries are packed. What is at rest is worth more time, and little of it the more; each
+/// step takes about ten seconds of one core at its limit, and what is above takes 40 s per GB.
+fn packing(bytes: u64) -> Packing {
+    let level = match bytes {
+        0..=0x0100_0000 => 19,
+        ..=0x0800_0000 => 15,
+        _ => 11,
+    };
+    Packing {
+        level,
+        block_len: BLOCK_LEN,
+    }
+}
+
 /// Bytes that are compacted into one segment at most, but for a single one that is longer.
 const SEGMENT_LEN_MAX: u64 = 512 << 20;

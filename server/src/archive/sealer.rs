@@ -15,7 +15,7 @@ use super::Archive;
 use super::block::StoredBatch;
 use super::keys::Keyring;
 use super::log::{Log, apply};
-use super::segment::{Introduced, Packing, SegmentBuilder};
+use super::segment::{BLOCK_LEN, Introduced, Packing, SegmentBuilder};
 use super::upkeep::Upkeep;
 use crate::catalogue::records::{ArchiveMark, Group, SegmentRecord, StreamRecord};
 use crate::clock::Day;
@@ -164,7 +164,7 @@ impl Sealing<'_> {
 /// Sealing keeps up with what comes; compaction packs harder.
 const PACKING: Packing = Packing {
     level: 3,
-    block_len: 4 << 20,
+    block_len: BLOCK_LEN,
 };
 /// Most raw bytes of blocks not yet full.
 const OPEN_BYTES_MAX: usize = 64 << 20;

@@ -449,6 +449,8 @@ impl<'a> SegmentBuilder<'a> {
     }
 }
 
+/// A block is closed at so many raw bytes: larger ones compress better, smaller ones are read faster.
+pub(crate) const BLOCK_LEN: usize = 4 << 20;
 const RECORD_BLOCK: u8 = 1;
 const RECORD_FILTER: u8 = 2;
 const RECORD_INDEX: u8 = 3;
