@@ -23,6 +23,8 @@ pub struct Lab {
     pub syslog_tcp: SocketAddr,
     /// Two of the recovery shares.
     pub shares: Vec<String>,
+    /// What the server's processes get in their environment.
+    pub server_environment: Vec<(String, String)>,
     server: Option<Child>,
     agents: Vec<(String, Option<Child>)>,
 }
@@ -51,6 +53,7 @@ impl Lab {
             syslog_tcp: ports[3],
             sl_integrity: ports[4],
             shares: Vec::new(),
+            server_environment: Vec::new(),
             server: None,
             agents: Vec::new(),
             dir,
@@ -112,6 +115,7 @@ impl Lab {
     pub fn server_command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program("scrinium-server"));
         command
+            .envs(self.server_environment.iter().cloned())
             .args(words)
             .arg("--data")
             .arg(self.data())

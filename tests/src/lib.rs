@@ -17,6 +17,7 @@ pub mod lab;
 pub mod network;
 pub mod proxy;
 pub mod random;
+pub mod refusals;
 pub mod writer;
 
 use std::path::PathBuf;

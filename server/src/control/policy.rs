@@ -1,6 +1,6 @@
 //! What commands ask about policy: classes, rules, holds, contracts, and what is deleted when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,7 +212,7 @@ pub(super) async fn handle_preview(
 
 fn preview(core: &Core, days: u32) -> Vec<Value> {
     let today = Day::of(clock::unix_us());
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mut rows = Vec::new();
     for day in (0..=days).map(|n| today.plus(n)) {
         for due in retention::due(&core.archive, &core.policy, day) {
@@ -271,8 +271,15 @@ pub(super) async fn handle_delete(
         why.as_bytes(),
     ]);
     let word = data_encoding::HEXLOWER.encode(word.first_chunk::<4>().unwrap_or(&[0; 4]));
-    let holding = retention::of_agent(&core.archive, &core.policy, agent, &reason).err();
-    refuse_held(&name, holding.as_ref())?;
+    let sealed = retention::of_agent(&core.archive, &core.policy, agent, &reason);
+    let mut holding = sealed.err().unwrap_or_default();
+    // What came last is not sealed yet.
+    let owner = core.policy.owner_of(agent);
+    for stream in &streams {
+        let day = Day::of(stream.last_us);
+        holding.extend(core.policy.holds_on(&owner, &stream.name, day));
+    }
+    refuse_held(&name, &holding)?;
     if confirm.as_deref() != Some(&word) {
         return Ok(Json(json!({
             "agent": name, "streams": streams.len(), "entries": entries, "bytes": bytes, "confirm": word,
@@ -317,7 +324,7 @@ pub(super) async fn handle_delete(
     let deleted = match deleted.await? {
         Ok(deleted) => deleted,
         Err(holding) => {
-            refuse_held(&name, Some(&holding))?;
+            refuse_held(&name, &holding)?;
             0
         }
     };
@@ -337,13 +344,10 @@ pub(crate) async fn roll(core: &Arc<Core>) -> Result<u64> {
     rolled.await.context("the disk takes no new log now")
 }
 
-fn refuse_held(
-    name: &str,
-    holding: Option<&std::collections::BTreeSet<String>>,
-) -> Result<(), Refused> {
-    let Some(holding) = holding else {
+fn refuse_held(name: &str, holding: &BTreeSet<String>) -> Result<(), Refused> {
+    if holding.is_empty() {
         return Ok(());
-    };
+    }
     let holds: Vec<&str> = holding.iter().map(String::as_str).collect();
     Err(Refused(format!(
         "agent '{name}' is under legal hold ({}); release it first: scrinium-server policy release NAME",

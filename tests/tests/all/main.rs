@@ -26,6 +26,7 @@ mod package;
 mod power;
 mod properties;
 mod refusals;
+mod retention;
 mod rotation;
 mod service;
 mod soak;

@@ -1,15 +1,14 @@
 //! What a machine refuses for a while: writes, syncs, handles, permissions (`tests/refusals/refuse.c`).
 
-use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::random::Random;
+use scrinium_tests::refusals::Refusals;
 use scrinium_tests::writer::append;
-use scrinium_tests::{has_tool, unix_s, wait_until};
+use scrinium_tests::{unix_s, wait_until};
 
 /// E4, E5: whatever the disk of the agent answers, its sources wait, the server hears of it, it goes on by
 /// itself, and a failed sync is not believed later.
@@ -192,49 +191,30 @@ fn h2_whatever_the_clock_does_lines_are_archived_in_their_order() {
 /// A laboratory whose agent runs behind the double.
 struct Rig {
     lab: Lab,
-    library: PathBuf,
-    rules: PathBuf,
+    refusals: Refusals,
 }
 
 impl Rig {
     /// `None` where it cannot be built.
     fn start(name: &str, more: &str) -> Option<Self> {
-        if !has_tool("cc") {
-            return None;
-        }
         let mut lab = Lab::start(name);
         lab.add_agent("web1", lab.sl, more);
-        let library = lab.dir.join("refuse.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/refusals/refuse.c");
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-o"])
-            .arg(&library)
-            .arg(source)
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{}", text(&built.stderr));
-        let rules = lab.dir.join("rules");
-        let mut rig = Self {
-            lab,
-            library,
-            rules,
-        };
-        rig.rule("");
+        let refusals = Refusals::build(&lab.dir)?;
+        let mut rig = Self { lab, refusals };
         rig.start_agent();
         rig.lab.wait_connected("web1");
         Some(rig)
     }
 
     fn start_agent(&mut self) {
-        let preload = format!("LD_PRELOAD={}", self.library.display());
-        let rules = format!("REFUSE_RULES={}", self.rules.display());
+        let variables = self.refusals.environment();
+        let [preload, rules] = variables.map(|(name, value)| format!("{name}={value}"));
         self.lab.spawn_agent("web1", "", &["env", &preload, &rules]);
     }
 
     /// From now on this is refused.
     fn rule(&self, rule: &str) {
-        let mut file = File::create(&self.rules).unwrap();
-        writeln!(file, "{rule}").unwrap();
+        self.refusals.rule(rule);
     }
 
     fn has_said(&self, text: &str) -> bool {

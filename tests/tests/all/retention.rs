@@ -1,0 +1,238 @@
+//! What is kept for how long, held, deleted, and said of it, with the real programs and a clock that is set.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::refusals::Refusals;
+use scrinium_tests::wait_until;
+use serde_json::Value;
+
+/// Days go by: what is due goes and is certified, what is held stays, and what an old copy brings back
+/// cannot be read.
+#[test]
+fn what_is_due_is_forgotten_and_certified_and_what_is_held_stays() {
+    let Some(mut days) = Days::start("retention") else {
+        return;
+    };
+    let lab = &mut days.lab;
+    write(lab, "web1", "MARKERONE of web1\n");
+    write(lab, "web2", "MARKERTWO of web2\n");
+    let compacted = lab.server(&["compact"]);
+    assert!(compacted.status.success(), "{}", text(&compacted.stderr));
+    assert_eq!(lab.verify().0, 0);
+    let old = copy_of(lab);
+
+    // Within floor and ceiling, by one person; beyond, not.
+    let refused = lab.server(&["policy", "class", "general", "--keep-days", "400"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("ceiling of 365 days"));
+    ok(lab, &["policy", "class", "general", "--keep-days", "30"]);
+    let wider = [
+        "policy",
+        "class",
+        "general",
+        "--keep-days",
+        "400",
+        "--ceiling-days",
+        "400",
+    ];
+    let waits = lab.server(&wider);
+    assert_eq!(waits.status.code(), Some(4), "{}", text(&waits.stderr));
+    assert!(text(&waits.stderr).contains("two persons"));
+    let hold = [
+        "policy",
+        "hold",
+        "case-12",
+        "--reason",
+        "requisition",
+        "--agent",
+        "web2",
+    ];
+    ok(lab, &hold);
+
+    // What will go is told before it goes.
+    assert_eq!(preview(lab, "7"), Vec::<Value>::new());
+    days.go_to(27);
+    let lab = &mut days.lab;
+    let rows = preview(lab, "7");
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!(rows[0]["class"], "general");
+    // Its file, and what the agent says of itself if that has come.
+    assert!(rows[0]["streams_held"].as_u64() >= Some(1), "{rows:?}");
+    assert_eq!(lab.count("MARKERONE"), 1);
+
+    days.go_to(31);
+    let lab = &mut days.lab;
+    wait_until("what is due is gone", PATIENCE, || {
+        lab.count("MARKERONE") == 0 && lab.count("stream:deletions certificate") == 1
+    });
+    assert_eq!(lab.count("MARKERTWO"), 1);
+    let (code, report) = lab.verify();
+    assert_eq!(code, 0, "{report}");
+    assert!(!report.contains("; 0 entries deleted lawfully"), "{report}");
+    let certificate = lab.search("stream:deletions certificate");
+    let certificate: Value =
+        serde_json::from_str(certificate[0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(certificate["reason"]["expired"]["keep_days"], 30);
+    assert_eq!(certificate["holds"], serde_json::json!(["case-12"]));
+    let names: Vec<&str> = certificate["streams"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stream| stream["agent"].as_str().unwrap())
+        .collect();
+    assert!(names.iter().all(|name| *name == "web1"), "{names:?}");
+
+    // An old copy of the segments is noticed, and says nothing.
+    lab.stop_server();
+    let stranger = lab.data().join("archive/00000000000000ff.seg");
+    std::fs::copy(&old, &stranger).unwrap();
+    days.go_to(31);
+    let lab = &mut days.lab;
+    let (code, report) = lab.verify();
+    assert_eq!(code, 3);
+    assert!(report.contains("the catalogue does not know"), "{report}");
+    assert_eq!(lab.count("MARKERONE"), 0);
+    std::fs::remove_file(stranger).unwrap();
+    assert_eq!(lab.verify().0, 0);
+
+    // Released, it goes on the next day.
+    ok(lab, &["policy", "release", "case-12", "--reason", "closed"]);
+    days.go_to(32);
+    let lab = &mut days.lab;
+    wait_until("what was held is gone", PATIENCE, || {
+        lab.count("MARKERTWO") == 0
+    });
+    let (code, report) = lab.verify();
+    assert_eq!(code, 0, "{report}");
+}
+
+/// Deleting an agent is asked twice, refused under a hold, done by two persons, and leaves nothing but the
+/// certificate.
+#[test]
+fn an_agent_is_deleted_by_two_persons_and_not_while_it_is_held() {
+    let mut lab = Lab::start("delete-agent");
+    write(&mut lab, "web1", "MARKERONE of web1\n");
+    ok(&lab, &["policy", "two-persons", "on"]);
+    lab.write("second", b"another good password");
+    let second = lab.dir.join("second").display().to_string();
+    ok(
+        &lab,
+        &["user", "password", "second", "--password-file", &second],
+    );
+    ok(&lab, &["policy", "hold", "case-1", "--reason", "court"]);
+    let delete = ["agent", "delete", "web1", "--reason", "customer left"];
+    let held = lab.server(&delete);
+    assert_eq!(held.status.code(), Some(4));
+    assert!(text(&held.stderr).contains("case-1"));
+    ok(&lab, &["policy", "release", "case-1", "--reason", "closed"]);
+
+    let told = text(&lab.server(&delete).stdout);
+    assert!(told.contains("Nothing was deleted"), "{told}");
+    let word = told.split_whitespace().last().unwrap().to_owned();
+    let delete = [&delete[..], &["--confirm", &word]].concat();
+    let first = lab.server(&delete);
+    assert_eq!(first.status.code(), Some(4));
+    assert!(text(&first.stderr).contains("two persons"));
+    assert_eq!(lab.server(&delete).status.code(), Some(4));
+    assert_eq!(lab.count("MARKERONE"), 1);
+    let person = ["--user", "second", "--password-file", &second];
+    let wrong = ["--user", "nobody", "--password-file", &second];
+    let nobody = lab.server(&[&delete[..], &wrong].concat());
+    assert_eq!(nobody.status.code(), Some(4));
+    ok(&lab, &[&delete[..], &person].concat());
+
+    assert_eq!(lab.count("MARKERONE"), 0);
+    let agents = text(&lab.server(&["agent", "list"]).stdout);
+    assert!(!agents.contains("web1"), "{agents}");
+    let found = lab.search("stream:deletions certificate");
+    let reasons: Vec<&str> = found
+        .iter()
+        .map(|entry| entry["text"].as_str().unwrap())
+        .collect();
+    assert!(!reasons.is_empty() && reasons.iter().all(|text| text.contains("customer left")));
+    assert!(
+        reasons[0].contains("second and local command"),
+        "{reasons:?}"
+    );
+    let (code, report) = lab.verify();
+    assert_eq!(code, 0, "{report}");
+    // The name is free again.
+    lab.stop_server();
+    lab.start_server();
+    let _token = lab.token("web1", lab.sl);
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// A laboratory whose server's clock is set.
+struct Days {
+    lab: Lab,
+    refusals: Refusals,
+}
+
+impl Days {
+    fn start(name: &str) -> Option<Self> {
+        let mut lab = Lab::start(name);
+        let refusals = Refusals::build(&lab.dir)?;
+        lab.stop_server();
+        lab.server_environment = refusals.environment().to_vec();
+        lab.start_server();
+        Some(Self { lab, refusals })
+    }
+
+    /// Starts the server again so many days from now.
+    fn go_to(&mut self, day: u32) {
+        self.lab.stop_server();
+        self.refusals.rule(&format!("clock now {}", day * 86_400));
+        self.lab.start_server();
+    }
+}
+
+/// Has an agent of its own ship one line.
+fn write(lab: &mut Lab, agent: &str, line: &str) {
+    lab.add_agent(agent, lab.sl, "");
+    let dir = lab.dir.join(format!("logs-{agent}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = format!("[[source]]\nfile = \"{}/*.log\"\n", dir.display());
+    lab.write(&format!("{agent}.toml"), config.as_bytes());
+    let mut file = File::create(dir.join("app.log")).unwrap();
+    file.write_all(line.as_bytes()).unwrap();
+    lab.start_agent(agent);
+    let word = line.split(' ').next().unwrap();
+    wait_until("the line is archived", PATIENCE, || lab.count(word) == 1);
+    lab.stop_agent(agent);
+}
+
+/// A copy of the longest segment there is.
+fn copy_of(lab: &Lab) -> PathBuf {
+    let files = std::fs::read_dir(lab.data().join("archive")).unwrap();
+    let longest = files
+        .flatten()
+        .max_by_key(|file| file.metadata().unwrap().len())
+        .unwrap();
+    let copy = lab.dir.join("old-segment");
+    let copied = Command::new("cp").arg(longest.path()).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    copy
+}
+
+fn preview(lab: &Lab, days: &str) -> Vec<Value> {
+    let output = ok(lab, &["policy", "preview", "--days", days, "--json"]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn ok(lab: &Lab, words: &[&str]) -> Output {
+    let output = lab.server(words);
+    assert!(
+        output.status.success(),
+        "{words:?}: {}",
+        text(&output.stderr)
+    );
+    output
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
