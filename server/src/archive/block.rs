@@ -483,7 +483,7 @@ mod tests {
         for len in 0..raw.len().min(400) {
             assert!(decode_raw(&raw[..len]).is_err(), "cut at {len}");
         }
-        let mut longer = raw.clone();
+        let mut longer = raw;
         longer.push(b'x');
         assert!(decode_raw(&longer).is_err());
     }
@@ -545,7 +545,7 @@ mod tests {
 
     fn decode_raw(raw: &[u8]) -> Result<Vec<StoredBatch>> {
         let packed = Compressor::new(1).compress(raw);
-        decode(&packed, u32::try_from(raw.len()).unwrap())
+        decode(&packed, u32::try_from(raw.len())?)
     }
 
     fn assert_same(raw: &[u8], batches: &[StoredBatch]) {

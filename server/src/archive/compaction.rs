@@ -162,9 +162,9 @@ impl Upkeep {
 /// How so many bytes of entries are packed. What is at rest is worth more time, and little of it the more; each
 /// step takes about ten seconds of one core at its limit, and what is above takes 40 s per GB.
 fn packing(bytes: u64) -> Packing {
-    let level = match bytes {
-        0..=0x0100_0000 => 19,
-        ..=0x0800_0000 => 15,
+    let level = match bytes >> 20 {
+        0..16 => 19,
+        16..128 => 15,
         _ => 11,
     };
     Packing {

@@ -143,10 +143,6 @@ impl Sealing<'_> {
         Ok(())
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "taken apart at once by its only caller"
-    )]
     fn finish(
         self,
     ) -> Result<(

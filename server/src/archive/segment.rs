@@ -320,9 +320,7 @@ impl<'a> SegmentBuilder<'a> {
         if !follows {
             self.close(id)?;
         }
-        if !self.streams.contains_key(&id) {
-            self.streams.insert(id, stream.clone());
-        }
+        self.streams.entry(id).or_insert_with(|| stream.clone());
         let last_us = batch
             .entries
             .iter()

@@ -339,8 +339,9 @@ pub(super) async fn handle_delete(
 pub(crate) async fn roll(core: &Arc<Core>) -> Result<u64> {
     let (answer, rolled) = oneshot::channel();
     let queue = core.ingest.clone();
-    let sent = tokio::task::spawn_blocking(move || queue.send(Submission::Roll(answer)));
-    sent.await?.ok().context("the server stops")?;
+    let send = move || queue.send(Submission::Roll(answer)).is_ok();
+    let sent = tokio::task::spawn_blocking(send).await?;
+    anyhow::ensure!(sent, "the server stops");
     rolled.await.context("the disk takes no new log now")
 }
 

@@ -490,7 +490,7 @@ impl Year {
         }
     }
 
-    fn check(&mut self) {
+    fn check(&self) {
         self.fuse.set(None);
         let process = self.up();
         for stream in &self.streams {
