@@ -29,6 +29,8 @@ pub enum Kind {
     Archive,
     /// The sealed intervals of an archive.
     Evidence,
+    /// Rows of the server's catalogue.
+    Copy,
 }
 
 impl Kind {
@@ -38,6 +40,7 @@ impl Kind {
             Self::Log => 2,
             Self::Archive => 3,
             Self::Evidence => 4,
+            Self::Copy => 5,
         }
     }
 
@@ -47,6 +50,7 @@ impl Kind {
             Self::Log => "log",
             Self::Archive => "seg",
             Self::Evidence => "evd",
+            Self::Copy => "copy",
         }
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum AlarmKind {
     EvidenceStopped,
     /// The server's own clock was set.
     ClockStepped,
+    /// A backup that was due could not be made.
+    BackupFailed,
 }
 
 impl AlarmKind {
@@ -49,6 +51,7 @@ impl AlarmKind {
             Self::AgentTrouble => "agent-trouble",
             Self::EvidenceStopped => "evidence-stopped",
             Self::ClockStepped => "clock-stepped",
+            Self::BackupFailed => "backup-failed",
         }
     }
 }

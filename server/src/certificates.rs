@@ -12,6 +12,7 @@ use tracing::error;
 
 use crate::audit::DELETIONS;
 use crate::catalogue::records::CertificateRecord;
+use crate::clock::{self, DAY_US};
 use crate::core::Core;
 
 /// Publishes certificates as they are made, until the task is dropped.
@@ -42,10 +43,14 @@ pub(crate) async fn publish(core: &Core) -> Result<()> {
             let durable = core.audit.write(DELETIONS, text).await;
             anyhow::ensure!(durable, "the archive takes nothing now");
         }
-        core.catalogue
-            .write(|changes| changes.remove(&certificate))?;
+        if clock::unix_us().saturating_sub(certificate.made_us) > KEPT_US {
+            core.catalogue
+                .write(|changes| changes.remove(&certificate))?;
+        }
     }
     Ok(())
 }
 
+/// How old a backup may be whose trail is completed when it is restored.
+const KEPT_US: u64 = 100 * DAY_US;
 const INTERVAL: Duration = Duration::from_secs(10);

@@ -35,8 +35,18 @@ pub struct Config {
     pub(crate) checkpoint_copies: Vec<PathBuf>,
     /// Who time-stamps a checkpoint a day.
     pub(crate) time_stamp_authority: Option<String>,
+    /// Where a backup is made by itself, and how often.
+    pub(crate) backup: Option<Backup>,
     /// PEM files that replace the certificate made at `init`.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+}
+
+/// A backup that is made by itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Backup {
+    pub(crate) to: String,
+    pub(crate) keys: PathBuf,
+    pub(crate) every: Duration,
 }
 
 /// What is let in before anything is known of who it is.
@@ -99,6 +109,16 @@ impl Config {
             (Some(_), None) => bail!("console.key must be given with console.certificate"),
             (None, Some(_)) => bail!("console.certificate must be given with console.key"),
         };
+        let backup = match (raw.backup.to, raw.backup.keys) {
+            (Some(to), Some(keys)) => Some(Backup {
+                to,
+                keys,
+                every: Duration::from_secs(raw.backup.every_h.saturating_mul(3600)),
+            }),
+            (None, None) => None,
+            (Some(_), None) => bail!("backup.keys must be given with backup.to"),
+            (None, Some(_)) => bail!("backup.to must be given with backup.keys"),
+        };
         let config = Self {
             sl: raw.listen.sl,
             sl_integrity: raw.listen.sl_integrity,
@@ -122,6 +142,7 @@ impl Config {
             interval: Duration::from_secs(raw.evidence.interval_s),
             checkpoint_copies: raw.evidence.copies,
             time_stamp_authority: raw.evidence.time_stamp_authority,
+            backup,
             certificate,
         };
         config.check()?;
@@ -161,6 +182,13 @@ impl Config {
         if authority.is_some_and(|url| !timestamp::is_url(url)) {
             bail!("evidence.time_stamp_authority must be http://HOST[:PORT]/PATH");
         }
+        let every_h = self
+            .backup
+            .as_ref()
+            .map(|backup| backup.every.as_secs() / 3600);
+        if every_h.is_some_and(|every_h| !(1..=744).contains(&every_h)) {
+            bail!("backup.every_h must be between 1 and 744");
+        }
         if !(1..=600).contains(&self.keep_alive.as_secs()) {
             bail!("agents.keep_alive_s must be between 1 and 600");
         }
@@ -195,6 +223,7 @@ mod raw {
         pub(super) agents: Agents,
         pub(super) archive: Archive,
         pub(super) evidence: Evidence,
+        pub(super) backup: Backup,
         pub(super) console: Console,
     }
 
@@ -281,6 +310,24 @@ mod raw {
         }
     }
 
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Backup {
+        pub(super) to: Option<String>,
+        pub(super) keys: Option<PathBuf>,
+        pub(super) every_h: u64,
+    }
+
+    impl Default for Backup {
+        fn default() -> Self {
+            Self {
+                to: None,
+                keys: None,
+                every_h: 24,
+            }
+        }
+    }
+
     #[derive(Default, serde::Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Console {
@@ -323,6 +370,11 @@ mod tests {
             (
                 "[evidence]\ntime_stamp_authority = 'https://x'",
                 "evidence.time_stamp_authority",
+            ),
+            ("[backup]\nto = '/b'", "backup.keys"),
+            (
+                "[backup]\nto = '/b'\nkeys = '/k'\nevery_h = 0",
+                "backup.every_h",
             ),
             ("[console]\nkey = '/k'", "console.certificate"),
         ] {

@@ -11,6 +11,7 @@ mod agents;
 mod alarms;
 mod archive;
 mod audit;
+mod backup;
 mod catalogue;
 mod certificates;
 mod clock;

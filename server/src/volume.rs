@@ -130,7 +130,37 @@ impl Volume {
 
     /// Opens the volume with recovery shares and binds it to this machine.
     pub(crate) fn recover(dir: &Path, shares: &[String]) -> Result<Self> {
-        let (lock, mut slots) = Slots::read(dir)?;
+        let (lock, slots) = Slots::read(dir)?;
+        let (volume, slots) = Self::rebind(dir, lock, slots, shares)?;
+        slots.write(dir)?;
+        Ok(volume)
+    }
+
+    /// The same for the slots of a backup, in a directory that is to become the volume; [`Volume::settle`] makes
+    /// it one.
+    pub(crate) fn adopt(dir: &Path, slots: &Path, shares: &[String]) -> Result<Self> {
+        let lock = DirLock::acquire(dir)?;
+        for sub in SUBDIRECTORIES {
+            durable::create_dir(&dir.join(sub))?;
+        }
+        let slots = Slots::parse(slots)?;
+        let (volume, slots) = Self::rebind(dir, lock, slots, shares)?;
+        slots.write_as(&dir.join(ADOPTED_FILE))?;
+        Ok(volume)
+    }
+
+    /// What was adopted is whole: from now on it is a volume.
+    pub(crate) fn settle(&self) -> Result<()> {
+        durable::rename(&self.dir.join(ADOPTED_FILE), &self.dir.join(SLOTS_FILE))?;
+        Ok(())
+    }
+
+    fn rebind(
+        dir: &Path,
+        lock: DirLock,
+        mut slots: Slots,
+        shares: &[String],
+    ) -> Result<(Self, Slots)> {
         let shares: Vec<Share> = shares
             .iter()
             .map(|text| parse_share(text))
@@ -159,13 +189,13 @@ impl Volume {
             }
         };
         slots.machine = MachineSlot::wrap(&master, &install, &slots.volume_id)?;
-        slots.write(dir)?;
-        Ok(Self {
+        let volume = Self {
             dir: dir.to_owned(),
-            id: slots.volume_id,
+            id: slots.volume_id.clone(),
             master,
             _lock: lock,
-        })
+        };
+        Ok((volume, slots))
     }
 
     /// The key for the use named `purpose`.
@@ -185,6 +215,11 @@ impl Volume {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+
+    /// Where something may be made before it goes to its place; emptied of what nobody knows at the start.
+    pub(crate) fn scratch_dir(&self) -> PathBuf {
+        self.dir.join(SEALING_DIR)
+    }
 }
 
 impl Slots {
@@ -197,7 +232,11 @@ impl Slots {
             );
         }
         let lock = DirLock::acquire(dir)?;
-        let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok((lock, Self::parse(&path)?))
+    }
+
+    fn parse(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let slots: Self = serde_json::from_slice(&text)
             .with_context(|| format!("{} is damaged", path.display()))?;
         if slots.version != 1 {
@@ -207,12 +246,16 @@ impl Slots {
                 slots.version
             );
         }
-        Ok((lock, slots))
+        Ok(slots)
     }
 
     fn write(&self, dir: &Path) -> Result<()> {
+        self.write_as(&dir.join(SLOTS_FILE))
+    }
+
+    fn write_as(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
-        durable::write_file(&dir.join(SLOTS_FILE), &text)?;
+        durable::write_file(path, &text)?;
         Ok(())
     }
 }
@@ -278,7 +321,9 @@ pub(crate) const SEALING_DIR: &str = "sealing";
 /// Where the sealed intervals and the last checkpoint lie.
 pub(crate) const EVIDENCE_DIR: &str = "evidence";
 const SUBDIRECTORIES: [&str; 4] = [LOG_DIR, SEALING_DIR, ARCHIVE_DIR, EVIDENCE_DIR];
-const SLOTS_FILE: &str = "volume.json";
+/// The wrapped keys.
+pub(crate) const SLOTS_FILE: &str = "volume.json";
+const ADOPTED_FILE: &str = "volume.json.adopted";
 const INSTALL_FILE: &str = "install.secret";
 const SHARE_PREFIX: &str = "SCRINIUM-SHARE-";
 const SHARES: u8 = 3;

@@ -133,6 +133,11 @@ impl Lab {
     /// Starts the server and waits until commands reach it.
     pub fn start_server(&mut self) {
         self.spawn_server("");
+        self.wait_for_socket();
+    }
+
+    /// Waits until commands reach the server.
+    pub fn wait_for_socket(&self) {
         let console = self.console;
         let socket = self.data().join("control.sock");
         wait_until("the server listens", Duration::from_secs(60), || {

@@ -12,6 +12,7 @@
 pub mod browser;
 pub mod client;
 pub mod corpus;
+pub mod days;
 pub mod fuzz;
 pub mod lab;
 pub mod network;

@@ -189,6 +189,13 @@ impl Archive {
                 durable::remove(&self.sealing_dir().join(segment_name(Kind::Archive, number)))?;
             }
         }
+        // What else was being made when the server ended is made anew.
+        for entry in std::fs::read_dir(self.sealing_dir())? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "seg") {
+                durable::remove(&path)?;
+            }
+        }
         for removed in catalogue.load::<RemovedSegment>()? {
             durable::remove(&self.segment_path(removed.number))?;
             catalogue.write(|changes| changes.remove(&removed))?;

@@ -233,6 +233,7 @@ impl Upkeep {
                 number,
                 text,
                 published_at: None,
+                made_us: clock::unix_us(),
             });
         }
         for (id, gone) in &due.gone {

@@ -19,8 +19,8 @@ use crate::policy::Policy;
 
 /// What the thread works on.
 pub(crate) struct Upkeep {
-    pub(super) archive: Arc<Archive>,
-    pub(super) catalogue: Arc<Catalogue>,
+    pub(crate) archive: Arc<Archive>,
+    pub(crate) catalogue: Arc<Catalogue>,
     pub(super) policy: Arc<Policy>,
     pub(super) signing: SigningKey,
     /// Segments that cannot be compacted.

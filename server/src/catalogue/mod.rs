@@ -30,6 +30,16 @@ pub(crate) trait Stored: Serialize + DeserializeOwned {
     fn name(&self) -> Vec<u8>;
 }
 
+/// A row as it leaves one catalogue and enters another of the same volume.
+pub(crate) struct Row {
+    pub(crate) kind: u8,
+    /// Hashed with a key of the volume.
+    pub(crate) name: Vec<u8>,
+    pub(crate) value: Zeroizing<Vec<u8>>,
+}
+
+const INSERT: &str = "INSERT OR REPLACE INTO item (kind, name, value) VALUES (?1, ?2, ?3)";
+
 /// The open catalogue.
 pub(crate) struct Catalogue {
     connection: Mutex<Connection>,
@@ -105,6 +115,39 @@ impl Catalogue {
             .context("truncating the catalogue's write-ahead log")
     }
 
+    /// Every row of the kinds that are `wanted`, of one moment.
+    pub(crate) fn export(&self, wanted: impl Fn(u8) -> bool) -> Result<Vec<Row>> {
+        let connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut statement = connection.prepare("SELECT kind, name, value FROM item")?;
+        let mut found = statement.query([])?;
+        let mut rows = Vec::new();
+        while let Some(row) = found.next()? {
+            let kind: u8 = row.get(0)?;
+            let name: Vec<u8> = row.get(1)?;
+            let value: Vec<u8> = row.get(2)?;
+            if wanted(kind) {
+                let value = self.open_value(kind, &name, &value)?;
+                rows.push(Row { kind, name, value });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Writes rows that were exported from a catalogue of the same volume.
+    pub(crate) fn import(&self, rows: &[Row]) -> Result<()> {
+        self.write(|changes| {
+            let mut insert = changes.transaction.prepare(INSERT)?;
+            for Row { kind, name, value } in rows {
+                let sealed = self.seal_value(*kind, name, value)?;
+                insert.execute(params![kind, name, sealed])?;
+            }
+            Ok(())
+        })
+    }
+
     /// Writes one row.
     pub(crate) fn put<T: Stored>(&self, row: &T) -> Result<()> {
         self.write(|changes| changes.put(row))
@@ -153,7 +196,7 @@ impl Changes<'_> {
         let value = Zeroizing::new(serde_json::to_vec(row)?);
         let sealed = self.catalogue.seal_value(T::KIND, &name, &value)?;
         self.transaction
-            .prepare("INSERT OR REPLACE INTO item (kind, name, value) VALUES (?1, ?2, ?3)")?
+            .prepare(INSERT)?
             .execute(params![T::KIND, &name[..], sealed])?;
         Ok(())
     }

@@ -548,7 +548,8 @@ impl Stored for PrunedRecord {
     }
 }
 
-/// A certificate of deletion that is not in the archive's own trail yet.
+/// A certificate of deletion; kept for a while after it is in the archive's own trail, which a backup may not
+/// have of the same day.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct CertificateRecord {
     pub(crate) number: u64,
@@ -556,6 +557,7 @@ pub(crate) struct CertificateRecord {
     pub(crate) text: String,
     /// Where the trail stood when it was sent there: behind that, it is in it.
     pub(crate) published_at: Option<u64>,
+    pub(crate) made_us: u64,
 }
 
 impl Stored for CertificateRecord {

@@ -1,6 +1,7 @@
 //! The commands of `scrinium-server`.
 
 mod agent;
+mod backup;
 pub(crate) mod demo;
 mod policy;
 mod run;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use self::agent::{Agent, Alarm};
+use self::backup::Backup;
 use self::policy::Policy;
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
@@ -149,6 +151,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Copies the archive elsewhere, checks the copy, makes a volume of it.
+    #[command(subcommand)]
+    Backup(Backup),
     /// Seals what came so far and packs all of it as hard as a day that is over; the server does that by itself.
     #[command(after_help = "Example: scrinium-server compact")]
     Compact {
@@ -298,6 +303,11 @@ impl Command {
                 }
             }
             Self::Policy(policy) => policy.run().await?,
+            Self::Backup(backup) => {
+                if !backup.run().await? {
+                    return Ok(ExitCode::from(3));
+                }
+            }
             Self::Compact { data, json } => {
                 let (client, running) = client(&data).await?;
                 let done = client.post("/compact", &json!({})).await;
@@ -386,13 +396,18 @@ impl Made {
     }
 }
 
-fn recover(dir: &Path, mut shares: Vec<String>) -> Result<()> {
+fn recover(dir: &Path, shares: Vec<String>) -> Result<()> {
+    drop(Volume::recover(dir, &read_shares(shares)?)?);
+    say("the volume is open and bound to this machine now")
+}
+
+/// The shares of the command line, else the lines of standard input.
+fn read_shares(mut shares: Vec<String>) -> Result<Vec<String>> {
     if shares.is_empty() {
         shares = std::io::stdin().lines().collect::<Result<_, _>>()?;
         shares.retain(|line| !line.trim().is_empty());
     }
-    drop(Volume::recover(dir, &shares)?);
-    say("the volume is open and bound to this machine now")
+    Ok(shares)
 }
 
 /// The running server, or the stopped one's volume in this process.

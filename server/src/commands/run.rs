@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
 use crate::volume::Volume;
-use crate::{certificates, console, control, evidence, listener, silence};
+use crate::{backup, certificates, console, control, evidence, listener, silence};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
@@ -80,6 +80,9 @@ impl Server {
         }
         tasks.spawn(silence::watch(running.core.clone()));
         tasks.spawn(certificates::run(running.core.clone()));
+        if let Some(backup) = config.backup {
+            tasks.spawn(backup::run(running.core.clone(), backup));
+        }
         tasks.spawn(evidence::run(
             running.core.clone(),
             config.interval,

@@ -31,6 +31,7 @@ use tracing::warn;
 use crate::agents::NewAgent;
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{export, verify};
+use crate::backup;
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::{Core, OWN_NAME};
@@ -66,6 +67,15 @@ pub(crate) struct VerifyRequest {
     pub(crate) checkpoints: Vec<String>,
 }
 
+/// What `backup create` and `backup verify` ask.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct BackupRequest {
+    /// Where the backup lies.
+    pub(crate) location: String,
+    /// The keys file.
+    pub(crate) keys: PathBuf,
+}
+
 /// What `agent enroll` asks.
 #[derive(Default, Deserialize, Serialize)]
 pub(crate) struct EnrolRequest {
@@ -84,6 +94,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/compact", post(handle_compact))
+        .route("/backup/create", post(handle_backup))
+        .route("/backup/verify", post(handle_backup_verify))
         .route("/policy/preview", get(policy::handle_preview))
         .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
@@ -368,6 +380,30 @@ async fn handle_verify(
     )
     .await?;
     Ok(Json(report))
+}
+
+async fn handle_backup(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<BackupRequest>,
+) -> Result<Json<backup::Done>, Failure> {
+    let BackupRequest { location, keys } = request;
+    audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
+    Ok(Json(backup::create(&core, &location, &keys).await?))
+}
+
+async fn handle_backup_verify(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<BackupRequest>,
+) -> Result<Json<backup::Done>, Failure> {
+    let BackupRequest { location, keys } = request;
+    let verify = {
+        let core = core.clone();
+        move || backup::verify(&core.volume, &location, &keys)
+    };
+    let done = tokio::task::spawn_blocking(verify).await??;
+    let detail = json!({ "generation": done.generation, "findings": done.findings.len() });
+    audit(&core, "backup verified", detail).await?;
+    Ok(Json(done))
 }
 
 /// Seals what came so far and compacts all of it, today's too.

@@ -1,13 +1,11 @@
 //! What is kept for how long, held, deleted, and said of it, with the real programs and a clock that is set.
 
-use std::fs::File;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use scrinium_tests::days::{Days, ship_a_line};
 use scrinium_tests::lab::{Lab, text};
-use scrinium_tests::refusals::Refusals;
 use scrinium_tests::wait_until;
 use serde_json::Value;
 
@@ -19,8 +17,8 @@ fn what_is_due_is_forgotten_and_certified_and_what_is_held_stays() {
         return;
     };
     let lab = &mut days.lab;
-    write(lab, "web1", "MARKERONE of web1\n");
-    write(lab, "web2", "MARKERTWO of web2\n");
+    ship_a_line(lab, "web1", "MARKERONE of web1\n");
+    ship_a_line(lab, "web2", "MARKERTWO of web2\n");
     let compacted = lab.server(&["compact"]);
     assert!(compacted.status.success(), "{}", text(&compacted.stderr));
     assert_eq!(lab.verify().0, 0);
@@ -116,7 +114,7 @@ fn what_is_due_is_forgotten_and_certified_and_what_is_held_stays() {
 #[test]
 fn an_agent_is_deleted_by_two_persons_and_not_while_it_is_held() {
     let mut lab = Lab::start("delete-agent");
-    write(&mut lab, "web1", "MARKERONE of web1\n");
+    ship_a_line(&mut lab, "web1", "MARKERONE of web1\n");
     ok(&lab, &["policy", "two-persons", "on"]);
     lab.write("second", b"another good password");
     let second = lab.dir.join("second").display().to_string();
@@ -166,45 +164,6 @@ fn an_agent_is_deleted_by_two_persons_and_not_while_it_is_held() {
     lab.start_server();
     let _token = lab.token("web1", lab.sl);
     assert_eq!(lab.verify().0, 0);
-}
-
-/// A laboratory whose server's clock is set.
-struct Days {
-    lab: Lab,
-    refusals: Refusals,
-}
-
-impl Days {
-    fn start(name: &str) -> Option<Self> {
-        let mut lab = Lab::start(name);
-        let refusals = Refusals::build(&lab.dir)?;
-        lab.stop_server();
-        lab.server_environment = refusals.environment().to_vec();
-        lab.start_server();
-        Some(Self { lab, refusals })
-    }
-
-    /// Starts the server again so many days from now.
-    fn go_to(&mut self, day: u32) {
-        self.lab.stop_server();
-        self.refusals.rule(&format!("clock now {}", day * 86_400));
-        self.lab.start_server();
-    }
-}
-
-/// Has an agent of its own ship one line.
-fn write(lab: &mut Lab, agent: &str, line: &str) {
-    lab.add_agent(agent, lab.sl, "");
-    let dir = lab.dir.join(format!("logs-{agent}"));
-    std::fs::create_dir_all(&dir).unwrap();
-    let config = format!("[[source]]\nfile = \"{}/*.log\"\n", dir.display());
-    lab.write(&format!("{agent}.toml"), config.as_bytes());
-    let mut file = File::create(dir.join("app.log")).unwrap();
-    file.write_all(line.as_bytes()).unwrap();
-    lab.start_agent(agent);
-    let word = line.split(' ').next().unwrap();
-    wait_until("the line is archived", PATIENCE, || lab.count(word) == 1);
-    lab.stop_agent(agent);
 }
 
 /// A copy of the longest segment there is.

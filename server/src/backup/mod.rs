@@ -1,0 +1,489 @@
+//! Backup: what is sealed, as it lies, and the catalogue without the keys of days; those are a file elsewhere.
+//!
+//! ```text
+//! archive/*.seg ──────────┐
+//! evidence/* ─────────────┼─▶ TARGET   each object once; a generation says which of them it is made of
+//! catalogue but the keys ─┘
+//! keys of days, what was deleted ─▶ KEYS FILE   replaced by each backup: what was forgotten is not in it
+//! ```
+//!
+//! Invariants:
+//! 1. A generation is written last: what it names is there.
+//! 2. The keys of days are never in the target. An old backup and today's keys file give no plaintext of what
+//!    was deleted in between.
+
+pub(crate) mod copy;
+pub(crate) mod target;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use data_encoding::HEXLOWER;
+use scrinium_segment::{Kind, durable, fault, segment_name};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use self::target::Target;
+use crate::alarms::{AlarmKind, Raise};
+use crate::archive::upkeep::Upkeep;
+use crate::catalogue::records::{
+    ArchiveMark, CertificateRecord, GroupKeys, LogKey, PrunedRecord, SegmentRecord, TenantRecord,
+};
+use crate::catalogue::{Row, Stored as _};
+use crate::clock;
+use crate::config;
+use crate::core::{Core, OWN_NAME};
+use crate::volume::{ARCHIVE_DIR, EVIDENCE_DIR, SLOTS_FILE, Volume};
+
+/// One backup: the files of the volume, and the objects they are made of.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Generation {
+    pub(crate) number: u64,
+    pub(crate) made_us: u64,
+    pub(crate) volume: String,
+    /// By their place in the volume.
+    pub(crate) objects: BTreeMap<String, Object>,
+}
+
+/// A file of a backup.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Object {
+    pub(crate) len: u64,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub(crate) sha256: String,
+    /// What it is called in the backup.
+    pub(crate) name: String,
+}
+
+/// What a keys file says of itself.
+#[derive(Debug, Deserialize, Serialize)]
+struct KeysManifest {
+    volume: String,
+    made_us: u64,
+}
+
+/// What was done.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Done {
+    pub(crate) generation: u64,
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    /// Copied this time.
+    pub(crate) copied: u64,
+    pub(crate) copied_bytes: u64,
+    /// Segments of days that were deleted since, and are not restored.
+    pub(crate) forgotten: u64,
+    /// What is wrong.
+    pub(crate) findings: Vec<String>,
+}
+
+/// What a generation is made of, at one moment between two changes of the archive.
+struct Snapshot {
+    /// Held, so that nothing removes their files meanwhile.
+    segments: Vec<Arc<SegmentRecord>>,
+    rows: Vec<Row>,
+    keys: Vec<Row>,
+}
+
+/// Makes a backup as often as is configured, until the task is dropped; what fails is an alarm and tried again.
+pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
+    loop {
+        let last_us = {
+            let (core, to) = (core.clone(), config.to.clone());
+            let look = move || {
+                let target = Target::open(&to)?;
+                let found = latest(&target, &core.volume, &core.volume.scratch_dir())?;
+                Ok(found.map_or(0, |(generation, _)| generation.made_us))
+            };
+            tokio::task::spawn_blocking(look).await
+        };
+        let outcome: Result<()> = match last_us {
+            Ok(Ok(last_us)) => {
+                let age_us = clock::unix_us().saturating_sub(last_us);
+                if u128::from(age_us) >= config.every.as_micros() {
+                    create(&core, &config.to, &config.keys).await.map(drop)
+                } else {
+                    Ok(())
+                }
+            }
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = outcome {
+            core.alarms
+                .raise(Raise {
+                    kind: AlarmKind::BackupFailed,
+                    agent: OWN_NAME.to_owned(),
+                    text: format!(
+                        "the backup to {} failed: {error:#}. It is tried again.",
+                        config.to
+                    ),
+                    key: String::new(),
+                })
+                .await;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Makes a backup of the running server.
+pub(crate) async fn create(core: &Arc<Core>, to: &str, keys: &Path) -> Result<Done> {
+    let target = Target::open(to)?;
+    ensure!(
+        keys.is_absolute() && !keys.starts_with(target.dir()),
+        "--keys '{}' must be an absolute path, and not in the backup: whoever has both can read what was deleted since",
+        keys.display()
+    );
+    let active = crate::control::policy::roll(core).await?;
+    let snapshot = core.upkeep.ask(active, Upkeep::snapshot).await?;
+    let (core, keys) = (core.clone(), keys.to_owned());
+    tokio::task::spawn_blocking(move || write(&core, &target, &keys, &snapshot)).await?
+}
+
+impl Upkeep {
+    fn snapshot(&self) -> Result<Snapshot> {
+        Ok(Snapshot {
+            segments: self.archive.parts().0,
+            rows: self.catalogue.export(|kind| !is_key(kind))?,
+            keys: self.catalogue.export(is_of_the_keys_file)?,
+        })
+    }
+}
+
+/// Rows that open entries.
+fn is_key(kind: u8) -> bool {
+    [TenantRecord::KIND, GroupKeys::KIND, LogKey::KIND].contains(&kind)
+}
+
+/// Keys, and what was deleted: both are of one moment.
+fn is_of_the_keys_file(kind: u8) -> bool {
+    [
+        TenantRecord::KIND,
+        GroupKeys::KIND,
+        PrunedRecord::KIND,
+        CertificateRecord::KIND,
+        ArchiveMark::KIND,
+    ]
+    .contains(&kind)
+}
+
+fn write(core: &Core, target: &Target, keys: &Path, snapshot: &Snapshot) -> Result<Done> {
+    let volume = &core.volume;
+    let there = [ARCHIVE_DIR, EVIDENCE_DIR, GENERATIONS]
+        .into_iter()
+        .map(|prefix| target.list(prefix))
+        .collect::<Result<Vec<_>>>()?;
+    let there: BTreeMap<String, u64> = there.into_iter().flatten().collect();
+    let scratch = volume.scratch_dir();
+    let before = latest(target, volume, &scratch)?;
+    let known = before.as_ref().map(|(generation, _)| &generation.objects);
+    let mut generation = Generation {
+        number: before
+            .as_ref()
+            .map_or(0, |(generation, _)| generation.number)
+            + 1,
+        made_us: clock::unix_us(),
+        volume: volume.id().to_owned(),
+        objects: BTreeMap::new(),
+    };
+    let mut done = Done {
+        generation: generation.number,
+        ..Done::default()
+    };
+    let mut add = |place: String, object: Object, from: &Path| -> Result<()> {
+        if there.get(&object.name) != Some(&object.len) {
+            target.put(&object.name, from)?;
+            done.copied += 1;
+            done.copied_bytes += object.len;
+        }
+        done.objects += 1;
+        done.bytes += object.len;
+        generation.objects.insert(place, object);
+        Ok(())
+    };
+    // The checkpoint first: what it speaks of is in the files that are copied after it. They grow, so each is
+    // called after its content.
+    for path in evidence_files(volume)? {
+        let file = path.file_name().context("a file has a name")?;
+        let place = format!("{EVIDENCE_DIR}/{}", file.to_string_lossy());
+        let still = scratch.join("evidence");
+        std::fs::copy(&path, &still)?;
+        let (len, sha256) = digest_of(&still)?;
+        let name = format!("{place}.{}", sha256.get(..16).unwrap_or_default());
+        add(place, Object { len, sha256, name }, &still)?;
+        durable::remove(&still)?;
+    }
+    for segment in &snapshot.segments {
+        let file = segment_name(Kind::Archive, segment.number);
+        let place = format!("{ARCHIVE_DIR}/{file}");
+        let path = core.archive.segment_path(segment.number);
+        let as_before = known.and_then(|known| known.get(&place));
+        let object = match as_before.filter(|object| object.len == segment.len) {
+            Some(object) => object.clone(),
+            None if !path.try_exists()? => continue, // forgotten meanwhile
+            None => {
+                let (len, sha256) = digest_of(&path)?;
+                let name = place.clone();
+                Object { len, sha256, name }
+            }
+        };
+        add(place, object, &path)?;
+    }
+    target.put(SLOTS_FILE, &volume.dir().join(SLOTS_FILE))?;
+    fault::point("server: backup objects written");
+    // The keys before the generation: a keys file always opens the newest backup there is.
+    let file = scratch.join("keys");
+    let manifest = KeysManifest {
+        volume: volume.id().to_owned(),
+        made_us: generation.made_us,
+    };
+    let key = volume.key("backup keys");
+    copy::write(&file, &key, generation.number, &manifest, &snapshot.keys)?;
+    let keys_dir = keys.parent().context("--keys must name a file")?;
+    Target::open(&keys_dir.display().to_string())?.put(
+        &keys
+            .file_name()
+            .context("--keys must name a file")?
+            .to_string_lossy(),
+        &file,
+    )?;
+    durable::remove(&file)?;
+    fault::point("server: backup keys written");
+    let name = segment_name(Kind::Copy, generation.number);
+    let file = scratch.join(&name);
+    let key = volume.key("backup");
+    copy::write(&file, &key, generation.number, &generation, &snapshot.rows)?;
+    target.put(&format!("{GENERATIONS}/{name}"), &file)?;
+    durable::remove(&file)?;
+    fault::point("server: backup complete");
+    prune(target, volume, &scratch, &generation)?;
+    Ok(done)
+}
+
+/// Removes generations that are too many, and objects that none names any more.
+fn prune(target: &Target, volume: &Volume, scratch: &Path, newest: &Generation) -> Result<()> {
+    let generations = target.list(GENERATIONS)?;
+    let many = generations.len().saturating_sub(GENERATIONS_KEPT);
+    for name in generations.keys().take(many) {
+        target.remove(name)?;
+    }
+    let names = |generation: Generation| generation.objects.into_values().map(|object| object.name);
+    let mut named: BTreeSet<String> = names(newest.clone()).collect();
+    for name in generations.keys().skip(many) {
+        match read_generation(target, volume, scratch, name) {
+            Ok((generation, _)) => named.extend(names(generation)),
+            // One that cannot be read does not say what it needs: nothing is removed.
+            Err(_) => return Ok(()),
+        }
+    }
+    for prefix in [ARCHIVE_DIR, EVIDENCE_DIR] {
+        for name in target.list(prefix)?.keys() {
+            if !named.contains(name) {
+                target.remove(name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks the newest backup: every object is there as it was copied, and the keys file opens every day.
+pub(crate) fn verify(volume: &Volume, from: &str, keys: &Path) -> Result<Done> {
+    let target = Target::open(from)?;
+    let scratch = volume.scratch_dir();
+    let (generation, rows) =
+        latest(&target, volume, &scratch)?.context("there is no backup in it")?;
+    let mut done = Done {
+        generation: generation.number,
+        ..Done::default()
+    };
+    for object in generation.objects.values() {
+        let name = &object.name;
+        done.objects += 1;
+        done.bytes += object.len;
+        match digest_of(&target.dir().join(name)) {
+            Ok((_, sha256)) if sha256 == object.sha256 => {}
+            Ok(_) => done
+                .findings
+                .push(format!("{name} is not what was copied there")),
+            Err(error) => done.findings.push(format!("{name}: {error:#}")),
+        }
+    }
+    let opened = read_keys(volume, keys)?;
+    let groups: BTreeSet<Vec<u8>> = opened
+        .into_iter()
+        .filter(|row| row.kind == GroupKeys::KIND)
+        .map(|row| row.value.to_vec())
+        .filter_map(|value| serde_json::from_slice::<GroupKeys>(&value).ok())
+        .map(|keys| keys.name())
+        .collect();
+    for segment in segments_of(&rows)? {
+        if !groups.contains(&group_name(&segment)) {
+            done.forgotten += 1;
+        }
+    }
+    Ok(done)
+}
+
+/// Makes the volume of a backup on this machine, in `dir`, which must hold none.
+pub(crate) fn restore(dir: &Path, from: &str, keys: &Path, shares: &[String]) -> Result<Done> {
+    let target = Target::open(from)?;
+    durable::create_dir(dir)?;
+    ensure!(
+        !dir.join(SLOTS_FILE).try_exists()?,
+        "{} already holds a volume; choose another --data directory",
+        dir.display()
+    );
+    // The slots come last for anybody else: until then the directory is no volume.
+    let volume = Volume::adopt(dir, &target.dir().join(SLOTS_FILE), shares)?;
+    let scratch = volume.scratch_dir();
+    let (generation, rows) =
+        latest(&target, &volume, &scratch)?.context("there is no backup in it")?;
+    let key_rows = read_keys(&volume, keys)?;
+    let groups: BTreeSet<Vec<u8>> = key_rows
+        .iter()
+        .filter(|row| row.kind == GroupKeys::KIND)
+        .filter_map(|row| serde_json::from_slice::<GroupKeys>(&row.value).ok())
+        .map(|keys| keys.name())
+        .collect();
+    let mut done = Done {
+        generation: generation.number,
+        ..Done::default()
+    };
+    let mut forgotten = BTreeSet::new();
+    for segment in segments_of(&rows)? {
+        if !groups.contains(&group_name(&segment)) {
+            forgotten.insert(segment.number);
+        }
+    }
+    done.forgotten = forgotten.len() as u64;
+    let left_out: BTreeSet<String> = forgotten
+        .iter()
+        .map(|&number| format!("{ARCHIVE_DIR}/{}", segment_name(Kind::Archive, number)))
+        .collect();
+    for (place, object) in &generation.objects {
+        if left_out.contains(place) {
+            continue;
+        }
+        let to = dir.join(place);
+        target.get(&object.name, &to)?;
+        ensure!(
+            digest_of(&to)?.1 == object.sha256,
+            "{} is not what was copied there: verify the backup",
+            object.name
+        );
+        done.objects += 1;
+        done.bytes += object.len;
+        fault::point("server: object restored");
+    }
+    // What an attempt that was interrupted had brought.
+    for file in ["catalogue.db", "catalogue.db-wal", "catalogue.db-shm"] {
+        durable::remove(&dir.join(file))?;
+    }
+    let catalogue = crate::core::open_catalogue(&volume)?;
+    let kept = rows.into_iter().filter(|row| {
+        let is_forgotten = row.kind == SegmentRecord::KIND
+            && serde_json::from_slice::<SegmentRecord>(&row.value)
+                .is_ok_and(|segment| forgotten.contains(&segment.number));
+        // The keys file is newer, or of the same moment.
+        !is_forgotten && !is_of_the_keys_file(row.kind)
+    });
+    let mut all: Vec<Row> = kept.collect();
+    all.extend(key_rows);
+    catalogue.import(&all)?;
+    volume.settle()?;
+    Ok(done)
+}
+
+/// The newest generation of a target, with the rows of the catalogue.
+fn latest(
+    target: &Target,
+    volume: &Volume,
+    scratch: &Path,
+) -> Result<Option<(Generation, Vec<Row>)>> {
+    match target.list(GENERATIONS)?.last_key_value() {
+        Some((name, _)) => read_generation(target, volume, scratch, name).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn read_generation(
+    target: &Target,
+    volume: &Volume,
+    scratch: &Path,
+    name: &str,
+) -> Result<(Generation, Vec<Row>)> {
+    let file = scratch.join("generation");
+    target.get(name, &file)?;
+    let read = copy::read::<Generation>(&file, &volume.key("backup"));
+    durable::remove(&file)?;
+    let (generation, rows) = read.context("the newest backup cannot be read")?;
+    if generation.volume != volume.id() {
+        bail!("this is a backup of another volume, {}", generation.volume);
+    }
+    Ok((generation, rows))
+}
+
+fn read_keys(volume: &Volume, keys: &Path) -> Result<Vec<Row>> {
+    let read = copy::read::<KeysManifest>(keys, &volume.key("backup keys"));
+    let (manifest, rows) = read.with_context(|| format!("--keys {}", keys.display()))?;
+    ensure!(
+        manifest.volume == volume.id(),
+        "--keys {} is of another volume",
+        keys.display()
+    );
+    Ok(rows)
+}
+
+fn segments_of(rows: &[Row]) -> Result<Vec<SegmentRecord>> {
+    let segments = rows.iter().filter(|row| row.kind == SegmentRecord::KIND);
+    let segments = segments.map(|row| Ok(serde_json::from_slice(&row.value)?));
+    segments.collect()
+}
+
+fn group_name(segment: &SegmentRecord) -> Vec<u8> {
+    GroupKeys {
+        group: segment.group.clone(),
+        keys: crate::catalogue::records::WrappedKeys::Streams(Vec::new()),
+    }
+    .name()
+}
+
+/// The files of the evidence, the checkpoint first.
+fn evidence_files(volume: &Volume) -> Result<Vec<PathBuf>> {
+    let dir = volume.dir().join(EVIDENCE_DIR);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect();
+    files.sort_by_key(|path| (path.extension().is_some_and(|e| e == "evd"), path.clone()));
+    Ok(files)
+}
+
+/// Length and SHA-256 of a file.
+fn digest_of(path: &Path) -> Result<(u64, String)> {
+    let mut file =
+        std::fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut len = 0;
+    loop {
+        let read = std::io::Read::read(&mut file, &mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        digest.update(buffer.get(..read).unwrap_or_default());
+        len += read as u64;
+    }
+    let sha256: [u8; 32] = digest.finalize().into();
+    Ok((len, HEXLOWER.encode(&sha256)))
+}
+
+/// How often it is looked whether a backup is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+const GENERATIONS: &str = "generations";
+/// Backups that can be gone back to.
+const GENERATIONS_KEPT: usize = 14;

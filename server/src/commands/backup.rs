@@ -1,0 +1,142 @@
+//! Commands about backups.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::{Data, client, close, read_shares, say};
+use crate::backup;
+use crate::control::{self, BackupRequest};
+use crate::present::human_bytes;
+
+#[derive(Subcommand)]
+pub(super) enum Backup {
+    /// Copies what is new to a directory, while the server runs, and replaces the keys file.
+    #[command(
+        after_help = "Example: scrinium-server backup create --to /mnt/nas/scrinium --keys /mnt/safe/scrinium.keys"
+    )]
+    Create {
+        #[command(flatten)]
+        data: Data,
+        /// Directory of the backup.
+        #[arg(long)]
+        to: String,
+        /// The file with the keys of days, somewhere else: each backup replaces it, so that what was deleted
+        /// cannot be read from an old backup.
+        #[arg(long)]
+        keys: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks every object of the newest backup, and its keys file.
+    #[command(
+        after_help = "Example: scrinium-server backup verify --from /mnt/nas/scrinium --keys /mnt/safe/scrinium.keys"
+    )]
+    Verify {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        from: String,
+        #[arg(long)]
+        keys: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes the volume of the newest backup on this machine; takes two recovery shares.
+    #[command(
+        after_help = "Example: scrinium-server backup restore --from /mnt/nas/scrinium --keys /mnt/safe/scrinium.keys --data /var/lib/scrinium/server"
+    )]
+    Restore {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        from: String,
+        #[arg(long)]
+        keys: PathBuf,
+        /// A recovery share; twice. Without it they are read from standard input, a line each.
+        #[arg(long = "share")]
+        shares: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Backup {
+    /// Runs the command to its end; whether everything was right.
+    pub(super) async fn run(self) -> Result<bool> {
+        let (value, json) = match self {
+            Self::Create {
+                data,
+                to,
+                keys,
+                json,
+            } => (ask(&data, "/backup/create", to, keys).await?, json),
+            Self::Verify {
+                data,
+                from,
+                keys,
+                json,
+            } => (ask(&data, "/backup/verify", from, keys).await?, json),
+            Self::Restore {
+                data,
+                from,
+                keys,
+                shares,
+                json,
+            } => {
+                let shares = read_shares(shares)?;
+                let done = backup::restore(&data.data, &from, &keys, &shares)?;
+                (serde_json::to_value(done)?, json)
+            }
+        };
+        let findings = value.get("findings").and_then(Value::as_array);
+        let findings: Vec<&str> = findings
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let whole = findings.is_empty();
+        if json {
+            say(&serde_json::to_string_pretty(&value)?)?;
+            return Ok(whole);
+        }
+        let number = |key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let mut line = format!(
+            "backup {}: {} objects, {}",
+            number("generation"),
+            number("objects"),
+            human_bytes(number("bytes"))
+        );
+        if number("copied") > 0 {
+            line.push_str(&format!(
+                "; {} of them new, {}",
+                number("copied"),
+                human_bytes(number("copied_bytes"))
+            ));
+        }
+        if number("forgotten") > 0 {
+            line.push_str(&format!(
+                "; {} segments are of days that were deleted since",
+                number("forgotten")
+            ));
+        }
+        say(&line)?;
+        for finding in findings {
+            say(&format!("DAMAGED {finding}"))?;
+        }
+        Ok(whole)
+    }
+}
+
+async fn ask(data: &Data, route: &str, location: String, keys: PathBuf) -> Result<Value> {
+    let (client, running) = client(data).await?;
+    let answer = client.post(route, &BackupRequest { location, keys }).await;
+    let answer = match answer {
+        Ok(answer) => control::json_of(answer).await,
+        Err(error) => Err(error),
+    };
+    close(client, running).await;
+    answer
+}
