@@ -177,6 +177,27 @@ impl SegmentReader {
         Ok(Next::Record(record))
     }
 
+    /// The kind and place of the record at `cursor`, which is moved over it, unopened; `None` when no whole one
+    /// follows.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the disk does not answer.
+    pub fn peek(&self, cursor: &mut Cursor) -> Result<Option<(u8, Place)>, Error> {
+        let at = *cursor;
+        if self.len.saturating_sub(at.offset) < RECORD_HEAD_LEN as u64 {
+            return Ok(None);
+        }
+        let mut head = [0; RECORD_HEAD_LEN];
+        self.read_exact(&mut head, at.offset)?;
+        let [a, b, c, d, kind] = head;
+        let place = Place {
+            offset: at.offset,
+            len: u32::from_be_bytes([a, b, c, d]).saturating_add(RECORD_HEAD_LEN_U32),
+            index: at.index,
+        };
+        Ok(self.skip(cursor, at)?.then_some((kind, place)))
+    }
+
     /// Moves `cursor` over the damaged record at `at`, trusting its length; `false` when nothing can
     /// follow it.
     ///

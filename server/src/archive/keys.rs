@@ -9,6 +9,7 @@
 //! written out one by one and the key they came from is destroyed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -17,15 +18,19 @@ use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
 use scrinium_segment::random;
 
+use crate::catalogue::copies;
 use crate::catalogue::records::{
     Group, GroupKeys, LogKey, StoredSecret, TenantRecord, WrappedKeys,
 };
 use crate::catalogue::{Catalogue, Changes};
+use crate::volume::Volume;
 use crate::wrap::{unwrap, wrap};
 
 /// All keys of the archive.
 pub(crate) struct Keyring {
     catalogue: Arc<Catalogue>,
+    /// The copy beside the catalogue, and what it is sealed with.
+    copy: (PathBuf, Secret<32>),
     state: Mutex<State>,
 }
 
@@ -66,8 +71,8 @@ impl Kept {
 }
 
 impl Keyring {
-    /// Reads the keys of a catalogue.
-    pub(crate) fn load(catalogue: Arc<Catalogue>) -> Result<Self> {
+    /// Reads the keys of a volume's catalogue.
+    pub(crate) fn load(volume: &Volume, catalogue: Arc<Catalogue>) -> Result<Self> {
         let mut state = State::default();
         for tenant in catalogue.load::<TenantRecord>()? {
             state.tenants.insert(tenant.name, tenant.key.0);
@@ -81,10 +86,20 @@ impl Keyring {
         for log in catalogue.load::<LogKey>()? {
             state.logs.insert(log.number, log.key.0);
         }
-        Ok(Self {
+        let keyring = Self {
             catalogue,
+            copy: copies::keys_of(volume),
             state: Mutex::new(state),
-        })
+        };
+        keyring.write_copy()?;
+        Ok(keyring)
+    }
+
+    /// Writes what opens the archive, and what was deleted of it, once more beside the catalogue: a damaged
+    /// catalogue must not cost what it opens.
+    pub(crate) fn write_copy(&self) -> Result<()> {
+        let (path, key) = &self.copy;
+        copies::write(&self.catalogue, path, key, copies::is_of_the_keys)
     }
 
     /// The key to seal entries of `stream` with; durable when this returns.
@@ -115,6 +130,8 @@ impl Keyring {
             }
         };
         self.catalogue.put(&wrap_keys(&tenant, group, &keys)?)?;
+        // At this point nothing is sealed with it yet; if we die now, it stays unused.
+        self.write_copy()?;
         let key = keys.of(stream).context("a key was just made")?;
         state.groups.insert(group.clone(), keys);
         Ok(key)
@@ -138,6 +155,11 @@ impl Keyring {
             Some(Keys::Streams(keys)) => Kept::These(keys.keys().copied().collect()),
             None => Kept::These(BTreeSet::new()),
         }
+    }
+
+    /// Whether a group has a key.
+    pub(crate) fn has(&self, group: &Group) -> bool {
+        self.lock().groups.contains_key(group)
     }
 
     /// Every group that has a key.
@@ -183,6 +205,7 @@ impl Keyring {
             number,
             key: StoredSecret(key.clone()),
         })?;
+        self.write_copy()?;
         self.lock().logs.insert(number, key.clone());
         Ok(key)
     }

@@ -17,6 +17,7 @@
 pub(crate) mod block;
 mod compaction;
 pub(crate) mod export;
+pub(crate) mod fsck;
 pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod retention;
@@ -126,7 +127,7 @@ impl Archive {
     ) -> Result<Self> {
         let archive = Self {
             dir: volume.dir().to_owned(),
-            keys: Keyring::load(catalogue.clone())?,
+            keys: Keyring::load(volume, catalogue.clone())?,
             archive_key: volume.key("archive"),
             cipher,
             state: RwLock::default(),
@@ -644,17 +645,23 @@ impl Archive {
     }
 
     pub(crate) fn open_segment(&self, segment: &SegmentRecord) -> Result<SegmentReader> {
-        let reader = SegmentReader::open(
-            &self.segment_path(segment.number),
-            &self.archive_key,
-            Kind::Archive,
-        )?;
+        let reader = self.open_numbered(segment.number)?;
         anyhow::ensure!(
             reader.tag() == segment.tag,
             "segment {:016x} is not the one that was sealed",
             segment.number
         );
         Ok(reader)
+    }
+
+    /// Opens a segment of which the catalogue may know nothing.
+    pub(crate) fn open_numbered(&self, number: u64) -> Result<SegmentReader> {
+        let path = self.segment_path(number);
+        Ok(SegmentReader::open(
+            &path,
+            &self.archive_key,
+            Kind::Archive,
+        )?)
     }
 
     pub(crate) fn segment_path(&self, number: u64) -> PathBuf {

@@ -269,6 +269,7 @@ impl Upkeep {
         fault::point("server: keys destroyed");
         self.archive.keys().forgotten(&due.group, &kept);
         self.archive.leave(&leaving, pruned, mark);
+        self.archive.keys().write_copy()?;
         self.catalogue.forget_old_pages()?;
         self.remove_files(&leaving)?;
         tracing::info!(

@@ -3,6 +3,7 @@
 //! ```text
 //! segment: block records (1) … | filter records (2) … | index record (3) | the same once more | end
 //! index:   zstd( version 1 (1) | tenant | class, each behind its length (2) | day (4)
+//!          | compacted (1) | first and last log (8, 8)
 //!          | streams (4) | per stream: id (16) | agent (16) | kind (1) | name behind its length (2)
 //!          | blocks (4) | per block: see [`Block`] )
 //! ```
@@ -13,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
 use scrinium_protocol::compress::{Compressor, decompress};
 use scrinium_protocol::entry::view;
@@ -35,6 +36,9 @@ use crate::index::filter::FilterBuilder;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Index {
     pub(crate) group: Group,
+    pub(crate) compacted: bool,
+    /// The logs it was made of, first and last.
+    pub(crate) logs: (u64, u64),
     /// The streams it has blocks of.
     pub(crate) streams: BTreeMap<StreamId, Introduced>,
     pub(crate) blocks: Vec<Block>,
@@ -57,6 +61,8 @@ pub(crate) struct Block {
     pub(crate) epoch: Epoch,
     /// Sequences of its entries, end excluded.
     pub(crate) sequences: (u64, u64),
+    /// Bytes of its entries.
+    pub(crate) bytes: u64,
     /// Collection times of its entries, Unix µs.
     pub(crate) times_us: (u64, u64),
     /// The chain head it leaves.
@@ -69,13 +75,17 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    pub(crate) fn entries(&self) -> u64 {
+        self.sequences.1 - self.sequences.0
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         self.stream.encode(out);
         out.extend_from_slice(&self.order.0.to_be_bytes());
         out.extend_from_slice(&self.order.1.to_be_bytes());
         self.epoch.encode(out);
         let (sequences, times) = (self.sequences, self.times_us);
-        for number in [sequences.0, sequences.1, times.0, times.1] {
+        for number in [sequences.0, sequences.1, self.bytes, times.0, times.1] {
             out.extend_from_slice(&number.to_be_bytes());
         }
         self.head.encode(out);
@@ -94,6 +104,7 @@ impl Block {
             order: (r.u64("log")?, r.u32("batch")?),
             epoch: Epoch::read(r)?,
             sequences: (r.u64("first sequence")?, r.u64("next sequence")?),
+            bytes: r.u64("bytes")?,
             times_us: (r.u64("first time")?, r.u64("last time")?),
             head: Head::read(r)?,
             raw_len: r.u32("raw length")?,
@@ -123,6 +134,9 @@ impl Index {
         put_bytes16(&mut out, self.group.tenant.as_bytes());
         put_bytes16(&mut out, self.group.class.as_bytes());
         out.extend_from_slice(&self.group.day.0.to_be_bytes());
+        out.push(u8::from(self.compacted));
+        out.extend_from_slice(&self.logs.0.to_be_bytes());
+        out.extend_from_slice(&self.logs.1.to_be_bytes());
         put_count(&mut out, self.streams.len());
         for (id, stream) in &self.streams {
             id.encode(&mut out);
@@ -140,6 +154,26 @@ impl Index {
     /// Reads the index of an open segment, or its second copy when the first is damaged.
     pub(crate) fn read(reader: &SegmentReader, place: Place) -> Result<Self> {
         Self::read_copy(reader, place).or_else(|_| Self::read_copy(reader, next_place(place)))
+    }
+
+    /// What the catalogue keeps of the segment it is the index of.
+    pub(crate) fn record(&self, reader: &SegmentReader, place: Place) -> Result<SegmentRecord> {
+        let times_us = self.blocks.iter().fold((u64::MAX, 0), |times, block| {
+            (times.0.min(block.times_us.0), times.1.max(block.times_us.1))
+        });
+        ensure!(!self.blocks.is_empty(), "a segment without entries");
+        Ok(SegmentRecord {
+            number: reader.number(),
+            group: self.group.clone(),
+            len: reader.len(),
+            tag: reader.tag(),
+            index: (place.offset, place.len, place.index),
+            times_us,
+            entries: self.blocks.iter().map(Block::entries).sum(),
+            bytes: self.blocks.iter().map(|block| block.bytes).sum(),
+            logs: self.logs,
+            compacted: self.compacted,
+        })
     }
 
     /// Reads both copies, and what follows them.
@@ -181,6 +215,8 @@ impl Index {
             class: read_text(&mut r, "class")?,
             day: Day(r.u32("day")?),
         };
+        let compacted = r.flag("compacted")?;
+        let logs = (r.u64("first log")?, r.u64("last log")?);
         let mut streams = BTreeMap::new();
         for _ in 0..r.u32("streams")? {
             let id = StreamId::read(&mut r)?;
@@ -198,10 +234,23 @@ impl Index {
         r.finish("index")?;
         Ok(Self {
             group,
+            compacted,
+            logs,
             streams,
             blocks,
         })
     }
+}
+
+/// Where the index of a segment lies of which nothing else is known: the kinds of records are not secret.
+pub(crate) fn find_index(reader: &SegmentReader) -> Result<Place> {
+    let mut cursor = reader.start();
+    while let Some((kind, place)) = reader.peek(&mut cursor)? {
+        if kind == RECORD_INDEX {
+            return Ok(place);
+        }
+    }
+    bail!("it has no index: it was never finished")
 }
 
 /// Where a record of the same length lies behind this one.
@@ -236,7 +285,6 @@ pub(crate) fn digest_of(reader: &SegmentReader, block: &Block) -> Result<[u8; 32
 pub(crate) struct SegmentBuilder<'a> {
     keys: &'a Keyring,
     group: Group,
-    number: u64,
     writer: SegmentWriter,
     compressor: Compressor,
     /// A block is closed at this many raw bytes.
@@ -246,13 +294,6 @@ pub(crate) struct SegmentBuilder<'a> {
     blocks: Vec<Block>,
     filters: Vec<Vec<u8>>,
     streams: BTreeMap<StreamId, Introduced>,
-    total: Total,
-}
-
-#[derive(Default)]
-struct Total {
-    entries: u64,
-    bytes: u64,
     logs: Option<(u64, u64)>,
 }
 
@@ -290,7 +331,6 @@ impl<'a> SegmentBuilder<'a> {
         Ok(Self {
             keys,
             group,
-            number,
             writer,
             compressor: Compressor::new(packing.level),
             block_len: packing.block_len,
@@ -299,7 +339,7 @@ impl<'a> SegmentBuilder<'a> {
             blocks: Vec::new(),
             filters: Vec::new(),
             streams: BTreeMap::new(),
-            total: Total::default(),
+            logs: None,
         })
     }
 
@@ -352,9 +392,7 @@ impl<'a> SegmentBuilder<'a> {
         let len = batch.entries.raw().len();
         self.open_bytes += len;
         block.len += len;
-        self.total.entries += u64::from(header.count);
-        self.total.bytes += batch.entries.bytes().len() as u64;
-        let logs = self.total.logs.get_or_insert((order.0, order.0));
+        let logs = self.logs.get_or_insert((order.0, order.0));
         *logs = (logs.0.min(order.0), logs.1.max(order.0));
         block.batches.push(batch);
         if block.len >= self.block_len {
@@ -391,6 +429,11 @@ impl<'a> SegmentBuilder<'a> {
             order: block.order,
             epoch: block.epoch,
             sequences: block.sequences,
+            bytes: block
+                .batches
+                .iter()
+                .map(|batch| batch.entries.bytes().len() as u64)
+                .sum(),
             times_us: block.times_us,
             head: block.head,
             raw_len: u32::try_from(raw.len()).context("a block's length")?,
@@ -415,12 +458,11 @@ impl<'a> SegmentBuilder<'a> {
         for block in &mut self.blocks {
             block.digest = digest_of(&reader, block)?;
         }
-        let times_us = self.blocks.iter().fold((u64::MAX, 0), |times, block| {
-            (times.0.min(block.times_us.0), times.1.max(block.times_us.1))
-        });
         // The index stands in the segment, so that the catalogue can be rebuilt from it.
         let index = Index {
-            group: self.group.clone(),
+            group: self.group,
+            compacted,
+            logs: self.logs.context("a segment without entries")?,
             streams: self.streams,
             blocks: self.blocks,
         };
@@ -428,22 +470,12 @@ impl<'a> SegmentBuilder<'a> {
         let len = u32::try_from(raw.len()).context("an index's length")?;
         let packed = self.compressor.compress(&raw);
         let parts: [&[u8]; 2] = [&len.to_be_bytes(), &packed];
-        let index = self.writer.append(RECORD_INDEX, &parts)?;
+        let place = self.writer.append(RECORD_INDEX, &parts)?;
         // Without it nothing of the segment can be found: a damaged byte must not cost it.
         self.writer.append(RECORD_INDEX, &parts)?;
-        let tag = self.writer.tag();
-        Ok(SegmentRecord {
-            number: self.number,
-            group: self.group,
-            len: self.writer.finish()?,
-            tag,
-            index: (index.offset, index.len, index.index),
-            times_us,
-            entries: self.total.entries,
-            bytes: self.total.bytes,
-            logs: self.total.logs.context("a segment without entries")?,
-            compacted,
-        })
+        let path = self.writer.path().to_owned();
+        self.writer.finish()?;
+        index.record(&SegmentReader::open(&path, key, Kind::Archive)?, place)
     }
 }
 

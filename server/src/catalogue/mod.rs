@@ -4,9 +4,11 @@
 //! Every row is `(kind, HMAC of the name, sealed value)`; names and values are read into memory at
 //! the start, where the few readers live. SQLite gives the atomic, durable transaction.
 
+pub(crate) mod copies;
 pub(crate) mod records;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use aes_gcm::aead::{Aead as _, Payload};
@@ -45,6 +47,7 @@ pub(crate) struct Catalogue {
     connection: Mutex<Connection>,
     cipher: Aes256Gcm,
     name_key: Secret<32>,
+    writes: AtomicU64,
 }
 
 impl Catalogue {
@@ -64,6 +67,7 @@ impl Catalogue {
             connection: Mutex::new(connection),
             cipher: Aes256Gcm::new(derive(key, None, &[b"values"]).expose().into()),
             name_key: derive(key, None, &[b"names"]),
+            writes: AtomicU64::new(0),
         })
     }
 
@@ -100,7 +104,25 @@ impl Catalogue {
             transaction: &transaction,
         })?;
         transaction.commit().context("writing the catalogue")?;
+        self.writes.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether every row can be read.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or with a row.
+    pub(crate) fn check(&self) -> Result<()> {
+        {
+            let connection = self
+                .connection
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let found: String =
+                connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            anyhow::ensure!(found == "ok", "{found}");
+        }
+        self.export(|_| true).map(drop)
     }
 
     /// Makes what was removed unreadable in the files too: overwritten pages go, and so do the older ones in the
@@ -146,6 +168,11 @@ impl Catalogue {
             }
             Ok(())
         })
+    }
+
+    /// How often it was written since it was opened.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
     }
 
     /// Writes one row.

@@ -3,6 +3,7 @@
 mod agent;
 mod backup;
 pub(crate) mod demo;
+mod fsck;
 mod policy;
 mod run;
 
@@ -148,6 +149,16 @@ enum Command {
         /// A checkpoint that was kept elsewhere; may be given more than once.
         #[arg(long = "checkpoint")]
         checkpoints: Vec<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks the catalogue of a stopped server; with --rebuild, makes it again from its copies and the segments.
+    #[command(after_help = "Example: scrinium-server fsck --rebuild")]
+    Fsck {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        rebuild: bool,
         #[arg(long)]
         json: bool,
     },
@@ -303,6 +314,11 @@ impl Command {
                 }
             }
             Self::Policy(policy) => policy.run().await?,
+            Self::Fsck {
+                data,
+                rebuild,
+                json,
+            } => return fsck::run(&data.data, rebuild, json),
             Self::Backup(backup) => {
                 if !backup.run().await? {
                     return Ok(ExitCode::from(3));

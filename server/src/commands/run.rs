@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::info;
 
+use crate::catalogue::copies;
 use crate::config::Config;
 use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
@@ -80,6 +81,7 @@ impl Server {
         }
         tasks.spawn(silence::watch(running.core.clone()));
         tasks.spawn(certificates::run(running.core.clone()));
+        tasks.spawn(copies::run(running.core.clone()));
         if let Some(backup) = config.backup {
             tasks.spawn(backup::run(running.core.clone(), backup));
         }

@@ -16,6 +16,7 @@ mod evidence;
 mod faults;
 mod files;
 mod flood;
+mod fsck;
 mod full_disk;
 mod fuzz_corpus;
 mod identity;

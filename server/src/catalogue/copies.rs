@@ -1,0 +1,111 @@
+//! The catalogue once more, beside it: what nothing else could give back if it were damaged.
+//!
+//! `keys.copy` has what opens the archive and what was deleted of it, rewritten with every key; `catalogue.copy`
+//! has agents, users, policy and the server's own keys, rewritten a second after they change.
+//! Segments and streams are read from the segments themselves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use scrinium_protocol::secret::Secret;
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use super::records::{
+    ArchiveMark, CertificateRecord, GroupKeys, LogKey, PrunedRecord, RemovedSegment, SegmentRecord,
+    StreamRecord, TenantRecord,
+};
+use super::{Catalogue, Row, Stored as _};
+use crate::backup::copy;
+use crate::core::Core;
+use crate::volume::Volume;
+
+#[derive(Deserialize, Serialize)]
+struct Manifest {
+    rows: usize,
+}
+
+/// Rows that open the archive, and what was deleted of it.
+pub(crate) fn is_of_the_keys(kind: u8) -> bool {
+    [
+        TenantRecord::KIND,
+        GroupKeys::KIND,
+        LogKey::KIND,
+        PrunedRecord::KIND,
+        CertificateRecord::KIND,
+        ArchiveMark::KIND,
+        RemovedSegment::KIND,
+    ]
+    .contains(&kind)
+}
+
+/// Rows that nothing else could give back, the keys aside.
+fn is_of_the_rest(kind: u8) -> bool {
+    !is_of_the_keys(kind) && ![SegmentRecord::KIND, StreamRecord::KIND].contains(&kind)
+}
+
+/// The copy of the keys, and what it is sealed with.
+pub(crate) fn keys_of(volume: &Volume) -> (PathBuf, Secret<32>) {
+    (volume.dir().join("keys.copy"), volume.key("keys copy"))
+}
+
+fn rest_of(volume: &Volume) -> (PathBuf, Secret<32>) {
+    (
+        volume.dir().join("catalogue.copy"),
+        volume.key("catalogue copy"),
+    )
+}
+
+/// Writes a copy of the rows that are `wanted`.
+pub(crate) fn write(
+    catalogue: &Catalogue,
+    path: &Path,
+    key: &Secret<32>,
+    wanted: impl Fn(u8) -> bool,
+) -> Result<()> {
+    let rows = catalogue.export(wanted)?;
+    let manifest = Manifest { rows: rows.len() };
+    let number = u64::from(path.ends_with("keys.copy"));
+    copy::write(path, key, number, &manifest, &rows)
+}
+
+/// Keeps the copy of the rest a second or two behind the catalogue, until the task is dropped.
+pub(crate) async fn run(core: Arc<Core>) {
+    let mut copied = None;
+    loop {
+        let writes = core.catalogue.writes();
+        if copied != Some(writes) {
+            let core = core.clone();
+            let write = move || {
+                let (path, key) = rest_of(&core.volume);
+                write(&core.catalogue, &path, &key, is_of_the_rest)
+            };
+            match tokio::task::spawn_blocking(write).await {
+                Ok(Ok(())) => copied = Some(writes),
+                Ok(Err(error)) => {
+                    let error = format!("{error:#}");
+                    error!(
+                        error,
+                        "the catalogue's copy could not be written; it is tried again"
+                    );
+                }
+                Err(error) => error!(%error, "writing the catalogue's copy failed"),
+            }
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// The rows of both copies.
+pub(crate) fn read(volume: &Volume) -> Result<Vec<Row>> {
+    let mut all = Vec::new();
+    for (path, key) in [keys_of(volume), rest_of(volume)] {
+        let (_, rows): (Manifest, _) = copy::read(&path, &key)?;
+        all.extend(rows);
+    }
+    Ok(all)
+}
+
+const INTERVAL: Duration = Duration::from_secs(1);

@@ -1,0 +1,69 @@
+//! `fsck`: the catalogue of a stopped server, checked and made again.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use scrinium_segment::cipher::Cipher;
+use scrinium_segment::durable;
+
+use super::say;
+use crate::archive::{Archive, fsck};
+use crate::catalogue::copies;
+use crate::clock;
+use crate::core::open_catalogue;
+use crate::volume::Volume;
+
+/// Runs the command to its end.
+pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
+    let volume = Volume::open(dir)?;
+    if !rebuild {
+        let checked = open_catalogue(&volume).and_then(|catalogue| catalogue.check());
+        return match checked {
+            Ok(()) => {
+                say("the catalogue is whole; whether the archive is, verify tells")?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => {
+                say(&format!(
+                    "DAMAGED the catalogue: {error:#}. Make it again: scrinium-server fsck --rebuild --data {}",
+                    dir.display()
+                ))?;
+                Ok(ExitCode::from(3))
+            }
+        };
+    }
+    let rows =
+        copies::read(&volume).context("the catalogue's copies cannot be read: restore a backup")?;
+    // Kept for whoever wants to know what happened to it.
+    for file in ["catalogue.db", "catalogue.db-wal", "catalogue.db-shm"] {
+        let path = dir.join(file);
+        if path.try_exists()? {
+            durable::rename(
+                &path,
+                &dir.join(format!("{file}.damaged-{}", clock::unix_s())),
+            )?;
+        }
+    }
+    let catalogue = Arc::new(open_catalogue(&volume)?);
+    catalogue.import(&rows)?;
+    let archive = Archive::open(&volume, &catalogue, Cipher::default())?;
+    let rebuilt = fsck::rebuild(&archive, &catalogue)?;
+    if json {
+        say(&serde_json::to_string_pretty(&rebuilt)?)?;
+    } else {
+        say(&format!(
+            "the catalogue was made again: {} segments, {} streams, {} entries; {} segments had been replaced or deleted. Run verify.",
+            rebuilt.segments, rebuilt.streams, rebuilt.entries, rebuilt.replaced
+        ))?;
+        for finding in &rebuilt.findings {
+            say(&format!("DAMAGED {finding}"))?;
+        }
+    }
+    Ok(if rebuilt.findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
+    })
+}

@@ -1,0 +1,92 @@
+//! A catalogue that is damaged or gone is made again from its copies and the segments.
+
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use scrinium_tests::corpus::Corpus;
+use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::wait_until;
+use scrinium_tests::writer::append;
+
+#[test]
+fn a_damaged_catalogue_is_made_again_and_agents_go_on() {
+    let mut lab = Lab::start("fsck");
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    let log = lab.log("app.log");
+    let mut written = Vec::new();
+    let mut write = |lines: u64| {
+        let mut more = Vec::new();
+        Corpus::new().lines(lines, &mut more);
+        append(&log).write_all(&more).unwrap();
+        written.extend_from_slice(&more);
+        written.clone()
+    };
+    for round in 0..4 {
+        let expected = write(8000);
+        lab.wait_for_bytes("web1", &log, expected.len(), PATIENCE);
+        if round == 1 {
+            assert!(lab.server(&["compact"]).status.success());
+        }
+        let copy = lab.data().join("catalogue.copy");
+        let quiet = || {
+            let metadata = std::fs::metadata(&copy).ok();
+            metadata.and_then(|metadata| metadata.modified().ok()?.elapsed().ok())
+        };
+        wait_until("the copy has caught up", PATIENCE, || {
+            quiet().is_some_and(|quiet| quiet > Duration::from_secs(3))
+        });
+        // Some of it is in a log that is not sealed, and the server died.
+        lab.kill_server();
+        let whole = lab.server(&["fsck"]);
+        assert!(whole.status.success(), "{}", text(&whole.stdout));
+        match round {
+            0 => remove(&lab, "catalogue.db"),
+            1 => spoil(&lab.data().join("catalogue.db")),
+            2 => remove(&lab, "catalogue.db-wal"),
+            _ => {
+                remove(&lab, "catalogue.db");
+                remove(&lab, "catalogue.db-wal");
+            }
+        }
+        if round == 1 {
+            let damaged = lab.server(&["fsck"]);
+            assert_eq!(damaged.status.code(), Some(3), "{}", text(&damaged.stdout));
+            assert!(text(&damaged.stdout).contains("fsck --rebuild"));
+        }
+        let rebuilt = lab.server(&["fsck", "--rebuild"]);
+        assert!(
+            rebuilt.status.success(),
+            "{}{}",
+            text(&rebuilt.stdout),
+            text(&rebuilt.stderr)
+        );
+        lab.start_server();
+        let (code, report) = lab.verify();
+        assert_eq!(code, 0, "{report}");
+        assert!(lab.export("web1", &log) == expected);
+        lab.wait_connected("web1");
+    }
+    let expected = write(1000);
+    lab.wait_for_bytes("web1", &log, expected.len(), PATIENCE);
+    wait_until("all of it is there", PATIENCE, || {
+        lab.export("web1", &log) == expected
+    });
+}
+
+fn remove(lab: &Lab, file: &str) {
+    let _absent = std::fs::remove_file(lab.data().join(file));
+}
+
+/// Alters every page of a file but the first.
+fn spoil(path: &PathBuf) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    for at in (4096 + 100..len).step_by(1000) {
+        file.write_all_at(b"spoilt", at).unwrap();
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
