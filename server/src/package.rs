@@ -24,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::archive::Extent;
 use crate::archive::block::StoredBatch;
+use crate::archive::container::Access;
 use crate::clock;
 use crate::core::Core;
 use crate::evidence;
@@ -31,7 +32,12 @@ use crate::present;
 
 /// Writes the package of `stream`. Reads it three times instead of holding it: a tar needs lengths
 /// before bytes, and plain text must never lie on the server's disk.
-pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Result<()> {
+pub(crate) fn write(
+    core: &Core,
+    stream: StreamId,
+    access: &Access,
+    out: &mut dyn Write,
+) -> Result<()> {
     let record = core
         .archive
         .stream(stream)
@@ -49,7 +55,7 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
     let mut total = Total::default();
     let mut digest = Sha256::new();
     let mut compressor = Compressor::new(AGENT_LEVEL);
-    for_each_batch(core, &extents, |batch| {
+    for_each_batch(core, &extents, access, |batch| {
         for (meta, entry) in batch.entries.iter() {
             if meta.flags.is_gap() {
                 total.gaps += 1;
@@ -84,7 +90,7 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
         Ok(out.write_all(&manifest)?)
     })?;
     tar_member(out, "log.txt", total.log_len, |out| {
-        for_each_batch(core, &extents, |batch| {
+        for_each_batch(core, &extents, access, |batch| {
             let entries = batch
                 .entries
                 .iter()
@@ -96,7 +102,7 @@ pub(crate) fn write(core: &Core, stream: StreamId, out: &mut dyn Write) -> Resul
         })
     })?;
     tar_member(out, "batches.bin", total.batches_len, |out| {
-        for_each_batch(core, &extents, |batch| {
+        for_each_batch(core, &extents, access, |batch| {
             Ok(out.write_all(&packed(batch, &mut compressor)?)?)
         })
     })?;
@@ -127,10 +133,11 @@ struct Total {
 fn for_each_batch(
     core: &Core,
     extents: &[Extent],
+    access: &Access,
     mut each: impl FnMut(&StoredBatch) -> Result<()>,
 ) -> Result<()> {
     for extent in extents {
-        for batch in core.archive.read(extent)? {
+        for batch in core.archive.read(extent, access)? {
             each(&batch)?;
         }
     }

@@ -27,6 +27,12 @@ impl Days {
         Some(Self { lab, refusals })
     }
 
+    /// So many hours of a day pass while the server runs.
+    pub fn pass_hours(&self, day: u32, hours: u32) {
+        let seconds = day * 86_400 + hours * 3600;
+        self.refusals.rule(&format!("clock now {seconds}"));
+    }
+
     /// Starts the server again so many days from now.
     pub fn go_to(&mut self, day: u32) {
         self.lab.stop_server();

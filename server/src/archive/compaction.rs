@@ -12,6 +12,7 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_segment::fault;
 use tracing::{error, info};
 
+use super::container::Access;
 use super::segment::{BLOCK_LEN, Block, Packing};
 use super::upkeep::Upkeep;
 use crate::catalogue::records::{Group, RemovedSegment, SegmentRecord};
@@ -24,7 +25,8 @@ impl Upkeep {
         let mut groups: BTreeMap<&Group, Vec<&Arc<SegmentRecord>>> = BTreeMap::new();
         for segment in &segments {
             let is_loose = !segment.compacted && segment.group.day < until;
-            if is_loose && !self.is_damaged(segment) {
+            let is_open = !self.archive.keys().is_sealed(&segment.group);
+            if is_loose && is_open && !self.is_damaged(segment) {
                 groups.entry(&segment.group).or_default().push(segment);
             }
         }
@@ -92,7 +94,8 @@ impl Upkeep {
                 let Some(introduced) = index.streams.get(&stream) else {
                     continue;
                 };
-                let Ok(batches) = archive.read_block(reader, segment, block) else {
+                let Ok(batches) = archive.read_block(reader, segment, block, &Access::operations())
+                else {
                     error!(
                         segment = segment.number,
                         "a damaged segment is left as it lies; run verify"

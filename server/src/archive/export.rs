@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use scrinium_protocol::identity::StreamId;
 
 use super::Archive;
+use super::container::Access;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,11 +18,16 @@ pub(crate) struct Exported {
 
 /// Writes the bytes of every entry of `stream` to `out`. What a gap entry says is not part of the
 /// source's bytes: it is counted instead. Complete, or an error: nothing is skipped silently.
-pub(crate) fn raw(archive: &Archive, stream: StreamId, out: &mut dyn Write) -> Result<Exported> {
+pub(crate) fn raw(
+    archive: &Archive,
+    stream: StreamId,
+    access: &Access,
+    out: &mut dyn Write,
+) -> Result<Exported> {
     let mut done = Exported::default();
     let mut next: Option<u64> = None;
     for extent in archive.extents_of(stream)? {
-        for batch in archive.read(&extent)? {
+        for batch in archive.read(&extent, access)? {
             let first = batch.header.first.0;
             if next.is_some_and(|next| first != next && first != 0) {
                 bail!(

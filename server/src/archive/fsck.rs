@@ -11,6 +11,7 @@ use scrinium_protocol::identity::{Epoch, Sequence, StreamId};
 use scrinium_segment::{Kind, segment_name, segment_numbers};
 
 use super::Archive;
+use super::container::Access;
 use super::segment::{Block, Index, find_index};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ArchiveMark, RemovedSegment, SegmentRecord, StreamRecord};
@@ -154,7 +155,7 @@ fn streams(
         };
         let read = archive
             .open_segment(segment)
-            .and_then(|reader| archive.read_block(&reader, segment, block))
+            .and_then(|reader| archive.read_block(&reader, segment, block, &Access::operations()))
             .and_then(|batches| batches.into_iter().last().context("an empty block"));
         let (position, last_us) = match read {
             Ok(batch) => (batch.header.position_after(), batch.received_us),

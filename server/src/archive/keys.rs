@@ -12,15 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
 use scrinium_segment::random;
 
+use super::container::{Access, to_recipient};
 use crate::catalogue::copies;
 use crate::catalogue::records::{
-    Group, GroupKeys, LogKey, StoredSecret, TenantRecord, WrappedKeys,
+    Group, GroupKeys, LogKey, SealedKeys, StoredSecret, TenantRecord, WrappedKeys,
 };
 use crate::catalogue::{Catalogue, Changes};
 use crate::volume::Volume;
@@ -45,6 +46,7 @@ struct State {
 enum Keys {
     Whole(Secret<32>),
     Streams(BTreeMap<StreamId, Secret<32>>),
+    Sealed(SealedKeys),
 }
 
 /// Why entries that are there cannot be read.
@@ -53,6 +55,9 @@ pub(crate) enum Unreadable {
     /// Their key was destroyed: their time was over, or somebody had them deleted.
     #[error("was deleted: its key is destroyed")]
     Forgotten,
+    /// It is in the second container.
+    #[error("is in the second container: it takes the security officer's key (container open)")]
+    Sealed,
 }
 
 /// The streams of a group that are not forgotten.
@@ -108,6 +113,13 @@ impl Keyring {
         if let Some(key) = state.groups.get(group).and_then(|keys| keys.of(stream)) {
             return Ok(key);
         }
+        if let Some(Keys::Sealed(_)) = state.groups.get(group) {
+            bail!(
+                "{} of class {} is in the second container already",
+                group.day,
+                group.class
+            );
+        }
         let tenant = match state.tenants.get(&group.tenant) {
             Some(key) => key.clone(),
             None => {
@@ -121,7 +133,7 @@ impl Keyring {
             }
         };
         let keys = match state.groups.get(group) {
-            None | Some(Keys::Whole(_)) => Keys::Whole(Secret::new(random()?)),
+            None | Some(Keys::Whole(_) | Keys::Sealed(_)) => Keys::Whole(Secret::new(random()?)),
             Some(Keys::Streams(kept)) => {
                 // What came before of this stream is forgotten; this is not the same key.
                 let mut kept = kept.clone();
@@ -142,10 +154,79 @@ impl Keyring {
         &self,
         group: &Group,
         stream: StreamId,
+        access: &Access,
     ) -> Result<Secret<32>, Unreadable> {
         let state = self.lock();
         let keys = state.groups.get(group).ok_or(Unreadable::Forgotten)?;
-        keys.of(stream).ok_or(Unreadable::Forgotten)
+        let Keys::Sealed(sealed) = keys else {
+            return keys.of(stream).ok_or(Unreadable::Forgotten);
+        };
+        let wrapped = sealed.wrapped(stream).ok_or(Unreadable::Forgotten)?;
+        let key = access.key_of(group).ok_or(Unreadable::Sealed)?;
+        unwrap(key, wrapped, &about(group, Some(stream))).ok_or(Unreadable::Sealed)
+    }
+
+    /// The groups of the second container, and the age file that opens each.
+    pub(crate) fn containers(&self) -> Vec<(Group, String)> {
+        let state = self.lock();
+        let sealed = state.groups.iter().filter_map(|(group, keys)| match keys {
+            Keys::Sealed(sealed) => Some((group.clone(), sealed.key.clone())),
+            Keys::Whole(_) | Keys::Streams(_) => None,
+        });
+        sealed.collect()
+    }
+
+    /// Whether a group is in the second container.
+    pub(crate) fn is_sealed(&self, group: &Group) -> bool {
+        matches!(self.lock().groups.get(group), Some(Keys::Sealed(_)))
+    }
+
+    /// Whether `key` is the one of a group's container.
+    pub(crate) fn opens(&self, group: &Group, key: &Secret<32>) -> bool {
+        let state = self.lock();
+        let Some(Keys::Sealed(sealed)) = state.groups.get(group) else {
+            return false;
+        };
+        sealed.streams.iter().all(|(stream, wrapped)| {
+            let stream = stream.parse().ok();
+            stream.is_some_and(|stream| unwrap(key, wrapped, &about(group, Some(stream))).is_some())
+        })
+    }
+
+    /// The keys of a group's `streams` under a new key that only `recipient` opens; none when they are sealed
+    /// already.
+    pub(super) fn enclosed(
+        &self,
+        group: &Group,
+        streams: &BTreeSet<StreamId>,
+        recipient: &str,
+    ) -> Result<Option<SealedKeys>> {
+        let state = self.lock();
+        let Some(keys) = state.groups.get(group) else {
+            return Ok(None);
+        };
+        if matches!(keys, Keys::Sealed(_)) {
+            return Ok(None);
+        }
+        let container = Secret::new(random()?);
+        let mut wrapped = Vec::new();
+        for &stream in streams {
+            if let Some(key) = keys.of(stream) {
+                let text = wrap(&container, &key, &about(group, Some(stream)))?;
+                wrapped.push((stream.to_string(), text));
+            }
+        }
+        Ok(Some(SealedKeys {
+            recipient: recipient.to_owned(),
+            key: to_recipient(recipient, &container)?,
+            streams: wrapped,
+        }))
+    }
+
+    /// The row of [`Keyring::enclosed`] is durable: what opened the group is destroyed.
+    pub(super) fn enclose(&self, group: &Group, sealed: SealedKeys) {
+        let mut state = self.lock();
+        state.groups.insert(group.clone(), Keys::Sealed(sealed));
     }
 
     /// Which streams of a group are not forgotten.
@@ -153,6 +234,14 @@ impl Keyring {
         match self.lock().groups.get(group) {
             Some(Keys::Whole(_)) => Kept::All,
             Some(Keys::Streams(keys)) => Kept::These(keys.keys().copied().collect()),
+            Some(Keys::Sealed(sealed)) => {
+                let streams = sealed.streams.iter();
+                Kept::These(
+                    streams
+                        .filter_map(|(stream, _)| stream.parse().ok())
+                        .collect(),
+                )
+            }
             None => Kept::These(BTreeSet::new()),
         }
     }
@@ -260,16 +349,31 @@ impl Keys {
                 &[b"scrinium stream of a group v1"],
             )),
             Self::Streams(keys) => keys.get(&stream).cloned(),
+            Self::Sealed(_) => None,
         }
     }
 
     /// What is left for the streams of `kept`, if anything is.
     fn only(&self, kept: &BTreeSet<StreamId>) -> Option<Self> {
+        if let Self::Sealed(sealed) = self {
+            let mut left = sealed.clone();
+            left.streams
+                .retain(|(stream, _)| stream.parse().is_ok_and(|stream| kept.contains(&stream)));
+            return (!left.streams.is_empty()).then_some(Self::Sealed(left));
+        }
         let left: BTreeMap<_, _> = kept
             .iter()
             .filter_map(|&stream| Some((stream, self.of(stream)?)))
             .collect();
         (!left.is_empty()).then_some(Self::Streams(left))
+    }
+}
+
+impl SealedKeys {
+    fn wrapped(&self, stream: StreamId) -> Option<&str> {
+        let stream = stream.to_string();
+        let found = self.streams.iter().find(|(id, _)| *id == stream);
+        found.map(|(_, wrapped)| wrapped.as_str())
     }
 }
 
@@ -289,6 +393,7 @@ fn wrap_keys(tenant: &Secret<32>, group: &Group, keys: &Keys) -> Result<GroupKey
             });
             WrappedKeys::Streams(wrapped.collect::<Result<_>>()?)
         }
+        Keys::Sealed(sealed) => WrappedKeys::Sealed(sealed.clone()),
     };
     Ok(GroupKeys {
         group: group.clone(),
@@ -310,5 +415,6 @@ fn unwrap_keys(tenant: &Secret<32>, row: &GroupKeys) -> Result<Keys> {
             });
             Ok(Keys::Streams(keys.collect::<Result<_>>()?))
         }
+        WrappedKeys::Sealed(sealed) => Ok(Keys::Sealed(sealed.clone())),
     }
 }

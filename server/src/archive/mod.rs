@@ -16,6 +16,7 @@
 
 pub(crate) mod block;
 mod compaction;
+pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod fsck;
 pub(crate) mod keys;
@@ -40,9 +41,10 @@ use scrinium_segment::{Kind, Place, durable, segment_name, segment_numbers};
 use tracing::error;
 
 use self::block::StoredBatch;
+use self::container::{Access, Openings};
 use self::keys::Keyring;
 use self::log::Log;
-use self::segment::{Block, Index, Packing, SegmentBuilder};
+use self::segment::{Block, Index, Packing, SegmentBuilder, digest_of};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
     ArchiveMark, Group, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord, StreamRecord,
@@ -59,6 +61,7 @@ pub(crate) struct Archive {
     cipher: Cipher,
     state: RwLock<State>,
     indexes: Mutex<Indexes>,
+    openings: Openings,
 }
 
 #[derive(Default)]
@@ -132,6 +135,7 @@ impl Archive {
             cipher,
             state: RwLock::default(),
             indexes: Mutex::default(),
+            openings: Openings::default(),
         };
         let mut state = State::default();
         for stream in catalogue.load::<StreamRecord>()? {
@@ -260,6 +264,11 @@ impl Archive {
         let built = self.sealing_dir().join(segment_name(Kind::Archive, number));
         durable::rename(&built, &self.segment_path(number))?;
         Ok(())
+    }
+
+    /// What was opened of the second container.
+    pub(crate) fn openings(&self) -> &Openings {
+        &self.openings
     }
 
     pub(crate) fn keys(&self) -> &Keyring {
@@ -508,8 +517,13 @@ impl Archive {
         Ok(index)
     }
 
+    /// Whether a reader may open what is archived of a group.
+    pub(crate) fn may_read(&self, group: &Group, access: &Access) -> bool {
+        !self.keys.is_sealed(group) || access.key_of(group).is_some()
+    }
+
     /// Reads the batches of an extent.
-    pub(crate) fn read(&self, extent: &Extent) -> Result<Vec<StoredBatch>> {
+    pub(crate) fn read(&self, extent: &Extent, access: &Access) -> Result<Vec<StoredBatch>> {
         match &extent.source {
             Source::Log { log, place } => Ok(vec![log.read(*place)?]),
             Source::Segment {
@@ -519,7 +533,7 @@ impl Archive {
             } => {
                 let reader = self.open_segment(segment)?;
                 let block = index.blocks.get(*block).context("a block of the index")?;
-                self.read_block(&reader, segment, block)
+                self.read_block(&reader, segment, block, access)
             }
         }
     }
@@ -530,7 +544,7 @@ impl Archive {
         let first = header.first.0;
         let covers = |extent: &&Extent| extent.sequences.0 <= first && first < extent.sequences.1;
         for extent in self.extents_of(header.stream)?.iter().filter(covers) {
-            for batch in self.read(extent)? {
+            for batch in self.read(extent, &Access::operations())? {
                 let same_place =
                     batch.header.epoch == header.epoch && batch.header.first == header.first;
                 if same_place {
@@ -547,8 +561,11 @@ impl Archive {
         reader: &SegmentReader,
         segment: &SegmentRecord,
         block: &Block,
+        access: &Access,
     ) -> Result<Vec<StoredBatch>> {
-        let key = self.keys.for_reading(&segment.group, block.stream)?;
+        let key = self
+            .keys
+            .for_reading(&segment.group, block.stream, access)?;
         let record = reader.read_under(&key, block.place)?;
         let batches = block::decode(&record.payload, block.raw_len)?;
         Ok(batches)
@@ -560,8 +577,11 @@ impl Archive {
         reader: &SegmentReader,
         segment: &SegmentRecord,
         block: &Block,
+        access: &Access,
     ) -> Result<Vec<u8>> {
-        let key = self.keys.for_reading(&segment.group, block.stream)?;
+        let key = self
+            .keys
+            .for_reading(&segment.group, block.stream, access)?;
         Ok(reader.read_under(&key, block.filter)?.payload)
     }
 
@@ -580,8 +600,21 @@ impl Archive {
     /// Whether the filter of an extent lies on the disk as it was sealed.
     pub(crate) fn check_filter(&self, extent: &Extent) -> Result<()> {
         if let Some((segment, block)) = extent.block() {
-            self.read_filter(&self.open_segment(segment)?, segment, block)?;
+            let reader = self.open_segment(segment)?;
+            self.read_filter(&reader, segment, block, &Access::operations())?;
         }
+        Ok(())
+    }
+
+    /// Whether the bytes of an extent that nobody may open now are the ones that were sealed.
+    pub(crate) fn check_sealed(&self, extent: &Extent) -> Result<()> {
+        let (segment, block) = extent.block().context("a log has no second container")?;
+        let reader = self.open_segment(segment)?;
+        let found = digest_of(&reader, block)?;
+        anyhow::ensure!(
+            found == block.digest,
+            "its bytes are not those that were sealed"
+        );
         Ok(())
     }
 

@@ -85,9 +85,12 @@ impl Upkeep {
             let due = looked.is_none_or(|at| now.duration_since(at) >= EXPIRY_INTERVAL);
             if due && active_from > 0 {
                 looked = Some(now);
-                if let Err(error) = self.expire(today) {
+                if let Err(error) = self.expire(today).and_then(|()| self.enclose(today)) {
                     let error = format!("{error:#}");
-                    error!(error, "what is due could not be deleted; it is tried again");
+                    error!(
+                        error,
+                        "what is due could not be deleted or enclosed; it is tried again"
+                    );
                 }
             }
         }

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{BatchHeader, Relation, StreamPosition};
-use scrinium_protocol::identity::{AgentId, StreamId};
+use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
 use scrinium_segment::{Kind, segment_name, segment_numbers};
 use serde::{Deserialize, Serialize};
 
 use super::block::StoredBatch;
+use super::container::Access;
 use super::keys::Unreadable;
 use super::{Archive, EVER, Extent};
 use crate::catalogue::records::{PrunedRange, SegmentRecord};
@@ -32,6 +33,9 @@ pub(crate) struct Report {
     /// Sealed intervals, with whose heads the archive was compared.
     #[serde(default)]
     pub(crate) intervals: u64,
+    /// Entries of the second container: that they are as they were sealed was checked, not what they say.
+    #[serde(default)]
+    pub(crate) sealed: u64,
     /// Entries that were deleted lawfully, each named in a certificate.
     #[serde(default)]
     pub(crate) pruned: u64,
@@ -159,21 +163,24 @@ impl Run<'_> {
     }
 
     fn extent(&mut self, extent: &Extent) {
-        let batches = match self.archive.read(extent) {
+        let batches = match self.archive.read(extent, &Access::operations()) {
             Ok(batches) => batches,
-            // Deleted since the list was made.
-            Err(error) if error.is::<Unreadable>() => return,
-            Err(error) => {
-                self.find(
-                    extent.place_name(),
-                    extent.stream,
-                    extent.sequences,
-                    format!("{error:#}"),
-                );
-                self.damaged.insert(extent.stream, ());
-                self.positions.remove(&extent.stream);
-                return;
-            }
+            Err(error) => match error.downcast_ref() {
+                // Deleted since the list was made.
+                Some(Unreadable::Forgotten) => return,
+                Some(Unreadable::Sealed) => return self.sealed(extent),
+                None => {
+                    self.find(
+                        extent.place_name(),
+                        extent.stream,
+                        extent.sequences,
+                        format!("{error:#}"),
+                    );
+                    self.damaged.insert(extent.stream, ());
+                    self.positions.remove(&extent.stream);
+                    return;
+                }
+            },
         };
         if let Err(error) = self.archive.check_filter(extent) {
             self.find(
@@ -186,6 +193,60 @@ impl Run<'_> {
         for batch in batches {
             self.batch(extent, &batch);
         }
+    }
+
+    /// A block of the second container: its bytes are checked, and its chain at both ends.
+    fn sealed(&mut self, extent: &Extent) {
+        let Some((_, block)) = extent.block() else {
+            return;
+        };
+        let (epoch, head) = (block.epoch, block.head);
+        let (first, next) = block.sequences;
+        self.report.sealed += next - first;
+        if let Err(error) = self.archive.check_sealed(extent) {
+            self.find(
+                extent.place_name(),
+                extent.stream,
+                extent.sequences,
+                format!("{error:#}"),
+            );
+        }
+        let stood = self.positions.get(&extent.stream);
+        let stood = stood.filter(|position| position.epoch == epoch);
+        let pruned = self.pruned.get(&extent.stream).into_iter().flatten();
+        let is_after_pruned = pruned
+            .filter(|range| range.epoch == epoch)
+            .any(|range| range.sequences.1 == first);
+        let follows = stood.map_or(first == 0, |position| position.next.0 == first);
+        if !follows && !is_after_pruned && self.damaged.remove(&extent.stream).is_none() {
+            self.find(
+                extent.place_name(),
+                extent.stream,
+                extent.sequences,
+                "the entries before it are missing".into(),
+            );
+        }
+        // What was sealed at an end of an interval inside it cannot be compared; what it ends with can.
+        self.claims.heads.retain(|(stream, of, at), _| {
+            !(*stream == extent.stream && *of == epoch && first < *at && *at < next)
+        });
+        if let Some((claimed, interval)) = self.claims.heads.remove(&(extent.stream, epoch, next))
+            && claimed != head
+        {
+            self.find(
+                extent.place_name(),
+                extent.stream,
+                extent.sequences,
+                format!("interval {interval} was sealed over another history"),
+            );
+        }
+        let position = StreamPosition {
+            epoch,
+            next: Sequence(next),
+            head,
+            bookmark: Vec::new(),
+        };
+        self.positions.insert(extent.stream, position);
     }
 
     fn batch(&mut self, extent: &Extent, batch: &StoredBatch) {
@@ -360,7 +421,7 @@ impl Report {
     /// The report as sentences.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!(
-            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals; {} entries deleted lawfully\n",
+            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals; {} entries deleted lawfully; {} entries in the second container\n",
             self.streams,
             self.batches,
             self.entries,
@@ -369,7 +430,8 @@ impl Report {
             self.logs,
             self.gaps,
             self.intervals,
-            self.pruned
+            self.pruned,
+            self.sealed
         );
         for finding in &self.findings {
             text.push_str(&format!(

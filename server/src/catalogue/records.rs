@@ -360,6 +360,19 @@ pub(crate) enum WrappedKeys {
     Whole(String),
     /// Some streams were forgotten: the keys of the others, one by one.
     Streams(Vec<(String, String)>),
+    /// In the second container: under the officer's key.
+    Sealed(SealedKeys),
+}
+
+/// The keys of a group that the server alone cannot open.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct SealedKeys {
+    /// The officer's age recipient.
+    pub(crate) recipient: String,
+    /// An age file with the key of this container, in base 64.
+    pub(crate) key: String,
+    /// Its streams, and their keys under that.
+    pub(crate) streams: Vec<(String, String)>,
 }
 
 impl Stored for GroupKeys {
@@ -405,6 +418,30 @@ pub(crate) struct ClassRecord {
     pub(crate) floor_days: u32,
     /// nor above this.
     pub(crate) ceiling_days: u32,
+    /// Days after which its entries are in the second container, where the tenant has an officer.
+    #[serde(default = "operations_days")]
+    pub(crate) operations_days: u32,
+}
+
+/// Three months.
+pub(crate) fn operations_days() -> u32 {
+    90
+}
+
+/// Who opens the second container of a tenant.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct OfficerRecord {
+    pub(crate) tenant: String,
+    /// An age recipient, X25519.
+    pub(crate) recipient: String,
+}
+
+impl Stored for OfficerRecord {
+    const KIND: u8 = 21;
+
+    fn name(&self) -> Vec<u8> {
+        self.tenant.clone().into_bytes()
+    }
 }
 
 impl Stored for ClassRecord {

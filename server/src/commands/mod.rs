@@ -2,6 +2,7 @@
 
 mod agent;
 mod backup;
+mod container;
 pub(crate) mod demo;
 mod fsck;
 mod policy;
@@ -19,6 +20,7 @@ use zeroize::Zeroizing;
 
 use self::agent::{Agent, Alarm};
 use self::backup::Backup;
+use self::container::Container;
 use self::policy::Policy;
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
@@ -121,6 +123,9 @@ enum Command {
         /// Print only how many there are.
         #[arg(long)]
         count: bool,
+        /// The word of an opening of the second container.
+        #[arg(long)]
+        opening: Option<String>,
     },
     /// Exports one source: its exact bytes, or a package an authority can check. Works on a stopped
     /// server's volume too.
@@ -139,6 +144,9 @@ enum Command {
         /// File to write, which must not exist; - for standard output.
         #[arg(long)]
         out: PathBuf,
+        /// The word of an opening of the second container.
+        #[arg(long)]
+        opening: Option<String>,
     },
     /// Recomputes every root, chain and signature; exits 3 when the archive is not whole. Works on a
     /// stopped server's volume too.
@@ -152,6 +160,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Opens what only the security officer's key opens, for a purpose and a while.
+    #[command(subcommand)]
+    Container(Container),
     /// Checks the catalogue of a stopped server; with --rebuild, makes it again from its copies and the segments.
     #[command(after_help = "Example: scrinium-server fsck --rebuild")]
     Fsck {
@@ -239,6 +250,7 @@ impl Command {
                 json,
                 limit,
                 count,
+                opening,
             } => {
                 let time = |field, text: Option<String>| {
                     text.map(|text| control::parse_time(field, &text))
@@ -251,12 +263,19 @@ impl Command {
                     limit,
                     format: if json { "json".into() } else { format },
                     count,
+                    opening,
                 };
                 let (client, running) = client(&data).await?;
                 let response = client.post("/search", &request).await?;
                 let damaged = response.headers().get("x-damaged").is_some();
+                let sealed = response.headers().get("x-sealed").cloned();
                 control::copy_to(response, &mut std::io::stdout()).await?;
                 close(client, running).await;
+                if let Some(sealed) = sealed.as_ref().and_then(|sealed| sealed.to_str().ok()) {
+                    complain(&format!(
+                        "{sealed} parts of the archive are in the second container and were left out; the security officer opens them: scrinium-server container open"
+                    ))?;
+                }
                 if damaged {
                     complain(
                         "parts of the archive are damaged and were left out; run: scrinium-server verify",
@@ -269,11 +288,13 @@ impl Command {
                 path,
                 format,
                 out,
+                opening,
             } => {
                 let request = ExportRequest {
                     agent,
                     path,
                     package: format == "package",
+                    opening,
                 };
                 let (client, running) = client(&data).await?;
                 let response = client.post("/export", &request).await?;
@@ -319,6 +340,7 @@ impl Command {
                 rebuild,
                 json,
             } => return fsck::run(&data.data, rebuild, json),
+            Self::Container(container) => container.run().await?,
             Self::Backup(backup) => {
                 if !backup.run().await? {
                     return Ok(ExitCode::from(3));

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Data, client, close, read_password, say, usage};
-use crate::catalogue::records::{HoldRecord, RuleRecord};
+use crate::catalogue::records::{FIRST_TENANT, HoldRecord, OfficerRecord, RuleRecord};
 use crate::clock::Day;
 use crate::control;
 use crate::control::policy::{Act, DeleteRequest, Person, PolicyRequest};
@@ -50,6 +50,24 @@ enum Change {
         floor_days: Option<u32>,
         #[arg(long)]
         ceiling_days: Option<u32>,
+        /// Days after which only the security officer's key opens them.
+        #[arg(long)]
+        operations_days: Option<u32>,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        acting: Acting,
+    },
+    /// Says under whose key a tenant's days are once operations may no longer read them.
+    #[command(
+        after_help = "Example: scrinium-server policy officer --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+    )]
+    Officer {
+        /// The officer's age recipient, as age-keygen prints it.
+        #[arg(long)]
+        recipient: String,
+        #[arg(long, default_value = FIRST_TENANT)]
+        tenant: String,
         #[command(flatten)]
         data: Data,
         #[command(flatten)]
@@ -173,6 +191,7 @@ impl Policy {
                 keep_days,
                 floor_days,
                 ceiling_days,
+                operations_days,
                 data,
                 acting,
             } => {
@@ -181,8 +200,18 @@ impl Policy {
                     keep_days,
                     floor_days,
                     ceiling_days,
+                    operations_days,
                 };
                 (act, data, acting)
+            }
+            Change::Officer {
+                recipient,
+                tenant,
+                data,
+                acting,
+            } => {
+                let officer = OfficerRecord { tenant, recipient };
+                (Act::Officer { officer }, data, acting)
             }
             Change::Rules { file, data, acting } => {
                 let text = std::fs::read_to_string(&file);
@@ -308,7 +337,7 @@ async fn get(data: &Data, route: &str) -> Result<Value> {
     answer
 }
 
-fn day(field: &str, text: &str) -> Result<Day> {
+pub(super) fn day(field: &str, text: &str) -> Result<Day> {
     let day = text.parse::<Day>();
     day.with_context(|| field.to_owned()).map_err(usage)
 }
@@ -329,11 +358,19 @@ fn policy_text(policy: &Value) -> String {
     }
     for class in rows(policy, "classes") {
         out.push_str(&format!(
-            "\nclass {}: kept {} days (between {} and {})",
+            "\nclass {}: kept {} days (between {} and {}), read by operations for {}",
             text(class, "name"),
             number(class, "keep_days"),
             number(class, "floor_days"),
-            number(class, "ceiling_days")
+            number(class, "ceiling_days"),
+            number(class, "operations_days")
+        ));
+    }
+    for officer in rows(policy, "officers") {
+        out.push_str(&format!(
+            "\nsecond container of {}: opened by {}",
+            text(officer, "tenant"),
+            text(officer, "recipient")
         ));
     }
     for rule in rows(policy, "rules") {

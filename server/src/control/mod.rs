@@ -3,6 +3,7 @@
 //! A command reaches the running server through the socket; on a stopped server it opens the volume
 //! itself and calls the very same routes in its own process.
 
+pub(crate) mod container;
 pub(crate) mod policy;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use tower::ServiceExt as _;
 use tracing::warn;
 
 use crate::agents::NewAgent;
+use crate::archive::container::Access;
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{export, verify};
 use crate::backup;
@@ -50,6 +52,8 @@ pub(crate) struct SearchRequest {
     pub(crate) limit: usize,
     pub(crate) format: String,
     pub(crate) count: bool,
+    /// The word of an opening of the second container.
+    pub(crate) opening: Option<String>,
 }
 
 /// What `export` asks.
@@ -58,6 +62,8 @@ pub(crate) struct ExportRequest {
     pub(crate) agent: String,
     pub(crate) path: String,
     pub(crate) package: bool,
+    /// The word of an opening of the second container.
+    pub(crate) opening: Option<String>,
 }
 
 /// What `verify` asks.
@@ -94,6 +100,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/compact", post(handle_compact))
+        .route("/container/list", post(container::handle_list))
+        .route("/container/open", post(container::handle_open))
+        .route("/container/close", post(container::handle_close))
         .route("/backup/create", post(handle_backup))
         .route("/backup/verify", post(handle_backup_verify))
         .route("/policy/preview", get(policy::handle_preview))
@@ -238,12 +247,10 @@ async fn handle_search(
     State(core): State<Arc<Core>>,
     Json(request): Json<SearchRequest>,
 ) -> Result<Response, Failure> {
-    audit(
-        &core,
-        "search",
-        json!({ "query": request.query, "count": request.count }),
-    )
-    .await?;
+    let access = core.archive.openings().access(request.opening.as_deref())?;
+    let opening = container::said_of(&access);
+    let detail = json!({ "query": request.query, "count": request.count, "container": opening });
+    audit(&core, "search", detail).await?;
     let mut query = Query::parse(&request.query)?;
     query.from_us = request.from_us;
     query.to_us = request.to_us;
@@ -256,7 +263,8 @@ async fn handle_search(
     let names = core.agent_names();
     let found = {
         let (archive, names) = (core.archive.clone(), names.clone());
-        tokio::task::spawn_blocking(move || search(&archive, &names, &query, wanted)).await?
+        tokio::task::spawn_blocking(move || search(&archive, &names, &query, wanted, &access))
+            .await?
     };
     if found.damaged > 0 {
         warn!(
@@ -264,17 +272,18 @@ async fn handle_search(
             "a search met damaged parts of the archive; run verify"
         );
     }
-    if request.count {
-        return Ok(format!("{}\n", found.count).into_response());
-    }
-    let streams = core.archive.streams();
-    let mut out = Vec::new();
-    present::write_hits(&mut out, &request.format, &found.hits, &names, &streams)?;
-    let mut response = out.into_response();
-    if found.damaged > 0 {
-        response
-            .headers_mut()
-            .insert("x-damaged", found.damaged.into());
+    let mut response = if request.count {
+        format!("{}\n", found.count).into_response()
+    } else {
+        let streams = core.archive.streams();
+        let mut out = Vec::new();
+        present::write_hits(&mut out, &request.format, &found.hits, &names, &streams)?;
+        out.into_response()
+    };
+    for (name, extents) in [("x-damaged", found.damaged), ("x-sealed", found.sealed)] {
+        if extents > 0 {
+            response.headers_mut().insert(name, extents.into());
+        }
     }
     Ok(response)
 }
@@ -284,13 +293,11 @@ async fn handle_export(
     Json(request): Json<ExportRequest>,
 ) -> Result<Response, Failure> {
     let stream = find_stream(&core, &request.agent, &request.path)?;
-    audit(
-        &core,
-        "export",
-        json!({ "agent": request.agent, "path": request.path }),
-    )
-    .await?;
-    Ok(stream_export(core, stream, request.package).into_response())
+    let access = core.archive.openings().access(request.opening.as_deref())?;
+    let opening = container::said_of(&access);
+    let detail = json!({ "agent": request.agent, "path": request.path, "container": opening });
+    audit(&core, "export", detail).await?;
+    Ok(stream_export(core, stream, request.package, access).into_response())
 }
 
 /// Finds the stream of an agent by its path, of whatever kind.
@@ -309,7 +316,12 @@ pub(crate) fn find_stream(core: &Core, agent: &str, path: &str) -> Result<Stream
 }
 
 /// A body that is the export of one stream; it breaks off if the export fails.
-pub(crate) fn stream_export(core: Arc<Core>, stream: StreamId, package: bool) -> Body {
+pub(crate) fn stream_export(
+    core: Arc<Core>,
+    stream: StreamId,
+    package: bool,
+    access: Access,
+) -> Body {
     let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
     tokio::task::spawn_blocking(move || {
         let mut out = ChunkWriter {
@@ -317,9 +329,9 @@ pub(crate) fn stream_export(core: Arc<Core>, stream: StreamId, package: bool) ->
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
         let done = if package {
-            crate::package::write(&core, stream, &mut out)
+            crate::package::write(&core, stream, &access, &mut out)
         } else {
-            export::raw(&core.archive, stream, &mut out).map(drop)
+            export::raw(&core.archive, stream, &access, &mut out).map(drop)
         };
         let done = done.and_then(|()| Ok(out.flush()?));
         if let Err(error) = done {

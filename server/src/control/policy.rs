@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 use super::{Failure, LOCAL, Refused, audit_as};
 use crate::accounts::SignInError;
 use crate::archive::retention::{self, Due, Reason};
-use crate::catalogue::records::{ClassRecord, HoldRecord, PolicySettings, RuleRecord};
+use crate::catalogue::records::{
+    ClassRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
+};
 use crate::clock::{self, Day};
 use crate::core::Core;
 use crate::ingest::Submission;
@@ -46,6 +48,10 @@ pub(crate) enum Act {
         keep_days: Option<u32>,
         floor_days: Option<u32>,
         ceiling_days: Option<u32>,
+        operations_days: Option<u32>,
+    },
+    Officer {
+        officer: OfficerRecord,
     },
     Rules {
         rules: Vec<RuleRecord>,
@@ -84,7 +90,7 @@ pub(crate) struct PreviewQuery {
 
 impl Person {
     /// The name of who acts.
-    async fn name(self, core: &Arc<Core>) -> Result<String> {
+    pub(super) async fn name(self, core: &Arc<Core>) -> Result<String> {
         let (Some(user), Some(password)) = (self.user, self.password) else {
             return Ok(LOCAL.to_owned());
         };
@@ -133,6 +139,8 @@ pub(super) async fn handle_show(State(core): State<Arc<Core>>) -> Json<Value> {
         "classes": policy.classes(),
         "rules": policy.rules(),
         "holds": holds.collect::<Vec<_>>(),
+        "officers": policy.officers(),
+        "containers": core.archive.keys().containers().len(),
         "contracts": contracts.collect::<Vec<_>>(),
         "two_persons": policy.settings().two_persons,
     }))
@@ -152,6 +160,7 @@ pub(super) async fn handle_act(
             keep_days,
             floor_days,
             ceiling_days,
+            operations_days,
         } => {
             let classes = policy.classes();
             let named = |name: &str| classes.iter().find(|class| class.name == name);
@@ -161,6 +170,7 @@ pub(super) async fn handle_act(
                 keep_days: keep_days.unwrap_or(before.keep_days),
                 floor_days: floor_days.unwrap_or(before.floor_days),
                 ceiling_days: ceiling_days.unwrap_or(before.ceiling_days),
+                operations_days: operations_days.unwrap_or(before.operations_days),
                 name,
             };
             let bounds = (class.floor_days, class.ceiling_days);
@@ -175,6 +185,7 @@ pub(super) async fn handle_act(
             }
             policy.set_class(class, moves)?;
         }
+        Act::Officer { officer } => policy.set_officer(officer)?,
         Act::Rules { rules } => policy.set_rules(rules)?,
         Act::Hold { mut hold } => {
             hold.by = actor;

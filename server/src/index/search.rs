@@ -12,6 +12,8 @@ use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use super::filter;
 use super::query::Query;
 use crate::archive::block::StoredBatch;
+use crate::archive::container::Access;
+use crate::archive::keys::Unreadable;
 use crate::archive::{Archive, EVER, Extent};
 use crate::clock;
 
@@ -41,6 +43,8 @@ pub(crate) struct Found {
     pub(crate) histogram: BTreeMap<u64, u64>,
     /// Extents that could not be read: the rest was served.
     pub(crate) damaged: u64,
+    /// Extents of the second container, which were not read.
+    pub(crate) sealed: u64,
     /// The time was up before all was read.
     pub(crate) partial: bool,
 }
@@ -62,6 +66,7 @@ pub(crate) fn search(
     agents: &BTreeMap<AgentId, String>,
     query: &Query,
     wanted: Wanted,
+    access: &Access,
 ) -> Found {
     let started = clock::now();
     let streams = matching_streams(archive, agents, query);
@@ -70,26 +75,36 @@ pub(crate) fn search(
     let found = archive.extents(|stream| streams.contains(&stream), times_us);
     let damaged = found.damaged.len() as u64;
     let mut extents = found.list;
+    let is_open = |extent: &Extent| {
+        let block = extent.block();
+        block.is_none_or(|(segment, _)| archive.may_read(&segment.group, access))
+    };
+    let all = extents.len();
+    extents.retain(is_open);
+    let sealed = (all - extents.len()) as u64;
     if query.is_everything() && wanted.hits_max == 0 && wanted.bucket_us == 0 {
         return Found {
             count: extents.iter().map(Extent::entries).sum(),
             damaged,
+            sealed,
             ..Found::default()
         };
     }
-    exclude_by_filter(archive, query, &mut extents);
+    exclude_by_filter(archive, query, access, &mut extents);
     extents.sort_by_key(|extent| core::cmp::Reverse(extent.times_us.1));
 
     let scan = Scan {
         archive,
         query,
         wanted,
+        access,
         extents: &extents,
         next: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
         deadline: wanted.deadline.map(|deadline| started + deadline),
         found: Mutex::new(Found {
             damaged,
+            sealed,
             ..Found::default()
         }),
     };
@@ -139,7 +154,7 @@ fn matching_streams(
     matching.map(|stream| stream.id).collect()
 }
 
-fn exclude_by_filter(archive: &Archive, query: &Query, extents: &mut Vec<Extent>) {
+fn exclude_by_filter(archive: &Archive, query: &Query, access: &Access, extents: &mut Vec<Extent>) {
     let tokens = query.tokens();
     if tokens.is_empty() {
         return;
@@ -155,7 +170,7 @@ fn exclude_by_filter(archive: &Archive, query: &Query, extents: &mut Vec<Extent>
         // A filter that cannot be read excludes nothing: what is wrong shows when the block is read.
         let filter = reader
             .as_ref()
-            .and_then(|reader| archive.read_filter(reader, segment, block).ok());
+            .and_then(|reader| archive.read_filter(reader, segment, block, access).ok());
         filter.is_none_or(|filter| filter::may_hold(&filter, &tokens))
     });
 }
@@ -164,6 +179,7 @@ struct Scan<'a> {
     archive: &'a Archive,
     query: &'a Query,
     wanted: Wanted,
+    access: &'a Access,
     extents: &'a [Extent],
     next: AtomicUsize,
     stop: AtomicBool,
@@ -190,13 +206,17 @@ impl Scan<'_> {
                 return;
             }
             let mut local = Found::default();
-            match self.archive.read(extent) {
+            match self.archive.read(extent, self.access) {
                 Ok(batches) => {
                     for batch in &batches {
                         self.scan_batch(batch, &mut local);
                     }
                 }
-                Err(_) => local.damaged = 1,
+                Err(error) => match error.downcast_ref() {
+                    Some(Unreadable::Sealed) => local.sealed = 1,
+                    Some(Unreadable::Forgotten) => {}
+                    None => local.damaged = 1,
+                },
             }
             self.merge(local);
         }
@@ -290,6 +310,7 @@ impl Scan<'_> {
         let mut found = self.lock();
         found.count += local.count;
         found.damaged += local.damaged;
+        found.sealed += local.sealed;
         for (bucket, count) in local.histogram {
             *found.histogram.entry(bucket).or_default() += count;
         }

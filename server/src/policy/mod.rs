@@ -12,11 +12,12 @@ use globset::{GlobBuilder, GlobMatcher};
 use scrinium_protocol::identity::{AgentId, StreamKind};
 
 use crate::agents::{Agents, check_name};
+use crate::archive::container::parse_recipient;
 use crate::archive::retention::Reason;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
-    ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, PolicySettings, RuleRecord,
-    RulesRecord, StreamRecord, WishRecord,
+    ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, OfficerRecord, PolicySettings,
+    RuleRecord, RulesRecord, StreamRecord, WishRecord, operations_days,
 };
 use crate::clock::{DAY_US, Day};
 use crate::core::OWN_NAME;
@@ -37,6 +38,7 @@ struct State {
     /// What waits for a second person.
     wishes: BTreeMap<String, WishRecord>,
     settings: PolicySettings,
+    officers: BTreeMap<String, OfficerRecord>,
 }
 
 /// Whose a stream is, as rules and holds see it.
@@ -71,6 +73,9 @@ impl Policy {
         }
         for wish in catalogue.load::<WishRecord>()? {
             state.wishes.insert(wish.what.clone(), wish);
+        }
+        for officer in catalogue.load::<OfficerRecord>()? {
+            state.officers.insert(officer.tenant.clone(), officer);
         }
         state.settings = catalogue.load()?.pop().unwrap_or_default();
         Ok(Self {
@@ -145,6 +150,30 @@ impl Policy {
         let keep_days = state.classes.get(&group.class)?.keep_days;
         let kept_until = group.day.plus(keep_days);
         (today > kept_until).then_some(Reason::Expired { keep_days })
+    }
+
+    /// The officer under whose key a group belongs on `today`; none while operations may read it.
+    pub(crate) fn officer_of(&self, group: &Group, today: Day) -> Option<String> {
+        let state = self.read();
+        let officer = state.officers.get(&group.tenant)?;
+        let class = state.classes.get(&group.class)?;
+        // What the server did has to be read by whoever runs it.
+        let is_old = today > group.day.plus(class.operations_days) && group.class != AUDIT_CLASS;
+        is_old.then(|| officer.recipient.clone())
+    }
+
+    /// Sets who opens the second container of a tenant.
+    pub(crate) fn set_officer(&self, officer: OfficerRecord) -> Result<()> {
+        check_name("tenant", &officer.tenant)?;
+        parse_recipient(&officer.recipient)?;
+        let mut state = self.write();
+        self.catalogue.put(&officer)?;
+        state.officers.insert(officer.tenant.clone(), officer);
+        Ok(())
+    }
+
+    pub(crate) fn officers(&self) -> Vec<OfficerRecord> {
+        self.read().officers.values().cloned().collect()
     }
 
     /// Whether anything that was received on `day` is held.
@@ -240,6 +269,7 @@ impl Policy {
             keep_days,
             floor_days,
             ceiling_days,
+            operations_days: _,
         } = &class;
         ensure!(
             (1..=DAYS_MAX).contains(floor_days) && (*floor_days..=DAYS_MAX).contains(ceiling_days),
@@ -343,6 +373,7 @@ fn first_classes() -> Vec<ClassRecord> {
         keep_days,
         floor_days,
         ceiling_days,
+        operations_days: operations_days(),
     };
     vec![
         class(GENERAL_CLASS, 1, 365, 365),
@@ -390,6 +421,7 @@ mod tests {
             keep_days,
             floor_days: 183,
             ceiling_days: 365,
+            operations_days: 90,
         };
         for (keep, says) in [(182, "floor of 183"), (366, "ceiling of 365")] {
             let error = policy.set_class(class(keep), false).unwrap_err();
@@ -409,6 +441,7 @@ mod tests {
                 keep_days: keep,
                 floor_days: floor,
                 ceiling_days: ceiling,
+                operations_days: 90,
             };
             assert!(policy.set_class(odd, true).is_err());
         }

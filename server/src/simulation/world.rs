@@ -20,6 +20,7 @@ use super::link::{Direction, Link};
 use super::server::Server;
 use crate::agents::NewAgent;
 use crate::alarms::AlarmKind;
+use crate::archive::container::Access;
 use crate::archive::export;
 use crate::catalogue::records::FIRST_TENANT;
 
@@ -310,7 +311,12 @@ impl World {
             let file = self.files.iter().find(|file| file.name == stream.name);
             let file = file.context("a stream of no file")?;
             let mut exported = Vec::new();
-            export::raw(&server.shared.archive, stream.id, &mut exported)?;
+            export::raw(
+                &server.shared.archive,
+                stream.id,
+                &Access::operations(),
+                &mut exported,
+            )?;
             ensure!(
                 exported == file.lines.concat(),
                 "{}: other bytes are archived",

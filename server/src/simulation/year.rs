@@ -30,6 +30,7 @@ use tokio::sync::oneshot;
 
 use super::world::{Died, Random};
 use crate::agents::Agents;
+use crate::archive::container::Access;
 use crate::archive::log::new_stream;
 use crate::archive::retention::{Due, Reason, SIGNED_AS, due, of_agent};
 use crate::archive::upkeep::Upkeep;
@@ -212,6 +213,7 @@ impl Year {
                 keep_days,
                 floor_days,
                 ceiling_days,
+                operations_days: 0,
             };
             policy.set_class(class, true).unwrap();
         }
@@ -418,6 +420,7 @@ impl Year {
                 keep_days: wanted,
                 floor_days: floor,
                 ceiling_days: ceiling,
+                operations_days: 0,
             };
             let fits = (floor..=ceiling).contains(&wanted);
             assert_eq!(self.up().policy.set_class(class, false).is_ok(), fits);
@@ -496,7 +499,11 @@ impl Year {
         for stream in &self.streams {
             let mut read = Vec::new();
             for extent in process.archive.extents_of(stream.id).unwrap() {
-                for batch in process.archive.read(&extent).unwrap() {
+                for batch in process
+                    .archive
+                    .read(&extent, &Access::operations())
+                    .unwrap()
+                {
                     read.extend(
                         batch
                             .entries

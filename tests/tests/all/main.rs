@@ -10,6 +10,7 @@ mod backup;
 mod browser;
 mod ciphers;
 mod conserved;
+mod container;
 mod demo;
 mod enrolment;
 mod evidence;

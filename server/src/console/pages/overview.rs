@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::agents::{PlainForm, act};
 use super::{Frame, ago, html};
+use crate::archive::container::Access;
 use crate::archive::disk_bytes;
 use crate::clock;
 use crate::console::auth::SignedIn;
@@ -143,9 +144,11 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
             count_all: true,
             deadline: Some(std::time::Duration::from_secs(3)),
         };
-        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted))
-            .await
-            .unwrap_or_default()
+        tokio::task::spawn_blocking(move || {
+            search(&core.archive, &names, &query, wanted, &Access::operations())
+        })
+        .await
+        .unwrap_or_default()
     };
     let latest = found.hits.iter().map(|hit| {
         let view = View::new(hit, &names, &streams);

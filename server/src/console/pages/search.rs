@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Frame, html};
+use crate::archive::container::Access;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
@@ -223,7 +224,7 @@ pub(crate) async fn export(
             "attachment; filename=\"scrinium-package.tar\"",
         ),
     ];
-    let body: Body = control::stream_export(core, stream, true);
+    let body: Body = control::stream_export(core, stream, true, Access::operations());
     (headers, body).into_response()
 }
 
@@ -290,8 +291,10 @@ async fn run(
         deadline: Some(SEARCH_MAX),
     };
     let (core, names) = (core.clone(), names.clone());
-    let found =
-        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted)).await?;
+    let found = tokio::task::spawn_blocking(move || {
+        search(&core.archive, &names, &query, wanted, &Access::operations())
+    })
+    .await?;
     Ok((found, (from, to), bucket_us))
 }
 
