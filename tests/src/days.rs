@@ -36,8 +36,13 @@ impl Days {
     /// Starts the server again so many days from now.
     pub fn go_to(&mut self, day: u32) {
         self.lab.stop_server();
-        self.refusals.rule(&format!("clock now {}", day * 86_400));
+        self.set(day);
         self.lab.start_server();
+    }
+
+    /// From now on it is so many days from now.
+    pub fn set(&self, day: u32) {
+        self.refusals.rule(&format!("clock now {}", day * 86_400));
     }
 }
 

@@ -13,6 +13,7 @@ pub mod browser;
 pub mod client;
 pub mod corpus;
 pub mod days;
+pub mod disk;
 pub mod fuzz;
 pub mod lab;
 pub mod network;

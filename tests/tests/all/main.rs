@@ -38,5 +38,6 @@ mod spool;
 mod structure;
 mod syslog;
 mod tamper;
+mod upkeep;
 mod vectors;
 mod windows;

@@ -3,16 +3,17 @@
 
 #![expect(clippy::disallowed_methods, reason = "what other programs do to files")]
 
-use std::fs::{File, remove_file};
+use std::fs::remove_file;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
+use scrinium_tests::disk::Disk;
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::proxy::Proxy;
 use scrinium_tests::random::Random;
 use scrinium_tests::writer::{append, line};
-use scrinium_tests::{has_tool, pause, skipped, wait_until};
+use scrinium_tests::{has_tool, pause, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -76,9 +77,10 @@ fn power_cuts_without_fsync_do_lose_lines() {
 }
 
 struct Rig {
+    /// Where the agent's state lies. Gone before the laboratory.
+    disk: Disk,
     lab: Lab,
     proxy: Proxy,
-    image: PathBuf,
     /// Loaded into the agent before everything else.
     preload: Option<PathBuf>,
     random: Random,
@@ -92,60 +94,21 @@ struct Written {
 
 impl Rig {
     fn start(name: &str, preload: Option<&Path>) -> Option<Self> {
-        for tool in ["mount", "mkfs.ext4", "python3"] {
-            if !has_tool(tool) {
-                return None;
-            }
-        }
         let mut lab = Lab::start(name);
         let proxy = Proxy::start(lab.sl);
         let limits = "[spool]\nram_bytes_max = \"512 KiB\"\ndisk_bytes_max = \"64 MiB\"\n";
         lab.add_agent("web1", proxy.address(), limits);
-        let image = lab.dir.join("disk.img");
-        let file = File::create(&image).unwrap();
-        file.set_len(128 << 20).unwrap();
-        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
-        assert!(made.unwrap().success());
+        let disk = Disk::in_place_of(&lab.state("web1"), &lab.dir.join("disk.img"), 128)?;
         let mut rig = Self {
-            image,
+            disk,
             lab,
             proxy,
             preload: preload.map(Path::to_owned),
             random: Random::from_env_or(50),
             next: 0,
         };
-        let state = rig.lab.state("web1");
-        let before = state.with_extension("before");
-        std::fs::rename(&state, &before).unwrap();
-        std::fs::create_dir(&state).unwrap();
-        if !rig.mount() {
-            skipped("a disk of its own needs the right to mount one");
-            return None;
-        }
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(before.join("."))
-            .arg(&state)
-            .status();
-        assert!(copied.unwrap().success());
-        assert!(Command::new("sync").status().unwrap().success());
         rig.start_agent();
         Some(rig)
-    }
-
-    fn mount(&self) -> bool {
-        // The journal is not written by itself within a round.
-        let mut command = Command::new("mount");
-        command
-            .args(["-o", "loop,commit=300"])
-            .arg(&self.image)
-            .arg(self.lab.state("web1"));
-        command.stderr(Stdio::null()).status().unwrap().success()
-    }
-
-    fn unmount(&self) {
-        let done = Command::new("umount").arg(self.lab.state("web1")).status();
-        assert!(done.unwrap().success());
     }
 
     fn start_agent(&mut self) {
@@ -214,23 +177,12 @@ impl Rig {
             self.proxy.mend();
         }
         pause(Duration::from_millis(self.random.below(700)));
-        self.shut_down();
+        self.disk.shut_down();
         self.lab.kill_agent("web1");
-        self.unmount();
-        assert!(self.mount());
+        self.disk.start_again();
         self.proxy.mend();
         self.start_agent();
         (gone, kept)
-    }
-
-    /// `EXT4_IOC_SHUTDOWN` without flushing the journal: from here on the disk takes and keeps nothing.
-    fn shut_down(&self) {
-        let script = "import fcntl,os,struct,sys\nd=os.open(sys.argv[1],os.O_RDONLY)\nfcntl.ioctl(d,0x8004587d,struct.pack('I',2))";
-        let done = Command::new("python3")
-            .args(["-c", script])
-            .arg(self.lab.state("web1"))
-            .status();
-        assert!(done.unwrap().success());
     }
 
     fn settle(&self, written: &Written) {
@@ -242,16 +194,5 @@ impl Rig {
             "{} differs",
             written.path.display()
         );
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let state = self.lab.state("web1");
-        let _best_effort = Command::new("umount")
-            .arg("-l")
-            .arg(state)
-            .stderr(Stdio::null())
-            .status();
     }
 }
