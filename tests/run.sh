@@ -8,7 +8,8 @@
 #   SCRINIUM_TEST_FILES=100000   follow so many old files, not 15,000
 #   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
 #   SCRINIUM_TEST_WORLDS=100000  live through more than 10,000 simulated worlds
-#   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls
+#   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls, and than 16 while days go by
+#   SCRINIUM_TEST_YEARS=10       live through more than one simulated year of retention
 #   SCRINIUM_TEST_LOGS=DIR       take the lines of the tests from real logs instead of built-in ones
 #
 # Installs what the tests need beyond cargo when it may (Debian, as root); says what it leaves out else.
@@ -56,7 +57,7 @@ step "tests"
 # Mostly they wait: for a kill, a timeout, a disk. One command for all crates: another selection would
 # build every dependency again. Apart from them: what measures, and the power cuts, whose disk would
 # live on in the mount namespaces that other tests make meanwhile.
-alone="power:: flood:: soak:: spool::e6 spool::l1 spool::l2 spool::a_link link::i10 files::f6"
+alone="power:: upkeep::power flood:: soak:: spool::e6 spool::l1 spool::l2 spool::a_link link::i10 files::f6"
 cargo test --workspace --locked --no-fail-fast -- --test-threads=3 $(printf -- '--skip %s ' $alone)
 
 step "tests that measure, and power cuts, one at a time"
