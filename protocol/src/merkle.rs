@@ -46,6 +46,22 @@ impl MerkleTree {
         subtrees.fold(smallest, |right, left| parent(left, &right))
     }
 
+    /// The roots of the complete subtrees, largest first: with the number of leaves, all that more leaves need.
+    #[must_use]
+    pub fn frontier(&self) -> &[[u8; 32]] {
+        &self.stack
+    }
+
+    /// The tree over so many leaves with that frontier; `None` when they do not belong together.
+    #[must_use]
+    pub fn from_frontier(leaves: u64, frontier: Vec<[u8; 32]>) -> Option<Self> {
+        let fits = frontier.len() == leaves.count_ones() as usize;
+        fits.then_some(Self {
+            stack: frontier,
+            leaves,
+        })
+    }
+
     /// Forgets the leaves, keeping the allocation.
     pub fn clear(&mut self) {
         self.stack.clear();
@@ -148,6 +164,22 @@ mod tests {
     use data_encoding::HEXLOWER;
 
     use super::*;
+
+    #[test]
+    fn a_tree_goes_on_from_its_frontier() {
+        let mut whole = MerkleTree::new();
+        let mut other = MerkleTree::new();
+        for leaf in 0..70_u8 {
+            whole.push(&[&[leaf]]);
+            other.push(&[&[leaf]]);
+            let count = u64::from(leaf) + 1;
+            let frontier = other.frontier().to_vec();
+            let more = [frontier.clone(), vec![[0; 32]]].concat();
+            assert!(MerkleTree::from_frontier(count, more).is_none());
+            other = MerkleTree::from_frontier(count, frontier).unwrap();
+            assert_eq!(other.root(), whole.root());
+        }
+    }
 
     #[test]
     fn every_leaf_of_every_small_tree_leads_to_the_root_and_nothing_else_does() {

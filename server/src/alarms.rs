@@ -37,6 +37,8 @@ pub(crate) enum AlarmKind {
     ClockStepped,
     /// A backup that was due could not be made.
     BackupFailed,
+    /// What is archived is not what was sealed.
+    ArchiveDamaged,
 }
 
 impl AlarmKind {
@@ -52,6 +54,7 @@ impl AlarmKind {
             Self::EvidenceStopped => "evidence-stopped",
             Self::ClockStepped => "clock-stepped",
             Self::BackupFailed => "backup-failed",
+            Self::ArchiveDamaged => "archive-damaged",
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Config {
     pub(crate) handshakes: Handshakes,
     /// A log is finished, and then sealed, at this length.
     pub(crate) log_bytes_max: u64,
+    /// A log is finished at this age, whatever its length.
+    pub(crate) log_age_max: Duration,
     /// What is written from now on is sealed with.
     pub(crate) cipher: Cipher,
     /// How often an interval is sealed.
@@ -135,6 +137,7 @@ impl Config {
                 sessions_max: raw.agents.sessions_max,
             },
             log_bytes_max: raw.archive.log_mib_max.saturating_mul(1 << 20),
+            log_age_max: Duration::from_secs(raw.archive.log_minutes_max.saturating_mul(60)),
             cipher: Cipher::named(&raw.archive.cipher).with_context(|| {
                 let names = Cipher::ALL.map(Cipher::name).join(", ");
                 format!("archive.cipher must be one of {names}")
@@ -168,6 +171,9 @@ impl Config {
         }
         if !(1 << 20..=4096 << 20).contains(&self.log_bytes_max) {
             bail!("archive.log_mib_max must be between 1 and 4096");
+        }
+        if !(1..=1440).contains(&(self.log_age_max.as_secs() / 60)) {
+            bail!("archive.log_minutes_max must be between 1 and 1440");
         }
         if !(1..=300).contains(&self.interval.as_secs()) {
             bail!("evidence.interval_s must be between 1 and 300");
@@ -280,6 +286,7 @@ mod raw {
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Archive {
         pub(super) log_mib_max: u64,
+        pub(super) log_minutes_max: u64,
         pub(super) cipher: String,
     }
 
@@ -287,6 +294,7 @@ mod raw {
         fn default() -> Self {
             Self {
                 log_mib_max: 64,
+                log_minutes_max: 60,
                 cipher: "aes-256-gcm".into(),
             }
         }
@@ -363,6 +371,11 @@ mod tests {
             ("[agents]\nsessions_max = 0", "agents.sessions_max"),
             ("[listen]\nsl_integrity = ['x']", "listen.sl_integrity"),
             ("[archive]\nlog_mib_max = 0", "archive.log_mib_max"),
+            ("[archive]\nlog_minutes_max = 0", "archive.log_minutes_max"),
+            (
+                "[archive]\nlog_minutes_max = 1441",
+                "archive.log_minutes_max",
+            ),
             ("[archive]\ncipher = 'rot13'", "archive.cipher"),
             ("[evidence]\ninterval_s = 0", "evidence.interval_s"),
             ("[evidence]\ninterval_s = 301", "evidence.interval_s"),

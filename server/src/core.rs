@@ -94,7 +94,10 @@ impl Running {
             archive.clone(),
             signing.clone(),
             finished,
-            config.log_bytes_max,
+            ingest::LogLimits {
+                bytes_max: config.log_bytes_max,
+                age_max: config.log_age_max,
+            },
         )?;
         let (local, entries) = mpsc::channel(local::QUEUE_MAX);
         let local_task = tokio::spawn(local::run(

@@ -78,14 +78,21 @@ pub(crate) fn start(
     archive: Arc<Archive>,
     signing: SigningKey,
     finished_logs: SyncSender<Work>,
-    log_bytes_max: u64,
+    limits: LogLimits,
 ) -> Result<(Queue, std::thread::JoinHandle<()>)> {
     let (queue, submissions) = sync_channel(QUEUE_MAX);
-    let mut ingest = Ingest::new(archive, signing, finished_logs, log_bytes_max)?;
+    let mut ingest = Ingest::new(archive, signing, finished_logs, limits)?;
     let thread = std::thread::Builder::new()
         .name("ingest".into())
         .spawn(move || ingest.run(&submissions))?;
     Ok((queue, thread))
+}
+
+/// When a log is finished: at this length or at this age, whichever comes first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogLimits {
+    pub(crate) bytes_max: u64,
+    pub(crate) age_max: Duration,
 }
 
 /// The writer.
@@ -93,8 +100,7 @@ pub(crate) struct Ingest {
     archive: Arc<Archive>,
     signing: SigningKey,
     finished_logs: SyncSender<Work>,
-    /// A log is finished at this length.
-    log_bytes_max: u64,
+    limits: LogLimits,
     log: Option<ActiveLog>,
     /// A log that was left after a failed write, and its committed bytes.
     left: Option<(u64, u64)>,
@@ -119,12 +125,12 @@ impl Ingest {
         archive: Arc<Archive>,
         signing: SigningKey,
         finished_logs: SyncSender<Work>,
-        log_bytes_max: u64,
+        limits: LogLimits,
     ) -> Result<Self> {
         let mut ingest = Self {
             log: None,
             left: None,
-            log_bytes_max,
+            limits,
             archive,
             signing,
             finished_logs,
@@ -351,8 +357,8 @@ impl Ingest {
         let due = match &self.log {
             None => true,
             Some(log) => {
-                let old = clock::now().duration_since(log.begun) >= LOG_AGE_MAX;
-                log.writer.len() >= self.log_bytes_max || (old && !log.writer.is_empty())
+                let old = clock::now().duration_since(log.begun) >= self.limits.age_max;
+                log.writer.len() >= self.limits.bytes_max || (old && !log.writer.is_empty())
             }
         };
         if due {
@@ -419,6 +425,4 @@ fn answer(to: oneshot::Sender<Outcome>, outcome: Outcome) {
 const QUEUE_MAX: usize = 64;
 /// Most submissions made durable by one sync.
 const ROUND_MAX: usize = 256;
-/// A log is finished at this age, whatever its length.
-const LOG_AGE_MAX: Duration = Duration::from_secs(3600);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);

@@ -32,6 +32,7 @@ mod session;
 mod silence;
 #[cfg(test)]
 mod simulation;
+mod verification;
 mod volume;
 mod wrap;
 

@@ -107,7 +107,8 @@ impl Keyring {
         copies::write(&self.catalogue, path, key, copies::is_of_the_keys)
     }
 
-    /// The key to seal entries of `stream` with; durable when this returns.
+    /// The key to seal entries of `stream` with; durable when this returns. Before the log goes that they came in,
+    /// [`Keyring::write_copy`] must follow.
     pub(crate) fn for_writing(&self, group: &Group, stream: StreamId) -> Result<Secret<32>> {
         let mut state = self.lock();
         if let Some(key) = state.groups.get(group).and_then(|keys| keys.of(stream)) {
@@ -142,8 +143,6 @@ impl Keyring {
             }
         };
         self.catalogue.put(&wrap_keys(&tenant, group, &keys)?)?;
-        // At this point nothing is sealed with it yet; if we die now, it stays unused.
-        self.write_copy()?;
         let key = keys.of(stream).context("a key was just made")?;
         state.groups.insert(group.clone(), keys);
         Ok(key)

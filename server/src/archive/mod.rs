@@ -18,6 +18,7 @@ pub(crate) mod block;
 mod compaction;
 pub(crate) mod container;
 pub(crate) mod export;
+pub(crate) mod extents;
 pub(crate) mod fsck;
 pub(crate) mod keys;
 pub(crate) mod log;
@@ -31,20 +32,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use anyhow::{Context as _, Result};
-use scrinium_protocol::batch::{BatchHeader, StreamPosition};
+use anyhow::Result;
+use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::SegmentReader;
-use scrinium_segment::{Kind, Place, durable, segment_name, segment_numbers};
+use scrinium_segment::{Kind, durable, segment_name, segment_numbers};
 use tracing::error;
 
-use self::block::StoredBatch;
-use self::container::{Access, Openings};
+use self::container::Openings;
+use self::extents::Indexes;
+pub(crate) use self::extents::{EVER, Extent};
 use self::keys::Keyring;
 use self::log::Log;
-use self::segment::{Block, Index, Packing, SegmentBuilder, digest_of};
+use self::segment::{Packing, SegmentBuilder};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
     ArchiveMark, Group, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord, StreamRecord,
@@ -77,48 +79,6 @@ struct State {
     pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
     /// Logs that no key opens.
     set_aside: Vec<String>,
-}
-
-/// Indexes of segments, as many as were used last.
-#[derive(Default)]
-struct Indexes {
-    held: BTreeMap<u64, (Arc<Index>, u64)>,
-    blocks: usize,
-    uses: u64,
-}
-
-/// Consecutive batches of one stream, wherever they lie.
-#[derive(Clone)]
-pub(crate) struct Extent {
-    pub(crate) stream: StreamId,
-    /// The log its first batch came in, and its number there.
-    pub(crate) order: (u64, u32),
-    /// Collection times of its entries, Unix µs.
-    pub(crate) times_us: (u64, u64),
-    pub(crate) sequences: (u64, u64),
-    source: Source,
-}
-
-/// What was found of the archive.
-#[derive(Default)]
-pub(crate) struct Extents {
-    /// In the order of the archive: within a stream, in the order of its entries.
-    pub(crate) list: Vec<Extent>,
-    /// Segments whose index cannot be read, and why.
-    pub(crate) damaged: Vec<(Arc<SegmentRecord>, anyhow::Error)>,
-}
-
-#[derive(Clone)]
-enum Source {
-    Log {
-        log: Arc<Log>,
-        place: Place,
-    },
-    Segment {
-        segment: Arc<SegmentRecord>,
-        index: Arc<Index>,
-        block: usize,
-    },
 }
 
 impl Archive {
@@ -418,206 +378,6 @@ impl Archive {
         )
     }
 
-    /// The extents of the streams that are `wanted` with entries collected in `times_us`, both ends included.
-    /// What was forgotten is not among them.
-    pub(crate) fn extents(
-        &self,
-        wanted: impl Fn(StreamId) -> bool,
-        times_us: (u64, u64),
-    ) -> Extents {
-        let (segments, logs) = self.parts();
-        let overlaps = |of: (u64, u64)| of.0 <= times_us.1 && times_us.0 <= of.1;
-        let mut found = Extents::default();
-        for segment in segments {
-            if !overlaps(segment.times_us) {
-                continue;
-            }
-            let index = match self.index(&segment) {
-                Ok(index) => index,
-                Err(error) => {
-                    found.damaged.push((segment, error));
-                    continue;
-                }
-            };
-            let kept = self.keys.kept(&segment.group);
-            for (number, block) in index.blocks.iter().enumerate() {
-                if wanted(block.stream) && overlaps(block.times_us) && kept.has(block.stream) {
-                    found.list.push(Extent {
-                        stream: block.stream,
-                        order: block.order,
-                        times_us: block.times_us,
-                        sequences: block.sequences,
-                        source: Source::Segment {
-                            segment: segment.clone(),
-                            index: index.clone(),
-                            block: number,
-                        },
-                    });
-                }
-            }
-        }
-        for log in logs {
-            for (number, batch) in (0..).zip(log.batches()) {
-                if wanted(batch.stream) && overlaps(batch.times_us) {
-                    found.list.push(Extent {
-                        stream: batch.stream,
-                        order: (log.number(), number),
-                        times_us: batch.times_us,
-                        sequences: batch.sequences,
-                        source: Source::Log {
-                            log: log.clone(),
-                            place: batch.place,
-                        },
-                    });
-                }
-            }
-        }
-        found.list.sort_by_key(|extent| extent.order);
-        found
-    }
-
-    /// Every extent of one stream; an error when some cannot be found.
-    pub(crate) fn extents_of(&self, stream: StreamId) -> Result<Vec<Extent>> {
-        let mut found = self.extents(|other| other == stream, EVER);
-        match found.damaged.pop() {
-            Some((_, error)) => Err(error),
-            None => Ok(found.list),
-        }
-    }
-
-    /// When the oldest entry was collected, Unix µs.
-    pub(crate) fn oldest_us(&self) -> Option<u64> {
-        let (segments, logs) = self.parts();
-        let sealed = segments.iter().map(|segment| segment.times_us.0);
-        let live = logs.iter().flat_map(|log| log.batches());
-        sealed.chain(live.map(|batch| batch.times_us.0)).min()
-    }
-
-    /// What lies where in a segment.
-    pub(crate) fn index(&self, segment: &SegmentRecord) -> Result<Arc<Index>> {
-        {
-            let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-            indexes.uses += 1;
-            let now = indexes.uses;
-            if let Some((index, used)) = indexes.held.get_mut(&segment.number) {
-                *used = now;
-                return Ok(index.clone());
-            }
-        }
-        let reader = self.open_segment(segment)?;
-        let index = Index::read(&reader, place_of(segment.index))?;
-        anyhow::ensure!(
-            index.group == segment.group,
-            "segment {:016x} is of another day, class or tenant",
-            segment.number
-        );
-        let index = Arc::new(index);
-        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        indexes.hold(segment.number, index.clone());
-        Ok(index)
-    }
-
-    /// Whether a reader may open what is archived of a group.
-    pub(crate) fn may_read(&self, group: &Group, access: &Access) -> bool {
-        !self.keys.is_sealed(group) || access.key_of(group).is_some()
-    }
-
-    /// Reads the batches of an extent.
-    pub(crate) fn read(&self, extent: &Extent, access: &Access) -> Result<Vec<StoredBatch>> {
-        match &extent.source {
-            Source::Log { log, place } => Ok(vec![log.read(*place)?]),
-            Source::Segment {
-                segment,
-                index,
-                block,
-            } => {
-                let reader = self.open_segment(segment)?;
-                let block = index.blocks.get(*block).context("a block of the index")?;
-                self.read_block(&reader, segment, block, access)
-            }
-        }
-    }
-
-    /// Whether another batch is archived in the place of this one: the same sequence of the same epoch,
-    /// and other entries.
-    pub(crate) fn contradicts(&self, header: &BatchHeader) -> Result<bool> {
-        let first = header.first.0;
-        let covers = |extent: &&Extent| extent.sequences.0 <= first && first < extent.sequences.1;
-        for extent in self.extents_of(header.stream)?.iter().filter(covers) {
-            for batch in self.read(extent, &Access::operations())? {
-                let same_place =
-                    batch.header.epoch == header.epoch && batch.header.first == header.first;
-                if same_place {
-                    return Ok(batch.header.root != header.root);
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Reads one block of an open segment.
-    pub(crate) fn read_block(
-        &self,
-        reader: &SegmentReader,
-        segment: &SegmentRecord,
-        block: &Block,
-        access: &Access,
-    ) -> Result<Vec<StoredBatch>> {
-        let key = self
-            .keys
-            .for_reading(&segment.group, block.stream, access)?;
-        let record = reader.read_under(&key, block.place)?;
-        let batches = block::decode(&record.payload, block.raw_len)?;
-        Ok(batches)
-    }
-
-    /// Reads the filter of one block of an open segment.
-    pub(crate) fn read_filter(
-        &self,
-        reader: &SegmentReader,
-        segment: &SegmentRecord,
-        block: &Block,
-        access: &Access,
-    ) -> Result<Vec<u8>> {
-        let key = self
-            .keys
-            .for_reading(&segment.group, block.stream, access)?;
-        Ok(reader.read_under(&key, block.filter)?.payload)
-    }
-
-    /// Whether everything of a segment but its blocks and filters lies on the disk as it was sealed.
-    pub(crate) fn check_frame(&self, segment: &SegmentRecord) -> Result<()> {
-        let reader = self.open_segment(segment)?;
-        anyhow::ensure!(
-            reader.len() == segment.len,
-            "has {} bytes; {} were sealed",
-            reader.len(),
-            segment.len
-        );
-        Index::check(&reader, place_of(segment.index))
-    }
-
-    /// Whether the filter of an extent lies on the disk as it was sealed.
-    pub(crate) fn check_filter(&self, extent: &Extent) -> Result<()> {
-        if let Some((segment, block)) = extent.block() {
-            let reader = self.open_segment(segment)?;
-            self.read_filter(&reader, segment, block, &Access::operations())?;
-        }
-        Ok(())
-    }
-
-    /// Whether the bytes of an extent that nobody may open now are the ones that were sealed.
-    pub(crate) fn check_sealed(&self, extent: &Extent) -> Result<()> {
-        let (segment, block) = extent.block().context("a log has no second container")?;
-        let reader = self.open_segment(segment)?;
-        let found = digest_of(&reader, block)?;
-        anyhow::ensure!(
-            found == block.digest,
-            "its bytes are not those that were sealed"
-        );
-        Ok(())
-    }
-
     /// Whether nothing says why a segment of this number is there.
     pub(crate) fn is_strange(&self, number: u64) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -711,64 +471,6 @@ impl State {
         }
     }
 }
-
-impl Indexes {
-    fn hold(&mut self, number: u64, index: Arc<Index>) {
-        self.blocks += index.blocks.len();
-        if let Some((before, _)) = self.held.insert(number, (index, self.uses)) {
-            self.blocks -= before.blocks.len();
-        }
-        while self.blocks > INDEXED_BLOCKS_MAX && self.held.len() > 1 {
-            let oldest = self.held.iter().min_by_key(|(_, (_, used))| *used);
-            let Some(oldest) = oldest.map(|(number, _)| *number) else {
-                return;
-            };
-            self.release(oldest);
-        }
-    }
-
-    fn release(&mut self, number: u64) {
-        if let Some((gone, _)) = self.held.remove(&number) {
-            self.blocks -= gone.blocks.len();
-        }
-    }
-}
-
-impl Extent {
-    /// How many entries it has.
-    pub(crate) fn entries(&self) -> u64 {
-        self.sequences.1 - self.sequences.0
-    }
-
-    /// The segment and block of an archived extent; logs have no filters.
-    pub(crate) fn block(&self) -> Option<(&Arc<SegmentRecord>, &Block)> {
-        match &self.source {
-            Source::Segment {
-                segment,
-                index,
-                block,
-            } => Some((segment, index.blocks.get(*block)?)),
-            Source::Log { .. } => None,
-        }
-    }
-
-    /// Names where it lies, for a person.
-    pub(crate) fn place_name(&self) -> String {
-        match &self.source {
-            Source::Segment { segment, .. } => segment_name(Kind::Archive, segment.number),
-            Source::Log { log, .. } => segment_name(Kind::Log, log.number()),
-        }
-    }
-}
-
-pub(crate) fn place_of((offset, len, index): (u64, u32, u64)) -> Place {
-    Place { offset, len, index }
-}
-
-/// All times.
-pub(crate) const EVER: (u64, u64) = (0, u64::MAX);
-/// Most blocks whose place is kept in memory, about 200 bytes each.
-const INDEXED_BLOCKS_MAX: usize = 1 << 18;
 
 /// Bytes of the files below `dir`, for people.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {

@@ -55,6 +55,7 @@ pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
         sealed == entries,
         "the segments of log {number:016x} hold {sealed} entries of {entries}"
     );
+    archive.keys().write_copy()?;
     // At this point the segments are durable; if we die now, the log is sealed again.
     fault::point("server: segments durable");
     catalogue.write(|changes| {

@@ -36,6 +36,9 @@ pub(crate) struct Report {
     /// Entries of the second container: that they are as they were sealed was checked, not what they say.
     #[serde(default)]
     pub(crate) sealed: u64,
+    /// Entries that were not read again because they were verified before.
+    #[serde(default)]
+    pub(crate) verified_before: u64,
     /// Entries that were deleted lawfully, each named in a certificate.
     #[serde(default)]
     pub(crate) pruned: u64,
@@ -54,12 +57,35 @@ pub(crate) struct Finding {
     pub(crate) problem: String,
 }
 
-/// Verifies the whole archive. `agents` gives each agent's name and signing key, `claims` what the sealed
+/// What of the archive is verified.
+pub(crate) struct Scope {
+    /// Segments that were verified before: of them only that they are there, and that the chains go through them.
+    pub(crate) verified: BTreeSet<u64>,
+    /// Collection times, Unix µs, both ends included.
+    pub(crate) times_us: (u64, u64),
+}
+
+impl Scope {
+    /// Every byte.
+    pub(crate) fn all() -> Self {
+        Self {
+            verified: BTreeSet::new(),
+            times_us: EVER,
+        }
+    }
+
+    fn is_range(&self) -> bool {
+        self.times_us != EVER
+    }
+}
+
+/// Verifies the archive as far as `scope` says. `agents` gives each agent's name and signing key, `claims` what the sealed
 /// intervals say of it.
 pub(crate) fn verify(
     archive: &Archive,
     agents: &BTreeMap<AgentId, (String, [u8; 32])>,
     claims: Claims,
+    scope: Scope,
 ) -> Report {
     let mut run = Run {
         archive,
@@ -70,6 +96,7 @@ pub(crate) fn verify(
         broken: BTreeSet::new(),
         claims,
         pruned: archive.pruned(),
+        scope,
     };
     run.report.pruned = run
         .pruned
@@ -78,11 +105,13 @@ pub(crate) fn verify(
         .map(|range| range.sequences.1 - range.sequences.0)
         .sum();
     run.structure();
-    for extent in archive.extents(|_| true, EVER).list {
+    for extent in archive.extents(|_| true, run.scope.times_us).list {
         run.extent(&extent);
     }
-    run.ends();
-    run.intervals();
+    if !run.scope.is_range() {
+        run.ends();
+        run.intervals();
+    }
     let mut report = run.report;
     report.streams = run.positions.len() as u64;
     report.whole = report.findings.is_empty();
@@ -101,6 +130,7 @@ struct Run<'a> {
     claims: Claims,
     /// What was deleted lawfully.
     pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
+    scope: Scope,
 }
 
 impl Run<'_> {
@@ -163,12 +193,28 @@ impl Run<'_> {
     }
 
     fn extent(&mut self, extent: &Extent) {
+        let known = extent.block().map(|(segment, _)| segment.number);
+        if known.is_some_and(|number| self.scope.verified.contains(&number)) {
+            self.report.verified_before += extent.entries();
+            return self.unread(extent);
+        }
         let batches = match self.archive.read(extent, &Access::operations()) {
             Ok(batches) => batches,
             Err(error) => match error.downcast_ref() {
                 // Deleted since the list was made.
                 Some(Unreadable::Forgotten) => return,
-                Some(Unreadable::Sealed) => return self.sealed(extent),
+                Some(Unreadable::Sealed) => {
+                    self.report.sealed += extent.entries();
+                    if let Err(error) = self.archive.check_sealed(extent) {
+                        self.find(
+                            extent.place_name(),
+                            extent.stream,
+                            extent.sequences,
+                            format!("{error:#}"),
+                        );
+                    }
+                    return self.unread(extent);
+                }
                 None => {
                     self.find(
                         extent.place_name(),
@@ -195,29 +241,21 @@ impl Run<'_> {
         }
     }
 
-    /// A block of the second container: its bytes are checked, and its chain at both ends.
-    fn sealed(&mut self, extent: &Extent) {
+    /// A block that is not opened: its chain is checked at both ends.
+    fn unread(&mut self, extent: &Extent) {
         let Some((_, block)) = extent.block() else {
             return;
         };
         let (epoch, head) = (block.epoch, block.head);
         let (first, next) = block.sequences;
-        self.report.sealed += next - first;
-        if let Err(error) = self.archive.check_sealed(extent) {
-            self.find(
-                extent.place_name(),
-                extent.stream,
-                extent.sequences,
-                format!("{error:#}"),
-            );
-        }
         let stood = self.positions.get(&extent.stream);
         let stood = stood.filter(|position| position.epoch == epoch);
         let pruned = self.pruned.get(&extent.stream).into_iter().flatten();
         let is_after_pruned = pruned
             .filter(|range| range.epoch == epoch)
             .any(|range| range.sequences.1 == first);
-        let follows = stood.map_or(first == 0, |position| position.next.0 == first);
+        let follows = stood.map_or(first == 0, |position| position.next.0 == first)
+            || self.begins_here(extent.stream, first);
         if !follows && !is_after_pruned && self.damaged.remove(&extent.stream).is_none() {
             self.find(
                 extent.place_name(),
@@ -227,9 +265,11 @@ impl Run<'_> {
             );
         }
         // What was sealed at an end of an interval inside it cannot be compared; what it ends with can.
-        self.claims.heads.retain(|(stream, of, at), _| {
-            !(*stream == extent.stream && *of == epoch && first < *at && *at < next)
-        });
+        let inside = (extent.stream, epoch, first + 1)..(extent.stream, epoch, next);
+        let inside: Vec<_> = self.claims.heads.range(inside).map(|(at, _)| *at).collect();
+        for at in inside {
+            self.claims.heads.remove(&at);
+        }
         if let Some((claimed, interval)) = self.claims.heads.remove(&(extent.stream, epoch, next))
             && claimed != head
         {
@@ -290,6 +330,7 @@ impl Run<'_> {
             }
             // After damage the chain goes on from what can still be read.
             None if self.damaged.remove(&stream).is_some() => true,
+            _ if self.begins_here(stream, header.first.0) => true,
             _ => header.relation_to(&start) == Relation::Follows,
         };
         if !follows && !self.was_pruned_before(header) {
@@ -313,6 +354,12 @@ impl Run<'_> {
             );
         }
         self.positions.insert(stream, after);
+    }
+
+    /// Whether nothing is known of what came before, because only a range is verified.
+    fn begins_here(&self, stream: StreamId, first: u64) -> bool {
+        let stood = self.positions.get(&stream);
+        self.scope.is_range() && stood.is_none_or(|position| position.next.0 < first)
     }
 
     /// Whether what is missing before a batch was deleted, and said so.
@@ -433,6 +480,12 @@ impl Report {
             self.pruned,
             self.sealed
         );
+        if self.verified_before > 0 {
+            text.push_str(&format!(
+                "{} entries more were verified before and were not read again\n",
+                self.verified_before
+            ));
+        }
         for finding in &self.findings {
             text.push_str(&format!(
                 "DAMAGED {} agent {} stream {} sequence {} to {}: {}\n",

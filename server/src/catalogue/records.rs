@@ -555,6 +555,26 @@ impl Stored for PolicySettings {
     }
 }
 
+/// The last verification that was not of a range; one row.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct VerificationRecord {
+    pub(crate) time_us: u64,
+    pub(crate) whole: bool,
+    pub(crate) findings: u64,
+    /// When every byte was verified last.
+    pub(crate) full_us: u64,
+    /// The segments that were found as they were sealed.
+    pub(crate) segments: Vec<u64>,
+}
+
+impl Stored for VerificationRecord {
+    const KIND: u8 = 22;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
 /// What was deleted of a stream, as far as its chain went through it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PrunedRecord {

@@ -157,6 +157,15 @@ enum Command {
         /// A checkpoint that was kept elsewhere; may be given more than once.
         #[arg(long = "checkpoint")]
         checkpoints: Vec<PathBuf>,
+        /// Read only what was sealed since the last time; of the rest, that it is there and follows.
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        incremental: bool,
+        /// Only what was collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
+        #[arg(long)]
+        from: Option<String>,
+        /// Only what was collected before.
+        #[arg(long)]
+        to: Option<String>,
         #[arg(long)]
         json: bool,
     },
@@ -313,6 +322,9 @@ impl Command {
             Self::Verify {
                 data,
                 checkpoints,
+                incremental,
+                from,
+                to,
                 json,
             } => {
                 let read = |path: &PathBuf| {
@@ -320,7 +332,16 @@ impl Command {
                     text.with_context(|| format!("reading {}", path.display()))
                 };
                 let checkpoints = checkpoints.iter().map(read).collect::<Result<_>>()?;
-                let request = VerifyRequest { checkpoints };
+                let time = |field, text: Option<String>| {
+                    let parsed = text.map(|text| control::parse_time(field, &text));
+                    parsed.transpose().map_err(usage)
+                };
+                let request = VerifyRequest {
+                    checkpoints,
+                    only_new: incremental,
+                    from_us: time("--from", from)?,
+                    to_us: time("--to", to)?,
+                };
                 let (client, running) = client(&data).await?;
                 let value = control::json_of(client.post("/verify", &request).await?).await?;
                 close(client, running).await;

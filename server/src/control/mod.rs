@@ -32,16 +32,16 @@ use tracing::warn;
 use crate::agents::NewAgent;
 use crate::archive::container::Access;
 use crate::archive::upkeep::Upkeep;
-use crate::archive::{export, verify};
+use crate::archive::{EVER, export, verify};
 use crate::backup;
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::{Core, OWN_NAME};
-use crate::evidence;
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
 use crate::listener::ACCEPT_RETRY;
 use crate::present;
+use crate::verification;
 
 /// What `search` asks.
 #[derive(Default, Deserialize, Serialize)]
@@ -71,6 +71,11 @@ pub(crate) struct ExportRequest {
 pub(crate) struct VerifyRequest {
     /// Checkpoints that were kept elsewhere.
     pub(crate) checkpoints: Vec<String>,
+    /// What was verified before is not read again.
+    pub(crate) only_new: bool,
+    /// Collected at or after, and before: Unix µs.
+    pub(crate) from_us: Option<u64>,
+    pub(crate) to_us: Option<u64>,
 }
 
 /// What `backup create` and `backup verify` ask.
@@ -374,16 +379,18 @@ async fn handle_verify(
     State(core): State<Arc<Core>>,
     Json(request): Json<VerifyRequest>,
 ) -> Result<Json<verify::Report>, Failure> {
-    let signers = core.signers();
-    let archive = core.archive.clone();
+    let extent = match (request.from_us, request.to_us) {
+        (None, None) if request.only_new => verification::Extent::New,
+        (None, None) => verification::Extent::All,
+        (from, to) => {
+            let last = to.map_or(EVER.1, |to| to.saturating_sub(1));
+            verification::Extent::Range(from.unwrap_or(EVER.0), last)
+        }
+    };
     let report = {
         let core = core.clone();
-        let verify = move || {
-            let key = core.signing.verifying_key();
-            let claims = evidence::check(&core.volume, &key, &request.checkpoints);
-            verify::verify(&archive, &signers, claims)
-        };
-        tokio::task::spawn_blocking(verify).await?
+        let verify = move || verification::run(&core, extent, &request.checkpoints);
+        tokio::task::spawn_blocking(verify).await??
     };
     audit(
         &core,

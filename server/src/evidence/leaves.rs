@@ -10,6 +10,7 @@ use scrinium_segment::cipher::Cipher;
 use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
 use scrinium_segment::{HEADER_LEN, Kind, segment_name, segment_numbers};
+use serde::{Deserialize, Serialize};
 
 /// The files of the intervals.
 pub(super) struct Leaves {
@@ -19,6 +20,17 @@ pub(super) struct Leaves {
     writer: Option<SegmentWriter>,
     next_number: u64,
     last_tag: [u8; 16],
+    /// Where the last interval ends.
+    end: Option<Position>,
+}
+
+/// Between two intervals: the file, and where in it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Position {
+    number: u64,
+    tag: [u8; 16],
+    offset: u64,
+    index: u64,
 }
 
 impl Leaves {
@@ -32,7 +44,13 @@ impl Leaves {
                 .last()
                 .map_or(0, |last| last + 1),
             last_tag: [0; 16],
+            end: None,
         })
+    }
+
+    /// Where the last interval ends that was read or appended.
+    pub(super) fn end(&self) -> Option<Position> {
+        self.end
     }
 
     /// Hands every interval to `each`, in order, with its encoded form.
@@ -41,9 +59,26 @@ impl Leaves {
     /// A file is missing, damaged, or not what was written; or `each` fails.
     pub(super) fn read_all(
         &mut self,
+        each: impl FnMut(&[u8], Interval) -> Result<()>,
+    ) -> Result<()> {
+        self.read_from(None, each)
+    }
+
+    /// The same for those behind `from`.
+    pub(super) fn read_from(
+        &mut self,
+        from: Option<Position>,
         mut each: impl FnMut(&[u8], Interval) -> Result<()>,
     ) -> Result<()> {
-        for number in segment_numbers(&self.dir, Kind::Evidence)? {
+        let numbers = segment_numbers(&self.dir, Kind::Evidence)?;
+        if let Some(from) = from {
+            anyhow::ensure!(
+                numbers.contains(&from.number),
+                "a file of intervals is missing"
+            );
+        }
+        let behind = |number: &u64| from.is_none_or(|from| *number >= from.number);
+        for number in numbers.into_iter().filter(behind) {
             let path = self.dir.join(segment_name(Kind::Evidence, number));
             let reader = match SegmentReader::open(&path, &self.key, Kind::Evidence) {
                 Ok(reader) => reader,
@@ -51,17 +86,31 @@ impl Leaves {
                 Err(_) if std::fs::metadata(&path)?.len() <= HEADER_LEN as u64 => continue,
                 Err(error) => return Err(error.into()),
             };
+            let mut cursor = reader.start();
+            let follows = match from.filter(|from| from.number == number) {
+                Some(from) => {
+                    cursor.offset = from.offset;
+                    cursor.index = from.index;
+                    reader.tag() == from.tag
+                }
+                None => reader.previous() == self.last_tag,
+            };
             anyhow::ensure!(
-                reader.previous() == self.last_tag,
+                follows,
                 "{} does not follow the file before it",
                 path.display()
             );
             self.last_tag = reader.tag();
-            let mut cursor = reader.start();
             while let Next::Record(record) = reader.next(&mut cursor)? {
                 let interval = Interval::decode(&record.payload, "interval");
                 let interval = interval.with_context(|| format!("{}", path.display()))?;
                 each(&record.payload, interval)?;
+                self.end = Some(Position {
+                    number,
+                    tag: reader.tag(),
+                    offset: cursor.offset,
+                    index: cursor.index,
+                });
             }
         }
         Ok(())
@@ -85,8 +134,14 @@ impl Leaves {
             }
         };
         self.last_tag = writer.tag();
-        writer.append(RECORD_INTERVAL, &[leaf])?;
+        let place = writer.append(RECORD_INTERVAL, &[leaf])?;
         writer.sync()?;
+        self.end = Some(Position {
+            number: self.next_number - 1,
+            tag: writer.tag(),
+            offset: writer.len(),
+            index: place.index + 1,
+        });
         // On error the writer is dropped: the next append begins another file.
         self.writer = Some(writer);
         Ok(())

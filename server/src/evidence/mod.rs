@@ -12,6 +12,7 @@
 
 mod check;
 mod leaves;
+mod memory;
 pub(crate) mod timestamp;
 
 use std::collections::BTreeMap;
@@ -27,12 +28,14 @@ use scrinium_protocol::evidence::checkpoint::Checkpoint;
 use scrinium_protocol::evidence::interval::{Interval, Reached};
 use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::merkle::MerkleTree;
+use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::{durable, fault};
 use tracing::{error, info};
 
 pub(crate) use self::check::{Claims, check, inclusion_of};
 use self::leaves::Leaves;
+use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::clock;
@@ -46,6 +49,7 @@ pub(crate) struct Evidence {
     origin: String,
     /// Directories that get every checkpoint, on other machines.
     copies: Vec<PathBuf>,
+    memory_key: Secret<32>,
     state: Mutex<State>,
 }
 
@@ -82,7 +86,23 @@ impl Evidence {
         let origin = format!("scrinium/{}", volume.id());
         let signed = read_checkpoint(&dir, &signing.verifying_key());
         let mut root_when_signed = None;
-        let read = state.leaves.read_all(|leaf, interval| {
+        let memory_key = volume.key("evidence memory");
+        let mut from = None;
+        let signed_leaves = signed.as_ref().ok().and_then(Option::as_ref);
+        let signed_leaves = signed_leaves.map_or(0, |signed| signed.leaves);
+        // What was signed before is compared with all that is there.
+        let remembered = memory::read(&dir, &memory_key).ok();
+        if let Some(memory) = remembered.filter(|memory| memory.count <= signed_leaves) {
+            if memory.count == signed_leaves {
+                root_when_signed = Some(memory.tree.root());
+            }
+            from = Some(memory.end);
+            state.tree = memory.tree;
+            state.count = memory.count;
+            state.to_us = memory.to_us;
+            state.reached = memory.reached;
+        }
+        let read = state.leaves.read_from(from, |leaf, interval| {
             if interval.number != state.count {
                 bail!("interval {} is missing", state.count);
             }
@@ -124,8 +144,24 @@ impl Evidence {
             signing,
             origin,
             copies,
+            memory_key,
             state: Mutex::new(state),
         })
+    }
+
+    /// Remembers where it stands, for the next start.
+    fn remember(&self, state: &State) -> Result<()> {
+        let Some(end) = state.leaves.end() else {
+            return Ok(());
+        };
+        let memory = Memory {
+            tree: state.tree.clone(),
+            count: state.count,
+            to_us: state.to_us,
+            reached: state.reached.clone(),
+            end,
+        };
+        memory::write(&self.dir, &self.memory_key, memory)
     }
 
     /// How many intervals are sealed, and when the last one ended, Unix µs.
@@ -225,6 +261,10 @@ impl Evidence {
         let note = checkpoint.to_note(&self.signing);
         durable::write_file(&self.dir.join(CHECKPOINT_FILE), note.as_bytes())
             .context("writing the checkpoint")?;
+        if state.count.is_multiple_of(REMEMBERED_EVERY) {
+            self.remember(&state)
+                .context("remembering where the evidence stands")?;
+        }
         Ok(note)
     }
 
@@ -363,6 +403,8 @@ fn step(before: (Instant, u64), now: (Instant, u64)) -> Option<i64> {
 
 /// Clocks that are set by less are being kept right.
 const CLOCK_STEP_MAX_US: u64 = 2_000_000;
+/// Intervals that a start reads at most.
+const REMEMBERED_EVERY: u64 = 64;
 const CHECKPOINT_FILE: &str = "checkpoint";
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 
 mod agent;
 mod link;
+mod scale;
 mod server;
 mod world;
 mod year;

@@ -24,7 +24,7 @@ use crate::alarms::Raise;
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::TokenRecord;
-use crate::ingest::{Ingest, Submission};
+use crate::ingest::{Ingest, LogLimits, Submission};
 use crate::session::receiver::{Effect, Receiver, Shared};
 use crate::volume::Volume;
 
@@ -85,7 +85,15 @@ impl Server {
             scrinium_segment::cipher::Cipher::default(),
         )?);
         let (finished, _nobody) = sync_channel(1);
-        let ingest = Ingest::new(archive.clone(), self.signing.clone(), finished, 1 << 20)?;
+        let ingest = Ingest::new(
+            archive.clone(),
+            self.signing.clone(),
+            finished,
+            LogLimits {
+                bytes_max: 1 << 20,
+                age_max: Duration::from_secs(3600),
+            },
+        )?;
         let shared = Shared {
             agents: Arc::new(Agents::load(catalogue.clone(), 1)?),
             archive,

@@ -34,6 +34,7 @@ use crate::archive::container::Access;
 use crate::archive::log::new_stream;
 use crate::archive::retention::{Due, Reason, SIGNED_AS, due, of_agent};
 use crate::archive::upkeep::Upkeep;
+use crate::archive::verify::Scope;
 use crate::archive::{Archive, verify};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
@@ -41,7 +42,7 @@ use crate::catalogue::records::{
 };
 use crate::clock::{DAY_US, Day, VIRTUAL_US};
 use crate::evidence::{self, Evidence};
-use crate::ingest::{BatchSubmission, Ingest, Outcome, Submission};
+use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
 use crate::volume::Volume;
 
@@ -192,7 +193,16 @@ impl Year {
         let evidence =
             Evidence::open(&volume, Cipher::default(), signing.clone(), Vec::new()).unwrap();
         let (finished, _nobody) = sync_channel(1);
-        let ingest = Ingest::new(archive.clone(), signing, finished, 64 << 20).unwrap();
+        let ingest = Ingest::new(
+            archive.clone(),
+            signing,
+            finished,
+            LogLimits {
+                bytes_max: 64 << 20,
+                age_max: core::time::Duration::from_secs(3600),
+            },
+        )
+        .unwrap();
         self.process = Some(Process {
             volume,
             catalogue,
@@ -536,7 +546,12 @@ impl Year {
             assert!(late.is_none(), "above the ceiling");
         }
         let claims = evidence::check(&process.volume, &self.signing.verifying_key(), &[]);
-        let report = verify::verify(&process.archive, &process.agents.signers(), claims);
+        let report = verify::verify(
+            &process.archive,
+            &process.agents.signers(),
+            claims,
+            Scope::all(),
+        );
         assert!(
             report.whole,
             "seed {} on {}: {}",

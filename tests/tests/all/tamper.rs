@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use scrinium_tests::corpus::Corpus;
-use scrinium_tests::lab::Lab;
+use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::wait_until;
 
 #[test]
@@ -97,6 +97,30 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_named_and_the_rest_is_serve
     );
     flip(len / 4);
     assert_eq!(lab.count("seq*"), 16_000);
+
+    // What was verified is not read again by who asks for what is new, and a range is a range.
+    let verify = |more: &[&str]| {
+        let output = lab.server(&[&["verify"], more].concat());
+        (output.status.code(), text(&output.stdout))
+    };
+    let (code, report) = verify(&["--incremental"]);
+    assert!(
+        code == Some(0) && report.contains("were verified before"),
+        "{report}"
+    );
+    let (code, report) = verify(&["--from", "2000-01-01", "--to", "2000-01-02"]);
+    assert!(
+        code == Some(0) && report.contains(" 0 entries, 0 bytes"),
+        "{report}"
+    );
+    assert_eq!(verify(&["--from", "24h"]).0, Some(0));
+    flip(len / 4);
+    assert_eq!(verify(&["--incremental"]).0, Some(0));
+    assert_eq!(verify(&["--from", "24h"]).0, Some(3));
+    assert_eq!(verify(&[]).0, Some(3));
+    // It was found damaged: now it is read again.
+    assert_eq!(verify(&["--incremental"]).0, Some(3));
+    flip(len / 4);
 
     // A segment that is gone is not silently missing either.
     drop(file);

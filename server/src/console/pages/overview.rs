@@ -22,6 +22,7 @@ use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
 use crate::present::{self, AgentState, View, human_bytes, state_of};
+use crate::verification;
 
 #[derive(Template)]
 #[template(path = "overview.html")]
@@ -38,6 +39,7 @@ struct OverviewPage {
     /// Sealed intervals, and when the last one was.
     intervals: String,
     sealed: String,
+    verified: String,
     last_hour: String,
     chart: String,
     axis: [String; 3],
@@ -167,6 +169,17 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
     let (intervals, sealed_us) = core.evidence.sealed();
     html(&OverviewPage {
         intervals: t.number(intervals),
+        verified: match verification::last(&core) {
+            Ok(Some(last)) => {
+                let text = if last.whole {
+                    "overview.verified"
+                } else {
+                    "overview.not_whole"
+                };
+                t.with(text, ago(t, last.time_us, now))
+            }
+            Ok(None) | Err(_) => t.text("overview.not_verified").to_owned(),
+        },
         sealed: match intervals {
             0 => t.text("overview.not_sealed").to_owned(),
             _ => t.with("overview.sealed", ago(t, sealed_us, now)),
