@@ -1,7 +1,7 @@
 //! Where batches rest: first in the log as they came, later in sealed segments by stream.
 //!
 //! ```text
-//! ingest ─▶ [log] 64 MiB ─▶ [sealer] ─▶ segment: blocks of one stream, ~1 MiB, zstd 3, filters
+//! ingest ─▶ [log] 64 MiB ─▶ [sealer] ─▶ segment: blocks of one stream, ~4 MiB, zstd 3, filters
 //!             │                            │ └─▶ [compaction]: a day, zstd 9 ─▶ [retention]: its keys destroyed
 //!             └──────── [Archive] ─────────┴─▶ search, export, [verify]
 //! ```

@@ -2,7 +2,7 @@
 //!
 //! Three tenants, forty streams, holds that come and go, classes that change how long they keep, lines that say
 //! they are of another year, an agent that is deleted, a contract that ends, and a process that dies at any
-//! fault point. A small model says what must be readable; after every week, and after every death:
+//! fault point. A small model says what must be readable; after every week:
 //!
 //! 1. exactly that is, in order; `verify` finds the archive whole and nothing called tampering;
 //! 2. nothing is gone before the floor of its class, nothing is readable after the ceiling unless it is held;
