@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::batch::BatchHeader;
 use crate::codec::Reader;
 use crate::error::InvalidMessage;
-use crate::merkle::MerkleTree;
+use crate::merkle::{MerkleTree, leaf_hash};
 
 /// What is known of an entry besides its bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -193,7 +193,13 @@ impl Entries {
 
 /// Adds the leaf of one entry: its time, flags and bytes.
 pub fn push_leaf(tree: &mut MerkleTree, meta: EntryMeta, bytes: &[u8]) {
-    tree.push(&[&meta.time_us.to_be_bytes(), &[meta.flags.bits()], bytes]);
+    tree.push_hash(leaf_of(meta, bytes));
+}
+
+/// The hash of that leaf.
+#[must_use]
+pub fn leaf_of(meta: EntryMeta, bytes: &[u8]) -> [u8; 32] {
+    leaf_hash(&[&meta.time_us.to_be_bytes(), &[meta.flags.bits()], bytes])
 }
 
 /// Longest entry; a longer line becomes linked fragments.

@@ -17,6 +17,7 @@ pub mod compress;
 pub mod entry;
 pub mod error;
 pub mod evidence;
+pub mod excerpt;
 pub mod identity;
 pub mod kdf;
 pub mod merkle;

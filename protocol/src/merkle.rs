@@ -21,7 +21,12 @@ impl MerkleTree {
     //= https://www.rfc-editor.org/rfc/rfc6962#section-2.1
     //# The hash of a list with one entry (also known as a leaf hash) is: MTH({d(0)}) = SHA-256(0x00 || d(0)).
     pub fn push(&mut self, parts: &[&[u8]]) {
-        let mut node = leaf_hash(parts);
+        self.push_hash(leaf_hash(parts));
+    }
+
+    /// Adds the leaf of this hash.
+    pub fn push_hash(&mut self, leaf: [u8; 32]) {
+        let mut node = leaf;
         for _ in 0..self.leaves.trailing_ones() {
             let left = self
                 .stack
@@ -80,31 +85,41 @@ pub fn leaf_hash(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// The hashes beside the way from leaf `index` to the root over `leaves`; `None` when there is no such leaf.
-///
-//= https://www.rfc-editor.org/rfc/rfc6962#section-2.1.1
-//# The Merkle audit path for a leaf in a Merkle Hash Tree is the shortest list of additional nodes in the Merkle Tree required to compute the Merkle Tree Hash for that tree.
-#[must_use]
-pub fn audit_path(leaves: &[[u8; 32]], index: usize) -> Option<Vec<[u8; 32]>> {
-    if index >= leaves.len() {
-        return None;
+/// Every node of a tree, for the audit paths of any of its leaves.
+#[derive(Debug)]
+pub struct AuditPaths {
+    /// The leaves first, the root last.
+    levels: Vec<Vec<[u8; 32]>>,
+}
+
+impl AuditPaths {
+    /// The tree over leaves with these hashes.
+    #[must_use]
+    pub fn new(leaves: Vec<[u8; 32]>) -> Self {
+        let mut levels = vec![leaves];
+        while let Some(below) = levels.last().filter(|below| below.len() > 1) {
+            let level = below.chunks(2).map(|nodes| match nodes {
+                [left, right] => parent(left, right),
+                // The last of an odd number is the whole of its subtree.
+                _ => nodes.first().copied().unwrap_or_default(),
+            });
+            let level = level.collect();
+            levels.push(level);
+        }
+        Self { levels }
     }
-    let (mut part, mut index) = (leaves, index);
-    let mut path = Vec::new();
-    while part.len() > 1 {
-        let (left, right) = part.split_at(largest_power_below(part.len()));
-        let (own, other) = match index.checked_sub(left.len()) {
-            None => (left, right),
-            Some(after) => {
-                index = after;
-                (right, left)
-            }
-        };
-        path.push(root_of(other));
-        part = own;
+
+    /// The hashes beside the way from leaf `index` to the root; `None` when there is no such leaf.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc6962#section-2.1.1
+    //# The Merkle audit path for a leaf in a Merkle Hash Tree is the shortest list of additional nodes in the Merkle Tree required to compute the Merkle Tree Hash for that tree.
+    #[must_use]
+    pub fn path(&self, index: usize) -> Option<Vec<[u8; 32]>> {
+        self.levels.first()?.get(index)?;
+        let levels = self.levels.iter().enumerate();
+        let beside = levels.filter_map(|(height, level)| level.get((index >> height) ^ 1));
+        Some(beside.copied().collect())
     }
-    path.reverse();
-    Some(path)
 }
 
 /// The root that a leaf and its audit path lead to in a tree of `size` leaves; `None` when the path has not the
@@ -133,22 +148,6 @@ pub fn root_of_path(leaf: [u8; 32], index: u64, size: u64, path: &[[u8; 32]]) ->
         last >>= 1;
     }
     (last == 0).then_some(node)
-}
-
-fn root_of(leaves: &[[u8; 32]]) -> [u8; 32] {
-    match leaves {
-        [] => Sha256::digest([]).into(),
-        [leaf] => *leaf,
-        _ => {
-            let (left, right) = leaves.split_at(largest_power_below(leaves.len()));
-            parent(&root_of(left), &root_of(right))
-        }
-    }
-}
-
-/// The largest power of two below `n`, which is at least 2.
-fn largest_power_below(n: usize) -> usize {
-    1 << (n - 1).ilog2()
 }
 
 fn parent(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
@@ -189,21 +188,21 @@ mod tests {
             let data = size.to_be_bytes();
             tree.push(&[&data]);
             leaves.push(leaf_hash(&[&data]));
-            assert_eq!(root_of(&leaves), tree.root());
-            for index in 0..leaves.len() {
-                let path = audit_path(&leaves, index).unwrap();
+            let paths = AuditPaths::new(leaves.clone());
+            for (index, leaf) in leaves.iter().enumerate() {
+                let path = paths.path(index).unwrap();
                 let at = index as u64;
-                let root = root_of_path(leaves[index], at, size, &path);
+                let root = root_of_path(*leaf, at, size, &path);
                 assert_eq!(root, Some(tree.root()), "{index} of {size}");
                 assert_ne!(root_of_path([9; 32], at, size, &path), root);
                 if let Some((_, shorter)) = path.split_last() {
-                    assert_eq!(root_of_path(leaves[index], at, size, shorter), None);
+                    assert_eq!(root_of_path(*leaf, at, size, shorter), None);
                 }
                 let longer = [&path[..], &[[1; 32]]].concat();
-                assert_eq!(root_of_path(leaves[index], at, size, &longer), None);
-                assert_ne!(root_of_path(leaves[index], at + 1, size, &path), root);
+                assert_eq!(root_of_path(*leaf, at, size, &longer), None);
+                assert_ne!(root_of_path(*leaf, at + 1, size, &path), root);
             }
-            assert_eq!(audit_path(&leaves, leaves.len()), None);
+            assert_eq!(paths.path(leaves.len()), None);
             assert_eq!(root_of_path(leaves[0], size, size, &[]), None);
         }
     }

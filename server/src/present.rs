@@ -89,7 +89,26 @@ impl View {
             "text": self.text,
         })
     }
+
+    /// A row of a table.
+    pub(crate) fn to_csv(&self) -> String {
+        let fields: [&str; 9] = [
+            &rfc3339(self.event_us),
+            &rfc3339(self.received_us),
+            &self.agent,
+            &self.stream,
+            &self.sequence.to_string(),
+            &self.host,
+            self.severity.map(severity_name).unwrap_or_default(),
+            &self.app,
+            &self.text,
+        ];
+        fields.map(csv_field).join(",")
+    }
 }
+
+/// The first row of a table of [`View::to_csv`].
+pub(crate) const CSV_NAMES: &str = "time,received,agent,stream,sequence,host,severity,app,text";
 
 /// Writes hits, newest first, in one of the formats of `search`.
 pub(crate) fn write_hits(
@@ -113,25 +132,9 @@ pub(crate) fn write_hits(
             }
         }
         "csv" => {
-            writeln!(
-                out,
-                "time,received,agent,stream,sequence,host,severity,app,text"
-            )?;
+            writeln!(out, "{CSV_NAMES}")?;
             for view in views {
-                let severity = view.severity.map(severity_name).unwrap_or_default();
-                let fields = [
-                    rfc3339(view.event_us),
-                    rfc3339(view.received_us),
-                    view.agent,
-                    view.stream,
-                    view.sequence.to_string(),
-                    view.host,
-                    severity.to_owned(),
-                    view.app,
-                    view.text,
-                ];
-                let row: Vec<String> = fields.iter().map(|field| csv_field(field)).collect();
-                writeln!(out, "{}", row.join(","))?;
+                writeln!(out, "{}", view.to_csv())?;
             }
         }
         other => bail!("format '{other}' must be raw, json or csv"),

@@ -423,7 +423,7 @@ pub fn evidence(data: &[u8]) {
 pub fn package(data: &[u8]) {
     let path = temporary(data);
     let mut file = std::fs::File::open(path).expect("it was just written");
-    let _verdict = scrinium_verify::package::check(&mut file, None);
+    let _verdict = scrinium_verify::package::check(&mut file, &Default::default());
 }
 
 /// A file of these bytes, the same one every time, in memory where there is such a place.

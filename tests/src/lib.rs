@@ -17,6 +17,7 @@ pub mod disk;
 pub mod fuzz;
 pub mod lab;
 pub mod network;
+pub mod package;
 pub mod proxy;
 pub mod random;
 pub mod refusals;

@@ -1,47 +1,233 @@
-//! `evidence.json`: that the server sealed where the stream stood, in what it signed that day.
+//! `evidence.json`: that the server sealed where the streams stood, in what it signed those days; and what it
+//! certifies to have deleted.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use data_encoding::BASE64;
-use ed25519_dalek::VerifyingKey;
-use scrinium_protocol::evidence::inclusion::{Included, Inclusion, InvalidInclusion};
-use scrinium_protocol::identity::StreamId;
+use ed25519_dalek::{Signature, VerifyingKey};
+use scrinium_protocol::evidence::inclusion::Inclusion;
+use scrinium_protocol::identity::{Epoch, Head, StreamId};
 use serde::Deserialize;
 
-use crate::package::key_bytes;
+use crate::token;
 
 /// The member's fields.
 #[derive(Deserialize)]
-pub(crate) struct Evidence {
-    pub(crate) server_key: String,
+struct Fields {
+    checkpoint: Option<String>,
+    intervals: Vec<Interval>,
+    deletions: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Interval {
+    leaf: String,
+    path: Vec<String>,
+    streams: Vec<String>,
+    stamped: Option<Stamped>,
+}
+
+#[derive(Deserialize)]
+struct Stamped {
     checkpoint: String,
-    interval: String,
+    token: String,
     path: Vec<String>,
 }
 
+/// A place of a stream that the server sealed.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) head: Head,
+    pub(crate) interval: u64,
+    /// End of the interval, Unix µs.
+    pub(crate) to_us: u64,
+    /// How many intervals the checkpoint signs, and of which archive.
+    pub(crate) leaves: u64,
+    pub(crate) origin: String,
+    /// When somebody else saw it, Unix seconds, and whether that authority is trusted.
+    pub(crate) stamped: Option<(u64, bool)>,
+}
+
+/// Consecutive entries that a certificate says were deleted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deleted {
+    pub(crate) first: u64,
+    pub(crate) next: u64,
+    /// The chain head after them.
+    pub(crate) head: Head,
+    pub(crate) certificate: u64,
+}
+
+/// What was proven of the member.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    pub(crate) sealed: BTreeMap<(StreamId, Epoch, u64), Sealed>,
+    pub(crate) deleted: BTreeMap<(StreamId, Epoch), Vec<Deleted>>,
+    pub(crate) problems: Vec<String>,
+}
+
 impl Evidence {
-    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
-        serde_json::from_slice(text).context("evidence.json")
+    /// Checks everything by itself. `file` gives other members of the package.
+    ///
+    /// # Errors
+    /// It has not the form it must have.
+    pub(crate) fn check(
+        text: &[u8],
+        key: &VerifyingKey,
+        authorities: Option<&[u8]>,
+        mut file: impl FnMut(&str) -> Result<Vec<u8>>,
+    ) -> Result<Self> {
+        let fields: Fields = serde_json::from_slice(text).context("evidence.json")?;
+        let mut evidence = Self::default();
+        for interval in &fields.intervals {
+            let leaf = bytes(&interval.leaf, "leaf")?;
+            let stamped = match &interval.stamped {
+                Some(stamped) => Some((stamped, file(&stamped.checkpoint)?, file(&stamped.token)?)),
+                None => None,
+            };
+            for stream in &interval.streams {
+                let stream: StreamId = stream.parse().context("evidence.json: streams")?;
+                let inclusion = Inclusion {
+                    leaf: leaf.clone(),
+                    path: hashes(&interval.path)?,
+                    note: fields.checkpoint.clone().unwrap_or_default(),
+                };
+                let included = match inclusion.check(stream, key) {
+                    Ok(included) => included,
+                    Err(error) => {
+                        evidence.problems.push(format!("evidence.json: {error}"));
+                        continue;
+                    }
+                };
+                let mut seen = None;
+                if let Some((stamped, note, token)) = &stamped {
+                    let inclusion = Inclusion {
+                        leaf: leaf.clone(),
+                        path: hashes(&stamped.path)?,
+                        note: String::from_utf8_lossy(note).into_owned(),
+                    };
+                    let checked = inclusion
+                        .check(stream, key)
+                        .map_err(anyhow::Error::from)
+                        .with_context(|| stamped.checkpoint.clone())
+                        .and_then(|_| {
+                            token::check(token, note, authorities)
+                                .with_context(|| stamped.token.clone())
+                        });
+                    match checked {
+                        Ok(stamped) => seen = Some((stamped.time_s, stamped.is_trusted)),
+                        Err(error) => evidence.problems.push(format!("{error:#}")),
+                    }
+                }
+                let reached = included.reached;
+                evidence.sealed.insert(
+                    (stream, reached.epoch, reached.next.0),
+                    Sealed {
+                        head: reached.head,
+                        interval: included.interval,
+                        to_us: included.to_us,
+                        leaves: included.checkpoint.leaves,
+                        origin: included.checkpoint.origin,
+                        stamped: seen,
+                    },
+                );
+            }
+        }
+        for certificate in &fields.deletions {
+            if let Err(error) = evidence.certificate(certificate, key) {
+                let problem = format!("evidence.json: a certificate of deletion: {error:#}");
+                evidence.problems.push(problem);
+            }
+        }
+        for ranges in evidence.deleted.values_mut() {
+            ranges.sort_by_key(|range| range.first);
+        }
+        Ok(evidence)
     }
 
-    /// Checks it all by itself.
-    pub(crate) fn check(&self, stream: StreamId) -> Result<Result<Included, InvalidInclusion>> {
-        let bytes = |text: &str, field: &'static str| {
-            let decoded = BASE64.decode(text.as_bytes());
-            decoded.with_context(|| format!("evidence.json: {field} is not base64"))
-        };
-        let key = VerifyingKey::from_bytes(&key_bytes(&self.server_key)?);
-        let key = key.context("evidence.json: server_key")?;
-        let hash = |text: &String| {
-            let hash = bytes(text, "path")?;
-            <[u8; 32]>::try_from(hash)
-                .ok()
-                .context("evidence.json: path")
-        };
-        let inclusion = Inclusion {
-            leaf: bytes(&self.interval, "interval")?,
-            path: self.path.iter().map(hash).collect::<Result<_>>()?,
-            note: self.checkpoint.clone(),
-        };
-        Ok(inclusion.check(stream, &key))
+    /// Notes what a certificate says, if the server signed it.
+    fn certificate(&mut self, line: &str, key: &VerifyingKey) -> Result<()> {
+        let (text, signature) = line
+            .trim_end()
+            .strip_suffix("\"}")
+            .and_then(|line| line.rsplit_once(",\"signature\":\""))
+            .context("it has no signature")?;
+        let signature = Signature::from_slice(&bytes(signature, "signature")?)?;
+        let signed = format!("scrinium deletion v1\n{text}}}");
+        key.verify_strict(signed.as_bytes(), &signature)
+            .ok()
+            .context("it is not signed by the server's key")?;
+        let certificate: Certificate = serde_json::from_str(&format!("{text}}}"))?;
+        for stream in certificate.streams {
+            let id: StreamId = stream.id.parse().context("id")?;
+            for range in stream.ranges {
+                let epoch: Epoch = range.epoch.parse().context("epoch")?;
+                self.deleted.entry((id, epoch)).or_default().push(Deleted {
+                    first: range.first,
+                    next: range.next,
+                    head: range.head.parse().context("head")?,
+                    certificate: certificate.certificate,
+                });
+            }
+        }
+        Ok(())
     }
+
+    /// The certificates that say that the entries from `first` until `next` were deleted, and that the chain's head
+    /// behind them was `head`; `None` when they do not say so of all of them.
+    pub(crate) fn lawfully_gone(
+        &self,
+        stream: StreamId,
+        epoch: Epoch,
+        (first, next): (u64, u64),
+        head: Head,
+    ) -> Option<Vec<u64>> {
+        let mut at = first;
+        let mut named = Vec::new();
+        for range in self.deleted.get(&(stream, epoch))? {
+            if range.first == at && range.next <= next {
+                at = range.next;
+                named.push(range.certificate);
+                if at == next {
+                    return (range.head == head).then_some(named);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// What a certificate says of streams; it says more.
+#[derive(Deserialize)]
+struct Certificate {
+    certificate: u64,
+    streams: Vec<CertifiedStream>,
+}
+
+#[derive(Deserialize)]
+struct CertifiedStream {
+    id: String,
+    ranges: Vec<Range>,
+}
+
+#[derive(Deserialize)]
+struct Range {
+    epoch: String,
+    first: u64,
+    next: u64,
+    head: String,
+}
+
+fn bytes(text: &str, field: &'static str) -> Result<Vec<u8>> {
+    let decoded = BASE64.decode(text.as_bytes());
+    decoded.with_context(|| format!("evidence.json: {field} is not base64"))
+}
+
+fn hashes(path: &[String]) -> Result<Vec<[u8; 32]>> {
+    let hash = |text: &String| {
+        let hash = <[u8; 32]>::try_from(bytes(text, "path")?);
+        hash.ok().context("evidence.json: path")
+    };
+    path.iter().map(hash).collect()
 }

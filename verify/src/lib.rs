@@ -1,12 +1,19 @@
 //! `scrinium-verify`: checks an export package without the server, without any secret.
 //!
-//! Recomputes every Merkle root, chain head and signature of `batches.bin` and compares the entries
-//! with `log.txt` and the manifest, and with what the server sealed and signed about the stream. Says in plain words what is proven, and what is not.
+//! ```text
+//! package ─▶ [tar] ─▶ manifest, its signature, every digest ─▶ [evidence]: intervals, checkpoints, [token]s, certificates
+//!                 └─▶ [walk]: batches and log.txt side by side ─▶ [package]: the verdict
+//! ```
+//!
+//! Says in plain words what is proven, and what is not.
 //!
 //! A library so that tests can drive its parser.
 
 mod evidence;
 pub mod package;
+mod tar;
+mod token;
+mod walk;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -15,6 +22,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+
+use self::package::Trust;
 
 /// Checks a package exported by a Scrinium server; needs no server, no secret and no network.
 #[derive(Parser)]
@@ -30,6 +39,9 @@ struct Cli {
     /// elsewhere than the package.
     #[arg(long)]
     trust: Option<PathBuf>,
+    /// Certificates (PEM) of the time-stamp authorities that are believed.
+    #[arg(long)]
+    tsa_ca: Option<PathBuf>,
     #[arg(long)]
     json: bool,
 }
@@ -49,16 +61,17 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let mut file =
         File::open(&cli.package).with_context(|| format!("opening {}", cli.package.display()))?;
-    let trusted = match &cli.trust {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("reading {}", path.display()))?;
-            let keys = text.split_whitespace().map(str::to_lowercase);
-            Some(keys.collect::<Vec<_>>())
-        }
-        None => None,
+    let read =
+        |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let keys = cli.trust.as_ref().map(read).transpose()?.map(|text| {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.split_whitespace().map(str::to_owned).collect()
+    });
+    let trust = Trust {
+        keys,
+        authorities: cli.tsa_ca.as_ref().map(read).transpose()?,
     };
-    let verdict = package::check(&mut file, trusted.as_deref())?;
+    let verdict = package::check(&mut file, &trust)?;
     let mut out = std::io::stdout();
     if cli.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&verdict)?)?;

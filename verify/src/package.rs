@@ -1,19 +1,17 @@
-//! The package: a tar of `manifest.json`, `log.txt`, `batches.bin` and `evidence.json`.
+//! The verdict on a package.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::Read as _;
 
 use anyhow::{Context as _, Result, bail};
-use ed25519_dalek::VerifyingKey;
-use scrinium_protocol::batch::{Relation, SealedBatch, StreamPosition};
-use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::evidence::interval::Reached;
-use scrinium_protocol::identity::{AgentId, StreamId};
+use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::evidence::Evidence;
+use crate::tar::{Place, members, part, small};
+use crate::walk::{Seen, walk};
 
 /// What was found, in sentences.
 #[derive(Debug, Default, Serialize)]
@@ -24,376 +22,345 @@ pub struct Verdict {
     pub problems: Vec<String>,
 }
 
+/// What is trusted and did not come with the package.
+#[derive(Debug, Default)]
+pub struct Trust {
+    /// Public keys of agents and servers, in hexadecimal.
+    pub keys: Option<Vec<String>>,
+    /// Certificates of time-stamp authorities, PEM.
+    pub authorities: Option<Vec<u8>>,
+}
+
 /// The manifest's fields that are checked; a newer one may have more.
 #[derive(Deserialize)]
-struct Manifest {
-    format: String,
-    agent: String,
-    agent_id: String,
-    agent_key: String,
-    stream: String,
-    stream_id: String,
+pub(crate) struct Manifest {
+    server_key: String,
+    pub(crate) is_whole_stream: bool,
+    lines: u64,
     entries: u64,
     gaps: u64,
     bytes: u64,
-    sha256: String,
-    last_head: Option<String>,
+    pub(crate) streams: Vec<StreamPart>,
+    members: BTreeMap<String, Described>,
 }
 
-/// Checks a package; `trusted` are public keys of agent and server, in hexadecimal, got from elsewhere.
+/// What the manifest says of a member.
+#[derive(Deserialize)]
+struct Described {
+    bytes: u64,
+    sha256: String,
+}
+
+/// What it says of a stream.
+#[derive(Deserialize)]
+pub(crate) struct StreamPart {
+    agent: String,
+    pub(crate) agent_id: String,
+    pub(crate) agent_key: String,
+    stream: String,
+    pub(crate) stream_id: String,
+    lines: u64,
+    entries: u64,
+    gaps: u64,
+    bytes: u64,
+    pub(crate) runs: Vec<RunPart>,
+}
+
+/// Batches that follow one another.
+#[derive(Deserialize)]
+pub(crate) struct RunPart {
+    pub(crate) epoch: String,
+    pub(crate) first: u64,
+    pub(crate) next: u64,
+    /// The chain heads before and after them.
+    pub(crate) after: String,
+    pub(crate) head: String,
+}
+
+/// Checks a package.
 ///
 /// # Errors
 /// It is no package, is cut, or cannot be read. That it is not whole is a verdict.
-pub fn check(file: &mut File, trusted: Option<&[String]>) -> Result<Verdict> {
+pub fn check(file: &mut File, trust: &Trust) -> Result<Verdict> {
+    let mut start = [0; AGE.len()];
+    if file.read(&mut start)? == AGE.len() && start == *AGE {
+        bail!("the package is encrypted to a recipient: decrypt it first, with age -d -i IDENTITY");
+    }
     let members = members(file)?;
-    let extent = |name: &str| {
-        members
-            .get(name)
-            .copied()
-            .with_context(|| format!("the package has no {name}"))
+    let place = |name: &str| {
+        let place = members.get(name).copied();
+        place.with_context(|| format!("the package has no {name}"))
     };
-    let text = small(file, extent("manifest.json")?, "manifest.json")?;
-    let manifest: Manifest = serde_json::from_slice(&text).context("manifest.json")?;
-    if manifest.format != "scrinium-package-1" {
+    let text = small(file, place("manifest.json")?, "manifest.json")?;
+    let form: Form = serde_json::from_slice(&text).context("manifest.json")?;
+    if form.format != FORMAT {
         bail!(
-            "the package's format is {}; this program knows scrinium-package-1",
-            manifest.format
+            "the package's format is {}; this program knows {FORMAT}",
+            form.format
         );
     }
-    let mut log = part(file, extent("log.txt")?)?;
-    let mut batches = part(file, extent("batches.bin")?)?;
-    let evidence = match members.get("evidence.json") {
-        Some(place) => Some(Evidence::parse(&small(file, *place, "evidence.json")?)?),
-        None => None,
-    };
+    let manifest: Manifest = serde_json::from_slice(&text).context("manifest.json")?;
+    let signature = small(file, place("manifest.sig")?, "manifest.sig")?;
+    let server = VerifyingKey::from_bytes(&key_bytes(&manifest.server_key)?);
+    let server = server.context("manifest.json: server_key")?;
+
     let mut verdict = Verdict::default();
-    let stream = manifest
-        .stream_id
-        .parse()
-        .context("manifest.json: stream_id")?;
-    let included = match &evidence {
-        Some(evidence) => match evidence.check(stream)? {
-            Ok(included) => Some(included),
-            Err(error) => {
-                verdict.problems.push(format!("evidence.json: {error}"));
-                None
+    if !is_signed(&text, &signature, &server) {
+        let problem = "manifest.json: it is not signed by the server it names";
+        verdict.problems.push(problem.into());
+    }
+    verdict.problems.extend(compare(file, &members, &manifest)?);
+    let text = small(file, place("evidence.json")?, "evidence.json")?;
+    let other = file.try_clone()?;
+    let evidence = Evidence::check(&text, &server, trust.authorities.as_deref(), |name| {
+        small(&mut other.try_clone()?, place(name)?, name)
+    })?;
+    verdict.problems.extend(evidence.problems.iter().cloned());
+    let mut log = part(file, place("log.txt")?)?;
+    let mut batches = part(file, place("batches.bin")?)?;
+    match walk(&manifest, &evidence, &mut log, &mut batches)? {
+        Err(problem) => verdict.problems.push(problem),
+        Ok(seen) => {
+            verdict.problems.extend(manifest.count(&seen));
+            if verdict.problems.is_empty() {
+                manifest.tell(&seen, &mut verdict);
             }
-        },
-        None => None,
-    };
-    let mut sealed = included.as_ref().map(|included| Sealed {
-        reached: included.reached,
-        entries: None,
-    });
-    let problem = walk(
-        &manifest,
-        &mut log,
-        &mut batches,
-        sealed.as_mut(),
-        &mut verdict,
-    )?;
-    verdict.problems.extend(problem);
-    let is_trusted = |key: &str| {
-        let mut keys = trusted.into_iter().flatten();
-        keys.any(|trusted| trusted.eq_ignore_ascii_case(key))
-    };
-    let server_key = evidence.as_ref().map(|evidence| &*evidence.server_key);
-    let knows_agent = is_trusted(&manifest.agent_key);
-    let knows_server = server_key.is_some_and(is_trusted);
-    if trusted.is_some() && !knows_agent && !knows_server {
-        verdict
-            .problems
-            .push("the package is signed with another key than the trusted one".into());
-    }
-    match (included, sealed.and_then(|sealed| sealed.entries)) {
-        (Some(included), Some(entries)) => verdict.proven.push(format!(
-            "the first {entries} entries were sealed by the server until {}, in interval {} of the {} that its checkpoint of {} signs",
-            time(included.to_us),
-            included.interval,
-            included.checkpoint.leaves,
-            included.checkpoint.origin
-        )),
-        (Some(included), None) if verdict.problems.is_empty() => verdict.problems.push(format!(
-            "interval {} was sealed over entries that are not in the package",
-            included.interval
-        )),
-        (Some(_), None) => {}
-        (None, _) if evidence.is_some() => {}
-        (None, _) => verdict.not_proven.push(
-            "that the server has not changed it since it came: nothing was sealed over it yet".into(),
-        ),
-    }
-    verdict.whole = verdict.problems.is_empty();
-    if verdict.whole {
-        verdict.proven.push(format!(
-            "log.txt holds {} lines or parts of lines, {} bytes, exactly as agent {} signed them for {}",
-            manifest.entries, manifest.bytes, manifest.agent, manifest.stream
-        ));
-        verdict.proven.push(
-            "none between the first and the last is missing, doubled, moved or altered".into(),
-        );
-    }
-    if manifest.gaps > 0 {
-        verdict.not_proven.push(format!(
-            "the agent itself says in {} gap entries that something was not collected",
-            manifest.gaps
-        ));
-    }
-    for (whose, key, is_known) in [
-        ("agent", Some(&*manifest.agent_key), knows_agent),
-        ("server", server_key, knows_server),
-    ] {
-        let Some(key) = key else { continue };
-        if is_known {
-            verdict
-                .proven
-                .push(format!("the {whose}'s key is a trusted one"));
-        } else {
-            verdict.not_proven.push(format!(
-                "that the key {key} is the {whose}'s: compare it with the one shown in the console, or give --trust"
-            ));
         }
     }
-    verdict
-        .not_proven
-        .push("when it happened: times are the agent's and the server's own clocks".into());
+    manifest.keys(trust, &mut verdict);
+    verdict.whole = verdict.problems.is_empty();
     Ok(verdict)
 }
 
-/// What the server sealed about the stream.
-struct Sealed {
-    reached: Reached,
-    /// How many entries were before it, once that is known.
-    entries: Option<u64>,
+/// What every format of the package begins with.
+#[derive(Deserialize)]
+struct Form {
+    format: String,
 }
 
-/// Walks batches and log side by side; returns the first thing that is wrong.
-fn walk(
+fn is_signed(manifest: &[u8], signature: &[u8], key: &VerifyingKey) -> bool {
+    let signature = str::from_utf8(signature).ok().and_then(hex_bytes::<64>);
+    signature.is_some_and(|signature| {
+        let signed = [SIGNED_AS.as_bytes(), manifest].concat();
+        key.verify_strict(&signed, &Signature::from_bytes(&signature))
+            .is_ok()
+    })
+}
+
+/// Compares the members with the manifest.
+fn compare(
+    file: &File,
+    members: &BTreeMap<String, Place>,
     manifest: &Manifest,
-    log: &mut dyn Read,
-    batches: &mut dyn Read,
-    mut sealed: Option<&mut Sealed>,
-    verdict: &mut Verdict,
-) -> Result<Option<String>> {
-    let agent: AgentId = manifest
-        .agent_id
-        .parse()
-        .context("manifest.json: agent_id")?;
-    let stream: StreamId = manifest
-        .stream_id
-        .parse()
-        .context("manifest.json: stream_id")?;
-    let key = VerifyingKey::from_bytes(&key_bytes(&manifest.agent_key)?)
-        .context("manifest.json: agent_key")?;
-    let mut position: Option<StreamPosition> = None;
-    let (mut entries, mut gaps, mut bytes, mut count) = (0_u64, 0_u64, 0_u64, 0_u64);
-    let mut digest = Sha256::new();
-    let mut buffer = Vec::new();
-    while let Some(encoded) = next_batch(batches)? {
-        count += 1;
-        let whole = SealedBatch::decode(&encoded, "batch")
-            .map_err(anyhow::Error::from)
-            .and_then(|batch| {
-                let opened = batch.open()?;
-                batch.header.verify_signature(&key)?;
-                Ok((batch, opened))
-            });
-        let (batch, opened) = match whole {
-            Ok(whole) => whole,
-            Err(error) => return Ok(Some(format!("batch {count}: {error}"))),
-        };
-        let header = &batch.header;
-        if header.stream != stream {
-            return Ok(Some(format!("batch {count} belongs to another stream")));
-        }
-        let start = StreamPosition::start(agent, stream, header.epoch);
-        let before = position
-            .take()
-            .filter(|position| position.epoch == header.epoch)
-            .unwrap_or(start);
-        if header.relation_to(&before) != Relation::Follows {
-            return Ok(Some(format!(
-                "batch {count} does not follow the one before: something is missing, doubled or moved"
-            )));
-        }
-        for (meta, entry) in opened.iter() {
-            if meta.flags.is_gap() {
-                gaps += 1;
-                continue;
-            }
-            buffer.resize(entry.len(), 0);
-            if log.read_exact(&mut buffer).is_err() || buffer != entry {
-                let sequence = header.first.0 + entries;
-                return Ok(Some(format!(
-                    "log.txt differs from what was signed, at byte {bytes} (near sequence {sequence})"
-                )));
-            }
-            digest.update(entry);
-            entries += 1;
-            bytes += entry.len() as u64;
-        }
-        let after = header.position_after();
-        if let Some(sealed) = sealed.as_deref_mut()
-            && (after.epoch, after.next) == (sealed.reached.epoch, sealed.reached.next)
-        {
-            if after.head != sealed.reached.head {
-                return Ok(Some(format!(
-                    "batch {count} ends another history than the one the server sealed"
-                )));
-            }
-            sealed.entries = Some(entries + gaps);
-        }
-        position = Some(after);
-    }
-    if log.read(&mut [0])? != 0 {
-        return Ok(Some("log.txt goes on after the last signed entry".into()));
-    }
-    let head = position.map(|position| position.head.to_string());
-    if head != manifest.last_head {
-        return Ok(Some(
-            "the last chain head is not the manifest's: batches are missing at the end".into(),
+) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let named = |name: &String| manifest.members.contains_key(name) || OWN.contains(&&**name);
+    for name in members.keys().filter(|name| !named(name)) {
+        problems.push(format!(
+            "the package holds {name}, which its manifest does not name"
         ));
     }
-    let sha256: String = digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if (entries, gaps, bytes) != (manifest.entries, manifest.gaps, manifest.bytes)
-        || sha256 != manifest.sha256
-    {
-        return Ok(Some(
-            "the counts or the digest of the manifest are not those of the entries".into(),
-        ));
-    }
-    verdict.proven.push(format!(
-        "{count} batches: every Merkle root, chain head and signature was recomputed"
-    ));
-    Ok(None)
-}
-
-/// The next batch of `batches.bin`, without its receive time.
-fn next_batch(batches: &mut dyn Read) -> Result<Option<Vec<u8>>> {
-    let mut len = [0; 4];
-    match batches.read(&mut len)? {
-        0 => return Ok(None),
-        n => batches
-            .read_exact(len.get_mut(n..).unwrap_or_default())
-            .context("batches.bin is cut")?,
-    }
-    let len = u64::from(u32::from_be_bytes(len));
-    if !(8..=BATCH_LEN_MAX).contains(&len) {
-        bail!("batches.bin: a batch of {len} bytes");
-    }
-    let mut received = [0; 8];
-    batches
-        .read_exact(&mut received)
-        .context("batches.bin is cut")?;
-    let mut encoded = Vec::new();
-    batches.take(len - 8).read_to_end(&mut encoded)?;
-    Ok(Some(encoded))
-}
-
-/// Offsets and lengths of the members of a ustar archive, by name.
-fn members(file: &mut File) -> Result<BTreeMap<String, (u64, u64)>> {
-    let mut found = BTreeMap::new();
-    let end = file.metadata()?.len();
-    let mut at = 0;
-    while at + 512 <= end {
-        file.seek(SeekFrom::Start(at))?;
-        let mut header = [0; 512];
-        file.read_exact(&mut header)?;
-        let field = |from: usize, to: usize| {
-            let text = header
-                .get(from..to)
-                .and_then(|bytes| str::from_utf8(bytes).ok())
-                .unwrap_or_default();
-            text.trim_matches(['\0', ' ']).to_owned()
+    for (name, described) in &manifest.members {
+        let Some(&place) = members.get(name) else {
+            problems.push(format!("{name} is missing"));
+            continue;
         };
-        let name = field(0, 100);
-        if name.is_empty() {
-            break;
+        let mut digest = Sha256::new();
+        std::io::copy(&mut part(file, place)?, &mut Hashing(&mut digest))?;
+        if (place.1, &hex(&digest.finalize())) != (described.bytes, &described.sha256) {
+            problems.push(format!("{name} is not the one that the manifest describes"));
         }
-        let sum: u64 = header
+    }
+    Ok(problems)
+}
+
+impl Manifest {
+    /// Compares what it counts with what was seen.
+    fn count(&self, seen: &[Seen]) -> Option<String> {
+        let sum = |of: fn(&Seen) -> u64| seen.iter().map(of).sum::<u64>();
+        let all = (
+            sum(|seen| seen.lines),
+            sum(|seen| seen.entries),
+            sum(|seen| seen.gaps),
+            sum(|seen| seen.bytes),
+        );
+        let each = self.streams.iter().zip(seen).all(|(part, seen)| {
+            (seen.lines, seen.entries, seen.gaps, seen.bytes)
+                == (part.lines, part.entries, part.gaps, part.bytes)
+        });
+        let agrees = all == (self.lines, self.entries, self.gaps, self.bytes) && each;
+        let problem = "the counts of the manifest are not those of the entries";
+        (!agrees).then(|| problem.to_owned())
+    }
+
+    /// Says what is proven of a package without problems.
+    fn tell(&self, seen: &[Seen], verdict: &mut Verdict) {
+        let batches: u64 = seen.iter().map(|seen| seen.batches).sum();
+        verdict.proven.push(format!(
+            "{batches} batches: every signature, chain head and way to a Merkle root was recomputed"
+        ));
+        for (part, seen) in self.streams.iter().zip(seen) {
+            self.tell_of(part, seen, verdict);
+        }
+        if self.is_whole_stream {
+            verdict.proven.push(
+                "none between the first and the last is missing, doubled, moved or altered".into(),
+            );
+        } else {
+            verdict.not_proven.push(
+                "that nothing else matches what was asked for: that is the server's word, under its signature"
+                    .into(),
+            );
+        }
+        if self.gaps > 0 {
+            verdict.not_proven.push(format!(
+                "the agents themselves say in {} gap entries that something was not collected",
+                self.gaps
+            ));
+        }
+    }
+
+    fn tell_of(&self, part: &StreamPart, seen: &Seen, verdict: &mut Verdict) {
+        let (agent, stream) = (&part.agent, &part.stream);
+        let (proven, not_proven) = (&mut verdict.proven, &mut verdict.not_proven);
+        proven.push(format!(
+            "log.txt holds {} lines of {stream}, {} bytes, exactly as agent {agent} signed them",
+            seen.lines, seen.bytes
+        ));
+        let shown = seen.entries + seen.gaps;
+        let which = if self.is_whole_stream {
+            "the first "
+        } else {
+            ""
+        };
+        if let Some(sealed) = &seen.last_sealed {
+            proven.push(format!(
+                "{which}{} entries of {stream} were sealed by the server until {}, in interval {} of the {} that its checkpoint of {} signs",
+                seen.sealed,
+                time(sealed.to_us / 1_000_000),
+                sealed.interval,
+                sealed.leaves,
+                sealed.origin
+            ));
+        }
+        if seen.sealed < shown {
+            not_proven.push(format!(
+                "that the server has not changed {} entries of {stream} since they came: nothing was sealed over them yet",
+                shown - seen.sealed
+            ));
+        }
+        match seen.last_stamped {
+            Some((time_s, true)) => proven.push(format!(
+                "{which}{} entries of {stream} were there at {}, says a time-stamp authority that is trusted",
+                seen.stamped,
+                time(time_s)
+            )),
+            Some((time_s, false)) => not_proven.push(format!(
+                "that {which}{} entries of {stream} were there at {}: give --tsa-ca to believe the token that says so",
+                seen.stamped,
+                time(time_s)
+            )),
+            None => {}
+        }
+        if seen.stamped < shown {
+            not_proven.push(format!(
+                "when {} entries of {stream} came: times are the agent's and the server's own clocks",
+                shown - seen.stamped
+            ));
+        }
+        if seen.deleted > 0 {
+            proven.push(format!(
+                "{} more entries of {stream} were deleted, as the server certified: {}",
+                seen.deleted,
+                names(&seen.certificates)
+            ));
+        }
+        if seen.before > 0 {
+            not_proven.push(format!(
+                "what became of {} entries of {stream} before the first: no certificate in the package says",
+                seen.before
+            ));
+        }
+    }
+
+    /// Compares the keys with the trusted ones.
+    fn keys(&self, trust: &Trust, verdict: &mut Verdict) {
+        let is_trusted = |key: &str| {
+            let mut trusted = trust.keys.iter().flatten();
+            trusted.any(|trusted| trusted.eq_ignore_ascii_case(key))
+        };
+        let agents: BTreeSet<(&str, &str)> = self
+            .streams
             .iter()
-            .enumerate()
-            .map(|(i, &byte)| {
-                if (148..156).contains(&i) {
-                    32
-                } else {
-                    u64::from(byte)
-                }
-            })
-            .sum();
-        if u64::from_str_radix(&field(148, 156), 8).ok() != Some(sum) {
-            bail!("the package's entry for {name} is damaged");
+            .map(|part| (&*part.agent, &*part.agent_key))
+            .collect();
+        let agents = agents.into_iter();
+        let agents = agents.map(|(agent, key)| (format!("agent {agent}"), key));
+        let server = ("the server".to_owned(), &*self.server_key);
+        let mut known = 0;
+        for (whose, key) in agents.chain([server]) {
+            if is_trusted(key) {
+                known += 1;
+                verdict
+                    .proven
+                    .push(format!("the key of {whose} is a trusted one"));
+            } else {
+                verdict.not_proven.push(format!(
+                    "that the key {key} is that of {whose}: compare it with the one shown in the console, or give --trust"
+                ));
+            }
         }
-        let len = u64::from_str_radix(&field(124, 136), 8)
-            .ok()
-            .filter(|len| at + 512 + len <= end);
-        let len = len.with_context(|| format!("the package is cut in {name}"))?;
-        found.insert(name, (at + 512, len));
-        at += 512 + len.div_ceil(512) * 512;
-    }
-    Ok(found)
-}
-
-/// A reader of one member, with a file position of its own.
-fn part(file: &File, (start, len): (u64, u64)) -> Result<impl Read + use<>> {
-    Ok(BufReader::with_capacity(
-        1 << 18,
-        Part {
-            file: file.try_clone()?,
-            at: start,
-            end: start + len,
-        },
-    ))
-}
-
-struct Part {
-    file: File,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Part {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        // Clones of a file share one position: set it for every read.
-        self.file.seek(SeekFrom::Start(self.at))?;
-        let n = (&self.file).take(self.end - self.at).read(buffer)?;
-        self.at += n as u64;
-        Ok(n)
+        if trust.keys.is_some() && known == 0 {
+            verdict
+                .problems
+                .push("the package is signed with another key than the trusted one".into());
+        }
     }
 }
 
-/// A member that is read as a whole.
-fn small(file: &mut File, (start, len): (u64, u64), name: &str) -> Result<Vec<u8>> {
-    if len > SMALL_LEN_MAX {
-        bail!("{name} is longer than any can be");
+fn names(certificates: &BTreeSet<u64>) -> String {
+    let numbers: Vec<String> = certificates.iter().map(u64::to_string).collect();
+    format!("certificate {}", numbers.join(", "))
+}
+
+/// Gives what is written to it to a digest.
+struct Hashing<'a>(&'a mut Sha256);
+
+impl std::io::Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
     }
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(len).read_to_end(&mut bytes)?;
-    Ok(bytes)
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A time as a person reads it.
-fn time(us: u64) -> String {
-    let seconds = i64::try_from(us / 1_000_000).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| us.to_string(), |time| time.to_string())
+fn time(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| seconds.to_string(), |time| time.to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}
+
+fn hex_bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes());
+    bytes.ok()?.try_into().ok()
 }
 
 pub(crate) fn key_bytes(hex: &str) -> Result<[u8; 32]> {
-    let mut key = [0; 32];
-    for (i, byte) in key.iter_mut().enumerate() {
-        let digits = hex.get(i * 2..i * 2 + 2);
-        *byte = digits
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-            .context("a key is 64 hexadecimal digits")?;
-    }
-    Ok(key)
+    hex_bytes(hex).context("a key is 64 hexadecimal digits")
 }
 
-/// What the intervals of very many streams need.
-const SMALL_LEN_MAX: u64 = 128 << 20;
-const BATCH_LEN_MAX: u64 = 1 << 20;
+const FORMAT: &str = "scrinium-package-2";
+/// What precedes a manifest under the server's signature.
+const SIGNED_AS: &str = "scrinium package v2\n";
+/// Members that the manifest cannot name.
+const OWN: [&str; 2] = ["manifest.json", "manifest.sig"];
+/// The first bytes of an age file.
+const AGE: &[u8; 21] = b"age-encryption.org/v1";

@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
     use crate::identity::{Epoch, Head, Sequence};
-    use crate::merkle::{MerkleTree, audit_path};
+    use crate::merkle::{AuditPaths, MerkleTree};
 
     #[test]
     fn a_stream_is_included_as_it_was_sealed_and_not_otherwise() {
@@ -106,7 +106,7 @@ mod tests {
                 leaf
             })
             .collect();
-        let hashes: Vec<[u8; 32]> = leaves.iter().map(|leaf| leaf_hash(&[leaf])).collect();
+        let paths = AuditPaths::new(leaves.iter().map(|leaf| leaf_hash(&[leaf])).collect());
         let note = Checkpoint {
             origin: "scrinium/1".into(),
             leaves: 5,
@@ -116,7 +116,7 @@ mod tests {
         .to_note(&key);
         let inclusion = |n: usize| Inclusion {
             leaf: leaves[n].clone(),
-            path: audit_path(&hashes, n).unwrap(),
+            path: paths.path(n).unwrap(),
             note: note.clone(),
         };
         let public = key.verifying_key();

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::batch::BatchHeader;
-use scrinium_protocol::identity::StreamId;
+use scrinium_protocol::identity::{Epoch, StreamId};
 use scrinium_segment::reader::SegmentReader;
 use scrinium_segment::{Kind, Place, segment_name};
 
@@ -32,6 +32,7 @@ pub(crate) struct Extent {
     pub(crate) order: (u64, u32),
     /// Collection times of its entries, Unix µs.
     pub(crate) times_us: (u64, u64),
+    pub(crate) epoch: Epoch,
     pub(crate) sequences: (u64, u64),
     source: Source,
 }
@@ -87,6 +88,7 @@ impl Archive {
                         stream: block.stream,
                         order: block.order,
                         times_us: block.times_us,
+                        epoch: block.epoch,
                         sequences: block.sequences,
                         source: Source::Segment {
                             segment: segment.clone(),
@@ -104,6 +106,7 @@ impl Archive {
                         stream: batch.stream,
                         order: (log.number(), number),
                         times_us: batch.times_us,
+                        epoch: batch.epoch,
                         sequences: batch.sequences,
                         source: Source::Log {
                             log: log.clone(),

@@ -30,8 +30,8 @@ use crate::wrap::{unwrap, wrap};
 /// All keys of the archive.
 pub(crate) struct Keyring {
     catalogue: Arc<Catalogue>,
-    /// The copy beside the catalogue, and what it is sealed with.
-    copy: (PathBuf, Secret<32>),
+    /// The copy beside the catalogue, and what it is sealed with; one writer at a time.
+    copy: Mutex<(PathBuf, Secret<32>)>,
     state: Mutex<State>,
 }
 
@@ -93,7 +93,7 @@ impl Keyring {
         }
         let keyring = Self {
             catalogue,
-            copy: copies::keys_of(volume),
+            copy: Mutex::new(copies::keys_of(volume)),
             state: Mutex::new(state),
         };
         keyring.write_copy()?;
@@ -103,7 +103,8 @@ impl Keyring {
     /// Writes what opens the archive, and what was deleted of it, once more beside the catalogue: a damaged
     /// catalogue must not cost what it opens.
     pub(crate) fn write_copy(&self) -> Result<()> {
-        let (path, key) = &self.copy;
+        let copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
+        let (path, key) = &*copy;
         copies::write(&self.catalogue, path, key, copies::is_of_the_keys)
     }
 
@@ -415,5 +416,31 @@ fn unwrap_keys(tenant: &Secret<32>, row: &GroupKeys) -> Result<Keys> {
             Ok(Keys::Streams(keys.collect::<Result<_>>()?))
         }
         WrappedKeys::Sealed(sealed) => Ok(Keys::Sealed(sealed.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::open_catalogue;
+
+    /// The log that is opened and the log that is sealed write it at once.
+    #[test]
+    fn copies_written_at_the_same_time_are_whole() {
+        let name = format!("scrinium-keys-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        drop(std::fs::remove_dir_all(&dir));
+        let (volume, _) = Volume::create(&dir).unwrap();
+        let catalogue = Arc::new(open_catalogue(&volume).unwrap());
+        let keyring = Keyring::load(&volume, catalogue).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..20).for_each(|_| keyring.write_copy().unwrap()));
+            }
+        });
+        let (path, key) = copies::keys_of(&volume);
+        let read = crate::backup::copy::read::<serde_json::Value>(&path, &key);
+        assert!(read.is_ok(), "{:?}", read.err());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -40,6 +40,7 @@ pub(crate) struct Log {
 pub(crate) struct LogBatch {
     pub(crate) place: Place,
     pub(crate) stream: StreamId,
+    pub(crate) epoch: Epoch,
     pub(crate) sequences: (u64, u64),
     pub(crate) times_us: (u64, u64),
 }
@@ -190,6 +191,7 @@ impl LogBatch {
         Self {
             place,
             stream: header.stream,
+            epoch: header.epoch,
             sequences: (header.first.0, header.next().0),
             // The last time is inside the body; a batch spans at most a minute.
             times_us: (

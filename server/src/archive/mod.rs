@@ -17,7 +17,6 @@
 pub(crate) mod block;
 mod compaction;
 pub(crate) mod container;
-pub(crate) mod export;
 pub(crate) mod extents;
 pub(crate) mod fsck;
 pub(crate) mod keys;

@@ -4,6 +4,7 @@ mod agent;
 mod backup;
 mod container;
 pub(crate) mod demo;
+mod export;
 mod fsck;
 mod policy;
 mod run;
@@ -21,11 +22,12 @@ use zeroize::Zeroizing;
 use self::agent::{Agent, Alarm};
 use self::backup::Backup;
 use self::container::Container;
+use self::export::Export;
 use self::policy::Policy;
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
-use crate::control::{self, Client, ExportRequest, SearchRequest, VerifyRequest};
+use crate::control::{self, Client, SearchRequest, VerifyRequest};
 use crate::core::{Running, make_keys, open_catalogue};
 use crate::present::human_bytes;
 use crate::volume::Volume;
@@ -127,27 +129,12 @@ enum Command {
         #[arg(long)]
         opening: Option<String>,
     },
-    /// Exports one source: its exact bytes, or a package an authority can check. Works on a stopped
-    /// server's volume too.
+    /// Exports one source, or what matches a query: the exact bytes, or a package an authority can check. Works
+    /// on a stopped server's volume too.
     #[command(
-        after_help = "Example: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -"
+        after_help = "Examples: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -\n          scrinium-server export --query 203.0.113.7 --from 2026-01-01 --to 2026-02-01 --authority 'Procura di Roma' --out package.tar"
     )]
-    Export {
-        #[command(flatten)]
-        data: Data,
-        #[arg(long)]
-        agent: String,
-        #[arg(long)]
-        path: String,
-        #[arg(long, default_value = "package", value_parser = ["raw", "package"])]
-        format: String,
-        /// File to write, which must not exist; - for standard output.
-        #[arg(long)]
-        out: PathBuf,
-        /// The word of an opening of the second container.
-        #[arg(long)]
-        opening: Option<String>,
-    },
+    Export(Export),
     /// Recomputes every root, chain and signature; exits 3 when the archive is not whole. Works on a
     /// stopped server's volume too.
     #[command(after_help = "Example: scrinium-server verify --data /var/lib/scrinium/server")]
@@ -291,34 +278,7 @@ impl Command {
                     )?;
                 }
             }
-            Self::Export {
-                data,
-                agent,
-                path,
-                format,
-                out,
-                opening,
-            } => {
-                let request = ExportRequest {
-                    agent,
-                    path,
-                    package: format == "package",
-                    opening,
-                };
-                let (client, running) = client(&data).await?;
-                let response = client.post("/export", &request).await?;
-                if out == Path::new("-") {
-                    let mut stdout = std::io::stdout();
-                    control::copy_to(response, &mut stdout).await?;
-                    stdout.flush()?;
-                } else {
-                    let file = scrinium_segment::durable::create_new(&out);
-                    let mut file = file.with_context(|| format!("creating {}", out.display()))?;
-                    control::copy_to(response, &mut file).await?;
-                    file.sync_all()?;
-                }
-                close(client, running).await;
-            }
+            Self::Export(export) => export.run().await?,
             Self::Verify {
                 data,
                 checkpoints,
@@ -332,10 +292,6 @@ impl Command {
                     text.with_context(|| format!("reading {}", path.display()))
                 };
                 let checkpoints = checkpoints.iter().map(read).collect::<Result<_>>()?;
-                let time = |field, text: Option<String>| {
-                    let parsed = text.map(|text| control::parse_time(field, &text));
-                    parsed.transpose().map_err(usage)
-                };
                 let request = VerifyRequest {
                     checkpoints,
                     only_new: incremental,
@@ -499,6 +455,12 @@ fn read_password(path: &Path) -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(
         text.trim_end_matches(['\n', '\r']).to_owned(),
     ))
+}
+
+/// A time that an option gives, Unix µs.
+fn time(field: &str, text: Option<String>) -> Result<Option<u64>> {
+    let parsed = text.map(|text| control::parse_time(field, &text));
+    parsed.transpose().map_err(usage)
 }
 
 fn parse_ttl(text: &str) -> Result<u64> {

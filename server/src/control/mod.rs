@@ -4,6 +4,7 @@
 //! itself and calls the very same routes in its own process.
 
 pub(crate) mod container;
+pub(crate) mod export;
 pub(crate) mod policy;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -20,19 +21,16 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use scrinium_protocol::identity::{StreamId, StreamKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::warn;
 
 use crate::agents::NewAgent;
-use crate::archive::container::Access;
 use crate::archive::upkeep::Upkeep;
-use crate::archive::{EVER, export, verify};
+use crate::archive::{EVER, verify};
 use crate::backup;
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
@@ -52,16 +50,6 @@ pub(crate) struct SearchRequest {
     pub(crate) limit: usize,
     pub(crate) format: String,
     pub(crate) count: bool,
-    /// The word of an opening of the second container.
-    pub(crate) opening: Option<String>,
-}
-
-/// What `export` asks.
-#[derive(Default, Deserialize, Serialize)]
-pub(crate) struct ExportRequest {
-    pub(crate) agent: String,
-    pub(crate) path: String,
-    pub(crate) package: bool,
     /// The word of an opening of the second container.
     pub(crate) opening: Option<String>,
 }
@@ -101,7 +89,7 @@ pub(crate) struct EnrolRequest {
 pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route("/search", post(handle_search))
-        .route("/export", post(handle_export))
+        .route("/export", post(export::handle))
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/compact", post(handle_compact))
@@ -291,88 +279,6 @@ async fn handle_search(
         }
     }
     Ok(response)
-}
-
-async fn handle_export(
-    State(core): State<Arc<Core>>,
-    Json(request): Json<ExportRequest>,
-) -> Result<Response, Failure> {
-    let stream = find_stream(&core, &request.agent, &request.path)?;
-    let access = core.archive.openings().access(request.opening.as_deref())?;
-    let opening = container::said_of(&access);
-    let detail = json!({ "agent": request.agent, "path": request.path, "container": opening });
-    audit(&core, "export", detail).await?;
-    Ok(stream_export(core, stream, request.package, access).into_response())
-}
-
-/// Finds the stream of an agent by its path, of whatever kind.
-pub(crate) fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
-    let names = core.agent_names();
-    let id = names
-        .iter()
-        .find(|(_, name)| *name == agent)
-        .map(|(id, _)| *id);
-    let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
-    let stream = StreamKind::ALL
-        .into_iter()
-        .find_map(|kind| core.archive.find_stream(id, kind, path));
-    let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
-    Ok(stream.id)
-}
-
-/// A body that is the export of one stream; it breaks off if the export fails.
-pub(crate) fn stream_export(
-    core: Arc<Core>,
-    stream: StreamId,
-    package: bool,
-    access: Access,
-) -> Body {
-    let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
-    tokio::task::spawn_blocking(move || {
-        let mut out = ChunkWriter {
-            chunks: chunks.clone(),
-            buffer: Vec::with_capacity(CHUNK_LEN),
-        };
-        let done = if package {
-            crate::package::write(&core, stream, &access, &mut out)
-        } else {
-            export::raw(&core.archive, stream, &access, &mut out).map(drop)
-        };
-        let done = done.and_then(|()| Ok(out.flush()?));
-        if let Err(error) = done {
-            warn!(error = format!("{error:#}"), "an export failed");
-            drop(chunks.blocking_send(Err(error)));
-        }
-    });
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        let chunk = receiver.recv().await?;
-        Some((chunk.map_err(std::io::Error::other), receiver))
-    });
-    Body::from_stream(stream)
-}
-
-struct ChunkWriter {
-    chunks: mpsc::Sender<Result<Bytes>>,
-    buffer: Vec<u8>,
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK_LEN {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        let chunk = core::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_LEN));
-        let sent = self.chunks.blocking_send(Ok(chunk.into()));
-        sent.map_err(|_| {
-            std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the reader went away")
-        })?;
-        Ok(())
-    }
 }
 
 async fn handle_verify(
@@ -628,6 +534,3 @@ pub(crate) fn parse_time(field: &str, text: &str) -> Result<u64> {
     })?;
     Ok(clock::unix_us().saturating_sub(ago))
 }
-
-const CHUNK_LEN: usize = 256 << 10;
-const CHUNKS_MAX: usize = 8;

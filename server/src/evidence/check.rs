@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::evidence::checkpoint::Checkpoint;
-use scrinium_protocol::evidence::inclusion::Inclusion;
 use scrinium_protocol::identity::{Epoch, Head, StreamId};
-use scrinium_protocol::merkle::{MerkleTree, audit_path, leaf_hash};
+use scrinium_protocol::merkle::MerkleTree;
 use scrinium_segment::cipher::Cipher;
 
 use super::leaves::Leaves;
-use super::{read_checkpoint, read_note};
+use super::read_checkpoint;
 use crate::volume::{EVIDENCE_DIR, Volume};
 
 /// What the intervals say must be in the archive.
@@ -22,43 +21,6 @@ pub(crate) struct Claims {
     pub(crate) intervals: u64,
     /// What is wrong with the intervals themselves.
     pub(crate) problems: Vec<String>,
-}
-
-/// The last thing that was sealed and signed about a stream, if anything was.
-///
-/// # Errors
-/// The intervals cannot be read back, or are not those that were signed.
-pub(crate) fn inclusion_of(
-    volume: &Volume,
-    key: &VerifyingKey,
-    stream: StreamId,
-) -> Result<Option<Inclusion>> {
-    let dir = volume.dir().join(EVIDENCE_DIR);
-    let Some((note, checkpoint)) = read_note(&dir, key)? else {
-        return Ok(None);
-    };
-    let mut hashes = Vec::new();
-    let mut last = None;
-    let mut leaves = Leaves::open(&dir, volume.key("evidence"), Cipher::default())?;
-    leaves.read_all(|leaf, interval| {
-        if hashes.len() as u64 == checkpoint.leaves {
-            return Ok(()); // sealed since
-        }
-        hashes.push(leaf_hash(&[leaf]));
-        if interval
-            .streams
-            .iter()
-            .any(|reached| reached.stream == stream)
-        {
-            last = Some((hashes.len() - 1, leaf.to_vec()));
-        }
-        Ok(())
-    })?;
-    let Some((index, leaf)) = last else {
-        return Ok(None);
-    };
-    let path = audit_path(&hashes, index).context("the leaf is among its leaves")?;
-    Ok(Some(Inclusion { leaf, path, note }))
 }
 
 /// Reads every interval, and compares their tree with the checkpoint here and those of `kept`.

@@ -11,6 +11,7 @@
 //!    person has looked.
 
 mod check;
+mod inclusion;
 mod leaves;
 mod memory;
 pub(crate) mod timestamp;
@@ -33,7 +34,8 @@ use scrinium_segment::cipher::Cipher;
 use scrinium_segment::{durable, fault};
 use tracing::{error, info};
 
-pub(crate) use self::check::{Claims, check, inclusion_of};
+pub(crate) use self::check::{Claims, check};
+pub(crate) use self::inclusion::{Inclusions, Seal, Stretch, inclusions};
 use self::leaves::Leaves;
 use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};

@@ -7,5 +7,6 @@
 //! Filters are derived from the entries; without them a search is slower, never wrong.
 
 pub mod filter;
+pub(crate) mod lines;
 pub mod query;
 pub(crate) mod search;

@@ -1,15 +1,14 @@
 //! Runs a query over the archive.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use scrinium_protocol::entry::view;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::filter;
+use super::lines::for_each_line;
 use super::query::Query;
 use crate::archive::block::StoredBatch;
 use crate::archive::container::Access;
@@ -90,7 +89,7 @@ pub(crate) fn search(
             ..Found::default()
         };
     }
-    exclude_by_filter(archive, query, access, &mut extents);
+    exclude_by_filter(archive, query, false, access, &mut extents);
     extents.sort_by_key(|extent| core::cmp::Reverse(extent.times_us.1));
 
     let scan = Scan {
@@ -126,7 +125,8 @@ pub(crate) fn search(
     found
 }
 
-fn matching_streams(
+/// The streams that can answer a query.
+pub(crate) fn matching_streams(
     archive: &Archive,
     agents: &BTreeMap<AgentId, String>,
     query: &Query,
@@ -154,8 +154,18 @@ fn matching_streams(
     matching.map(|stream| stream.id).collect()
 }
 
-fn exclude_by_filter(archive: &Archive, query: &Query, access: &Access, extents: &mut Vec<Extent>) {
+/// Leaves out the extents whose filter says that nothing matches; with `gaps`, those that may hold what a
+/// collector says is missing stay.
+pub(crate) fn exclude_by_filter(
+    archive: &Archive,
+    query: &Query,
+    gaps: bool,
+    access: &Access,
+    extents: &mut Vec<Extent>,
+) {
     let tokens = query.tokens();
+    let gap = filter::tokens(GAP_WORD).into_iter().map(|(hash, _)| hash);
+    let gap: Vec<u64> = gap.collect();
     if tokens.is_empty() {
         return;
     }
@@ -171,7 +181,9 @@ fn exclude_by_filter(archive: &Archive, query: &Query, access: &Access, extents:
         let filter = reader
             .as_ref()
             .and_then(|reader| archive.read_filter(reader, segment, block, access).ok());
-        filter.is_none_or(|filter| filter::may_hold(&filter, &tokens))
+        filter.is_none_or(|filter| {
+            filter::may_hold(&filter, &tokens) || gaps && filter::may_hold(&filter, &gap)
+        })
     });
 }
 
@@ -238,69 +250,18 @@ impl Scan<'_> {
     }
 
     fn scan_batch(&self, batch: &StoredBatch, found: &mut Found) {
-        let text = batch.entries.bytes();
-        // One word decides quickly that a whole batch has nothing, where bytes are the text.
-        let is_text = batch.entries.is_text();
-        let first = self
-            .query
-            .terms
-            .iter()
-            .find(|term| is_text && !term.negated);
-        if first.is_some_and(|term| term.find_at(text, 0).is_none()) {
-            return;
-        }
-        let mut next_match = first.and_then(|term| term.find_at(text, 0));
-        let mut start = 0;
-        let mut offset = 0;
-        let mut line_head = None;
-        for (i, (meta, bytes)) in batch.entries.iter().enumerate() {
-            let (index, time_us) = *line_head.get_or_insert((i, meta.time_us));
-            offset += bytes.len();
-            if meta.flags.is_fragment() && i + 1 < batch.entries.len() {
-                continue;
-            }
-            line_head = None;
-            let (line_start, line_end) = (start, offset);
-            start = offset;
-            if let Some(term) = first {
-                if next_match.is_some_and(|at| at < line_start) {
-                    next_match = term.find_at(text, line_start);
-                }
-                match next_match {
-                    None => return,
-                    Some(at) if at >= line_end => continue,
-                    Some(_) => {}
-                }
-            }
-            let in_time = self.query.from_us.is_none_or(|from| time_us >= from)
-                && self.query.to_us.is_none_or(|to| time_us < to);
-            let line = text.get(line_start..line_end).unwrap_or_default();
-            let line = if is_text {
-                Cow::Borrowed(line)
-            } else {
-                view(line, meta.flags)
-            };
-            if !in_time || !self.query.matches(&line) {
-                continue;
-            }
+        for_each_line(self.query, batch, false, |line| {
             found.count += 1;
-            if let Some(bucket) = time_us.checked_div(self.wanted.bucket_us) {
+            if let Some(bucket) = line.time_us.checked_div(self.wanted.bucket_us) {
                 *found
                     .histogram
                     .entry(bucket * self.wanted.bucket_us)
                     .or_default() += 1;
             }
             if self.wanted.hits_max > 0 {
-                found.hits.push(Hit {
-                    stream: batch.header.stream,
-                    sequence: batch.header.first.0 + index as u64,
-                    time_us,
-                    received_us: batch.received_us,
-                    bytes: line.into_owned(),
-                    is_gap: meta.flags.is_gap(),
-                });
+                found.hits.push(line.into_hit(batch));
             }
-        }
+        });
     }
 
     fn merge(&self, mut local: Found) {
@@ -325,6 +286,9 @@ impl Scan<'_> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// What every gap entry begins with.
+const GAP_WORD: &[u8] = b"gap";
 
 /// Newest first; entries of one stream collected at once keep their order.
 fn sort_hits(hits: &mut Vec<Hit>, hits_max: usize) {

@@ -21,8 +21,8 @@ use super::server::Server;
 use crate::agents::NewAgent;
 use crate::alarms::AlarmKind;
 use crate::archive::container::Access;
-use crate::archive::export;
 use crate::catalogue::records::FIRST_TENANT;
+use crate::package::{self, Wanted};
 
 /// A process died at a fault point.
 pub(super) struct Died;
@@ -311,9 +311,10 @@ impl World {
             let file = self.files.iter().find(|file| file.name == stream.name);
             let file = file.context("a stream of no file")?;
             let mut exported = Vec::new();
-            export::raw(
+            package::raw(
                 &server.shared.archive,
-                stream.id,
+                &BTreeMap::new(),
+                Wanted::whole(stream.id),
                 &Access::operations(),
                 &mut exported,
             )?;

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use scrinium_tests::lab::{Lab, free_address, text};
+use scrinium_tests::package::{unpack, verify};
 use scrinium_tests::writer::append;
 use scrinium_tests::{has_tool, wait_until};
 
@@ -234,6 +235,41 @@ fn a_checkpoint_a_day_is_time_stamped_by_somebody_else() {
         lab.write("changed", note.replacen("time 1", "time 2", 1).as_bytes());
         assert!(!authority.accepts(&token, &other));
     }
+    a_package_brings_the_token(&lab, &authority);
+}
+
+/// Whoever trusts the authority needs nothing but the package to know when it was there.
+fn a_package_brings_the_token(lab: &Lab, authority: &Authority) {
+    let package = lab.dir.join("package.tar");
+    let wanted = ["export", "--query", "stream:audit"];
+    let mut export = lab.server_command(&wanted);
+    let exported = export.arg("--out").arg(&package).output().unwrap();
+    assert!(exported.status.success(), "{}", text(&exported.stderr));
+    let certificate = |of: &Authority| of.0.join("ca.crt").to_str().unwrap().to_owned();
+    let (code, said) = verify(&package, &[]);
+    let unbelieved = "give --tsa-ca to believe the token that says so";
+    assert!(code == Some(0) && said.contains(unbelieved), "{said}");
+    let (code, said) = verify(&package, &["--tsa-ca", &certificate(authority)]);
+    let believed = "says a time-stamp authority that is trusted";
+    assert!(code == Some(0) && said.contains(believed), "{said}");
+    // Another authority of the same name.
+    let elsewhere = lab.dir.join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let other = Authority::new(&elsewhere);
+    let (code, said) = verify(&package, &["--tsa-ca", &certificate(&other)]);
+    assert!(
+        code == Some(3) && said.contains("no authority of --tsa-ca vouches for it"),
+        "{said}"
+    );
+    // With stock tools: the token and what it is over lie in the package as they are.
+    let unpacked = lab.dir.join("unpacked");
+    unpack(&package, &unpacked);
+    let stamped = files(&unpacked.join("stamped"));
+    let token = stamped
+        .iter()
+        .find(|path| path.extension().is_some_and(|e| e == "tsr"));
+    let token = token.expect("the package has a token");
+    assert!(authority.accepts(token, &token.with_extension("checkpoint")));
 }
 
 /// A time-stamp authority of our own, made of openssl.

@@ -14,6 +14,7 @@ mod container;
 mod demo;
 mod enrolment;
 mod evidence;
+mod export;
 mod faults;
 mod files;
 mod flood;

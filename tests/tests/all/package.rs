@@ -7,13 +7,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::kdf::sha256;
+use scrinium_protocol::excerpt::Excerpt;
 use scrinium_tests::corpus::Corpus;
 use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::package::{unpack, verify};
+use scrinium_tests::wait_until;
 use scrinium_tests::writer::append;
-use scrinium_tests::{program, wait_until};
 use serde_json::{Value, json};
 
 #[test]
@@ -45,16 +45,7 @@ fn a_package_is_whole_until_any_byte_of_it_changes() {
     ]);
     assert!(exported.status.success(), "{}", text(&exported.stderr));
 
-    let check = || {
-        let output = Command::new(program("scrinium-verify"))
-            .arg(&package)
-            .output()
-            .unwrap();
-        (
-            output.status.code(),
-            text(&output.stdout) + &text(&output.stderr),
-        )
-    };
+    let check = || verify(&package, &[]);
     assert_eq!(check().0, Some(0), "{}", check().1);
     // Stock tools read it.
     let log = Command::new("tar")
@@ -114,41 +105,19 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
         let exported = lab.server(&["export", "--agent", "web1", "--path", log, "--out", out]);
         assert!(exported.status.success(), "{}", text(&exported.stderr));
     };
-    let check = |more: &[&str]| {
-        let verify = Command::new(program("scrinium-verify"))
-            .arg(&package)
-            .args(more)
-            .output();
-        let output = verify.unwrap();
-        (
-            output.status.code(),
-            text(&output.stdout) + &text(&output.stderr),
-        )
-    };
+    let check = |more: &[&str]| verify(&package, more);
     wait_until("all of it is sealed", Duration::from_secs(20), || {
         export(&log);
-        check(&[])
-            .1
-            .contains("the first 80 entries were sealed by the server until")
+        check(&[]).1.contains("the first 80 entries of")
     });
-    let unpack = |to: &Path| {
-        let _absent = std::fs::remove_dir_all(to);
-        std::fs::create_dir(to).unwrap();
-        let done = Command::new("tar")
-            .arg("xf")
-            .arg(&package)
-            .arg("-C")
-            .arg(to)
-            .status();
-        assert!(done.unwrap().success());
-    };
     let pack = || {
         let done = Command::new("tar")
             .args(["--format=ustar", "-cf"])
             .arg(&package)
             .arg("-C")
             .arg(&dir)
-            .args(["manifest.json", "log.txt", "batches.bin", "evidence.json"])
+            .args(PARTS)
+            .args(["manifest.sig", "custody.html", "entries.csv"])
             .status();
         assert!(done.unwrap().success());
     };
@@ -157,13 +126,13 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
     lab.wait_for_bytes("web1", &other, 13, Duration::from_secs(20));
     wait_until("the other is sealed", Duration::from_secs(20), || {
         export(&other);
-        check(&[]).1.contains("the first 1 entries were sealed")
+        check(&[]).1.contains("the first 1 entries of")
     });
     let foreign = lab.dir.join("foreign");
-    unpack(&foreign);
+    unpack(&package, &foreign);
     let foreign = std::fs::read(foreign.join("evidence.json")).unwrap();
     export(&log);
-    unpack(&dir);
+    unpack(&package, &dir);
     pack();
     let (code, said) = check(&[]);
     assert_eq!(code, Some(0), "{said}");
@@ -180,11 +149,12 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
     assert!(batches.len() >= 4, "{} batches", batches.len());
     let manifest: Value = serde_json::from_slice(&whole[0]).unwrap();
     let evidence: Value = serde_json::from_slice(&whole[3]).unwrap();
-    let changed = |json: &Value, field: &str, value: Value| {
+    let with = |json: &Value, path: &[&str], value: Value| {
         let mut json = json.clone();
-        json[field] = value;
+        *json.pointer_mut(&format!("/{}", path.join("/"))).unwrap() = value;
         json.to_string().into_bytes()
     };
+    let changed = |json: &Value, field: &str, value: Value| with(json, &[field], value);
     let flipped = |bytes: &[u8], at: usize| {
         let mut bytes = bytes.to_vec();
         bytes[at] ^= 1;
@@ -194,10 +164,13 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
     longer.extend_from_slice(b"one more\n");
     let mut swapped = batches.clone();
     swapped.swap(1, 2);
-    let interval = evidence["interval"].as_str().unwrap();
+    let interval = evidence["intervals"][0]["leaf"].as_str().unwrap();
     let note = evidence["checkpoint"].as_str().unwrap();
-    let key = manifest["agent_key"].as_str().unwrap();
-    let server_key = evidence["server_key"].as_str().unwrap();
+    let key = manifest["streams"][0]["agent_key"].as_str().unwrap();
+    let server_key = manifest["server_key"].as_str().unwrap();
+    let stream = &manifest["streams"][0]["stream_id"];
+    let mut foreign: Value = serde_json::from_slice(&foreign).unwrap();
+    foreign["intervals"][0]["streams"] = json!([stream]);
     let alterations: [(&str, usize, Vec<u8>, &str); 14] = [
         (
             "a byte of the log",
@@ -221,7 +194,7 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
             "a byte of a batch",
             2,
             flipped(&whole[2], batches[0].len() - 5),
-            "batch ",
+            "batch 1: ",
         ),
         (
             "no first batch",
@@ -233,7 +206,7 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
             "no last batch",
             2,
             batches[..batches.len() - 1].concat(),
-            "log.txt goes on",
+            "batches are missing at the end",
         ),
         (
             "a batch left out",
@@ -251,24 +224,28 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
             "another count",
             0,
             changed(&manifest, "entries", json!(79)),
-            "the counts or the digest",
+            "the counts of the manifest",
         ),
         (
             "another key",
             0,
-            changed(&manifest, "agent_key", json!(server_key)),
+            with(&manifest, &["streams", "0", "agent_key"], json!(server_key)),
             "batch 1: ",
         ),
         (
             "a changed interval",
             3,
-            changed(&evidence, "interval", json!(interval.replacen('A', "B", 1))),
+            with(
+                &evidence,
+                &["intervals", "0", "leaf"],
+                json!(interval.replacen('A', "B", 1)),
+            ),
             "evidence.json: the ",
         ),
         (
             "no path",
             3,
-            changed(&evidence, "path", json!([])),
+            with(&evidence, &["intervals", "0", "path"], json!([])),
             "not part of what the checkpoint signs",
         ),
         (
@@ -284,30 +261,63 @@ fn a_package_altered_in_a_dozen_ways_is_refused_each_time_for_the_right_reason()
         (
             "another stream's interval",
             3,
-            foreign,
+            foreign.to_string().into_bytes(),
             "evidence.json: the interval says nothing of this stream",
         ),
     ];
-    for (what, part, bytes, reason) in alterations {
-        write(PARTS[part], &bytes);
+    for (what, index, bytes, reason) in alterations {
+        write(PARTS[index], &bytes);
         pack();
         let (code, said) = check(&[]);
         assert_eq!(code, Some(3), "{what}: {said}");
         assert!(said.contains(reason), "{what}: {said}");
-        write(PARTS[part], &whole[part]);
+        let part = PARTS[index];
+        let by_manifest = match part {
+            "manifest.json" => "manifest.json: it is not signed by the server it names".into(),
+            _ => format!("{part} is not the one that the manifest describes"),
+        };
+        assert!(said.contains(&by_manifest), "{what}: {said}");
+        write(part, &whole[index]);
     }
 
-    // Everything of the package cut back to an earlier state that was whole: only what was sealed tells.
+    // A member more, and one less.
+    write("more.txt", b"more\n");
+    let repack = |names: &[&str]| {
+        let mut command = Command::new("tar");
+        command.args(["--format=ustar", "-cf"]).arg(&package);
+        let done = command.arg("-C").arg(&dir).args(names).status();
+        assert!(done.unwrap().success());
+        check(&[])
+    };
+    let all = [&PARTS[..], &["manifest.sig", "custody.html", "entries.csv"]].concat();
+    let (code, said) = repack(&[&all[..], &["more.txt"]].concat());
+    assert_eq!(code, Some(3), "{said}");
+    assert!(
+        said.contains("holds more.txt, which its manifest does not name"),
+        "{said}"
+    );
+    let (code, said) = repack(&all[..all.len() - 1]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("entries.csv is missing"), "{said}");
+    let (code, said) = repack(&[&all[..], &["log.txt"]].concat());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("holds log.txt twice"), "{said}");
+
+    // Everything of the package cut back to an earlier state that was whole: what was sealed tells, whoever signs.
     let kept = &batches[..batches.len() - 1];
     let last = kept.last().unwrap();
-    let header = SealedBatch::decode(&last[12..], "batch").unwrap().header;
+    let header = Excerpt::decode(&last[4..], "batch").unwrap().header;
     let entries = header.next().0;
     let bytes = &whole[1][..usize::try_from(entries).unwrap() * 109];
     let mut cut = manifest.clone();
-    cut["entries"] = json!(entries);
-    cut["bytes"] = json!(bytes.len());
-    cut["sha256"] = json!(hex(&sha256(&[bytes])));
-    cut["last_head"] = json!(header.head().to_string());
+    for path in ["", "/streams/0"] {
+        let counts = cut.pointer_mut(path).unwrap();
+        counts["entries"] = json!(entries);
+        counts["lines"] = json!(entries);
+        counts["bytes"] = json!(bytes.len());
+    }
+    cut["streams"][0]["runs"][0]["next"] = json!(entries);
+    cut["streams"][0]["runs"][0]["head"] = json!(header.head().to_string());
     write("manifest.json", cut.to_string().as_bytes());
     write("log.txt", bytes);
     write("batches.bin", &kept.concat());
@@ -348,10 +358,6 @@ fn batches_of(bytes: &[u8]) -> Vec<Vec<u8>> {
         rest = &rest[len..];
     }
     batches
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 const PARTS: [&str; 4] = ["manifest.json", "log.txt", "batches.bin", "evidence.json"];

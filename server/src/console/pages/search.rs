@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Query as UrlQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +19,7 @@ use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::i18n::Language;
-use crate::control;
+use crate::control::export::{self as control_export, ExportRequest};
 use crate::core::Core;
 use crate::index::query::Query;
 use crate::index::search::{Found, Wanted, search};
@@ -54,6 +53,7 @@ struct SearchPage {
     axis: [String; 3],
     rows: Vec<Row>,
     download: String,
+    package: String,
 }
 
 struct Row {
@@ -100,6 +100,7 @@ pub(crate) async fn page(
         axis: Default::default(),
         rows: Vec::new(),
         download: format!("/search/raw?q={}&range={range}", encode(&params.q)),
+        package: String::new(),
     };
     let names = core.agent_names();
     let ran = run(&core, &who, &params.q, &range, HITS_SHOWN, &names).await;
@@ -139,6 +140,10 @@ pub(crate) async fn page(
     };
     page.chart = histogram.to_svg();
     page.axis = histogram.axis();
+    page.package = format!("/export?q={}", encode(&params.q));
+    if range != "all" {
+        page.package.push_str(&format!("&from_us={}", range_us.0));
+    }
     page.count = t.number(found.count);
     page.shown = page.rows.len();
     page.partial = found.partial;
@@ -195,28 +200,31 @@ pub(crate) async fn raw(
 
 #[derive(Deserialize)]
 pub(crate) struct ExportParams {
-    agent: String,
-    path: String,
+    agent: Option<String>,
+    path: Option<String>,
+    q: Option<String>,
+    from_us: Option<u64>,
 }
 
-/// One whole source as a package for an authority.
+/// One whole source, or what the search found, as a package for an authority.
 pub(crate) async fn export(
     State(core): State<Arc<Core>>,
     who: SignedIn,
     UrlQuery(params): UrlQuery<ExportParams>,
 ) -> Response {
-    let stream = match control::find_stream(&core, &params.agent, &params.path) {
-        Ok(stream) => stream,
-        Err(error) => return (StatusCode::NOT_FOUND, format!("{error:#}\n")).into_response(),
+    let request = ExportRequest {
+        from_us: params.from_us,
+        agent: params.agent,
+        path: params.path,
+        query: params.q,
+        ..ExportRequest::package(who.language)
     };
-    let detail = json!({ "agent": params.agent, "path": params.path });
-    if !core.audit.record(&who.session.user, "export", detail).await {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            who.language.text("error.unwritable").to_owned(),
-        )
-            .into_response();
-    }
+    let body = match control_export::begin(core, request, &who.session.user).await {
+        Ok(body) => body,
+        Err(error) => {
+            return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response();
+        }
+    };
     let headers = [
         (header::CONTENT_TYPE, "application/x-tar"),
         (
@@ -224,7 +232,6 @@ pub(crate) async fn export(
             "attachment; filename=\"scrinium-package.tar\"",
         ),
     ];
-    let body: Body = control::stream_export(core, stream, true, Access::operations());
     (headers, body).into_response()
 }
 

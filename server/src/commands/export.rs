@@ -1,0 +1,99 @@
+//! `export`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::{Data, client, close, time};
+use crate::control::export::ExportRequest;
+use crate::control::{Client, copy_to};
+
+#[derive(clap::Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    data: Data,
+    /// The source's agent.
+    #[arg(long, requires = "path", required_unless_present = "query")]
+    agent: Option<String>,
+    /// The source: a file's path, or the stream's name.
+    #[arg(long, requires = "agent")]
+    path: Option<String>,
+    /// Everything that matches, as `search` has it: words, "phrases", prefix*, -not, agent:NAME, stream:TEXT.
+    #[arg(long, conflicts_with = "agent")]
+    query: Option<String>,
+    /// Collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
+    #[arg(long)]
+    from: Option<String>,
+    /// Collected before.
+    #[arg(long)]
+    to: Option<String>,
+    #[arg(long, default_value = "package", value_parser = ["raw", "package"])]
+    format: String,
+    /// How the package shows the entries besides their bytes.
+    #[arg(long, default_value = "csv", value_parser = ["csv", "json", "none"])]
+    table: String,
+    /// Who asks for it; for the custody sheet.
+    #[arg(long)]
+    authority: Option<String>,
+    /// What they call it.
+    #[arg(long)]
+    reference: Option<String>,
+    /// What for.
+    #[arg(long)]
+    purpose: Option<String>,
+    /// Language of the custody sheet.
+    #[arg(long, default_value = "en", value_parser = ["en", "it", "fr"])]
+    language: String,
+    /// Encrypts it to this age recipient (age1…): nobody else can read it.
+    #[arg(long)]
+    recipient: Option<String>,
+    /// File to write, which must not exist; - for standard output.
+    #[arg(long)]
+    out: PathBuf,
+    /// The word of an opening of the second container.
+    #[arg(long)]
+    opening: Option<String>,
+}
+
+impl Export {
+    /// Runs the command to its end.
+    pub(super) async fn run(self) -> Result<()> {
+        let request = ExportRequest {
+            agent: self.agent,
+            path: self.path,
+            query: self.query,
+            from_us: time("--from", self.from)?,
+            to_us: time("--to", self.to)?,
+            format: self.format,
+            table: self.table,
+            language: self.language,
+            authority: self.authority,
+            reference: self.reference,
+            purpose: self.purpose,
+            recipient: self.recipient,
+            opening: self.opening,
+        };
+        let (client, running) = client(&self.data).await?;
+        let written = write(&client, &request, &self.out).await;
+        close(client, running).await;
+        written
+    }
+}
+
+async fn write(client: &Client, request: &ExportRequest, path: &Path) -> Result<()> {
+    let response = client.post("/export", request).await?;
+    if path == Path::new("-") {
+        let mut stdout = std::io::stdout();
+        copy_to(response, &mut stdout).await?;
+        return Ok(stdout.flush()?);
+    }
+    let file = scrinium_segment::durable::create_new(path);
+    let mut file = file.with_context(|| format!("creating {}", path.display()))?;
+    if let Err(error) = copy_to(response, &mut file).await {
+        // Half an export must not be taken for one.
+        scrinium_segment::durable::remove(path)?;
+        return Err(error);
+    }
+    Ok(file.sync_all()?)
+}

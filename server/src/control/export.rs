@@ -1,0 +1,201 @@
+//! What commands and the console ask to be exported.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use scrinium_protocol::identity::{StreamId, StreamKind};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::{Failure, LOCAL, audit_as, container};
+use crate::archive::container::{Access, parse_recipient};
+use crate::console::i18n::Language;
+use crate::core::Core;
+use crate::index::query::Query;
+use crate::package::{self, Form, Order, Paper, Table, Wanted};
+use crate::present;
+
+/// What `export` asks: one source, or what matches a query.
+#[derive(Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(crate) struct ExportRequest {
+    /// The source: an agent's name, and a path.
+    pub(crate) agent: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) query: Option<String>,
+    /// Collected at or after, and before: Unix µs.
+    pub(crate) from_us: Option<u64>,
+    pub(crate) to_us: Option<u64>,
+    /// `raw` or `package`.
+    pub(crate) format: String,
+    /// `csv`, `json` or `none`.
+    pub(crate) table: String,
+    /// Of the sheet that goes with a package: `en`, `it` or `fr`.
+    pub(crate) language: String,
+    /// Who wants it, what they call it, and what for.
+    pub(crate) authority: Option<String>,
+    pub(crate) reference: Option<String>,
+    pub(crate) purpose: Option<String>,
+    /// An age recipient who alone can read it.
+    pub(crate) recipient: Option<String>,
+    /// The word of an opening of the second container.
+    pub(crate) opening: Option<String>,
+}
+
+impl ExportRequest {
+    /// A package with everything that it can hold.
+    pub(crate) fn package(language: Language) -> Self {
+        Self {
+            format: "package".into(),
+            table: "csv".into(),
+            language: language.code().into(),
+            ..Self::default()
+        }
+    }
+}
+
+pub(super) async fn handle(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<ExportRequest>,
+) -> Result<Response, Failure> {
+    Ok(begin(core, request, LOCAL).await?.into_response())
+}
+
+/// A body that is what `by` asks for; it breaks off if the export fails. It is in the audit trail first.
+pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &str) -> Result<Body> {
+    let access = core.archive.openings().access(request.opening.as_deref())?;
+    let about = request.about(by, &access);
+    let order = request.order(&core, about.clone())?;
+    let audited = json!({
+        "format": request.format, "request": about, "container": container::said_of(&access),
+    });
+    audit_as(&core, by, "export", audited).await?;
+    let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
+    tokio::task::spawn_blocking(move || {
+        let mut out = ChunkWriter {
+            chunks: chunks.clone(),
+            buffer: Vec::with_capacity(CHUNK_LEN),
+        };
+        let done = package::write(&core, order, &access, &mut out);
+        let done = done.and_then(|()| Ok(out.flush()?));
+        if let Err(error) = done {
+            warn!(error = format!("{error:#}"), "an export failed");
+            drop(chunks.blocking_send(Err(error)));
+        }
+    });
+    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let chunk = receiver.recv().await?;
+        Some((chunk.map_err(std::io::Error::other), receiver))
+    });
+    Ok(Body::from_stream(stream))
+}
+
+impl ExportRequest {
+    /// What manifest and audit trail say of who asked for what; the fields that were given.
+    fn about(&self, by: &str, access: &Access) -> BTreeMap<&'static str, String> {
+        let opening = access.opening();
+        let fields = [
+            ("by", Some(by.to_owned())),
+            ("agent", self.agent.clone()),
+            ("path", self.path.clone()),
+            ("query", self.query.clone()),
+            ("from", self.from_us.map(present::rfc3339)),
+            ("to", self.to_us.map(present::rfc3339)),
+            ("authority", self.authority.clone()),
+            ("reference", self.reference.clone()),
+            ("purpose", self.purpose.clone()),
+            ("recipient", self.recipient.clone()),
+            ("opened_by", opening.map(|opening| opening.by.clone())),
+            ("opened_for", opening.map(|opening| opening.purpose.clone())),
+        ];
+        let given = fields.into_iter();
+        given
+            .filter_map(|(field, value)| Some((field, value?)))
+            .collect()
+    }
+
+    fn order(&self, core: &Core, about: BTreeMap<&'static str, String>) -> Result<Order> {
+        let stream = match (&self.agent, &self.path, &self.query) {
+            (Some(agent), Some(path), None) => Some(find_stream(core, agent, path)?),
+            (None, None, Some(_)) => None,
+            _ => bail!("what to export: --agent with --path, or --query"),
+        };
+        let mut query = Query::parse(self.query.as_deref().unwrap_or_default())?;
+        (query.from_us, query.to_us) = (self.from_us, self.to_us);
+        if let (Some(from), Some(to)) = (query.from_us, query.to_us) {
+            ensure!(from < to, "--from must be before --to");
+        }
+        let recipient = self.recipient.as_deref().map(parse_recipient).transpose();
+        let form = match &*self.format {
+            "raw" => Form::Raw,
+            "package" => Form::Package(Paper {
+                table: match &*self.table {
+                    "csv" => Table::Csv,
+                    "json" => Table::Json,
+                    "none" => Table::None,
+                    other => bail!("--table '{other}' must be csv, json or none"),
+                },
+                request: about,
+                language: Language::from_code(&self.language).with_context(|| {
+                    format!("--language '{}' must be en, it or fr", self.language)
+                })?,
+            }),
+            other => bail!("--format '{other}' must be raw or package"),
+        };
+        Ok(Order {
+            wanted: Wanted { stream, query },
+            form,
+            recipient: recipient.context("--recipient")?,
+        })
+    }
+}
+
+/// Finds the stream of an agent by its path, of whatever kind.
+fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
+    let names = core.agent_names();
+    let id = names
+        .iter()
+        .find(|(_, name)| *name == agent)
+        .map(|(id, _)| *id);
+    let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
+    let stream = StreamKind::ALL
+        .into_iter()
+        .find_map(|kind| core.archive.find_stream(id, kind, path));
+    let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
+    Ok(stream.id)
+}
+
+struct ChunkWriter {
+    chunks: mpsc::Sender<Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+impl Write for ChunkWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK_LEN {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let chunk = core::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_LEN));
+        let sent = self.chunks.blocking_send(Ok(chunk.into()));
+        sent.map_err(|_| {
+            std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the reader went away")
+        })?;
+        Ok(())
+    }
+}
+
+const CHUNK_LEN: usize = 256 << 10;
+const CHUNKS_MAX: usize = 8;

@@ -1,0 +1,97 @@
+//! The lines of a batch that match a query.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use scrinium_protocol::entry::view;
+
+use super::query::Query;
+use super::search::Hit;
+use crate::archive::block::StoredBatch;
+
+/// One line: an entry, or several that are its fragments.
+#[derive(Clone, Debug)]
+pub(crate) struct Line<'a> {
+    /// The numbers of its entries in the batch.
+    pub(crate) entries: Range<usize>,
+    /// When it was collected, Unix µs.
+    pub(crate) time_us: u64,
+    /// It is a collector's statement that something is missing.
+    pub(crate) is_gap: bool,
+    /// Its text, whatever its bytes are.
+    pub(crate) text: Cow<'a, [u8]>,
+}
+
+impl Line<'_> {
+    pub(crate) fn into_hit(self, batch: &StoredBatch) -> Hit {
+        Hit {
+            stream: batch.header.stream,
+            sequence: batch.header.first.0 + self.entries.start as u64,
+            time_us: self.time_us,
+            received_us: batch.received_us,
+            bytes: self.text.into_owned(),
+            is_gap: self.is_gap,
+        }
+    }
+}
+
+/// Calls `each` with every line of `batch` that matches, and with `gaps`, with what a collector says is missing
+/// in that time, whatever the words.
+pub(crate) fn for_each_line<'a>(
+    query: &Query,
+    batch: &'a StoredBatch,
+    gaps: bool,
+    mut each: impl FnMut(Line<'a>),
+) {
+    let gaps = gaps && batch.entries.iter().any(|(meta, _)| meta.flags.is_gap());
+    let text = batch.entries.bytes();
+    // One word decides quickly that a whole batch has nothing, where bytes are the text.
+    let is_text = batch.entries.is_text();
+    let first = query.terms.iter().find(|term| is_text && !term.negated);
+    let mut next_match = first.and_then(|term| term.find_at(text, 0));
+    if first.is_some() && next_match.is_none() && !gaps {
+        return;
+    }
+    let mut start = 0;
+    let mut offset = 0;
+    let mut line_head = None;
+    for (i, (meta, bytes)) in batch.entries.iter().enumerate() {
+        let (index, time_us) = *line_head.get_or_insert((i, meta.time_us));
+        offset += bytes.len();
+        if meta.flags.is_fragment() && i + 1 < batch.entries.len() {
+            continue;
+        }
+        line_head = None;
+        let (line_start, line_end) = (start, offset);
+        start = offset;
+        let is_gap = meta.flags.is_gap();
+        let any_words = gaps && is_gap;
+        if let Some(term) = first.filter(|_| !any_words) {
+            if next_match.is_some_and(|at| at < line_start) {
+                next_match = term.find_at(text, line_start);
+            }
+            match next_match {
+                None if gaps => continue,
+                None => return,
+                Some(at) if at >= line_end => continue,
+                Some(_) => {}
+            }
+        }
+        let in_time = query.from_us.is_none_or(|from| time_us >= from)
+            && query.to_us.is_none_or(|to| time_us < to);
+        let line = text.get(line_start..line_end).unwrap_or_default();
+        let line = if is_text {
+            Cow::Borrowed(line)
+        } else {
+            view(line, meta.flags)
+        };
+        if in_time && (any_words || query.matches(&line)) {
+            each(Line {
+                entries: index..i + 1,
+                time_us,
+                is_gap,
+                text: line,
+            });
+        }
+    }
+}

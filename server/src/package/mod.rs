@@ -1,0 +1,539 @@
+//! An export package: bytes of the archive and everything needed to check them elsewhere.
+//!
+//! ```text
+//! tar: manifest.json   who asked for what, when; per stream its agent, the agent's key and what is shown of it;
+//!                      length and SHA-256 of every other member
+//!      manifest.sig    the server's signature of it: Ed25519 over "scrinium package v2", a line feed, the manifest
+//!      custody.html    a sheet for the hands it goes through
+//!      log.txt         the exact bytes of the entries, one after the other
+//!      entries.csv     the same as a table (or entries.jsonl)
+//!      batches.bin     per batch: length (4) | an excerpt: see the protocol's excerpt.rs
+//!      evidence.json   the intervals sealed over the entries, the way from each to the signed checkpoint, and the
+//!                      certificates of what was deleted between them
+//!      stamped/        checkpoints with RFC 3161 tokens over them
+//! ```
+//!
+//! `scrinium-verify` needs nothing else. An excerpt of a stream by a query shows the entries that match, and of the
+//! others only that they are there.
+
+mod custody;
+mod selection;
+mod tar;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use age::x25519::Recipient;
+use anyhow::{Context as _, Result};
+use data_encoding::{BASE64, HEXLOWER};
+use ed25519_dalek::Signer as _;
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
+use scrinium_protocol::entry::leaf_of;
+use scrinium_protocol::excerpt::{Excerpt, Shown, ShownEntry, ends_line};
+use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
+use scrinium_protocol::merkle::AuditPaths;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub(crate) use self::selection::Wanted;
+use self::selection::{Piece, Selection};
+use crate::archive::Archive;
+use crate::archive::container::Access;
+use crate::audit::DELETIONS;
+use crate::catalogue::records::{CertificateRecord, StreamRecord};
+use crate::clock;
+use crate::console::i18n::Language;
+use crate::core::Core;
+use crate::evidence::Inclusions;
+use crate::present::{self, View};
+
+/// What somebody asks for.
+pub(crate) struct Order {
+    pub(crate) wanted: Wanted,
+    pub(crate) form: Form,
+    /// Whom alone it can be read by.
+    pub(crate) recipient: Option<Recipient>,
+}
+
+/// What it is wanted as.
+pub(crate) enum Form {
+    /// The bytes alone.
+    Raw,
+    Package(Paper),
+}
+
+/// What a package says of itself besides what it holds.
+pub(crate) struct Paper {
+    pub(crate) table: Table,
+    /// Who asked for it, as the manifest has it: field and value.
+    pub(crate) request: BTreeMap<&'static str, String>,
+    /// Of the sheet.
+    pub(crate) language: Language,
+}
+
+/// How the entries are shown besides their bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Table {
+    Csv,
+    Json,
+    None,
+}
+
+impl Table {
+    fn member(self) -> Option<&'static str> {
+        match self {
+            Self::Csv => Some("entries.csv"),
+            Self::Json => Some("entries.jsonl"),
+            Self::None => None,
+        }
+    }
+}
+
+/// Writes what was asked for: complete, or an error.
+pub(crate) fn write(core: &Core, order: Order, access: &Access, out: &mut dyn Write) -> Result<()> {
+    let Some(recipient) = order.recipient else {
+        return write_plain(core, order.wanted, order.form, access, out);
+    };
+    let recipients = std::iter::once(&recipient as &dyn age::Recipient);
+    let mut sealed = age::Encryptor::with_recipients(recipients)?.wrap_output(out)?;
+    write_plain(core, order.wanted, order.form, access, &mut sealed)?;
+    sealed.finish()?;
+    Ok(())
+}
+
+fn write_plain(
+    core: &Core,
+    wanted: Wanted,
+    form: Form,
+    access: &Access,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let (archive, names) = (&core.archive, core.agent_names());
+    let paper = match form {
+        Form::Raw => return raw(archive, &names, wanted, access, out),
+        Form::Package(paper) => paper,
+    };
+    let is_whole_stream = wanted.is_whole_stream();
+    let mut selection = Selection::find(archive, &names, wanted, access)?;
+    let inclusions = selection.lead_to_seals(core, access)?;
+    let writer = PackageWriter {
+        core,
+        selection: &selection,
+        inclusions: &inclusions,
+        access,
+        is_whole_stream,
+        names,
+        streams: archive.streams(),
+    };
+    writer.write(&paper, out)
+}
+
+/// Writes the bytes alone. `names` are the agents whose entries may be among them.
+pub(crate) fn raw(
+    archive: &Archive,
+    names: &BTreeMap<AgentId, String>,
+    wanted: Wanted,
+    access: &Access,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let is_whole_stream = wanted.is_whole_stream();
+    let selection = Selection::find(archive, names, wanted, access)?;
+    selection.for_each_piece(archive, access, |piece| {
+        write_log(piece, is_whole_stream, out)
+    })
+}
+
+struct PackageWriter<'a> {
+    core: &'a Core,
+    selection: &'a Selection,
+    inclusions: &'a Inclusions,
+    access: &'a Access,
+    is_whole_stream: bool,
+    names: BTreeMap<AgentId, String>,
+    streams: BTreeMap<StreamId, StreamRecord>,
+}
+
+/// One file of the package.
+struct Member {
+    name: String,
+    len: u64,
+    sha256: String,
+    content: Content,
+}
+
+enum Content {
+    Bytes(Vec<u8>),
+    Log,
+    Table(Table),
+    Batches,
+}
+
+/// What is shown of one stream.
+#[derive(Clone, Default)]
+struct Total {
+    lines: u64,
+    entries: u64,
+    gaps: u64,
+    bytes: u64,
+    runs: Vec<Value>,
+}
+
+impl PackageWriter<'_> {
+    /// Reads everything once to know what it will be, and once for each member: a tar needs lengths before bytes,
+    /// and plain text must never lie on the server's disk.
+    fn write(&self, paper: &Paper, out: &mut dyn Write) -> Result<()> {
+        let (totals, mut members) = self.measure(paper.table)?;
+        members.extend(self.evidence()?);
+        let streams = self.describe(&totals)?;
+        let server_key = HEXLOWER.encode(self.core.signing.verifying_key().as_bytes());
+        let sum = |of: fn(&Total) -> u64| totals.values().map(of).sum::<u64>();
+        let about = custody::About {
+            made: present::rfc3339(clock::unix_us()),
+            server: format!("scrinium/{}", self.core.volume.id()),
+            server_key,
+            lines: sum(|total| total.lines),
+            gaps: sum(|total| total.gaps),
+            bytes: sum(|total| total.bytes),
+        };
+        let sheet = custody::sheet(paper, &about, &streams, &members)?;
+        members.insert(0, Member::of("custody.html", sheet));
+        let listed = members.iter().map(|member| {
+            let what = json!({ "bytes": member.len, "sha256": member.sha256 });
+            (member.name.clone(), what)
+        });
+        let manifest = json!({
+            "format": "scrinium-package-2",
+            "made": about.made,
+            "server": about.server,
+            "server_key": about.server_key,
+            "request": paper.request,
+            "is_whole_stream": self.is_whole_stream,
+            "lines": about.lines,
+            "entries": sum(|total| total.entries),
+            "gaps": about.gaps,
+            "bytes": about.bytes,
+            "streams": streams,
+            "members": listed.collect::<serde_json::Map<_, _>>(),
+        });
+        let manifest = serde_json::to_vec_pretty(&manifest)?;
+        let signed = [SIGNED_AS.as_bytes(), &manifest].concat();
+        let signature = HEXLOWER.encode(&self.core.signing.sign(&signed).to_bytes());
+        members.insert(0, Member::of("manifest.sig", signature.into_bytes()));
+        members.insert(0, Member::of("manifest.json", manifest));
+        for member in &members {
+            tar::member(out, &member.name, member.len, |out| {
+                self.content(&member.content, out)
+            })?;
+        }
+        tar::end(out)
+    }
+
+    /// The members that hold the entries, and what is in them by stream.
+    fn measure(&self, table: Table) -> Result<(BTreeMap<StreamId, Total>, Vec<Member>)> {
+        let mut totals: BTreeMap<StreamId, Total> = BTreeMap::new();
+        let mut last = None;
+        let (mut log, mut rows, mut batches) =
+            (Measure::default(), Measure::default(), Measure::default());
+        let mut compressor = Compressor::new(AGENT_LEVEL);
+        begin_table(table, &mut rows)?;
+        self.pieces(|piece| {
+            let total = totals.entry(piece.run.stream.id).or_default();
+            total.add(piece, last == Some(piece.number));
+            last = Some(piece.number);
+            write_log(piece, self.is_whole_stream, &mut log)?;
+            self.write_rows(table, piece, &mut rows)?;
+            write_batch(piece, &mut compressor, &mut batches)
+        })?;
+        let mut members = vec![log.member("log.txt", Content::Log)];
+        if let Some(name) = table.member() {
+            members.push(rows.member(name, Content::Table(table)));
+        }
+        members.push(batches.member("batches.bin", Content::Batches));
+        Ok((totals, members))
+    }
+
+    fn pieces(&self, each: impl FnMut(&Piece<'_>) -> Result<()>) -> Result<()> {
+        let archive = &self.core.archive;
+        self.selection.for_each_piece(archive, self.access, each)
+    }
+
+    fn content(&self, content: &Content, out: &mut dyn Write) -> Result<()> {
+        match content {
+            Content::Bytes(bytes) => Ok(out.write_all(bytes)?),
+            Content::Log => self.pieces(|piece| write_log(piece, self.is_whole_stream, out)),
+            Content::Table(table) => {
+                begin_table(*table, out)?;
+                self.pieces(|piece| self.write_rows(*table, piece, out))
+            }
+            Content::Batches => {
+                let mut compressor = Compressor::new(AGENT_LEVEL);
+                self.pieces(|piece| write_batch(piece, &mut compressor, out))
+            }
+        }
+    }
+
+    fn write_rows(&self, table: Table, piece: &Piece<'_>, out: &mut dyn Write) -> Result<()> {
+        if table == Table::None {
+            return Ok(());
+        }
+        for line in &piece.lines {
+            let hit = line.clone().into_hit(piece.batch);
+            let view = View::new(&hit, &self.names, &self.streams);
+            match table {
+                Table::Csv => writeln!(out, "{}", view.to_csv())?,
+                Table::Json | Table::None => writeln!(out, "{}", view.to_json())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The streams as the manifest has them.
+    fn describe(&self, totals: &BTreeMap<StreamId, Total>) -> Result<Vec<Value>> {
+        let signers = self.core.signers();
+        let mut seen = BTreeSet::new();
+        let streams = self.selection.runs.iter().map(|run| &run.stream);
+        let streams = streams.filter(|stream| seen.insert(stream.id));
+        let described = streams.map(|stream| {
+            let (agent, key) = signers
+                .get(&stream.agent)
+                .context("the stream's agent is not known")?;
+            let total = totals.get(&stream.id).cloned().unwrap_or_default();
+            Ok(json!({
+                "agent": agent,
+                "agent_id": stream.agent.to_string(),
+                "agent_key": HEXLOWER.encode(key),
+                "stream": stream.name,
+                "stream_id": stream.id.to_string(),
+                "kind": stream.kind.name(),
+                "lines": total.lines,
+                "entries": total.entries,
+                "gaps": total.gaps,
+                "bytes": total.bytes,
+                "runs": total.runs,
+            }))
+        });
+        described.collect()
+    }
+
+    /// `evidence.json`, and the checkpoints and tokens it speaks of.
+    fn evidence(&self) -> Result<Vec<Member>> {
+        let mut intervals: BTreeMap<u64, (Value, BTreeSet<String>)> = BTreeMap::new();
+        let mut stamps = BTreeMap::new();
+        let runs = self.selection.runs.iter();
+        let seals = runs.flat_map(|run| run.seals.iter().map(|seal| (run.stream.id, seal)));
+        for (stream, seal) in seals {
+            let stream = stream.to_string();
+            if let Some((_, streams)) = intervals.get_mut(&seal.number) {
+                streams.insert(stream);
+                continue;
+            }
+            let stamped = self.inclusions.stamped(seal.number).map(|(stamp, path)| {
+                let files =
+                    [".checkpoint", ".tsr"].map(|end| format!("stamped/{}{end}", stamp.day));
+                stamps.insert(files.clone(), stamp);
+                let [checkpoint, token] = files;
+                json!({ "checkpoint": checkpoint, "token": token, "path": base64_all(&path) })
+            });
+            let interval = json!({
+                "leaf": BASE64.encode(&seal.leaf),
+                "path": base64_all(&self.inclusions.path(seal.number)?),
+                "stamped": stamped,
+            });
+            intervals.insert(seal.number, (interval, BTreeSet::from([stream])));
+        }
+        let intervals = intervals.into_values().map(|(mut interval, streams)| {
+            if let Some(fields) = interval.as_object_mut() {
+                fields.insert("streams".into(), json!(streams));
+            }
+            interval
+        });
+        let evidence = json!({
+            "checkpoint": self.inclusions.note,
+            "intervals": intervals.collect::<Vec<_>>(),
+            "deletions": self.deletions()?,
+        });
+        let mut members = vec![Member::of(
+            "evidence.json",
+            serde_json::to_vec_pretty(&evidence)?,
+        )];
+        for ([checkpoint, token], stamp) in stamps {
+            members.push(Member::of(checkpoint, stamp.note.clone().into_bytes()));
+            members.push(Member::of(token, stamp.token.clone()));
+        }
+        Ok(members)
+    }
+
+    /// The certificates of what was deleted of a whole stream, as they were signed.
+    fn deletions(&self) -> Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        let pruned = self.core.archive.pruned();
+        let own: BTreeSet<String> = self
+            .selection
+            .runs
+            .iter()
+            .filter(|run| self.is_whole_stream && pruned.contains_key(&run.stream.id))
+            .map(|run| run.stream.id.to_string())
+            .collect();
+        if own.is_empty() {
+            return Ok(found);
+        }
+        let mut consider = |text: &str| {
+            let speaks = serde_json::from_str(text).is_ok_and(|certificate: Value| {
+                let streams = certificate.get("streams").and_then(Value::as_array);
+                let mut ids = streams
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|stream| stream.get("id"));
+                ids.any(|id| id.as_str().is_some_and(|id| own.contains(id)))
+            });
+            if speaks {
+                found.insert(text.to_owned());
+            }
+        };
+        let archive = &self.core.archive;
+        if let Some(trail) = archive.find_stream(self.core.own_agent, StreamKind::Audit, DELETIONS)
+        {
+            for extent in archive.extents_of(trail.id)? {
+                // What cannot be read now is missed by who checks the package.
+                for batch in archive.read(&extent, self.access).unwrap_or_default() {
+                    for (_, bytes) in batch.entries.iter() {
+                        consider(&String::from_utf8_lossy(bytes));
+                    }
+                }
+            }
+        }
+        for waiting in self.core.catalogue.load::<CertificateRecord>()? {
+            consider(&waiting.text);
+        }
+        Ok(found)
+    }
+}
+
+impl Total {
+    fn add(&mut self, piece: &Piece<'_>, goes_on: bool) {
+        let header = &piece.batch.header;
+        if !goes_on {
+            self.runs.push(json!({
+                "epoch": header.epoch.to_string(),
+                "first": header.first.0,
+                "after": header.previous.to_string(),
+            }));
+        }
+        if let Some(run) = self.runs.last_mut().and_then(Value::as_object_mut) {
+            run.insert("next".into(), header.next().0.into());
+            run.insert("head".into(), header.head().to_string().into());
+        }
+        self.lines += piece.lines.iter().filter(|line| !line.is_gap).count() as u64;
+        for (_, meta, bytes) in piece.entries() {
+            if meta.flags.is_gap() {
+                self.gaps += 1;
+            } else {
+                self.entries += 1;
+                self.bytes += bytes.len() as u64;
+            }
+        }
+    }
+}
+
+impl Member {
+    fn of(name: impl Into<String>, bytes: Vec<u8>) -> Self {
+        Self {
+            name: name.into(),
+            len: bytes.len() as u64,
+            sha256: HEXLOWER.encode(&Sha256::digest(&bytes)),
+            content: Content::Bytes(bytes),
+        }
+    }
+}
+
+/// Counts and hashes what is written to it.
+#[derive(Default)]
+struct Measure {
+    len: u64,
+    digest: Sha256,
+}
+
+impl Measure {
+    fn member(self, name: &str, content: Content) -> Member {
+        Member {
+            name: name.to_owned(),
+            len: self.len,
+            sha256: HEXLOWER.encode(&self.digest.finalize()),
+            content,
+        }
+    }
+}
+
+impl Write for Measure {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.len += bytes.len() as u64;
+        self.digest.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The bytes of the entries; what a gap entry says is not part of the source's bytes. Of a whole stream exactly
+/// what the source had; else every line ends.
+fn write_log(piece: &Piece<'_>, is_whole_stream: bool, out: &mut dyn Write) -> Result<()> {
+    for (_, meta, bytes) in piece.entries() {
+        if meta.flags.is_gap() {
+            continue;
+        }
+        out.write_all(bytes)?;
+        if !is_whole_stream && !ends_line(meta, bytes) {
+            out.write_all(b"\n")?;
+        }
+    }
+    Ok(())
+}
+
+fn begin_table(table: Table, out: &mut dyn Write) -> Result<()> {
+    if table == Table::Csv {
+        writeln!(out, "{}", present::CSV_NAMES)?;
+    }
+    Ok(())
+}
+
+/// One batch of `batches.bin`: the header as signed; the body compressed anew, the same each time.
+fn write_batch(piece: &Piece<'_>, compressor: &mut Compressor, out: &mut dyn Write) -> Result<()> {
+    let entries = &piece.batch.entries;
+    let shown: Vec<_> = piece.entries().collect();
+    let shown = if shown.is_empty() {
+        Shown::Nothing
+    } else if shown.len() == entries.len() {
+        Shown::All(compressor.compress(entries.raw()))
+    } else {
+        let leaves = entries.iter().map(|(meta, bytes)| leaf_of(meta, bytes));
+        let paths = AuditPaths::new(leaves.collect());
+        let shown = shown.into_iter().map(|(at, meta, bytes)| {
+            Ok(ShownEntry {
+                index: u32::try_from(at)?,
+                meta,
+                bytes: bytes.to_vec(),
+                path: paths.path(at).context("an entry of the batch")?,
+            })
+        });
+        Shown::Some(shown.collect::<Result<_>>()?)
+    };
+    let excerpt = Excerpt {
+        received_us: piece.batch.received_us,
+        header: piece.batch.header.clone(),
+        shown,
+    };
+    let encoded = excerpt.encoded();
+    let len = u32::try_from(encoded.len()).context("a batch's length")?;
+    out.write_all(&len.to_be_bytes())?;
+    Ok(out.write_all(&encoded)?)
+}
+
+fn base64_all(hashes: &[[u8; 32]]) -> Vec<String> {
+    hashes.iter().map(|hash| BASE64.encode(hash)).collect()
+}
+
+/// What precedes a manifest under the server's signature.
+const SIGNED_AS: &str = "scrinium package v2\n";

@@ -1,0 +1,339 @@
+//! Which batches an export shows, and which of their entries.
+//!
+//! ```text
+//! what was asked for ─▶ extents ─▶ runs: batches that follow one another, from the first that has something
+//!                                  to the next place that was sealed
+//! ```
+//!
+//! Between the last batch that is shown and that place, batches are shown without their entries, so that the chain
+//! of heads leads there. Where what was found lies far apart, a new run begins: it has a sealed place of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result, ensure};
+use scrinium_protocol::entry::EntryMeta;
+use scrinium_protocol::identity::{AgentId, StreamId};
+
+use crate::archive::block::StoredBatch;
+use crate::archive::container::Access;
+use crate::archive::{Archive, EVER, Extent};
+use crate::catalogue::records::StreamRecord;
+use crate::core::Core;
+use crate::evidence::{Inclusions, Seal, Stretch, inclusions};
+use crate::index::lines::{Line, for_each_line};
+use crate::index::query::Query;
+use crate::index::search::{exclude_by_filter, matching_streams};
+
+/// What is asked for.
+pub(crate) struct Wanted {
+    /// This stream alone.
+    pub(crate) stream: Option<StreamId>,
+    /// The lines that match, and what collectors say is missing in that time.
+    pub(crate) query: Query,
+}
+
+impl Wanted {
+    /// All of one stream.
+    #[cfg(test)]
+    pub(crate) fn whole(stream: StreamId) -> Self {
+        Self {
+            stream: Some(stream),
+            query: Query::default(),
+        }
+    }
+
+    /// Whether it is all of one stream.
+    pub(super) fn is_whole_stream(&self) -> bool {
+        self.stream.is_some() && self.query.is_everything()
+    }
+}
+
+/// What is shown.
+pub(super) struct Selection {
+    query: Query,
+    pub(super) runs: Vec<Run>,
+    /// Every extent of the streams.
+    extents: BTreeMap<StreamId, Vec<Extent>>,
+}
+
+/// Batches that follow one another.
+pub(super) struct Run {
+    pub(super) stream: StreamRecord,
+    /// Its batches; at the end, behind what was asked for, some that only lead to what was sealed.
+    pub(super) stretch: Stretch,
+    /// What was sealed over it: all of it, or as much as there is; and as much of it as is under a token.
+    pub(super) seals: Vec<Seal>,
+    /// Its extents among those of its stream, both ends included.
+    extents: (usize, usize),
+}
+
+/// A batch of a run, with the lines of it that are shown.
+pub(super) struct Piece<'a> {
+    /// The run's number.
+    pub(super) number: usize,
+    pub(super) run: &'a Run,
+    pub(super) batch: &'a StoredBatch,
+    pub(super) lines: Vec<Line<'a>>,
+}
+
+impl Piece<'_> {
+    /// The entries that are shown, with their numbers in the batch.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (usize, EntryMeta, &[u8])> {
+        let mut lines = self.lines.iter().peekable();
+        let entries = self.batch.entries.iter().enumerate();
+        entries.filter_map(move |(at, (meta, bytes))| {
+            while lines.next_if(|line| line.entries.end <= at).is_some() {}
+            let line = lines.peek()?;
+            line.entries.contains(&at).then_some((at, meta, bytes))
+        })
+    }
+}
+
+impl Selection {
+    /// Finds what is wanted.
+    ///
+    /// # Errors
+    /// Some of it cannot be read: an export is complete or there is none.
+    pub(super) fn find(
+        archive: &Archive,
+        names: &BTreeMap<AgentId, String>,
+        wanted: Wanted,
+        access: &Access,
+    ) -> Result<Self> {
+        let is_whole_stream = wanted.is_whole_stream();
+        let Wanted { stream, query } = wanted;
+        let streams = match stream {
+            Some(stream) => BTreeSet::from([stream]),
+            None => matching_streams(archive, names, &query),
+        };
+        let extents = extents_of(archive, &streams, &query)?;
+        let mut runs = Vec::new();
+        for (&id, extents) in &extents {
+            let stream = archive.stream(id).context("a stream of the archive")?;
+            if is_whole_stream {
+                runs.extend(whole_stream(&stream, extents));
+            } else {
+                runs.extend(matching(archive, &stream, extents, &query, access)?);
+            }
+        }
+        // Runs of one stream stay in its order.
+        runs.sort_by(|a, b| {
+            let key = |run: &Run| (run.stream.agent, run.stream.name.clone(), run.stream.id);
+            key(a).cmp(&key(b))
+        });
+        Ok(Self {
+            query,
+            runs,
+            extents,
+        })
+    }
+
+    /// Makes every run reach to where the server sealed it, if it did.
+    pub(super) fn lead_to_seals(&mut self, core: &Core, access: &Access) -> Result<Inclusions> {
+        let server = core.signing.verifying_key();
+        let stretches: Vec<Stretch> = self.runs.iter().map(|run| run.stretch).collect();
+        let (seals, inclusions) = inclusions(&core.volume, &server, &stretches)?;
+        for (run, seals) in self.runs.iter_mut().zip(seals) {
+            let mut last_seal = seals.part;
+            let extents = self.extents.get(&run.stream.id);
+            let extents = extents.map(Vec::as_slice).unwrap_or_default();
+            if let Some(all) = seals.all {
+                let (last, until) = (run.extents.1, all.reached.next.0);
+                // If what leads to it is not there any more, the last place before has to do.
+                if let Some(last) = extent_of_end(&core.archive, extents, last, until, access) {
+                    run.extents.1 = last;
+                    run.stretch.sequences.1 = until;
+                    last_seal = Some(all);
+                }
+            }
+            run.seals.extend(seals.stamped);
+            run.seals.extend(last_seal);
+        }
+        Ok(inclusions)
+    }
+
+    /// Hands over every batch that is shown, in order.
+    pub(super) fn for_each_piece(
+        &self,
+        archive: &Archive,
+        access: &Access,
+        mut each: impl FnMut(&Piece<'_>) -> Result<()>,
+    ) -> Result<()> {
+        for (number, run) in self.runs.iter().enumerate() {
+            let mut next = run.stretch.sequences.0;
+            let (first, last) = run.extents;
+            let extents = self.extents.get(&run.stream.id);
+            let extents = extents.and_then(|extents| extents.get(first..=last));
+            for extent in extents.context("the extents of a run")? {
+                for batch in &archive.read(extent, access)? {
+                    let (first, after) = (batch.header.first.0, batch.header.next().0);
+                    let (begin, end) = run.stretch.sequences;
+                    if after <= begin || first >= end {
+                        continue;
+                    }
+                    ensure!(
+                        first == next || is_pruned(archive, run, (next, first)),
+                        "{}: entries are missing before {first}; run verify",
+                        extent.place_name()
+                    );
+                    next = after;
+                    let mut lines = Vec::new();
+                    for_each_line(&self.query, batch, true, |line| lines.push(line));
+                    each(&Piece {
+                        number,
+                        run,
+                        batch,
+                        lines,
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The extents of streams, all of them for their order. What a query is about must be readable.
+fn extents_of(
+    archive: &Archive,
+    streams: &BTreeSet<StreamId>,
+    query: &Query,
+) -> Result<BTreeMap<StreamId, Vec<Extent>>> {
+    let found = archive.extents(|stream| streams.contains(&stream), EVER);
+    let (from, to) = times_of(query);
+    for (segment, error) in found.damaged {
+        if segment.times_us.0 <= to && from <= segment.times_us.1 {
+            return Err(error.context("what is asked for cannot all be read; run verify"));
+        }
+    }
+    let mut of_stream: BTreeMap<StreamId, Vec<Extent>> = BTreeMap::new();
+    for extent in found.list {
+        of_stream.entry(extent.stream).or_default().push(extent);
+    }
+    Ok(of_stream)
+}
+
+/// Collection times that a query is about, both ends included, Unix µs.
+fn times_of(query: &Query) -> (u64, u64) {
+    let last = query.to_us.map_or(EVER.1, |to| to.saturating_sub(1));
+    (query.from_us.unwrap_or(EVER.0), last)
+}
+
+impl Run {
+    fn new(stream: &StreamRecord, extent: &Extent, at: usize, sequences: (u64, u64)) -> Self {
+        Self {
+            stream: stream.clone(),
+            stretch: Stretch {
+                stream: stream.id,
+                epoch: extent.epoch,
+                sequences,
+            },
+            seals: Vec::new(),
+            extents: (at, at),
+        }
+    }
+
+    fn reach(&mut self, at: usize, end: u64) {
+        self.extents.1 = at;
+        self.stretch.sequences.1 = end;
+    }
+}
+
+/// One run for each epoch of a stream.
+fn whole_stream(stream: &StreamRecord, extents: &[Extent]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (at, extent) in extents.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.stretch.epoch == extent.epoch => run.reach(at, extent.sequences.1),
+            _ => runs.push(Run::new(stream, extent, at, extent.sequences)),
+        }
+    }
+    runs
+}
+
+/// The runs of one stream with something that matches.
+fn matching(
+    archive: &Archive,
+    stream: &StreamRecord,
+    extents: &[Extent],
+    query: &Query,
+    access: &Access,
+) -> Result<Vec<Run>> {
+    let (from, to) = times_of(query);
+    let in_time = |extent: &&Extent| extent.times_us.0 <= to && from <= extent.times_us.1;
+    let mut candidates: Vec<Extent> = extents.iter().filter(in_time).cloned().collect();
+    for extent in &candidates {
+        ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
+    }
+    exclude_by_filter(archive, query, true, access, &mut candidates);
+    let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
+    let mut runs: Vec<Run> = Vec::new();
+    for (at, extent) in extents.iter().enumerate() {
+        if !wanted.contains(&extent.order) {
+            continue;
+        }
+        for batch in &archive.read(extent, access)? {
+            let mut found = false;
+            for_each_line(query, batch, true, |_| found = true);
+            if !found {
+                continue;
+            }
+            let (first, end) = (batch.header.first.0, batch.header.next().0);
+            match runs.last_mut() {
+                Some(run) if goes_on(run, extents, at) => run.reach(at, end),
+                _ => runs.push(Run::new(stream, extent, at, (first, end))),
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Whether extent `at` is near enough to a run, and everything between is there.
+fn goes_on(run: &Run, extents: &[Extent], at: usize) -> bool {
+    let last = run.extents.1;
+    let between = extents.get(last..=at).unwrap_or_default();
+    let follow = |pair: &[Extent]| matches!(pair, [a, b] if follows(a, b));
+    at - last <= SKIPPED_MAX && between.windows(2).all(follow)
+}
+
+/// Whether nothing is between two extents of a stream.
+fn follows(before: &Extent, extent: &Extent) -> bool {
+    (before.epoch, before.sequences.1) == (extent.epoch, extent.sequences.0)
+}
+
+/// The extent in which, or at whose end, a sequence stands that is not before the end of extent `last`.
+fn extent_of_end(
+    archive: &Archive,
+    extents: &[Extent],
+    last: usize,
+    until: u64,
+    access: &Access,
+) -> Option<usize> {
+    let mut at = last;
+    let mut extent = extents.get(last)?;
+    while extent.sequences.1 < until {
+        let next = extents.get(at + 1)?;
+        if !follows(extent, next) || !may_read(archive, next, access) {
+            return None;
+        }
+        (at, extent) = (at + 1, next);
+    }
+    Some(at)
+}
+
+fn may_read(archive: &Archive, extent: &Extent, access: &Access) -> bool {
+    let block = extent.block();
+    block.is_none_or(|(segment, _)| archive.may_read(&segment.group, access))
+}
+
+/// Whether entries of a run were deleted lawfully.
+fn is_pruned(archive: &Archive, run: &Run, (first, end): (u64, u64)) -> bool {
+    let pruned = archive.pruned();
+    let ranges = pruned.get(&run.stretch.stream).into_iter().flatten();
+    let mut own = ranges.filter(|range| range.epoch == run.stretch.epoch);
+    own.any(|range| range.sequences.0 <= first && end <= range.sequences.1)
+}
+
+const IN_SECOND_CONTAINER: &str =
+    "part of what is asked for is in the second container; open it and give --opening";
+/// Extents without anything that are read to keep a run going, instead of beginning another.
+const SKIPPED_MAX: usize = 16;

@@ -1,0 +1,282 @@
+//! Walks the batches and the log side by side.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+
+use anyhow::{Context as _, Result, bail};
+use ed25519_dalek::VerifyingKey;
+use scrinium_protocol::batch::{Relation, StreamPosition};
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::excerpt::{EXCERPT_LEN_MAX, Excerpt, ends_line};
+use scrinium_protocol::identity::{AgentId, Epoch, Head, Sequence, StreamId};
+
+use crate::evidence::{Evidence, Sealed};
+use crate::package::{Manifest, StreamPart, key_bytes};
+
+/// What was seen of one stream.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) batches: u64,
+    pub(crate) lines: u64,
+    pub(crate) entries: u64,
+    pub(crate) gaps: u64,
+    pub(crate) bytes: u64,
+    /// Entries and gaps that were sealed, and the last place that was.
+    pub(crate) sealed: u64,
+    pub(crate) last_sealed: Option<Sealed>,
+    /// Those of them that somebody else saw, the last time of it, and whether all those authorities are trusted.
+    pub(crate) stamped: u64,
+    pub(crate) last_stamped: Option<(u64, bool)>,
+    /// Entries that certificates say were deleted, and their numbers.
+    pub(crate) deleted: u64,
+    pub(crate) certificates: BTreeSet<u64>,
+    /// Entries before the first that are neither shown nor certified.
+    pub(crate) before: u64,
+}
+
+/// What was seen of one run of it, entries and gaps.
+#[derive(Default)]
+struct RunSeen {
+    /// How many there were before it.
+    begun: u64,
+    sealed: u64,
+    stamped: u64,
+}
+
+/// What is known of a stream that is being walked.
+struct Stream<'a> {
+    part: &'a StreamPart,
+    agent: AgentId,
+    id: StreamId,
+    key: VerifyingKey,
+}
+
+struct Walk<'a> {
+    is_whole_stream: bool,
+    evidence: &'a Evidence,
+    log: &'a mut dyn Read,
+    batches: &'a mut dyn Read,
+    /// Places that must be passed.
+    unpassed: BTreeSet<(StreamId, Epoch, u64)>,
+    count: u64,
+    bytes: u64,
+    buffer: Vec<u8>,
+}
+
+/// Walks everything; the first thing that is wrong, if anything is.
+///
+/// # Errors
+/// A member is cut, or has not the form it must have.
+pub(crate) fn walk(
+    manifest: &Manifest,
+    evidence: &Evidence,
+    log: &mut dyn Read,
+    batches: &mut dyn Read,
+) -> Result<Result<Vec<Seen>, String>> {
+    let mut walk = Walk {
+        is_whole_stream: manifest.is_whole_stream,
+        evidence,
+        log,
+        batches,
+        unpassed: evidence.sealed.keys().copied().collect(),
+        count: 0,
+        bytes: 0,
+        buffer: Vec::new(),
+    };
+    let mut all = Vec::new();
+    for part in &manifest.streams {
+        let stream = Stream {
+            part,
+            agent: part.agent_id.parse().context("manifest.json: agent_id")?,
+            id: part.stream_id.parse().context("manifest.json: stream_id")?,
+            key: VerifyingKey::from_bytes(&key_bytes(&part.agent_key)?)
+                .context("manifest.json: agent_key")?,
+        };
+        match walk.stream(&stream)? {
+            Ok(seen) => all.push(seen),
+            Err(problem) => return Ok(Err(problem)),
+        }
+    }
+    if next_excerpt(walk.batches)?.is_some() {
+        return Ok(Err(
+            "batches.bin goes on after the last batch of the manifest".into(),
+        ));
+    }
+    if walk.log.read(&mut [0])? != 0 {
+        return Ok(Err("log.txt goes on after the last signed entry".into()));
+    }
+    if let Some(place) = walk.unpassed.first() {
+        let interval = evidence
+            .sealed
+            .get(place)
+            .map_or(0, |sealed| sealed.interval);
+        return Ok(Err(format!(
+            "interval {interval} was sealed over entries that are not in the package"
+        )));
+    }
+    Ok(Ok(all))
+}
+
+impl Walk<'_> {
+    fn stream(&mut self, stream: &Stream<'_>) -> Result<Result<Seen, String>> {
+        let mut seen = Seen::default();
+        for run in &stream.part.runs {
+            let epoch: Epoch = run.epoch.parse().context("manifest.json: epoch")?;
+            let mut position = StreamPosition {
+                epoch,
+                next: Sequence(run.first),
+                head: run.after.parse().context("manifest.json: after")?,
+                bookmark: Vec::new(),
+            };
+            if self.is_whole_stream {
+                self.begin(stream, &position, &mut seen);
+            }
+            let end: Head = run.head.parse().context("manifest.json: head")?;
+            let mut own = RunSeen {
+                begun: seen.entries + seen.gaps,
+                ..RunSeen::default()
+            };
+            while (position.next.0, position.head) != (run.next, end) {
+                let Some(encoded) = next_excerpt(self.batches)? else {
+                    return Ok(Err(
+                        "the last chain head is not the manifest's: batches are missing at the end"
+                            .into(),
+                    ));
+                };
+                self.count += 1;
+                seen.batches += 1;
+                if let Err(problem) =
+                    self.batch(stream, &encoded, &mut position, &mut own, &mut seen)
+                {
+                    return Ok(Err(problem));
+                }
+            }
+            seen.sealed += own.sealed;
+            seen.stamped += own.stamped;
+        }
+        Ok(Ok(seen))
+    }
+
+    /// What is before the first entry of an epoch of a whole stream.
+    fn begin(&self, stream: &Stream<'_>, position: &StreamPosition, seen: &mut Seen) {
+        let first = position.next.0;
+        let start = StreamPosition::start(stream.agent, stream.id, position.epoch);
+        if first == 0 && position.head == start.head {
+            return;
+        }
+        let gone = (0, first);
+        match self
+            .evidence
+            .lawfully_gone(stream.id, position.epoch, gone, position.head)
+        {
+            Some(certificates) => {
+                seen.deleted += first;
+                seen.certificates.extend(certificates);
+            }
+            None => seen.before += first.max(1),
+        }
+    }
+
+    fn batch(
+        &mut self,
+        stream: &Stream<'_>,
+        encoded: &[u8],
+        position: &mut StreamPosition,
+        run: &mut RunSeen,
+        seen: &mut Seen,
+    ) -> Result<(), String> {
+        let count = self.count;
+        let excerpt = Excerpt::decode(encoded, "batch");
+        let excerpt = excerpt.map_err(|error| format!("batch {count}: {error}"))?;
+        let header = &excerpt.header;
+        if header.stream != stream.id {
+            return Err(format!("batch {count} belongs to another stream"));
+        }
+        if header.relation_to(position) != Relation::Follows {
+            let gone = (position.next.0, header.first.0);
+            let gone_lawfully = || {
+                let same = header.epoch == position.epoch && gone.0 < gone.1;
+                let evidence = same.then_some(self.evidence)?;
+                evidence.lawfully_gone(stream.id, header.epoch, gone, header.previous)
+            };
+            let Some(certificates) = gone_lawfully() else {
+                return Err(format!(
+                    "batch {count} does not follow the one before: something is missing, doubled or moved"
+                ));
+            };
+            seen.deleted += gone.1 - gone.0;
+            seen.certificates.extend(certificates);
+        }
+        let entries = excerpt.open(&stream.key);
+        let entries = entries.map_err(|error| format!("batch {count}: {error}"))?;
+        let mut shown = 0;
+        let mut in_line = false;
+        entries.for_each(|index, meta, entry| {
+            shown += 1;
+            if meta.flags.is_gap() {
+                seen.gaps += 1;
+                return Ok(());
+            }
+            let lf = !self.is_whole_stream && !ends_line(meta, entry);
+            self.buffer.resize(entry.len() + usize::from(lf), 0);
+            let read = self.log.read_exact(&mut self.buffer);
+            let (text, end) = self.buffer.split_at(entry.len());
+            if read.is_err() || text != entry || (lf && end != b"\n") {
+                let sequence = header.first.0 + u64::from(index);
+                return Err(format!(
+                    "log.txt differs from what was signed, at byte {} (near sequence {sequence})",
+                    self.bytes
+                ));
+            }
+            self.bytes += self.buffer.len() as u64;
+            seen.entries += 1;
+            seen.bytes += entry.len() as u64;
+            in_line = meta.flags.is_fragment();
+            seen.lines += u64::from(!in_line);
+            Ok(())
+        })?;
+        seen.lines += u64::from(in_line); // it goes on in the next batch
+        if self.is_whole_stream && shown != header.count {
+            return Err(format!("batch {count} does not show all its entries"));
+        }
+        *position = header.position_after();
+        let place = (stream.id, position.epoch, position.next.0);
+        if let Some(sealed) = self.evidence.sealed.get(&place) {
+            if sealed.head != position.head {
+                return Err(format!(
+                    "batch {count} ends another history than the one the server sealed"
+                ));
+            }
+            self.unpassed.remove(&place);
+            run.sealed = seen.entries + seen.gaps - run.begun;
+            seen.last_sealed = Some(sealed.clone());
+            if let Some((time_s, is_trusted)) = sealed.stamped {
+                run.stamped = run.sealed;
+                let all_trusted = seen.last_stamped.is_none_or(|(_, trusted)| trusted);
+                seen.last_stamped = Some((time_s, is_trusted && all_trusted));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next record of `batches.bin`.
+fn next_excerpt(batches: &mut dyn Read) -> Result<Option<Vec<u8>>> {
+    let mut len = [0; 4];
+    match batches.read(&mut len)? {
+        0 => return Ok(None),
+        n => batches
+            .read_exact(len.get_mut(n..).unwrap_or_default())
+            .context("batches.bin is cut")?,
+    }
+    let len = u32::from_be_bytes(len) as usize;
+    if len > EXCERPT_LEN_MAX {
+        bail!("batches.bin: a batch of {len} bytes");
+    }
+    let mut encoded = Vec::new();
+    batches.take(len as u64).read_to_end(&mut encoded)?;
+    if encoded.len() < len {
+        bail!("batches.bin is cut");
+    }
+    Ok(Some(encoded))
+}
