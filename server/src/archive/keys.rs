@@ -423,6 +423,7 @@ fn unwrap_keys(tenant: &Secret<32>, row: &GroupKeys) -> Result<Keys> {
 mod tests {
     use super::*;
     use crate::core::open_catalogue;
+    use crate::volume::Binding;
 
     /// The log that is opened and the log that is sealed write it at once.
     #[test]
@@ -430,7 +431,7 @@ mod tests {
         let name = format!("scrinium-keys-{}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         drop(std::fs::remove_dir_all(&dir));
-        let (volume, _) = Volume::create(&dir).unwrap();
+        let (volume, _) = Volume::create(&dir, &Binding::default()).unwrap();
         let catalogue = Arc::new(open_catalogue(&volume).unwrap());
         let keyring = Keyring::load(&volume, catalogue).unwrap();
         std::thread::scope(|scope| {

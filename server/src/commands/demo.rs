@@ -25,6 +25,7 @@ use crate::agents::NewAgent;
 use crate::catalogue::records::FIRST_TENANT;
 use crate::clock;
 use crate::config::Config;
+use crate::volume::Binding;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -53,7 +54,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let password = if volume.join("volume.json").try_exists()? {
         None
     } else {
-        Some(init(&volume, None)?.password)
+        Some(init(&volume, None, &Binding::default())?.password)
     };
     let server = Server::start(&volume, config.clone()).await?;
     let password = match password {

@@ -8,6 +8,7 @@ mod export;
 mod fsck;
 mod policy;
 mod run;
+mod volume;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,13 +25,14 @@ use self::backup::Backup;
 use self::container::Container;
 use self::export::Export;
 use self::policy::Policy;
+use self::volume::{Bind, VolumeCommand, hand_out};
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::{self, Client, SearchRequest, VerifyRequest};
 use crate::core::{Running, make_keys, open_catalogue};
 use crate::present::human_bytes;
-use crate::volume::Volume;
+use crate::volume::{Binding, Volume};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
@@ -74,6 +76,8 @@ enum Command {
         /// Write the recovery shares to this file (mode 0600) instead of printing them.
         #[arg(long)]
         recovery_out: Option<PathBuf>,
+        #[command(flatten)]
+        bind: Bind,
     },
     /// Runs the server.
     #[command(after_help = "Example: scrinium-server run --data /var/lib/scrinium/server")]
@@ -92,6 +96,9 @@ enum Command {
         #[arg(long = "share")]
         shares: Vec<String>,
     },
+    /// Shows and changes what opens the volume.
+    #[command(subcommand, after_help = "Example: scrinium-server volume show")]
+    Volume(VolumeCommand),
     /// Makes, lists, shows, enables and disables agents. Works on a stopped server's volume too.
     #[command(subcommand, after_help = "Example: scrinium-server agent enroll web1")]
     Agent(Agent),
@@ -225,9 +232,11 @@ impl Command {
                 data,
                 admin_password_file,
                 recovery_out,
+                bind,
             } => {
                 drop(load_config(&data)?);
-                let made = init(&data.data, admin_password_file.as_deref())?;
+                let password = admin_password_file.as_deref();
+                let made = init(&data.data, password, &bind.binding())?;
                 made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
             }
             Self::Run { data } => {
@@ -235,6 +244,7 @@ impl Command {
                 run::run(&data.data, config).await?;
             }
             Self::Recover { data, shares } => recover(&data.data, shares)?,
+            Self::Volume(volume) => volume.run().await?,
             Self::Agent(agent) => agent.run().await?,
             Self::Alarm(alarm) => alarm.run().await?,
             Self::Search {
@@ -373,12 +383,12 @@ struct Made {
 }
 
 /// Creates the volume and the administrator.
-fn init(dir: &Path, password_file: Option<&Path>) -> Result<Made> {
+fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<Made> {
     let password = match password_file {
         Some(path) => read_password(path)?,
         None => random_password()?,
     };
-    let (volume, shares) = Volume::create(dir)?;
+    let (volume, shares) = Volume::create(dir, binding)?;
     let catalogue = std::sync::Arc::new(open_catalogue(&volume)?);
     Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
     make_keys(&catalogue)?;
@@ -393,21 +403,7 @@ impl Made {
                 self.password.as_str()
             ))?;
         }
-        let shares: Vec<&str> = self.shares.iter().map(|share| share.as_str()).collect();
-        if let Some(path) = recovery_out {
-            let text = Zeroizing::new(shares.join("\n") + "\n");
-            scrinium_segment::durable::write_file(path, text.as_bytes())
-                .with_context(|| format!("writing {}", path.display()))?;
-            return Ok(());
-        }
-        say(
-            "recovery shares: any two open the volume on another machine. Give them to three persons; they",
-        )?;
-        say("are shown now and never again.")?;
-        for share in shares {
-            say(share)?;
-        }
-        Ok(())
+        hand_out(&self.shares, recovery_out)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::clock::{self, DAY_US, Day};
 use crate::evidence::{self, Evidence};
 use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
-use crate::volume::Volume;
+use crate::volume::{Binding, Volume};
 
 #[test]
 fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
@@ -39,7 +39,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     let dir = root.join(format!("scrinium-scale-{}", std::process::id()));
     drop(std::fs::remove_dir_all(&dir));
     std::fs::create_dir_all(&dir).unwrap();
-    drop(Volume::create(&dir).unwrap());
+    drop(Volume::create(&dir, &Binding::default()).unwrap());
     let signing = SigningKey::from_bytes(&[5; 32]);
     build(&dir, &signing);
 

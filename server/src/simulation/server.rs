@@ -26,7 +26,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::TokenRecord;
 use crate::ingest::{Ingest, LogLimits, Submission};
 use crate::session::receiver::{Effect, Receiver, Shared};
-use crate::volume::Volume;
+use crate::volume::{Binding, Volume};
 
 /// The server's machine: what outlives its processes.
 pub(super) struct Server {
@@ -63,7 +63,7 @@ enum Stage {
 
 impl Server {
     pub(super) fn new(dir: &Path) -> Result<Self> {
-        drop(Volume::create(dir)?);
+        drop(Volume::create(dir, &Binding::default())?);
         Ok(Self {
             dir: dir.to_owned(),
             noise: KeyPair::from_secret(&Secret::new(random()?)),

@@ -44,7 +44,7 @@ use crate::clock::{DAY_US, Day, VIRTUAL_US};
 use crate::evidence::{self, Evidence};
 use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
-use crate::volume::Volume;
+use crate::volume::{Binding, Volume};
 
 /// A year and the days its longest class keeps; 2028 has a leap day in it.
 #[test]
@@ -113,7 +113,7 @@ impl Year {
         let dir = root.join(format!("scrinium-year-{}-{seed}", std::process::id()));
         drop(std::fs::remove_dir_all(&dir));
         std::fs::create_dir_all(&dir).unwrap();
-        drop(Volume::create(&dir).unwrap());
+        drop(Volume::create(&dir, &Binding::default()).unwrap());
         let mut year = Self {
             seed,
             dir,

@@ -1,0 +1,158 @@
+//! Commands about what opens the volume.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Subcommand;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{Data, client, close, say};
+use crate::control::Client;
+use crate::volume::{Binding, BoundTo, UseTpm, Volume};
+
+#[derive(Subcommand)]
+pub(super) enum VolumeCommand {
+    /// Shows what must be as it was for the volume to open by itself.
+    #[command(after_help = "Example: scrinium-server volume show")]
+    Show {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Binds the volume to this machine anew: with another install secret, to what the options say, and with
+    /// --new-shares, for new recovery shares. The data is not written again. The server must be stopped.
+    #[command(
+        after_help = "Examples: scrinium-server volume rekey --may-change cpu-model\n          scrinium-server volume rekey --tpm /dev/tpmrm0\n          scrinium-server volume rekey --new-shares --share SCRINIUM-SHARE-… --share SCRINIUM-SHARE-…"
+    )]
+    Rekey {
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        bind: Bind,
+        /// Deal new recovery shares; takes two of those there are, which open nothing afterwards.
+        #[arg(long, requires = "shares")]
+        new_shares: bool,
+        /// A recovery share there is; give two different ones.
+        #[arg(long = "share", requires = "new_shares")]
+        shares: Vec<String>,
+        /// Write the new shares to this file (mode 0600) instead of printing them.
+        #[arg(long, requires = "new_shares")]
+        recovery_out: Option<PathBuf>,
+    },
+}
+
+/// What a volume is bound to.
+#[derive(clap::Args)]
+pub(super) struct Bind {
+    /// A characteristic of the machine that may change: machine-id, cpu-model, dmi-system, dmi-board. May be given
+    /// more than once; all others must stay.
+    #[arg(long)]
+    may_change: Vec<String>,
+    /// The TPM 2.0 that must give its part: a device or socket; auto, if this machine has one that works; none.
+    #[arg(long, default_value = "auto")]
+    tpm: String,
+}
+
+impl Bind {
+    pub(super) fn binding(self) -> Binding {
+        Binding {
+            may_change: self.may_change,
+            tpm: match &*self.tpm {
+                "auto" => UseTpm::IfThere,
+                "none" => UseTpm::No,
+                path => UseTpm::At(path.into()),
+            },
+        }
+    }
+}
+
+impl VolumeCommand {
+    /// Runs the command to its end.
+    pub(super) async fn run(self) -> Result<()> {
+        match self {
+            Self::Show { data, json } => {
+                let bound = Volume::bound_to(&data.data)?;
+                if json {
+                    return say(&serde_json::to_string_pretty(&bound)?);
+                }
+                say(bound.to_text().trim_end())
+            }
+            Self::Rekey {
+                data,
+                bind,
+                new_shares: _,
+                shares,
+                recovery_out,
+            } => {
+                if Client::connect(&data.data).await.is_some() {
+                    bail!("the server runs on this volume; stop it first");
+                }
+                let binding = bind.binding();
+                audit(&data, &binding, !shares.is_empty()).await?;
+                let dealt = Volume::rekey(&data.data, &binding, &shares)?;
+                say(Volume::bound_to(&data.data)?.to_text().trim_end())?;
+                if dealt.is_empty() {
+                    return Ok(());
+                }
+                hand_out(&dealt, recovery_out.as_deref())
+            }
+        }
+    }
+}
+
+impl BoundTo {
+    fn to_text(&self) -> String {
+        let list = |names: &[String]| match names {
+            [] => "nothing".to_owned(),
+            names => names.join(", "),
+        };
+        let tpm = self.tpm.as_ref();
+        let tpm = tpm.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+        format!(
+            "volume:       {}\nmust stay:    {}\nmay change:   {}\nTPM:          {tpm}\n",
+            self.volume,
+            list(&self.bound),
+            list(&self.may_change)
+        )
+    }
+}
+
+/// Writes down in the archive what is about to be done to the volume.
+async fn audit(data: &Data, binding: &Binding, new_shares: bool) -> Result<()> {
+    let (client, running) = client(data).await?;
+    let detail = json!({
+        "may_change": binding.may_change, "tpm": format!("{:?}", binding.tpm), "new_shares": new_shares,
+    });
+    let written = match &running {
+        Some(running) => {
+            let audit = &running.core.audit;
+            audit
+                .record("local command", "volume rekeyed", detail)
+                .await
+        }
+        None => false,
+    };
+    close(client, running).await;
+    if !written {
+        bail!("the archive takes nothing now, so the act cannot be written down and is refused");
+    }
+    Ok(())
+}
+
+/// Shows recovery shares, or writes them to a file.
+pub(super) fn hand_out(shares: &[Zeroizing<String>], file: Option<&Path>) -> Result<()> {
+    let shares: Vec<&str> = shares.iter().map(|share| share.as_str()).collect();
+    if let Some(path) = file {
+        let text = Zeroizing::new(shares.join("\n") + "\n");
+        scrinium_segment::durable::write_file(path, text.as_bytes())
+            .with_context(|| format!("writing {}", path.display()))?;
+        return Ok(());
+    }
+    say(
+        "recovery shares: any two open the volume on another machine. Give them to three persons; they",
+    )?;
+    say("are shown now and never again.")?;
+    shares.into_iter().try_for_each(say)
+}

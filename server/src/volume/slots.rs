@@ -1,0 +1,261 @@
+//! `volume.json`: the master key, wrapped once for this machine and once for the recovery shares.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use data_encoding::HEXLOWER;
+use scrinium_protocol::secret::Secret;
+use scrinium_segment::key::derive;
+use scrinium_segment::lock::DirLock;
+use scrinium_segment::{durable, machine, random};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use super::tpm::{self, SealedSecret};
+use super::{SLOTS_FILE, shares};
+use crate::wrap::{unwrap, wrap};
+
+/// The wrapped keys, as `volume.json` has them.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Slots {
+    version: u32,
+    pub(super) volume_id: String,
+    pub(super) machine: MachineSlot,
+    recovery: RecoverySlot,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MachineSlot {
+    /// What must be as it was: names, never values.
+    pub(super) characteristics: Vec<String>,
+    /// What this machine has besides, and may be exchanged.
+    #[serde(default)]
+    pub(super) may_change: Vec<String>,
+    /// What its TPM must give besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tpm: Option<SealedSecret>,
+    wrapped: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RecoverySlot {
+    shares: u8,
+    needed: u8,
+    wrapped: String,
+}
+
+/// What a volume is to be bound to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Binding {
+    /// Names of characteristics that may change.
+    pub(crate) may_change: Vec<String>,
+    pub(crate) tpm: UseTpm,
+}
+
+/// Whether a TPM must be there.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) enum UseTpm {
+    /// If this machine has one that works.
+    #[default]
+    IfThere,
+    /// That one, or it is an error.
+    At(PathBuf),
+    No,
+}
+
+impl Slots {
+    /// Wraps a new volume's master key; the recovery shares are written nowhere.
+    pub(super) fn create(
+        volume_id: String,
+        master: &Secret<32>,
+        install: &Secret<32>,
+        binding: &Binding,
+    ) -> Result<(Self, Vec<Zeroizing<String>>)> {
+        let (recovery, shares) = RecoverySlot::deal(master, &volume_id)?;
+        let slots = Self {
+            version: 1,
+            machine: MachineSlot::wrap(master, install, &volume_id, binding)?,
+            recovery,
+            volume_id,
+        };
+        Ok((slots, shares))
+    }
+
+    pub(super) fn read(dir: &Path) -> Result<(DirLock, Self)> {
+        let path = dir.join(SLOTS_FILE);
+        if !path.try_exists()? {
+            bail!(
+                "{} holds no volume; make one with: scrinium-server init --data {0}",
+                dir.display()
+            );
+        }
+        let lock = DirLock::acquire(dir)?;
+        Ok((lock, Self::parse(&path)?))
+    }
+
+    pub(super) fn parse(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let slots: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged", path.display()))?;
+        if slots.version != 1 {
+            bail!(
+                "{}: version {} is newer than this program",
+                path.display(),
+                slots.version
+            );
+        }
+        Ok(slots)
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)?;
+        durable::write_file(path, &text)?;
+        Ok(())
+    }
+
+    /// The master key, by this machine.
+    pub(super) fn open(&self, install: &Secret<32>) -> Result<Secret<32>> {
+        let refused = "this volume is bound to another machine: what it is bound to (machine id, processor, \
+                       board, TPM) is not what it was made on. Open it with two recovery shares: \
+                       scrinium-server recover --data DIR";
+        let key = self.machine.key(install);
+        let key = key.map_err(|missing| anyhow::anyhow!("{refused} ({missing:#})"))?;
+        unwrap(&key, &self.machine.wrapped, &self.volume_id).context(refused)
+    }
+
+    /// The master key, by recovery shares.
+    pub(super) fn recover(&self, shares: &[String]) -> Result<Secret<32>> {
+        let recovery = shares::join(self.recovery.needed, shares)?;
+        let master = unwrap(&recovery, &self.recovery.wrapped, &self.volume_id);
+        master.context("these shares belong to another volume, or were replaced by others")
+    }
+
+    /// Binds the volume to this machine.
+    pub(super) fn bind(
+        &mut self,
+        master: &Secret<32>,
+        install: &Secret<32>,
+        binding: &Binding,
+    ) -> Result<()> {
+        self.machine = MachineSlot::wrap(master, install, &self.volume_id, binding)?;
+        Ok(())
+    }
+
+    /// Deals other shares; those before open nothing any more.
+    pub(super) fn deal(&mut self, master: &Secret<32>) -> Result<Vec<Zeroizing<String>>> {
+        let (recovery, shares) = RecoverySlot::deal(master, &self.volume_id)?;
+        self.recovery = recovery;
+        Ok(shares)
+    }
+}
+
+impl MachineSlot {
+    fn wrap(
+        master: &Secret<32>,
+        install: &Secret<32>,
+        volume_id: &str,
+        binding: &Binding,
+    ) -> Result<Self> {
+        let found = machine::characteristics().into_iter();
+        let found: Vec<String> = found.map(|found| found.name.to_owned()).collect();
+        for name in &binding.may_change {
+            if !found.contains(name) {
+                bail!(
+                    "--may-change '{name}': this machine is told by {}",
+                    found.join(", ")
+                );
+            }
+        }
+        let (may_change, characteristics): (Vec<String>, Vec<String>) = found
+            .into_iter()
+            .partition(|name| binding.may_change.contains(name));
+        let mut slot = Self {
+            characteristics,
+            may_change,
+            tpm: sealed(&binding.tpm)?,
+            wrapped: String::new(),
+        };
+        if slot.characteristics.is_empty() && slot.tpm.is_none() {
+            bail!("--may-change: something must stay, or anybody's machine opens the volume");
+        }
+        slot.wrapped = wrap(&slot.key(install)?, master, volume_id)?;
+        Ok(slot)
+    }
+
+    fn key(&self, install: &Secret<32>) -> Result<Secret<32>> {
+        let key = machine::bind(&self.characteristics, install);
+        let key = key.map_err(|missing| anyhow::anyhow!("{missing}"))?;
+        let Some(sealed) = &self.tpm else {
+            return Ok(key);
+        };
+        let secret = tpm::unseal(sealed)?;
+        Ok(derive(
+            &key,
+            Some(secret.expose()),
+            &[b"scrinium tpm binding v1"],
+        ))
+    }
+
+    /// The TPM it is bound to.
+    pub(super) fn tpm(&self) -> Option<&Path> {
+        self.tpm.as_ref().map(|sealed| &*sealed.device)
+    }
+}
+
+/// A new secret, sealed by the TPM that is to be used.
+fn sealed(wanted: &UseTpm) -> Result<Option<SealedSecret>> {
+    let secret = Secret::new(random()?);
+    match wanted {
+        UseTpm::No => Ok(None),
+        UseTpm::At(device) => Ok(Some(tpm::seal(device, &secret)?)),
+        UseTpm::IfThere => {
+            let device = Path::new(tpm::DEVICE);
+            if !device.try_exists()? {
+                return Ok(None);
+            }
+            let sealed = tpm::seal(device, &secret);
+            if let Err(error) = &sealed {
+                let error = format!("{error:#}");
+                warn!(
+                    error,
+                    "this machine's TPM cannot be used; the volume is bound without it"
+                );
+            }
+            Ok(sealed.ok())
+        }
+    }
+}
+
+impl RecoverySlot {
+    fn deal(master: &Secret<32>, volume_id: &str) -> Result<(Self, Vec<Zeroizing<String>>)> {
+        let recovery = Secret::new(random()?);
+        let slot = Self {
+            shares: shares::DEALT,
+            needed: shares::NEEDED,
+            wrapped: wrap(&recovery, master, volume_id)?,
+        };
+        Ok((slot, shares::deal(&recovery)))
+    }
+}
+
+/// The random part of the machine's key.
+pub(super) fn read_install_secret(path: &Path) -> Result<Secret<32>> {
+    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = Zeroizing::new(text);
+    let bytes = HEXLOWER.decode(text.trim_ascii()).ok();
+    let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes = bytes.with_context(|| format!("{} is damaged", path.display()))?;
+    Ok(Secret::new(bytes))
+}
+
+/// Makes a new one.
+pub(super) fn write_install_secret(path: &Path) -> Result<Secret<32>> {
+    let install = Secret::new(random()?);
+    let hex = Zeroizing::new(HEXLOWER.encode(install.expose()));
+    durable::write_file(path, hex.as_bytes())?;
+    Ok(install)
+}
