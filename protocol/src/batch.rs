@@ -100,6 +100,13 @@ impl BatchHeader {
         Head(sha256(&[b"scrinium batch head v1", &signed]))
     }
 
+    /// Whether it has a signature of its own. An archive leaves out those of batches that a later one of the same
+    /// chain vouches for.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        self.signature != [0; 64]
+    }
+
     /// Checks the signature of the head.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ struct RunSeen {
     begun: u64,
     sealed: u64,
     stamped: u64,
+    /// The last batch has no signature: one behind it must have.
+    is_unsigned: bool,
 }
 
 /// What is known of a stream that is being walked.
@@ -151,10 +153,20 @@ impl Walk<'_> {
                     return Ok(Err(problem));
                 }
             }
+            if own.is_unsigned {
+                return Ok(Err(self.unsigned()));
+            }
             seen.sealed += own.sealed;
             seen.stamped += own.stamped;
         }
         Ok(Ok(seen))
+    }
+
+    fn unsigned(&self) -> String {
+        format!(
+            "batch {} is not signed by its agent, nor is one behind it",
+            self.count
+        )
     }
 
     /// What is before the first entry of an epoch of a whole stream.
@@ -199,6 +211,9 @@ impl Walk<'_> {
                 let evidence = same.then_some(self.evidence)?;
                 evidence.lawfully_gone(stream.id, header.epoch, gone, header.previous)
             };
+            if run.is_unsigned {
+                return Err(self.unsigned());
+            }
             let Some(certificates) = gone_lawfully() else {
                 return Err(format!(
                     "batch {count} does not follow the one before: something is missing, doubled or moved"
@@ -209,6 +224,7 @@ impl Walk<'_> {
         }
         let entries = excerpt.open(&stream.key);
         let entries = entries.map_err(|error| format!("batch {count}: {error}"))?;
+        run.is_unsigned = !header.is_signed();
         let mut shown = 0;
         let mut in_line = false;
         entries.for_each(|index, meta, entry| {

@@ -301,12 +301,26 @@ struct OpenBlock {
     batches: Vec<StoredBatch>,
     /// Bytes of their bodies.
     len: usize,
-    filter: FilterBuilder,
     order: (u64, u32),
     epoch: Epoch,
     sequences: (u64, u64),
     times_us: (u64, u64),
     head: Head,
+}
+
+/// The filter over every entry's text.
+fn filter_of(batches: &[StoredBatch]) -> Vec<u8> {
+    let mut filter = FilterBuilder::new();
+    for batch in batches {
+        if batch.entries.is_text() {
+            filter.add(batch.entries.bytes());
+        } else {
+            for (meta, bytes) in batch.entries.iter() {
+                filter.add(&view(bytes, meta.flags));
+            }
+        }
+    }
+    filter.build()
 }
 
 /// How a segment is packed.
@@ -369,20 +383,12 @@ impl<'a> SegmentBuilder<'a> {
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {
             batches: Vec::new(),
             len: 0,
-            filter: FilterBuilder::new(),
             order,
             epoch: header.epoch,
             sequences: (header.first.0, header.first.0),
             times_us: (header.time_first_us, last_us),
             head: header.previous,
         });
-        if batch.entries.is_text() {
-            block.filter.add(batch.entries.bytes());
-        } else {
-            for (meta, bytes) in batch.entries.iter() {
-                block.filter.add(&view(bytes, meta.flags));
-            }
-        }
         block.sequences.1 = header.next().0;
         block.times_us = (
             block.times_us.0.min(header.time_first_us),
@@ -392,10 +398,12 @@ impl<'a> SegmentBuilder<'a> {
         let len = batch.entries.raw().len();
         self.open_bytes += len;
         block.len += len;
+        // A block ends with a signature: the batches before it may have lost theirs.
+        let is_signed = header.is_signed();
         let logs = self.logs.get_or_insert((order.0, order.0));
         *logs = (logs.0.min(order.0), logs.1.max(order.0));
         block.batches.push(batch);
-        if block.len >= self.block_len {
+        if block.len >= self.block_len && is_signed {
             self.close(id)?;
         }
         Ok(())
@@ -423,7 +431,7 @@ impl<'a> SegmentBuilder<'a> {
         let key = self.keys.for_writing(&self.group, stream)?;
         let packed = self.compressor.compress(&raw);
         let place = self.writer.append_under(&key, RECORD_BLOCK, &[&packed])?;
-        self.filters.push(block.filter.build());
+        self.filters.push(filter_of(&block.batches));
         self.blocks.push(Block {
             stream,
             order: block.order,

@@ -236,8 +236,17 @@ impl Run<'_> {
                 format!("{error:#}"),
             );
         }
+        let is_signed = batches.last().is_some_and(|last| last.header.is_signed());
         for batch in batches {
             self.batch(extent, &batch);
+        }
+        if !is_signed {
+            self.find(
+                extent.place_name(),
+                extent.stream,
+                extent.sequences,
+                "its last batch is not signed".into(),
+            );
         }
     }
 
@@ -315,7 +324,8 @@ impl Run<'_> {
             .get(&batch.agent)
             .map(|(_, key)| VerifyingKey::from_bytes(key));
         let signed = matches!(&key, Some(Ok(key)) if header.verify_signature(key).is_ok());
-        if !signed {
+        // One without is vouched for by the next that has one: a block does not end before it.
+        if header.is_signed() && !signed {
             self.find(
                 extent.place_name(),
                 stream,

@@ -161,6 +161,8 @@ impl Selection {
     ) -> Result<()> {
         for (number, run) in self.runs.iter().enumerate() {
             let mut next = run.stretch.sequences.0;
+            // A run ends with a signature: batches before it may have lost theirs.
+            let mut is_signed = true;
             let (first, last) = run.extents;
             let extents = self.extents.get(&run.stream.id);
             let extents = extents.and_then(|extents| extents.get(first..=last));
@@ -168,7 +170,7 @@ impl Selection {
                 for batch in &archive.read(extent, access)? {
                     let (first, after) = (batch.header.first.0, batch.header.next().0);
                     let (begin, end) = run.stretch.sequences;
-                    if after <= begin || first >= end {
+                    if after <= begin || (first >= end && is_signed) {
                         continue;
                     }
                     ensure!(
@@ -177,6 +179,7 @@ impl Selection {
                         extent.place_name()
                     );
                     next = after;
+                    is_signed = batch.header.is_signed();
                     let mut lines = Vec::new();
                     for_each_line(&self.query, batch, true, |line| lines.push(line));
                     each(&Piece {

@@ -107,6 +107,32 @@ fn a_package_by_a_query_proves_what_matches_and_tells_nothing_of_the_rest() {
     assert!(text(&std::fs::read(parts.join("log.txt")).unwrap()) == log);
     let table = text(&std::fs::read(parts.join("entries.csv")).unwrap());
     assert!(table.contains("gap: "), "{table}");
+    // Packed again, with what one signature vouches for: a line a batch.
+    let path = lab.dir.join("logs-web1/app.log");
+    lab.start_agent("web1");
+    for n in 0..6 {
+        append(&path).write_all(b"a line by itself\n").unwrap();
+        wait_until("it is archived", PATIENCE, || {
+            lab.count("\"a line by itself\"") == n + 1
+        });
+    }
+    lab.stop_agent("web1");
+    let compacted = lab.server(&["compact"]);
+    assert!(compacted.status.success(), "{}", text(&compacted.stderr));
+    assert_eq!(lab.verify().0, 0);
+    for (name, words) in [
+        ("some.tar", &["--query", "\"line by itself\""][..]),
+        (
+            "all.tar",
+            &["--agent", "web1", "--path", path.to_str().unwrap()],
+        ),
+        ("again.tar", &["--query", matching]),
+    ] {
+        let package = export_to(&lab, name, words);
+        let (code, said) = verify(&package, &[]);
+        assert_eq!(code, Some(0), "{name}: {said}");
+    }
+
     // The same on a stopped server's volume, as raw lines, within a time, and nothing at all.
     lab.stop_server();
     let raw = lab.server(&[
