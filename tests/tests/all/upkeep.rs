@@ -25,9 +25,7 @@ fn power_cuts_during_sealing_compaction_deletion_and_backup_lose_and_repeat_noth
         return;
     };
     rig.days.lab.start_server();
-    let rounds = std::env::var("SCRINIUM_TEST_ROUNDS").ok();
-    let rounds = rounds.and_then(|text| text.parse().ok()).unwrap_or(16);
-    for _ in 0..rounds {
+    for _ in 0..rounds(12) {
         rig.write();
         let mut backup = rig.backup().spawn().unwrap();
         rig.compact_sometimes();
@@ -54,33 +52,44 @@ fn power_cuts_during_sealing_compaction_deletion_and_backup_lose_and_repeat_noth
     rig.days.lab.stop_server();
 }
 
-/// `kill -9` at each named step, three times over.
+/// The power fails at each named step of each kind of work. `SCRINIUM_TEST_ROUNDS` for so many rounds of each kind.
+#[test]
+fn power_cuts_at_each_step_of_each_kind_of_work_lose_and_repeat_nothing() {
+    let Some(mut rig) = Rig::start("upkeep-power-steps") else {
+        return;
+    };
+    let image = rig.days.lab.dir.join("disk.img");
+    let Some(disk) = Disk::in_place_of(&rig.days.lab.data(), &image, 512) else {
+        return;
+    };
+    rig.days.lab.start_server();
+    rig.live_some_days();
+    for faults in [SEALING, COMPACTION, DELETION, BACKUP] {
+        for round in 0..rounds(faults.len()) {
+            let fault = faults[round % faults.len()];
+            rig.write();
+            rig.end_day_and_die_at(fault, || disk.shut_down());
+            disk.start_again();
+            rig.days.lab.start_server();
+            rig.check();
+        }
+    }
+    rig.check_backup();
+    rig.days.lab.stop_agent("web1");
+    rig.days.lab.stop_server();
+}
+
+/// `kill -9` at each named step.
 #[test]
 fn a_server_killed_at_any_step_of_its_upkeep_goes_on_where_it_was() {
     let Some(mut rig) = Rig::start("upkeep-kill") else {
         return;
     };
     rig.days.lab.start_server();
-    // So that there is something to compact and to forget every day.
-    for _ in 0..KEPT_DAYS + 2 {
+    rig.live_some_days();
+    for fault in [SEALING, COMPACTION, DELETION].concat() {
         rig.write();
-        rig.day += 1;
-        rig.days.go_to(rig.day);
-    }
-    for fault in [
-        "server: segments durable",
-        "server: segments catalogued",
-        "server: compacted",
-        "server: compaction catalogued",
-        "server: keys destroyed",
-        "server: segment removed",
-    ] {
-        rig.write();
-        rig.days.lab.kill_server();
-        rig.day += 1;
-        rig.days.set(rig.day);
-        rig.days.lab.spawn_server(fault);
-        rig.days.lab.wait_for_server_end(PATIENCE);
+        rig.end_day_and_die_at(fault, || {});
         rig.days.lab.start_server();
         rig.check();
     }
@@ -130,8 +139,35 @@ impl Rig {
         self.files.push((self.day, path, bytes));
     }
 
+    /// So that there is something to compact and to forget every day.
+    fn live_some_days(&mut self) {
+        for _ in 0..KEPT_DAYS + 2 {
+            self.write();
+            self.day += 1;
+            self.days.go_to(self.day);
+        }
+    }
+
+    /// The server is killed, the next day begins, and the server dies at a step of what it does then.
+    fn end_day_and_die_at(&mut self, fault: &str, and: impl FnOnce()) {
+        self.days.lab.kill_server();
+        self.day += 1;
+        self.days.set(self.day);
+        self.days.lab.spawn_server(fault);
+        if BACKUP.contains(&fault) {
+            self.days.lab.wait_for_socket();
+            assert!(!self.backup().status().unwrap().success(), "{fault}");
+        }
+        self.days.lab.wait_for_server_end(PATIENCE);
+        and();
+    }
+
     /// What is kept is there once, what is due is gone, and nothing looks like tampering.
-    fn check(&self) {
+    fn check(&mut self) {
+        // What is gone for long is looked at no more.
+        let day = self.day;
+        self.files
+            .retain(|(received, ..)| received + KEPT_DAYS + 4 >= day);
         let lab = &self.days.lab;
         for (received, path, bytes) in &self.files {
             if received + KEPT_DAYS >= self.day {
@@ -182,9 +218,27 @@ impl Rig {
     }
 }
 
+/// So many rounds as the environment says, or else these.
+fn rounds(normally: usize) -> usize {
+    let rounds = std::env::var("SCRINIUM_TEST_ROUNDS").ok();
+    rounds
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(normally)
+}
+
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// The steps of what a server does besides receiving.
+const SEALING: &[&str] = &["server: segments durable", "server: segments catalogued"];
+const COMPACTION: &[&str] = &["server: compacted", "server: compaction catalogued"];
+const DELETION: &[&str] = &["server: keys destroyed", "server: segment removed"];
+const BACKUP: &[&str] = &[
+    "server: object copied",
+    "server: backup objects written",
+    "server: backup keys written",
+    "server: backup complete",
+];
 const KEPT_DAYS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
