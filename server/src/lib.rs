@@ -21,6 +21,7 @@ mod console;
 mod control;
 mod core;
 mod evidence;
+pub mod formats;
 pub mod index;
 mod ingest;
 mod listener;

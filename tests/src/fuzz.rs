@@ -15,6 +15,7 @@ use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::evidence::checkpoint::Checkpoint;
 use scrinium_protocol::evidence::inclusion::Inclusion;
 use scrinium_protocol::evidence::interval::Interval;
+use scrinium_protocol::excerpt::Excerpt;
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
@@ -41,7 +42,7 @@ use crate::client::{established, fixed_keys, pair};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 18] = [
     ("handshake", handshake),
     ("message", message),
     ("batch", batch),
@@ -56,6 +57,10 @@ pub const TARGETS: [Target; 14] = [
     ("bookmark", bookmark),
     ("package", package),
     ("evidence", evidence),
+    ("excerpt", excerpt),
+    ("stamp", stamp),
+    ("block", block),
+    ("index", index),
 ];
 
 /// Preamble, frames and hellos; and every state of the server's side fed with frames of a stranger.
@@ -424,6 +429,32 @@ pub fn package(data: &[u8]) {
     let path = temporary(data);
     let mut file = std::fs::File::open(path).expect("it was just written");
     let _verdict = scrinium_verify::package::check(&mut file, &Default::default());
+}
+
+/// One batch of a package, as far as it is shown.
+pub fn excerpt(data: &[u8]) {
+    if let Ok(excerpt) = Excerpt::decode(data, "excerpt") {
+        assert_eq!(excerpt.encoded(), data);
+        let key = SigningKey::from_bytes(&[5; 32]).verifying_key();
+        let _verdict = excerpt.open(&key);
+    }
+}
+
+/// The answer of a time-stamp authority, whom nobody trusts and whom somebody trusts.
+pub fn stamp(data: &[u8]) {
+    for authorities in [None, Some(data)] {
+        let _verdict = scrinium_verify::token::check(data, data, authorities);
+    }
+}
+
+/// A block of the archive.
+pub fn block(data: &[u8]) {
+    assert_ne!(scrinium_server::formats::block(data), Some(false));
+}
+
+/// The index of a segment of the archive.
+pub fn index(data: &[u8]) {
+    assert_ne!(scrinium_server::formats::index(data), Some(false));
 }
 
 /// A file of these bytes, the same one every time, in memory where there is such a place.

@@ -12,7 +12,7 @@
 mod evidence;
 pub mod package;
 mod tar;
-mod token;
+pub mod token;
 mod walk;
 
 use std::fs::File;

@@ -7,11 +7,12 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, ring};
 
 /// What a token says, and whose word it is.
-pub(crate) struct Stamped {
+#[derive(Clone, Copy, Debug)]
+pub struct Stamped {
     /// When it was there, Unix seconds.
-    pub(crate) time_s: u64,
+    pub time_s: u64,
     /// A trusted authority signed it.
-    pub(crate) is_trusted: bool,
+    pub is_trusted: bool,
 }
 
 /// The parts of a token that matter.
@@ -30,7 +31,7 @@ struct Token<'a> {
 ///
 /// # Errors
 /// It is none, is over something else, or is not signed as it must be.
-pub(crate) fn check(response: &[u8], data: &[u8], authorities: Option<&[u8]>) -> Result<Stamped> {
+pub fn check(response: &[u8], data: &[u8], authorities: Option<&[u8]>) -> Result<Stamped> {
     let token = Token::of_response(response).context("it is no time-stamp response")?;
     let (imprint, time_s) = info(token.info).context("its TSTInfo")?;
     ensure!(

@@ -55,7 +55,12 @@ pub(crate) fn decode(payload: &[u8], raw_len: u32) -> Result<Vec<StoredBatch>> {
     ensure!(raw_len <= RAW_LEN_MAX, "a block is longer than any block");
     let mut raw = Vec::new();
     decompress(payload, raw_len, &mut raw)?;
-    let mut r = Reader::new(&raw);
+    decode_raw(&raw)
+}
+
+/// The same of its bytes before compression.
+pub(crate) fn decode_raw(raw: &[u8]) -> Result<Vec<StoredBatch>> {
+    let mut r = Reader::new(raw);
     match r.u8("block version")? {
         VERBATIM => decode_verbatim(r),
         PACKED => decode_packed(r),
@@ -536,11 +541,11 @@ mod tests {
         assert_same(&raw, &batches);
         // Nothing of it may be cut or go on.
         for len in 0..raw.len().min(400) {
-            assert!(decode_raw(&raw[..len]).is_err(), "cut at {len}");
+            assert!(decode_packed(&raw[..len]).is_err(), "cut at {len}");
         }
         let mut longer = raw;
         longer.push(b'x');
-        assert!(decode_raw(&longer).is_err());
+        assert!(decode_packed(&longer).is_err());
     }
 
     /// So that it can be cut where a block may end, and costs little.
@@ -556,7 +561,7 @@ mod tests {
             let signed = numbers.filter(|(_, batch)| batch.header.is_signed());
             signed.map(|(number, _)| number).collect()
         };
-        let thinned = decode_raw(&raw).unwrap();
+        let thinned = decode_packed(&raw).unwrap();
         assert_eq!(signed(&thinned), [8, 17, 26, 35, 39]);
         // Packed again it is the same; cut where a signature is, it is a block of its own.
         assert_eq!(encode(&thinned), raw);
@@ -617,13 +622,13 @@ mod tests {
         made
     }
 
-    fn decode_raw(raw: &[u8]) -> Result<Vec<StoredBatch>> {
+    fn decode_packed(raw: &[u8]) -> Result<Vec<StoredBatch>> {
         let packed = Compressor::new(1).compress(raw);
         decode(&packed, u32::try_from(raw.len())?)
     }
 
     fn assert_same(raw: &[u8], batches: &[StoredBatch]) {
-        let decoded = decode_raw(raw).unwrap();
+        let decoded = decode_packed(raw).unwrap();
         assert_eq!(decoded.len(), batches.len());
         assert!(decoded.last().unwrap().header.is_signed());
         for (decoded, batch) in decoded.iter().zip(batches) {

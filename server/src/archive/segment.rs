@@ -129,7 +129,7 @@ fn read_place(r: &mut Reader<'_>) -> Result<Place> {
 }
 
 impl Index {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![INDEX_VERSION];
         put_bytes16(&mut out, self.group.tenant.as_bytes());
         put_bytes16(&mut out, self.group.class.as_bytes());
@@ -203,7 +203,7 @@ impl Index {
         Self::decode(&raw)
     }
 
-    fn decode(raw: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(raw: &[u8]) -> Result<Self> {
         let mut r = Reader::new(raw);
         let version = r.u8("index version")?;
         ensure!(
