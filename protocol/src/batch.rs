@@ -100,6 +100,26 @@ impl BatchHeader {
         Head(sha256(&[b"scrinium batch head v1", &signed]))
     }
 
+    /// Whether its numbers are those a batch can have.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`] names the first that is not.
+    pub fn check(&self) -> Result<(), InvalidMessage> {
+        if self.count == 0 {
+            return Err(InvalidMessage::Empty("batch"));
+        }
+        if self.count > BATCH_ENTRIES_MAX {
+            return Err(InvalidMessage::TooLong("entry count"));
+        }
+        if self.raw_len > RAW_LEN_MAX {
+            return Err(InvalidMessage::TooLong("raw length"));
+        }
+        if self.first.0.checked_add(u64::from(self.count)).is_none() {
+            return Err(InvalidMessage::TooLong("first sequence"));
+        }
+        Ok(())
+    }
+
     /// Whether it has a signature of its own. An archive leaves out those of batches that a later one of the same
     /// chain vouches for.
     #[must_use]
@@ -198,23 +218,7 @@ impl Codec for BatchHeader {
             previous: Head::read(r)?,
             signature: r.array("signature")?,
         };
-        if header.count == 0 {
-            return Err(InvalidMessage::Empty("batch"));
-        }
-        if header.count > BATCH_ENTRIES_MAX {
-            return Err(InvalidMessage::TooLong("entry count"));
-        }
-        if header.raw_len > RAW_LEN_MAX {
-            return Err(InvalidMessage::TooLong("raw length"));
-        }
-        if header
-            .first
-            .0
-            .checked_add(u64::from(header.count))
-            .is_none()
-        {
-            return Err(InvalidMessage::TooLong("first sequence"));
-        }
+        header.check()?;
         Ok(header)
     }
 }

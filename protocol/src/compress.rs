@@ -1,6 +1,10 @@
 //! zstd, bounded on both sides.
 
+use std::cell::RefCell;
 use std::io::Read as _;
+
+use zstd::stream::read::Decoder;
+use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
 use crate::error::InvalidMessage;
 
@@ -42,17 +46,41 @@ pub fn decompress(body: &[u8], raw_len: u32, out: &mut Vec<u8>) -> Result<(), In
     let start = out.len();
     let raw_len = raw_len as usize;
     out.reserve_exact(raw_len);
-    let decoder = zstd::stream::read::Decoder::with_buffer(body).map_err(|_| bad.clone())?;
-    decoder
-        .single_frame()
-        .take(raw_len as u64 + 1)
-        .read_to_end(out)
-        .map_err(|_| bad.clone())?;
-    if out.len() - start != raw_len {
-        return Err(bad);
+    let mut inflate = |decoder: Decoder<'_, &[u8]>| {
+        let mut reader = decoder.single_frame().take(raw_len as u64 + 1);
+        reader.read_to_end(out)
+    };
+    let inflated = if raw_len > SMALL_LEN_MAX {
+        Decoder::with_buffer(body).and_then(inflate)
+    } else {
+        // Of a line or two, making a context costs most of the time.
+        CONTEXT.with_borrow_mut(|context| {
+            let ready = context.reset(ResetDirective::SessionOnly).is_ok()
+                && context.set_parameter(SMALL_WINDOW_MAX).is_ok();
+            if !ready {
+                return Err(std::io::ErrorKind::Other.into());
+            }
+            inflate(Decoder::with_context(body, context))
+        })
+    };
+    match inflated {
+        Ok(len) if len == raw_len => Ok(()),
+        Ok(_) | Err(_) => {
+            out.truncate(start);
+            Err(bad)
+        }
     }
-    Ok(())
 }
+
+thread_local! {
+    /// What decompresses small bodies, one for each thread.
+    static CONTEXT: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
+}
+
+/// Bodies up to this length are decompressed with the thread's context, which keeps what it needed for the longest.
+const SMALL_LEN_MAX: usize = 512 << 10;
+/// A frame of such a body refers back at most 1 MiB, whatever it declares.
+const SMALL_WINDOW_MAX: DParameter = DParameter::WindowLogMax(20);
 
 /// zstd level of the agent: the one that costs least CPU per line shipped.
 pub const AGENT_LEVEL: i32 = 1;
@@ -68,5 +96,27 @@ mod tests {
         let outcome = decompress(&bomb, 1000, &mut out);
         assert_eq!(outcome, Err(InvalidMessage::BadCompression("body")));
         assert!(out.capacity() < 1 << 20, "{}", out.capacity());
+    }
+
+    #[test]
+    fn what_a_body_was_damaged_in_does_not_reach_the_next() {
+        let mut compressor = Compressor::new(3);
+        for len in [0, 1, 100, SMALL_LEN_MAX, SMALL_LEN_MAX + 1] {
+            let raw: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let body = compressor.compress(&raw);
+            let declared = u32::try_from(len).unwrap();
+            for end in [0, body.len() / 2, body.len() - 1] {
+                let mut out = b"before".to_vec();
+                assert!(decompress(&body[..end], declared, &mut out).is_err());
+                assert_eq!(out, b"before");
+            }
+            for (other, fits) in [(declared, true), (declared + 1, false)] {
+                let mut out = b"before".to_vec();
+                assert_eq!(decompress(&body, other, &mut out).is_ok(), fits, "{len}");
+            }
+            let mut out = b"before".to_vec();
+            decompress(&body, declared, &mut out).unwrap();
+            assert!(out[6..] == raw);
+        }
     }
 }

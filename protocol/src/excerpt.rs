@@ -70,16 +70,16 @@ impl Excerpt {
             Shown::Some(entries) => {
                 let mut least = 0;
                 for entry in entries {
-                    if entry.index < least {
-                        return Err(InvalidMessage::NotCanonical("index of an entry").into());
-                    }
-                    least = entry.index + 1;
                     let leaf = leaf_of(entry.meta, &entry.bytes);
                     let (index, count) = (u64::from(entry.index), u64::from(self.header.count));
                     let root = root_of_path(leaf, index, count, &entry.path);
                     if root != Some(self.header.root) {
                         return Err(PeerMisbehaved::WrongRoot.into());
                     }
+                    if index < least {
+                        return Err(InvalidMessage::NotCanonical("index of an entry").into());
+                    }
+                    least = index + 1;
                 }
                 Proven::Some(entries)
             }
@@ -340,6 +340,7 @@ mod tests {
         assert!(changed(|entries| entries[0].bytes[0] ^= 1).is_err());
         assert!(changed(|entries| entries[0].meta.time_us += 1).is_err());
         assert!(changed(|entries| entries[1].index = 2).is_err());
+        assert!(changed(|entries| entries[1].index = u32::MAX).is_err());
         assert!(changed(|entries| entries[1].path[0][0] ^= 1).is_err());
         assert!(changed(|entries| entries[1].path.truncate(1)).is_err());
         assert!(changed(|entries| entries.swap(0, 1)).is_err());

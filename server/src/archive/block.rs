@@ -296,6 +296,7 @@ fn decode_packed(mut r: Reader<'_>) -> Result<Vec<StoredBatch>> {
             previous: head,
             signature,
         };
+        header.check()?;
         let entries = Entries::parse(body, &header)?;
         if root.is_none() {
             header.root = entries.root();

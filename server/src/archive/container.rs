@@ -120,6 +120,17 @@ impl Openings {
 impl Upkeep {
     /// Puts the days that operations may no longer read under their officers' keys.
     pub(crate) fn enclose(&self, today: Day) -> Result<()> {
+        let mut enclosed = 0;
+        let done = self.enclose_groups(today, &mut enclosed);
+        if enclosed > 0 {
+            // Once for all of them: until then the copy still opens them.
+            self.archive.keys().write_copy()?;
+            self.catalogue.forget_old_pages()?;
+        }
+        done
+    }
+
+    fn enclose_groups(&self, today: Day, enclosed: &mut u32) -> Result<()> {
         for group in self.archive.keys().groups() {
             let Some(recipient) = self.policy.officer_of(&group, today) else {
                 continue;
@@ -139,8 +150,7 @@ impl Upkeep {
             // At this point the server alone cannot open it; if we die now, the start writes the copy again.
             fault::point("server: enclosed");
             keys.enclose(&group, sealed);
-            keys.write_copy()?;
-            self.catalogue.forget_old_pages()?;
+            *enclosed += 1;
             info!(day = %group.day, class = group.class, tenant = group.tenant, "a day is under the officer's key");
         }
         Ok(())

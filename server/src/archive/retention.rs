@@ -206,15 +206,24 @@ fn add_range(ranges: &mut Vec<PrunedRange>, range: PrunedRange) {
 impl Upkeep {
     /// Forgets everything that is due today.
     pub(crate) fn expire(&self, today: Day) -> Result<()> {
-        for due in due(&self.archive, &self.policy, today) {
-            self.forget(&due)?;
-        }
-        Ok(())
+        self.forget(&due(&self.archive, &self.policy, today))
     }
 
-    /// Forgets what is due of one group; its certificate is durable when this returns, and nothing of it can be
-    /// read.
-    pub(crate) fn forget(&self, due: &Due) -> Result<()> {
+    /// Forgets what is due; the certificates are durable when this returns, and nothing of it can be read.
+    pub(crate) fn forget(&self, due: &[Due]) -> Result<()> {
+        if due.is_empty() {
+            return Ok(());
+        }
+        let forgotten: Result<Vec<Vec<u64>>> =
+            due.iter().map(|due| self.forget_group(due)).collect();
+        // Once for all of them, whether or not all went: until then the copy still opens what is gone.
+        self.archive.keys().write_copy()?;
+        self.catalogue.forget_old_pages()?;
+        self.remove_files(&forgotten?.concat())
+    }
+
+    /// Destroys the keys of what is due of one group; the segments that go with them.
+    fn forget_group(&self, due: &Due) -> Result<Vec<u64>> {
         let kept: BTreeSet<StreamId> = due.kept.keys().copied().collect();
         let leaving: Vec<u64> = if kept.is_empty() {
             due.segments.iter().map(|segment| segment.number).collect()
@@ -269,14 +278,11 @@ impl Upkeep {
         fault::point("server: keys destroyed");
         self.archive.keys().forgotten(&due.group, &kept);
         self.archive.leave(&leaving, pruned, mark);
-        self.archive.keys().write_copy()?;
-        self.catalogue.forget_old_pages()?;
-        self.remove_files(&leaving)?;
         tracing::info!(
             day = %due.group.day, class = due.group.class, tenant = due.group.tenant,
             entries = due.entries(), streams = due.gone.len(), "forgot what was due"
         );
-        Ok(())
+        Ok(leaving)
     }
 
     /// Removes the files of segments that the catalogue has let go.

@@ -327,9 +327,7 @@ pub(super) async fn handle_delete(
             Ok(due) => due,
             Err(holding) => return Ok(Err(holding)),
         };
-        for due in &due {
-            upkeep.forget(due)?;
-        }
+        upkeep.forget(&due)?;
         Ok(Ok(due.iter().map(Due::entries).sum::<u64>()))
     });
     let deleted = match deleted.await? {

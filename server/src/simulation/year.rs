@@ -466,9 +466,7 @@ impl Year {
             process.upkeep.seal(rolled.try_recv().unwrap());
             match of_agent(&process.archive, &process.policy, id, &reason) {
                 Ok(due) => {
-                    for due in &due {
-                        process.upkeep.forget(due).unwrap();
-                    }
+                    process.upkeep.forget(&due).unwrap();
                     deleted.set(true);
                 }
                 Err(_) => assert!(held, "nothing holds the agent"),
