@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use data_encoding::BASE64;
 use scrinium_tests::browser::Browser;
 use scrinium_tests::corpus::Corpus;
-use scrinium_tests::lab::{Lab, PASSWORD};
+use scrinium_tests::lab::{Lab, PASSWORD, text};
+use scrinium_tests::package::verify;
 use scrinium_tests::{has_tool, program, wait_until};
 
 #[test]
@@ -269,6 +271,14 @@ fn walk(
             .starts_with("<38>Nov 21 10:00:01 bastion"),
         "{downloaded}"
     );
+    // What the page offers for an authority is a package, with a sheet in the reader's language.
+    browser.open(&url("/search?range=all&q=bastion"));
+    let packed = browser.run("const r = new XMLHttpRequest(); r.open('GET', document.getElementById('package').href, false); r.overrideMimeType('text/plain; charset=x-user-defined'); r.send(); return btoa([...r.responseText].map(c => String.fromCharCode(c.charCodeAt(0) & 255)).join(''));");
+    let packed = BASE64.decode(packed.as_str().unwrap().as_bytes()).unwrap();
+    lab.write("console.tar", &packed);
+    let (code, said) = verify(&lab.dir.join("console.tar"), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(text(&packed).contains(&format!("<html lang=\"{language}\">")));
 }
 
 #[test]
