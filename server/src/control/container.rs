@@ -113,7 +113,7 @@ pub(super) async fn handle_close(
 }
 
 /// What the audit trail says of who uses an opening.
-pub(super) fn said_of(access: &Access) -> Value {
+pub(crate) fn said_of(access: &Access) -> Value {
     match access.opening() {
         Some(Opening { by, purpose, .. }) => json!({ "opened_by": by, "purpose": purpose }),
         None => Value::Null,

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use age::secrecy::ExposeSecret as _;
 use scrinium_tests::days::{Days, ship_a_line};
-use scrinium_tests::lab::{Lab, text};
-use scrinium_tests::wait_until;
+use scrinium_tests::lab::{Lab, PASSWORD, text};
+use scrinium_tests::{has_tool, wait_until};
 
 #[test]
 fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
+    if !has_tool("curl") {
+        return;
+    }
     let Some(mut days) = Days::start("container") else {
         return;
     };
@@ -72,6 +75,26 @@ fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
     let lab = &mut days.lab;
     assert_eq!(lab.count("MARKEROLD"), 0);
 
+    let session = SignedIn::new(lab);
+    let by_the_api = |opening: &str| {
+        let found = session.get(&format!("/api/v1/search?range=all&q=MARKEROLD{opening}"));
+        let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+        found["entries"].as_array().map_or(0, Vec::len)
+    };
+    assert_eq!(by_the_api(""), 0);
+    let wrong = session.get("/api/v1/search?range=all&q=MARKEROLD&opening=guessed");
+    assert!(wrong.contains("no such opening"), "{wrong}");
+    let of_it = log.replace('/', "%2F");
+    for path in [
+        "/search?range=all&q=MARKEROLD".to_owned(),
+        "/search/raw?range=all&q=MARKEROLD".to_owned(),
+        "/export?q=MARKEROLD".to_owned(),
+        format!("/export?agent=web1&path={of_it}"),
+    ] {
+        let answer = session.get(&path);
+        assert!(!answer.contains("MARKEROLD of"), "{path}");
+    }
+
     // Whoever is not the officer opens nothing.
     let open = |identity: &str, purpose: &str| -> Output {
         let identity = lab.dir.join(identity);
@@ -104,6 +127,10 @@ fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
     let exported = ok(lab, &[&export[..], &raw].concat());
     assert_eq!(text(&exported.stdout), "MARKEROLD of web1\n");
     assert_eq!(lab.count("MARKEROLD"), 0, "nobody else");
+    assert_eq!(by_the_api(&format!("&opening={word}")), 1);
+    assert_eq!(by_the_api(""), 0);
+    let package = session.get(&format!("/export?q=MARKEROLD&opening={word}"));
+    assert!(package.contains("MARKEROLD of web1"));
     let said = |action: &str| {
         let entries = lab.search("stream:audit \"requisition 12\"");
         let action = format!("\"action\":\"{action}\"");
@@ -111,8 +138,8 @@ fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
         said.filter(|text| text.contains(&action) && text.contains("\"purpose\""))
             .count()
     };
-    assert_eq!((said("container opened"), said("export")), (1, 1));
-    assert_eq!(said("search"), 1);
+    assert_eq!((said("container opened"), said("export")), (1, 2));
+    assert_eq!(said("search"), 2);
 
     // Closed, or over, it is closed.
     ok(lab, &["container", "close", &word]);
@@ -135,6 +162,42 @@ fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
     assert!(report.contains("; 0 entries in the second"), "{report}");
+}
+
+/// Somebody who signed in to the console.
+struct SignedIn {
+    console: String,
+    cookies: String,
+}
+
+impl SignedIn {
+    fn new(lab: &Lab) -> Self {
+        let session = Self {
+            console: format!("https://{}", lab.console),
+            cookies: lab.dir.join("cookies").to_str().unwrap().to_owned(),
+        };
+        let form = format!("password={PASSWORD}");
+        let form = ["-d", "user=admin", "--data-urlencode", &form];
+        session.curl("/sign-in", &[&form[..], &["-c", &session.cookies]].concat());
+        session
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.curl(path, &["-b", &self.cookies])
+    }
+
+    fn curl(&self, path: &str, words: &[&str]) -> String {
+        let mut curl = std::process::Command::new("curl");
+        let url = format!("{}{path}", self.console);
+        text(
+            &curl
+                .args(["-sk", &url])
+                .args(words)
+                .output()
+                .unwrap()
+                .stdout,
+        )
+    }
 }
 
 /// The day of receipt of what the laboratory has, as the policy names it.

@@ -14,11 +14,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Frame, html};
-use crate::archive::container::Access;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::i18n::Language;
+use crate::control::container::said_of;
 use crate::control::export::{self as control_export, ExportRequest};
 use crate::core::Core;
 use crate::index::query::Query;
@@ -33,6 +33,8 @@ pub(crate) struct Params {
     #[serde(default)]
     range: String,
     limit: Option<usize>,
+    /// The word of an opening of the second container.
+    opening: Option<String>,
 }
 
 #[derive(Template)]
@@ -103,7 +105,11 @@ pub(crate) async fn page(
         package: String::new(),
     };
     let names = core.agent_names();
-    let ran = run(&core, &who, &params.q, &range, HITS_SHOWN, &names).await;
+    let params = Params {
+        range: range.clone(),
+        ..params
+    };
+    let ran = run(&core, &who, &params, HITS_SHOWN, &names).await;
     let (found, range_us, bucket_us) = match ran {
         Ok(ran) => ran,
         Err(error) => {
@@ -159,16 +165,7 @@ pub(crate) async fn raw(
     UrlQuery(params): UrlQuery<Params>,
 ) -> Response {
     let names = core.agent_names();
-    let (found, _, _) = match run(
-        &core,
-        &who,
-        &params.q,
-        &params.range,
-        HITS_DOWNLOADED,
-        &names,
-    )
-    .await
-    {
+    let (found, _, _) = match run(&core, &who, &params, HITS_DOWNLOADED, &names).await {
         Ok(ran) => ran,
         Err(error) => {
             return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response();
@@ -204,6 +201,7 @@ pub(crate) struct ExportParams {
     path: Option<String>,
     q: Option<String>,
     from_us: Option<u64>,
+    opening: Option<String>,
 }
 
 /// One whole source, or what the search found, as a package for an authority.
@@ -217,6 +215,7 @@ pub(crate) async fn export(
         agent: params.agent,
         path: params.path,
         query: params.q,
+        opening: params.opening,
         ..ExportRequest::package(who.language)
     };
     let body = match control_export::begin(core, request, &who.session.user).await {
@@ -243,7 +242,7 @@ pub(crate) async fn api(
 ) -> Response {
     let names = core.agent_names();
     let limit = params.limit.unwrap_or(HITS_SHOWN).min(HITS_DOWNLOADED);
-    let (found, _, _) = match run(&core, &who, &params.q, &params.range, limit, &names).await {
+    let (found, _, _) = match run(&core, &who, &params, limit, &names).await {
         Ok(ran) => ran,
         Err(error) => {
             let body = Json(json!({ "error": format!("{error:#}") }));
@@ -263,13 +262,17 @@ pub(crate) async fn api(
 async fn run(
     core: &Arc<Core>,
     who: &SignedIn,
-    text: &str,
-    range: &str,
+    params: &Params,
     hits_max: usize,
     names: &BTreeMap<AgentId, String>,
 ) -> anyhow::Result<(Found, (u64, u64), u64)> {
-    let mut query = Query::parse(text)?;
-    let detail = json!({ "query": text, "range": range });
+    let mut query = Query::parse(&params.q)?;
+    let openings = core.archive.openings();
+    let access = openings.access(params.opening.as_deref())?;
+    let range = &*params.range;
+    let detail = json!({
+        "query": params.q, "range": range, "container": said_of(&access),
+    });
     if !core.audit.record(&who.session.user, "search", detail).await {
         anyhow::bail!("{}", who.language.text("error.unwritable"));
     }
@@ -298,10 +301,9 @@ async fn run(
         deadline: Some(SEARCH_MAX),
     };
     let (core, names) = (core.clone(), names.clone());
-    let found = tokio::task::spawn_blocking(move || {
-        search(&core.archive, &names, &query, wanted, &Access::operations())
-    })
-    .await?;
+    let found =
+        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted, &access))
+            .await?;
     Ok((found, (from, to), bucket_us))
 }
 
