@@ -192,7 +192,9 @@ impl MachineSlot {
         let Some(sealed) = &self.tpm else {
             return Ok(key);
         };
-        let secret = tpm::unseal(sealed)?;
+        let secret = tpm::unseal(sealed).context(
+            "its part did not come; the server's own user must be allowed to ask the chip",
+        )?;
         Ok(derive(
             &key,
             Some(secret.expose()),
