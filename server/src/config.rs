@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use scrinium_segment::cipher::Cipher;
 
-use crate::evidence::timestamp;
+use crate::evidence::{Elsewhere, http};
 
 /// The server's configuration. Every field is checked.
 #[derive(Clone, Debug)]
@@ -35,8 +35,8 @@ pub struct Config {
     pub(crate) interval: Duration,
     /// Directories that get every checkpoint.
     pub(crate) checkpoint_copies: Vec<PathBuf>,
-    /// Who time-stamps a checkpoint a day.
-    pub(crate) time_stamp_authority: Option<String>,
+    /// Who else sees them.
+    pub(crate) elsewhere: Elsewhere,
     /// Where a backup is made by itself, and how often.
     pub(crate) backup: Option<Backup>,
     /// PEM files that replace the certificate made at `init`.
@@ -144,7 +144,10 @@ impl Config {
             })?,
             interval: Duration::from_secs(raw.evidence.interval_s),
             checkpoint_copies: raw.evidence.copies,
-            time_stamp_authority: raw.evidence.time_stamp_authority,
+            elsewhere: Elsewhere {
+                authority: raw.evidence.time_stamp_authority,
+                witnesses: raw.evidence.witnesses,
+            },
             backup,
             certificate,
         };
@@ -184,9 +187,13 @@ impl Config {
                 relative.display()
             );
         }
-        let authority = self.time_stamp_authority.as_ref();
-        if authority.is_some_and(|url| !timestamp::is_url(url)) {
+        let authority = self.elsewhere.authority.as_ref();
+        if authority.is_some_and(|url| !http::is_url(url)) {
             bail!("evidence.time_stamp_authority must be http://HOST[:PORT]/PATH");
+        }
+        let mut witnesses = self.elsewhere.witnesses.iter();
+        if let Some(wrong) = witnesses.find(|url| !http::is_url(url)) {
+            bail!("evidence.witnesses: '{wrong}' must be http://HOST[:PORT]/PATH");
         }
         let every_h = self
             .backup
@@ -306,6 +313,7 @@ mod raw {
         pub(super) interval_s: u64,
         pub(super) copies: Vec<PathBuf>,
         pub(super) time_stamp_authority: Option<String>,
+        pub(super) witnesses: Vec<String>,
     }
 
     impl Default for Evidence {
@@ -314,6 +322,7 @@ mod raw {
                 interval_s: 300,
                 copies: Vec::new(),
                 time_stamp_authority: None,
+                witnesses: Vec::new(),
             }
         }
     }
@@ -384,6 +393,7 @@ mod tests {
                 "[evidence]\ntime_stamp_authority = 'https://x'",
                 "evidence.time_stamp_authority",
             ),
+            ("[evidence]\nwitnesses = ['x']", "evidence.witnesses"),
             ("[backup]\nto = '/b'", "backup.keys"),
             (
                 "[backup]\nto = '/b'\nkeys = '/k'\nevery_h = 0",

@@ -89,7 +89,7 @@ impl Server {
         tasks.spawn(evidence::run(
             running.core.clone(),
             config.interval,
-            config.time_stamp_authority,
+            config.elsewhere,
         ));
         Ok(Self {
             running,

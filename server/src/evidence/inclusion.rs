@@ -134,6 +134,15 @@ pub(crate) fn inclusions(
 }
 
 impl Seals {
+    /// Of two stretches that become one, the seals: these, and where there are none those of the first.
+    pub(crate) fn after(self, before: Self) -> Self {
+        Self {
+            all: self.all,
+            part: self.part.or(before.all).or(before.part),
+            stamped: self.stamped.or(before.stamped),
+        }
+    }
+
     /// Takes note of an interval, if it says more of the stretch than those before.
     fn consider(
         &mut self,

@@ -11,10 +11,11 @@
 //!    person has looked.
 
 mod check;
+pub(crate) mod http;
 mod inclusion;
 mod leaves;
 mod memory;
-pub(crate) mod timestamp;
+mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ use scrinium_segment::{durable, fault};
 use tracing::{error, info};
 
 pub(crate) use self::check::{Claims, check};
-pub(crate) use self::inclusion::{Inclusions, Seal, Stretch, inclusions};
+pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
 use self::leaves::Leaves;
 use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};
@@ -43,6 +44,22 @@ use crate::archive::Archive;
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::volume::{EVIDENCE_DIR, Volume};
+
+/// Who else sees checkpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Elsewhere {
+    /// Who time-stamps one a day (RFC 3161).
+    pub(crate) authority: Option<String>,
+    /// URLs that each one is posted to.
+    pub(crate) witnesses: Vec<String>,
+}
+
+/// A checkpoint that was just signed.
+struct Signed {
+    note: String,
+    /// There is no token of its day yet.
+    is_to_be_stamped: bool,
+}
 
 /// The intervals of a volume, and their tree.
 pub(crate) struct Evidence {
@@ -172,12 +189,11 @@ impl Evidence {
         (state.count, state.to_us)
     }
 
-    /// Seals the interval that ends now, and sends its checkpoint away. Returns the note of the first checkpoint
-    /// of a day, which is to be time-stamped.
+    /// Seals the interval that ends now, and copies its checkpoint.
     ///
     /// # Errors
     /// What is wrong, in a sentence.
-    fn work(&self, archive: &Archive, now_us: u64) -> Result<Option<String>, String> {
+    fn work(&self, archive: &Archive, now_us: u64) -> Result<Signed, String> {
         let sealed = self.seal(archive, now_us);
         let note = sealed.map_err(|error| {
             format!(
@@ -193,7 +209,47 @@ impl Evidence {
             Ok(path.try_exists()?)
         });
         let stamped = stamped.map_err(|error| format!("looking for today's token: {error:#}"))?;
-        Ok((!stamped).then_some(note))
+        let is_to_be_stamped = !stamped;
+        Ok(Signed {
+            note,
+            is_to_be_stamped,
+        })
+    }
+
+    /// Sends a checkpoint to whoever is to see it.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence for each.
+    async fn show(
+        &self,
+        elsewhere: &Elsewhere,
+        signed: &Signed,
+        now_us: u64,
+    ) -> Result<(), String> {
+        let mut failed = Vec::new();
+        for url in &elsewhere.witnesses {
+            let note = signed.note.clone().into_bytes();
+            if let Err(error) = http::post(url, "text/plain; charset=utf-8", note).await {
+                failed.push(format!(
+                    "a checkpoint was signed and did not reach the witness {url}: {error:#}. The next one is sent all the same."
+                ));
+            }
+        }
+        if let Some(url) = elsewhere
+            .authority
+            .as_ref()
+            .filter(|_| signed.is_to_be_stamped)
+            && let Err(error) = self.stamp(url, &signed.note, now_us).await
+        {
+            failed.push(format!(
+                "no time-stamp token came from {url}: {error:#}. It is asked again."
+            ));
+        }
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(failed.join(" "))
+        }
     }
 
     /// Asks for a token over a note, and keeps both, here and wherever copies go.
@@ -330,9 +386,8 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
     Ok(Some((note, checkpoint)))
 }
 
-/// Seals intervals until the task is dropped, and has one checkpoint a day time-stamped by `authority`; a
-/// failure is an alarm.
-pub(crate) async fn run(core: Arc<Core>, interval: Duration, authority: Option<String>) {
+/// Seals intervals until the task is dropped, and shows the checkpoints `elsewhere`; a failure is an alarm.
+pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewhere) {
     let mut told = None;
     let mut before = (clock::now(), clock::unix_us());
     loop {
@@ -357,20 +412,7 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, authority: Option<S
             tokio::task::spawn_blocking(work).await
         };
         let failed = match worked {
-            Ok(Ok(None)) => None,
-            Ok(Ok(Some(note))) => match &authority {
-                Some(url) => core
-                    .evidence
-                    .stamp(url, &note, now.1)
-                    .await
-                    .err()
-                    .map(|error| {
-                        format!(
-                            "no time-stamp token came from {url}: {error:#}. It is asked again."
-                        )
-                    }),
-                None => None,
-            },
+            Ok(Ok(signed)) => core.evidence.show(&elsewhere, &signed, now.1).await.err(),
             Ok(Err(failed)) => Some(failed),
             Err(error) => Some(error.to_string()),
         };

@@ -7,16 +7,11 @@
 //! What comes back is stored as it is, once it answers our question; whether its signature is to be believed is
 //! for whoever trusts that authority to check, with `openssl ts -verify`.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, bail};
-use axum::body::Body;
-use axum::http::{Request, Uri};
-use http_body_util::{BodyExt as _, Limited};
-use hyper_util::rt::TokioIo;
 use scrinium_protocol::kdf::sha256;
 use scrinium_segment::random;
-use tokio::net::TcpStream;
+
+use super::http;
 
 /// Asks the authority at `url` for a token over `note`.
 ///
@@ -25,41 +20,10 @@ use tokio::net::TcpStream;
 pub(super) async fn token(url: &str, note: &str) -> Result<Vec<u8>> {
     let digest = sha256(&[note.as_bytes()]);
     let nonce: [u8; 8] = random()?;
-    let asked = tokio::time::timeout(ANSWER_MAX, post(url, query(&digest, &nonce))).await;
-    let response = asked.context("it did not answer in time")??;
+    let query = query(&digest, &nonce);
+    let response = http::post(url, "application/timestamp-query", query).await?;
     check(&response, &digest, &nonce)?;
     Ok(response)
-}
-
-/// Whether `url` is one that [`token`] can ask.
-pub(crate) fn is_url(url: &str) -> bool {
-    let parsed: Option<Uri> = url.parse().ok();
-    parsed.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some())
-}
-
-async fn post(url: &str, body: Vec<u8>) -> Result<Vec<u8>> {
-    let uri: Uri = url.parse()?;
-    let host = uri.host().context("it has no host")?;
-    let port = uri.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::post(path)
-        .header("host", uri.authority().map_or(host, |own| own.as_str()))
-        .header("content-type", "application/timestamp-query")
-        .body(Body::from(body))?;
-    let response = sender.send_request(request).await?;
-    if !response.status().is_success() {
-        bail!("it answered {}", response.status());
-    }
-    let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
-        .collect()
-        .await;
-    connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!("reading its answer: {error}"))?;
-    Ok(body.to_bytes().to_vec())
 }
 
 /// A `TimeStampReq` for a SHA-256 digest, which asks for the authority's certificates too.
@@ -146,8 +110,6 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 const SHA256: &[u8] = &[
     0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01,
 ];
-const ANSWER_MAX: Duration = Duration::from_secs(30);
-const ANSWER_LEN_MAX: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -197,11 +159,5 @@ mod tests {
             let error = check(&answer, &digest, &nonce).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
-    }
-
-    #[test]
-    fn only_urls_that_can_be_asked_are_taken() {
-        assert!(is_url("http://tsa.example/tsr") && is_url("http://127.0.0.1:3161"));
-        assert!(!is_url("https://tsa.example") && !is_url("tsa.example") && !is_url(""));
     }
 }

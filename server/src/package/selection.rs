@@ -19,7 +19,7 @@ use crate::archive::container::Access;
 use crate::archive::{Archive, EVER, Extent};
 use crate::catalogue::records::StreamRecord;
 use crate::core::Core;
-use crate::evidence::{Inclusions, Seal, Stretch, inclusions};
+use crate::evidence::{Inclusions, Seal, Seals, Stretch, inclusions};
 use crate::index::lines::{Line, for_each_line};
 use crate::index::query::Query;
 use crate::index::search::{exclude_by_filter, matching_streams};
@@ -106,7 +106,7 @@ impl Selection {
             Some(stream) => BTreeSet::from([stream]),
             None => matching_streams(archive, names, &query),
         };
-        let extents = extents_of(archive, &streams, &query)?;
+        let extents = readable_extents(archive, &streams, &query)?;
         let mut runs = Vec::new();
         for (&id, extents) in &extents {
             let stream = archive.stream(id).context("a stream of the archive")?;
@@ -133,12 +133,24 @@ impl Selection {
         let server = core.signing.verifying_key();
         let stretches: Vec<Stretch> = self.runs.iter().map(|run| run.stretch).collect();
         let (seals, inclusions) = inclusions(&core.volume, &server, &stretches)?;
-        for (run, seals) in self.runs.iter_mut().zip(seals) {
+        let mut joined: Vec<(Run, Seals)> = Vec::new();
+        for (run, seals) in core::mem::take(&mut self.runs).into_iter().zip(seals) {
+            match joined.last_mut() {
+                // What leads to the end of one would show the beginning of the other again.
+                Some((before, of_before))
+                    if self.leads_into(before, of_before, &run, core, access) =>
+                {
+                    before.reach(run.extents.1, run.stretch.sequences.1);
+                    *of_before = seals.after(core::mem::take(of_before));
+                }
+                _ => joined.push((run, seals)),
+            }
+        }
+        for (mut run, seals) in joined {
             let mut last_seal = seals.part;
-            let extents = self.extents.get(&run.stream.id);
-            let extents = extents.map(Vec::as_slice).unwrap_or_default();
             if let Some(all) = seals.all {
                 let (last, until) = (run.extents.1, all.reached.next.0);
+                let extents = self.extents_of(&run);
                 // If what leads to it is not there any more, the last place before has to do.
                 if let Some(last) = extent_of_end(&core.archive, extents, last, until, access) {
                     run.extents.1 = last;
@@ -148,8 +160,33 @@ impl Selection {
             }
             run.seals.extend(seals.stamped);
             run.seals.extend(last_seal);
+            self.runs.push(run);
         }
         Ok(inclusions)
+    }
+
+    /// Whether the place where a run was sealed lies behind the beginning of the next one.
+    fn leads_into(
+        &self,
+        run: &Run,
+        seals: &Seals,
+        next: &Run,
+        core: &Core,
+        access: &Access,
+    ) -> bool {
+        let same =
+            (run.stretch.stream, run.stretch.epoch) == (next.stretch.stream, next.stretch.epoch);
+        let begin = next.stretch.sequences.0;
+        let until = seals.all.as_ref().map(|seal| seal.reached.next.0);
+        let extents = self.extents_of(run);
+        same && until.is_some_and(|until| until > begin)
+            && extent_of_end(&core.archive, extents, run.extents.1, begin, access).is_some()
+    }
+
+    /// All extents of a run's stream.
+    fn extents_of(&self, run: &Run) -> &[Extent] {
+        let extents = self.extents.get(&run.stream.id);
+        extents.map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Hands over every batch that is shown, in order.
@@ -164,8 +201,7 @@ impl Selection {
             // A run ends with a signature: batches before it may have lost theirs.
             let mut is_signed = true;
             let (first, last) = run.extents;
-            let extents = self.extents.get(&run.stream.id);
-            let extents = extents.and_then(|extents| extents.get(first..=last));
+            let extents = self.extents_of(run).get(first..=last);
             for extent in extents.context("the extents of a run")? {
                 for batch in &archive.read(extent, access)? {
                     let (first, after) = (batch.header.first.0, batch.header.next().0);
@@ -196,7 +232,7 @@ impl Selection {
 }
 
 /// The extents of streams, all of them for their order. What a query is about must be readable.
-fn extents_of(
+fn readable_extents(
     archive: &Archive,
     streams: &BTreeSet<StreamId>,
     query: &Query,

@@ -37,21 +37,12 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
     );
     lab.write("outside", checkpoint.as_bytes());
     let outside = lab.dir.join("outside");
-    let verify = |lab: &Lab, outside: Option<&Path>| {
-        let mut command = lab.server_command(&["verify"]);
-        if let Some(outside) = outside {
-            command.arg("--checkpoint").arg(outside);
-        }
-        let output = command.output().unwrap();
-        let said = text(&output.stdout) + &text(&output.stderr);
-        (output.status.code().unwrap(), said)
-    };
     // While the server runs, and when it does not.
-    let (code, said) = verify(&lab, Some(&outside));
+    let (code, said) = verify_with(&lab, Some(&outside));
     assert_eq!(code, 0, "{said}");
     lab.stop_agent("web1");
     lab.stop_server();
-    let (code, said) = verify(&lab, Some(&outside));
+    let (code, said) = verify_with(&lab, Some(&outside));
     assert!(
         code == 0 && !said.contains("; 0 sealed intervals"),
         "{said}"
@@ -61,8 +52,8 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
 
     // The whole volume as it was: nothing in it contradicts itself.
     restore(&lab, &early);
-    assert_eq!(verify(&lab, None).0, 0);
-    let (code, said) = verify(&lab, Some(&outside));
+    assert_eq!(verify_with(&lab, None).0, 0);
+    let (code, said) = verify_with(&lab, Some(&outside));
     assert!(
         code == 3 && said.contains("the rest was taken away"),
         "{said}"
@@ -81,8 +72,8 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
         },
     );
     lab.stop_server();
-    assert_eq!(verify(&lab, None).0, 0);
-    let (code, said) = verify(&lab, Some(&outside));
+    assert_eq!(verify_with(&lab, None).0, 0);
+    let (code, said) = verify_with(&lab, Some(&outside));
     assert!(
         code == 3 && said.contains("history was rewritten"),
         "{said}"
@@ -95,7 +86,7 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
         remove(&own);
         copy(&early.join(part), &own);
     }
-    let (code, said) = verify(&lab, None);
+    let (code, said) = verify_with(&lab, None);
     assert!(
         code == 3 && said.contains("entries that are not here"),
         "{said}"
@@ -105,14 +96,14 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
     restore(&lab, &whole);
     let files = files(&lab.data().join("evidence"));
     remove(files.last().unwrap());
-    let (code, said) = verify(&lab, None);
+    let (code, said) = verify_with(&lab, None);
     assert!(
         code == 3 && said.contains("the checkpoint of this archive does not match"),
         "{said}"
     );
     restore(&lab, &whole);
     remove(&files[0]);
-    let (code, said) = verify(&lab, None);
+    let (code, said) = verify_with(&lab, None);
     assert!(
         code == 3 && said.contains("does not follow the file before it"),
         "{said}"
@@ -132,7 +123,7 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
         .replacen("time 1", "time 2", 1);
     let mut file = std::fs::File::create(&own).unwrap();
     std::io::Write::write_all(&mut file, changed.as_bytes()).unwrap();
-    let (code, said) = verify(&lab, None);
+    let (code, said) = verify_with(&lab, None);
     assert!(
         code == 3 && said.contains("not signed by this server's key"),
         "{said}"
@@ -143,12 +134,12 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
     wait_until("the other server has one", Duration::from_secs(20), || {
         foreign.is_file()
     });
-    let (code, said) = verify(&lab, Some(&foreign));
+    let (code, said) = verify_with(&lab, Some(&foreign));
     assert!(
         code == 3 && said.contains("not signed by this server's key"),
         "{said}"
     );
-    assert_eq!(verify(&lab, Some(&outside)).0, 0);
+    assert_eq!(verify_with(&lab, Some(&outside)).0, 0);
 }
 
 /// A copy that cannot be made is not taken for one that was.
@@ -163,6 +154,43 @@ fn a_checkpoint_that_does_not_leave_the_machine_is_an_alarm() {
         "{alarm}"
     );
     assert_eq!(lab.verify().0, 0);
+}
+
+/// A witness that is away is an alarm; what it was shown is a checkpoint like any other that was kept.
+#[test]
+fn every_checkpoint_is_shown_to_a_witness() {
+    let mut lab = Lab::start("evidence-witness");
+    let (address, kept) = (free_address(), lab.dir.join("kept"));
+    std::fs::create_dir(&kept).unwrap();
+    let server = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
+    let config = format!("[evidence]\nwitnesses = [\"http://{address}/seen\"]\n");
+    lab.write("server.toml", (server + &config).as_bytes());
+    seal_every_second(&mut lab, &kept);
+    let alarm = lab.wait_for_alarm("evidence-stopped", "server");
+    assert!(alarm.contains("did not reach the witness"), "{alarm}");
+    let seen = lab.dir.join("seen.checkpoint");
+    let file = seen.clone();
+    answer_posts(address, move |note| {
+        let next = file.with_extension("next");
+        let mut written = std::fs::File::create(&next).unwrap();
+        written.write_all(note).unwrap();
+        let moved = Command::new("mv").arg(next).arg(&file).status();
+        assert!(moved.unwrap().success());
+        Vec::new()
+    });
+    wait_until("the witness is shown one", Duration::from_secs(20), || {
+        seen.try_exists().unwrap()
+    });
+    let note = std::fs::read_to_string(&seen).unwrap();
+    assert!(note.starts_with("scrinium/"), "{note}");
+    assert_eq!(verify_with(&lab, Some(&seen)).0, 0);
+    // Another history is told by what the witness saw.
+    lab.write(
+        "changed.checkpoint",
+        note.replacen('\n', "\n9", 1).as_bytes(),
+    );
+    let changed = lab.dir.join("changed.checkpoint");
+    assert_eq!(verify_with(&lab, Some(&changed)).0, 3);
 }
 
 /// Between the interval and its checkpoint, and with the file of the next intervals just begun.
@@ -315,47 +343,17 @@ impl Authority {
 
     /// Answers queries over HTTP for as long as the test runs.
     fn listen(&self, address: SocketAddr) {
-        let listener = TcpListener::bind(address).unwrap();
         let own = self.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _gone = own.answer(stream);
-            }
-        });
+        answer_posts(address, move |query| own.answer(query));
     }
 
-    fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream);
-        let (mut len, mut line) = (0, String::new());
-        while reader.read_line(&mut line)? > 2 {
-            let header = line.to_ascii_lowercase();
-            if let Some(value) = header.strip_prefix("content-length:") {
-                len = value.trim().parse().map_err(std::io::Error::other)?;
-            }
-            line.clear();
-        }
-        let mut query = vec![0; len];
-        reader.read_exact(&mut query)?;
-        std::fs::File::create(self.0.join("query"))?.write_all(&query)?;
-        let (done, said) = self.openssl(&[
-            "ts",
-            "-reply",
-            "-config",
-            "tsa.cnf",
-            "-queryfile",
-            "query",
-            "-out",
-            "reply",
-        ]);
+    fn answer(&self, query: &[u8]) -> Vec<u8> {
+        let mut file = std::fs::File::create(self.0.join("query")).unwrap();
+        file.write_all(query).unwrap();
+        let reply = "ts -reply -config tsa.cnf -queryfile query -out reply";
+        let (done, said) = self.openssl(&reply.split(' ').collect::<Vec<_>>());
         assert!(done, "{said}");
-        let reply = std::fs::read(self.0.join("reply"))?;
-        let head = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/timestamp-reply\r\ncontent-length: {}\r\n\r\n",
-            reply.len()
-        );
-        let mut stream = reader.into_inner();
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(&reply)
+        std::fs::read(self.0.join("reply")).unwrap()
     }
 
     fn accepts(&self, token: &Path, data: &Path) -> bool {
@@ -365,6 +363,49 @@ impl Authority {
         ])
         .0
     }
+}
+
+/// The exit code of `verify`, with a checkpoint that was kept, and all it says.
+fn verify_with(lab: &Lab, outside: Option<&Path>) -> (i32, String) {
+    let mut command = lab.server_command(&["verify"]);
+    if let Some(outside) = outside {
+        command.arg("--checkpoint").arg(outside);
+    }
+    let output = command.output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    (output.status.code().unwrap(), said)
+}
+
+/// Answers what is posted to an address for as long as the test runs.
+fn answer_posts(address: SocketAddr, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) {
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _gone = answer_post(stream, &answer);
+        }
+    });
+}
+
+fn answer_post(stream: TcpStream, answer: &dyn Fn(&[u8]) -> Vec<u8>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let (mut len, mut line) = (0, String::new());
+    while reader.read_line(&mut line)? > 2 {
+        let header = line.to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            len = value.trim().parse().map_err(std::io::Error::other)?;
+        }
+        line.clear();
+    }
+    let mut posted = vec![0; len];
+    reader.read_exact(&mut posted)?;
+    let answer = answer(&posted);
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+        answer.len()
+    );
+    let mut stream = reader.into_inner();
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(&answer)
 }
 
 fn seal_every_second(lab: &mut Lab, copies: &Path) {

@@ -170,6 +170,46 @@ fn a_package_by_a_query_proves_what_matches_and_tells_nothing_of_the_rest() {
     }
 }
 
+/// What lies far apart is shown in runs of their own, and nothing twice when one sealed place serves both.
+#[test]
+fn what_matches_far_apart_is_shown_once() {
+    let mut lab = Lab::start("export-apart");
+    lab.stop_server();
+    let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
+    let config = config + "[evidence]\ninterval_s = 12\n";
+    lab.write("server.toml", config.as_bytes());
+    lab.start_server();
+    ship_a_line(&mut lab, "web1", "NEEDLE first\n");
+    let path = lab.dir.join("logs-web1/app.log");
+    lab.start_agent("web1");
+    // Each a batch of its own.
+    for n in 0..24 {
+        append(&path).write_all(b"of no interest\n").unwrap();
+        wait_until("it is archived", PATIENCE, || {
+            lab.count("\"of no interest\"") == n + 1
+        });
+    }
+    append(&path).write_all(b"NEEDLE second\n").unwrap();
+    wait_until("the last is archived", PATIENCE, || {
+        lab.count("NEEDLE") == 2
+    });
+    lab.stop_agent("web1");
+    let package = lab.dir.join("package.tar");
+    let mut said = String::new();
+    wait_until("both are sealed", PATIENCE, || {
+        let _first = std::fs::remove_file(&package);
+        export(&lab, &["--query", "NEEDLE"]);
+        said = verify(&package, &[]).1;
+        said.contains("2 entries of") && !said.contains("nothing was sealed over them yet")
+    });
+    let (code, said) = verify(&package, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let parts = lab.dir.join("parts");
+    unpack(&package, &parts);
+    let log = std::fs::read(parts.join("log.txt")).unwrap();
+    assert_eq!(text(&log), "NEEDLE first\nNEEDLE second\n");
+}
+
 /// Only the recipient reads it; whoever else has it is told so.
 #[test]
 fn a_package_for_a_recipient_is_read_by_nobody_else() {

@@ -81,7 +81,7 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_named_and_the_rest_is_serve
         assert!(
             report.contains(&name)
                 && report.contains("web1")
-                && report.contains(".log")
+                && report.contains(" stream ")
                 && report.contains("sequence"),
             "{report}"
         );
