@@ -575,7 +575,10 @@ mod tests {
     fn a_block_of_each_version_is_the_same_for_ever() {
         let batches = batches(&[&[b"one\n", b"two\n"], &[b"three\n"]]);
         let digest = |raw: &[u8]| data_encoding::HEXLOWER.encode(&sha256(&[raw]));
-        assert_eq!(digest(&encode_packed(&batches).unwrap()), "TODO");
+        assert_eq!(
+            digest(&encode_packed(&batches).unwrap()),
+            "132a2487f7d14c53fb8a9d99985955ab8bb4ad2eb6b3f86193c0854ad387ac53"
+        );
         assert_eq!(
             digest(&encode_verbatim(&batches)),
             "256f5813397df28124bfec94da6c95cc0f90c914fdb5173e1aa72614981bf5f9"
