@@ -339,6 +339,8 @@ impl Uplink {
             up.writer.abort();
         }
         self.shipper.handle_disconnected(error);
+        // Between two sessions, however soon the next begins.
+        self.shipper.review_configuration(clock::now());
         let wait = if error.is::<Refused>() {
             jittered(BACKOFF_REFUSED)
         } else {
