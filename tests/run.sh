@@ -8,7 +8,7 @@
 #   SCRINIUM_TEST_FILES=100000   follow so many old files, not 15,000
 #   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
 #   SCRINIUM_TEST_WORLDS=100000  live through more than 10,000 simulated worlds
-#   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls, 12 while days go by, and 2 at each step of upkeep
+#   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls, 16 while days go by, and 2 at each step of upkeep
 #   SCRINIUM_TEST_YEARS=10       live through more than one simulated year of retention
 #   SCRINIUM_TEST_LOGS=DIR       take the lines of the tests from real logs instead of built-in ones
 #

@@ -25,7 +25,7 @@ fn power_cuts_during_sealing_compaction_deletion_and_backup_lose_and_repeat_noth
         return;
     };
     rig.days.lab.start_server();
-    for _ in 0..rounds(12) {
+    for _ in 0..rounds(16) {
         rig.write();
         let mut backup = rig.backup().spawn().unwrap();
         rig.compact_sometimes();
