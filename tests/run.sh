@@ -20,12 +20,12 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "tools"
 missing=""
-for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux nft:nftables tc:iproute2 logrotate:logrotate openssl:openssl mkfs.ext4:e2fsprogs swtpm:swtpm curl:curl python3:python3-venv; do
+for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils unshare:util-linux nft:nftables tc:iproute2 logrotate:logrotate openssl:openssl mkfs.ext4:e2fsprogs swtpm:swtpm curl:curl python3:python3-venv ssh:openssh-client sshd:openssh-server; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing $(echo "${pair##*:}" | tr , " ")"
 done
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
+        apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
             echo "SKIPPED: could not install$missing; the tests that need them do nothing and say so"
     else
         echo "SKIPPED: not installed and not ours to install:$missing; the tests that need them do nothing and say so"
@@ -34,10 +34,11 @@ else
     echo "all there"
 fi
 
-# An independent Noise implementation for the interoperation test, in a place of its own.
-if [ ! -x target/interop/bin/python ] || ! target/interop/bin/python -c "import noise.connection" 2>/dev/null; then
-    { python3 -m venv target/interop && target/interop/bin/pip -q install noiseprotocol==0.3.1; } >/dev/null 2>&1 ||
-        echo "SKIPPED: could not install noiseprotocol; its interoperation test does nothing and says so"
+# Peers for the interoperation tests, in a place of their own: a Noise implementation, an S3, a mailbox.
+if [ ! -x target/interop/bin/python ] || ! target/interop/bin/python -c "import noise.connection, moto, flask_cors, aiosmtpd" 2>/dev/null; then
+    { python3 -m venv target/interop && target/interop/bin/pip -q install noiseprotocol==0.3.1 \
+        moto==5.2.5 flask==3.1.3 flask-cors==6.0.5 aiosmtpd==1.4.6; } >/dev/null 2>&1 ||
+        echo "SKIPPED: could not install noiseprotocol, moto and aiosmtpd; the tests that need them do nothing and say so"
 fi
 
 step "format"

@@ -57,5 +57,7 @@ impl Audit {
 
 /// The trail of certificates of deletion.
 pub(crate) const DELETIONS: &str = "deletions";
+/// What is left of each day in numbers.
+pub(crate) const STATISTICS: &str = "statistics";
 const STREAM: &str = "audit";
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

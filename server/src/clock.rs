@@ -45,7 +45,6 @@ impl Day {
     }
 
     /// Its first µs.
-    #[cfg(test)]
     pub(crate) fn begin_us(self) -> u64 {
         u64::from(self.0) * DAY_US
     }

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use lettre::message::Mailbox;
 use scrinium_segment::cipher::Cipher;
 
-use crate::evidence::{Elsewhere, http};
+use crate::backup::target::Location;
+use crate::evidence::{Correspondence, Elsewhere, http};
+use crate::mail::Relay;
 
 /// The server's configuration. Every field is checked.
 #[derive(Clone, Debug)]
@@ -46,7 +49,7 @@ pub struct Config {
 /// A backup that is made by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Backup {
-    pub(crate) to: String,
+    pub(crate) to: Location,
     pub(crate) keys: PathBuf,
     pub(crate) every: Duration,
 }
@@ -113,13 +116,24 @@ impl Config {
         };
         let backup = match (raw.backup.to, raw.backup.keys) {
             (Some(to), Some(keys)) => Some(Backup {
-                to,
+                to: Location::parse(&to).context("backup.to")?,
                 keys,
                 every: Duration::from_secs(raw.backup.every_h.saturating_mul(3600)),
             }),
             (None, None) => None,
             (Some(_), None) => bail!("backup.keys must be given with backup.to"),
             (None, Some(_)) => bail!("backup.to must be given with backup.keys"),
+        };
+        let mail_to = raw.evidence.mail_to.iter().map(|to| {
+            let mailbox: Result<Mailbox, _> = to.parse();
+            mailbox.with_context(|| format!("evidence.mail_to: '{to}'"))
+        });
+        let mail_to = mail_to.collect::<Result<Vec<Mailbox>>>()?;
+        let relay = raw.mail.relay()?;
+        let correspondence = match (relay, mail_to.is_empty()) {
+            (Some(relay), false) => Some(Correspondence { relay, to: mail_to }),
+            (None, false) => bail!("mail.relay must be given with evidence.mail_to"),
+            (_, true) => None,
         };
         let config = Self {
             sl: raw.listen.sl,
@@ -147,6 +161,7 @@ impl Config {
             elsewhere: Elsewhere {
                 authority: raw.evidence.time_stamp_authority,
                 witnesses: raw.evidence.witnesses,
+                correspondence,
             },
             backup,
             certificate,
@@ -189,11 +204,11 @@ impl Config {
         }
         let authority = self.elsewhere.authority.as_ref();
         if authority.is_some_and(|url| !http::is_url(url)) {
-            bail!("evidence.time_stamp_authority must be http://HOST[:PORT]/PATH");
+            bail!("evidence.time_stamp_authority must be http://HOST[:PORT]/PATH, or https");
         }
         let mut witnesses = self.elsewhere.witnesses.iter();
         if let Some(wrong) = witnesses.find(|url| !http::is_url(url)) {
-            bail!("evidence.witnesses: '{wrong}' must be http://HOST[:PORT]/PATH");
+            bail!("evidence.witnesses: '{wrong}' must be http://HOST[:PORT]/PATH, or https");
         }
         let every_h = self
             .backup
@@ -225,6 +240,24 @@ impl Config {
     }
 }
 
+impl raw::Mail {
+    /// The relay, if one is named.
+    fn relay(self) -> Result<Option<Relay>> {
+        let account = match (self.user, self.password_file) {
+            (Some(user), Some(file)) => Some((user, file)),
+            (None, None) => None,
+            (Some(_), None) => bail!("mail.password_file must be given with mail.user"),
+            (None, Some(_)) => bail!("mail.user must be given with mail.password_file"),
+        };
+        match (self.relay, self.from) {
+            (Some(url), Some(from)) => Relay::new(url, &from, account).map(Some),
+            (None, None) => Ok(None),
+            (Some(_), None) => bail!("mail.from must be given with mail.relay"),
+            (None, Some(_)) => bail!("mail.relay must be given with mail.from"),
+        }
+    }
+}
+
 /// The file, field for field. Nothing outside this file sees these types.
 mod raw {
     use std::path::PathBuf;
@@ -237,6 +270,7 @@ mod raw {
         pub(super) archive: Archive,
         pub(super) evidence: Evidence,
         pub(super) backup: Backup,
+        pub(super) mail: Mail,
         pub(super) console: Console,
     }
 
@@ -314,6 +348,7 @@ mod raw {
         pub(super) copies: Vec<PathBuf>,
         pub(super) time_stamp_authority: Option<String>,
         pub(super) witnesses: Vec<String>,
+        pub(super) mail_to: Vec<String>,
     }
 
     impl Default for Evidence {
@@ -323,6 +358,7 @@ mod raw {
                 copies: Vec::new(),
                 time_stamp_authority: None,
                 witnesses: Vec::new(),
+                mail_to: Vec::new(),
             }
         }
     }
@@ -343,6 +379,15 @@ mod raw {
                 every_h: 24,
             }
         }
+    }
+
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Mail {
+        pub(super) relay: Option<String>,
+        pub(super) from: Option<String>,
+        pub(super) user: Option<String>,
+        pub(super) password_file: Option<PathBuf>,
     }
 
     #[derive(Default, serde::Deserialize)]
@@ -390,15 +435,23 @@ mod tests {
             ("[evidence]\ninterval_s = 301", "evidence.interval_s"),
             ("[evidence]\ncopies = ['x']", "evidence.copies"),
             (
-                "[evidence]\ntime_stamp_authority = 'https://x'",
+                "[evidence]\ntime_stamp_authority = 'ftp://x'",
                 "evidence.time_stamp_authority",
             ),
             ("[evidence]\nwitnesses = ['x']", "evidence.witnesses"),
             ("[backup]\nto = '/b'", "backup.keys"),
+            ("[backup]\nto = 'ftp://b/c'\nkeys = '/k'", "backup.to"),
             (
                 "[backup]\nto = '/b'\nkeys = '/k'\nevery_h = 0",
                 "backup.every_h",
             ),
+            ("[evidence]\nmail_to = ['a@b']", "mail.relay"),
+            ("[evidence]\nmail_to = ['nobody']", "evidence.mail_to"),
+            ("[mail]\nrelay = 'smtp://r'", "mail.from"),
+            ("[mail]\nrelay = 'http://r'\nfrom = 'a@b'", "mail.relay"),
+            ("[mail]\nrelay = 'smtp://r'\nfrom = 'a'", "mail.from"),
+            ("[mail]\nuser = 'u'", "mail.password_file"),
+            ("[mail]\npassword_file = '/p'", "mail.user"),
             ("[console]\nkey = '/k'", "console.certificate"),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());

@@ -23,6 +23,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::config::Config;
 use crate::evidence::Evidence;
+use crate::links::Links;
 use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
 use crate::policy::Policy;
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
+    pub(crate) links: Links,
     pub(crate) audit: Audit,
     pub(crate) ingest: ingest::Queue,
     pub(crate) upkeep: UpkeepQueue,
@@ -126,6 +128,7 @@ impl Running {
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone())?,
             accounts: Accounts::load(catalogue.clone())?,
+            links: Links::load(catalogue.clone())?,
             audit,
             archive,
             policy,

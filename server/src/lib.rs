@@ -24,8 +24,11 @@ mod evidence;
 pub mod formats;
 pub mod index;
 mod ingest;
+mod links;
 mod listener;
 mod local;
+mod mail;
+mod measure;
 mod package;
 mod policy;
 mod present;
@@ -33,6 +36,7 @@ mod session;
 mod silence;
 #[cfg(test)]
 mod simulation;
+mod statistics;
 mod verification;
 mod volume;
 mod wrap;
@@ -47,6 +51,8 @@ use tracing_subscriber::EnvFilter;
 #[must_use]
 pub fn main() -> ExitCode {
     scrinium_segment::process::refuse_core_dumps();
+    // Libraries that ask for the process's provider get the one that everything here uses.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let cli = commands::Cli::parse();
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

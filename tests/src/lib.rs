@@ -11,6 +11,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod console;
 pub mod corpus;
 pub mod days;
 pub mod disk;
@@ -18,6 +19,7 @@ pub mod fuzz;
 pub mod lab;
 pub mod network;
 pub mod package;
+pub mod peers;
 pub mod proxy;
 pub mod random;
 pub mod refusals;

@@ -21,12 +21,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use data_encoding::HEXLOWER;
 use scrinium_segment::{Kind, durable, fault, segment_name};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use self::target::Target;
+use self::target::{Location, Target};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::upkeep::Upkeep;
 use crate::catalogue::records::{
@@ -36,6 +34,7 @@ use crate::catalogue::{Row, Stored as _};
 use crate::clock;
 use crate::config;
 use crate::core::{Core, OWN_NAME};
+use crate::measure::Measure;
 use crate::volume::{ARCHIVE_DIR, EVIDENCE_DIR, SLOTS_FILE, Volume};
 
 /// One backup: the files of the volume, and the objects they are made of.
@@ -130,17 +129,17 @@ pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
 }
 
 /// Makes a backup of the running server.
-pub(crate) async fn create(core: &Arc<Core>, to: &str, keys: &Path) -> Result<Done> {
-    let target = Target::open(to)?;
+pub(crate) async fn create(core: &Arc<Core>, to: &Location, keys: &Path) -> Result<Done> {
     ensure!(
-        keys.is_absolute() && !keys.starts_with(target.dir()),
+        keys.is_absolute() && !to.holds(keys),
         "--keys '{}' must be an absolute path, and not in the backup: whoever has both can read what was deleted since",
         keys.display()
     );
     let active = crate::control::policy::roll(core).await?;
     let snapshot = core.upkeep.ask(active, Upkeep::snapshot).await?;
-    let (core, keys) = (core.clone(), keys.to_owned());
-    tokio::task::spawn_blocking(move || write(&core, &target, &keys, &snapshot)).await?
+    let (core, to, keys) = (core.clone(), to.clone(), keys.to_owned());
+    let work = move || write(&core, &Target::open(&to)?, &keys, &snapshot);
+    tokio::task::spawn_blocking(work).await?
 }
 
 impl Upkeep {
@@ -242,14 +241,8 @@ fn write(core: &Core, target: &Target, keys: &Path, snapshot: &Snapshot) -> Resu
     };
     let key = volume.key("backup keys");
     copy::write(&file, &key, generation.number, &manifest, &snapshot.keys)?;
-    let keys_dir = keys.parent().context("--keys must name a file")?;
-    Target::open(&keys_dir.display().to_string())?.put(
-        &keys
-            .file_name()
-            .context("--keys must name a file")?
-            .to_string_lossy(),
-        &file,
-    )?;
+    durable::create_dir(keys.parent().context("--keys must name a file")?)?;
+    target::copy(&file, keys)?;
     durable::remove(&file)?;
     fault::point("server: backup keys written");
     let name = segment_name(Kind::Copy, generation.number);
@@ -290,7 +283,7 @@ fn prune(target: &Target, volume: &Volume, scratch: &Path, newest: &Generation) 
 }
 
 /// Checks the newest backup: every object is there as it was copied, and the keys file opens every day.
-pub(crate) fn verify(volume: &Volume, from: &str, keys: &Path) -> Result<Done> {
+pub(crate) fn verify(volume: &Volume, from: &Location, keys: &Path) -> Result<Done> {
     let target = Target::open(from)?;
     let scratch = volume.scratch_dir();
     let (generation, rows) =
@@ -303,9 +296,10 @@ pub(crate) fn verify(volume: &Volume, from: &str, keys: &Path) -> Result<Done> {
         let name = &object.name;
         done.objects += 1;
         done.bytes += object.len;
-        match digest_of(&target.dir().join(name)) {
-            Ok((_, sha256)) if sha256 == object.sha256 => {}
-            Ok(_) => done
+        let mut measure = Measure::default();
+        match target.read(name, &mut measure) {
+            Ok(()) if measure.finish().1 == object.sha256 => {}
+            Ok(()) => done
                 .findings
                 .push(format!("{name} is not what was copied there")),
             Err(error) => done.findings.push(format!("{name}: {error:#}")),
@@ -328,7 +322,7 @@ pub(crate) fn verify(volume: &Volume, from: &str, keys: &Path) -> Result<Done> {
 }
 
 /// Makes the volume of a backup on this machine, in `dir`, which must hold none.
-pub(crate) fn restore(dir: &Path, from: &str, keys: &Path, shares: &[String]) -> Result<Done> {
+pub(crate) fn restore(dir: &Path, from: &Location, keys: &Path, shares: &[String]) -> Result<Done> {
     let target = Target::open(from)?;
     durable::create_dir(dir)?;
     ensure!(
@@ -337,7 +331,10 @@ pub(crate) fn restore(dir: &Path, from: &str, keys: &Path, shares: &[String]) ->
         dir.display()
     );
     // The slots come last for anybody else: until then the directory is no volume.
-    let volume = Volume::adopt(dir, &target.dir().join(SLOTS_FILE), shares)?;
+    let slots = dir.join(FOREIGN_SLOTS_FILE);
+    target.get(SLOTS_FILE, &slots)?;
+    let volume = Volume::adopt(dir, &slots, shares)?;
+    durable::remove(&slots)?;
     let scratch = volume.scratch_dir();
     let (generation, rows) =
         latest(&target, &volume, &scratch)?.context("there is no backup in it")?;
@@ -467,21 +464,13 @@ fn evidence_files(volume: &Volume) -> Result<Vec<PathBuf>> {
 fn digest_of(path: &Path) -> Result<(u64, String)> {
     let mut file =
         std::fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut len = 0;
-    loop {
-        let read = std::io::Read::read(&mut file, &mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        digest.update(buffer.get(..read).unwrap_or_default());
-        len += read as u64;
-    }
-    let sha256: [u8; 32] = digest.finalize().into();
-    Ok((len, HEXLOWER.encode(&sha256)))
+    let mut measure = Measure::default();
+    std::io::copy(&mut file, &mut measure)?;
+    Ok(measure.finish())
 }
 
+/// The slots of a backup, until they are bound to this machine.
+const FOREIGN_SLOTS_FILE: &str = "volume.json.foreign";
 /// How often it is looked whether a backup is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
 const GENERATIONS: &str = "generations";

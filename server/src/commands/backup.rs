@@ -2,25 +2,26 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use serde_json::Value;
 
 use super::{Data, client, close, read_shares, say};
 use crate::backup;
+use crate::backup::target::Location;
 use crate::control::{self, BackupRequest};
 use crate::present::human_bytes;
 
 #[derive(Subcommand)]
 pub(super) enum Backup {
-    /// Copies what is new to a directory, while the server runs, and replaces the keys file.
+    /// Copies what is new, while the server runs, and replaces the keys file.
     #[command(
         after_help = "Example: scrinium-server backup create --to /mnt/nas/scrinium --keys /mnt/safe/scrinium.keys"
     )]
     Create {
         #[command(flatten)]
         data: Data,
-        /// Directory of the backup.
+        /// Where to: a directory, s3://BUCKET[/PREFIX] or sftp://[USER@]HOST[:PORT]/DIR.
         #[arg(long)]
         to: String,
         /// The file with the keys of days, somewhere else: each backup replaces it, so that what was deleted
@@ -87,7 +88,9 @@ impl Backup {
                 json,
             } => {
                 let shares = read_shares(shares)?;
-                let done = backup::restore(&data.data, &from, &keys, &shares)?;
+                let from = Location::parse(&from).context("--from")?;
+                let restore = move || backup::restore(&data.data, &from, &keys, &shares);
+                let done = tokio::task::spawn_blocking(restore).await??;
                 (serde_json::to_value(done)?, json)
             }
         };

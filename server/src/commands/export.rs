@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{Data, client, close, time};
+use super::{Data, client, close, say, time};
 use crate::control::export::ExportRequest;
-use crate::control::{Client, copy_to};
+use crate::control::links::Link;
+use crate::control::{Client, copy_to, json_of};
 
 #[derive(clap::Args)]
 pub(super) struct Export {
@@ -49,8 +50,11 @@ pub(super) struct Export {
     #[arg(long)]
     recipient: Option<String>,
     /// File to write, which must not exist; - for standard output.
-    #[arg(long)]
-    out: PathBuf,
+    #[arg(long, required_unless_present = "link")]
+    out: Option<PathBuf>,
+    /// Makes a link instead, which the console lets be downloaded for 31 days.
+    #[arg(long, conflicts_with_all = ["out", "opening"])]
+    link: bool,
     /// The word of an opening of the second container.
     #[arg(long)]
     opening: Option<String>,
@@ -75,10 +79,22 @@ impl Export {
             opening: self.opening,
         };
         let (client, running) = client(&self.data).await?;
-        let written = write(&client, &request, &self.out).await;
+        let written = match &self.out {
+            Some(out) => write(&client, &request, out).await,
+            None => link(&client, &request).await,
+        };
         close(client, running).await;
         written
     }
+}
+
+async fn link(client: &Client, request: &ExportRequest) -> Result<()> {
+    let made = json_of(client.post("/links/make", request).await?).await?;
+    let link: Link = serde_json::from_value(made)?;
+    say(&format!(
+        "{} on the console, until {}",
+        link.path, link.until
+    ))
 }
 
 async fn write(client: &Client, request: &ExportRequest, path: &Path) -> Result<()> {

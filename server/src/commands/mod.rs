@@ -6,6 +6,7 @@ mod container;
 pub(crate) mod demo;
 mod export;
 mod fsck;
+mod link;
 mod policy;
 mod run;
 mod volume;
@@ -24,6 +25,7 @@ use self::agent::{Agent, Alarm};
 use self::backup::Backup;
 use self::container::Container;
 use self::export::Export;
+use self::link::Link;
 use self::policy::Policy;
 use self::volume::{Bind, VolumeCommand, hand_out};
 use crate::accounts::{Accounts, random_password};
@@ -142,6 +144,9 @@ enum Command {
         after_help = "Examples: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -\n          scrinium-server export --query 203.0.113.7 --from 2026-01-01 --to 2026-02-01 --authority 'Procura di Roma' --out package.tar"
     )]
     Export(Export),
+    /// Download links: `export --link` makes one.
+    #[command(subcommand, after_help = "Example: scrinium-server link list")]
+    Link(Link),
     /// Recomputes every root, chain and signature; exits 3 when the archive is not whole. Works on a
     /// stopped server's volume too.
     #[command(after_help = "Example: scrinium-server verify --data /var/lib/scrinium/server")]
@@ -289,6 +294,7 @@ impl Command {
                 }
             }
             Self::Export(export) => export.run().await?,
+            Self::Link(link) => link.run().await?,
             Self::Verify {
                 data,
                 checkpoints,

@@ -14,7 +14,9 @@ use crate::config::Config;
 use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
 use crate::volume::Volume;
-use crate::{backup, certificates, console, control, evidence, listener, silence, verification};
+use crate::{
+    backup, certificates, console, control, evidence, listener, silence, statistics, verification,
+};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
@@ -82,6 +84,7 @@ impl Server {
         tasks.spawn(silence::watch(running.core.clone()));
         tasks.spawn(certificates::run(running.core.clone()));
         tasks.spawn(copies::run(running.core.clone()));
+        tasks.spawn(statistics::run(running.core.clone()));
         tasks.spawn(verification::nightly(running.core.clone()));
         if let Some(backup) = config.backup {
             tasks.spawn(backup::run(running.core.clone(), backup));

@@ -85,6 +85,12 @@ fn router(core: Arc<Core>) -> Router {
         .route("/search", get(pages::search::page))
         .route("/search/raw", get(pages::search::raw))
         .route("/export", get(pages::search::export))
+        .route(
+            "/downloads",
+            get(pages::downloads::page).post(pages::downloads::make),
+        )
+        .route("/downloads/{id}", get(pages::downloads::fetch))
+        .route("/downloads/{id}/end", post(pages::downloads::end))
         .route("/api/v1/search", get(pages::search::api))
         .route("/api/v1/agents", get(pages::agents::api))
         .route("/api/v1/alarms", get(pages::overview::alarms_api))

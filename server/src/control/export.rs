@@ -51,6 +51,24 @@ pub(crate) struct ExportRequest {
 }
 
 impl ExportRequest {
+    /// What is wanted, in a line: a source, or a query.
+    pub(crate) fn subject(&self) -> String {
+        match (&self.agent, &self.path) {
+            (Some(agent), Some(path)) => format!("{agent} {path}"),
+            _ => self.query.clone().unwrap_or_default(),
+        }
+    }
+
+    /// What it is called when it is a file.
+    pub(crate) fn file_name(&self) -> &'static str {
+        match (self.format.as_str(), self.recipient.is_some()) {
+            ("raw", false) => "scrinium.log",
+            ("raw", true) => "scrinium.log.age",
+            (_, false) => "scrinium-package.tar",
+            (_, true) => "scrinium-package.tar.age",
+        }
+    }
+
     /// A package with everything that it can hold.
     pub(crate) fn package(language: Language) -> Self {
         Self {
@@ -120,6 +138,11 @@ impl ExportRequest {
         given
             .filter_map(|(field, value)| Some((field, value?)))
             .collect()
+    }
+
+    /// Whether it can be asked for.
+    pub(crate) fn check(&self, core: &Core) -> Result<()> {
+        self.order(core, BTreeMap::new()).map(drop)
     }
 
     fn order(&self, core: &Core, about: BTreeMap<&'static str, String>) -> Result<Order> {

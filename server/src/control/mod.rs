@@ -5,6 +5,7 @@
 
 pub(crate) mod container;
 pub(crate) mod export;
+pub(crate) mod links;
 pub(crate) mod policy;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use crate::agents::NewAgent;
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{EVER, verify};
 use crate::backup;
+use crate::backup::target::Location;
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::{Core, OWN_NAME};
@@ -90,6 +92,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route("/search", post(handle_search))
         .route("/export", post(export::handle))
+        .route("/links", get(links::handle_list))
+        .route("/links/make", post(links::handle_make))
+        .route("/links/end", post(links::handle_end))
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/compact", post(handle_compact))
@@ -228,7 +233,10 @@ pub(crate) async fn copy_to(response: Response, out: &mut (dyn Write + Send)) ->
     let mut body = response.into_body();
     let mut copied = 0;
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.context("the export is not complete")?.into_data() {
+        if let Ok(data) = frame
+            .context("the export is not complete; the server's own log says why")?
+            .into_data()
+        {
             out.write_all(&data)?;
             copied += data.len() as u64;
         }
@@ -313,7 +321,8 @@ async fn handle_backup(
 ) -> Result<Json<backup::Done>, Failure> {
     let BackupRequest { location, keys } = request;
     audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
-    Ok(Json(backup::create(&core, &location, &keys).await?))
+    let to = Location::parse(&location).context("--to")?;
+    Ok(Json(backup::create(&core, &to, &keys).await?))
 }
 
 async fn handle_backup_verify(
@@ -321,9 +330,10 @@ async fn handle_backup_verify(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     let BackupRequest { location, keys } = request;
+    let from = Location::parse(&location).context("--from")?;
     let verify = {
         let core = core.clone();
-        move || backup::verify(&core.volume, &location, &keys)
+        move || backup::verify(&core.volume, &from, &keys)
     };
     let done = tokio::task::spawn_blocking(verify).await??;
     let detail = json!({ "generation": done.generation, "findings": done.findings.len() });
@@ -473,7 +483,7 @@ async fn audit(core: &Core, action: &str, detail: Value) -> Result<()> {
 }
 
 /// Writes down what `actor` does; it must not be done when that fails.
-async fn audit_as(core: &Core, actor: &str, action: &str, detail: Value) -> Result<()> {
+pub(crate) async fn audit_as(core: &Core, actor: &str, action: &str, detail: Value) -> Result<()> {
     if core.audit.record(actor, action, detail).await {
         return Ok(());
     }

@@ -1,19 +1,17 @@
-//! Asking others over HTTP. What they are asked, and what they answer, proves itself: nobody on the way can gain by
-//! changing it.
+//! Asking others over HTTP or HTTPS. What they are asked, and what they answer, proves itself: nobody on the way can
+//! gain by changing it. Whoever asks for HTTPS gets what this machine trusts, nothing else.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use axum::body::Body;
-use axum::http::{Request, Uri};
-use http_body_util::{BodyExt as _, Limited};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use anyhow::{Context as _, Result, ensure};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Url};
 
 /// Whether `url` is one that [`post`] can ask.
 pub(crate) fn is_url(url: &str) -> bool {
-    let parsed: Option<Uri> = url.parse().ok();
-    parsed.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some())
+    let parsed = Url::parse(url);
+    parsed.is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
 }
 
 /// Posts `body` and reads what is answered.
@@ -21,33 +19,23 @@ pub(crate) fn is_url(url: &str) -> bool {
 /// # Errors
 /// Nobody answers in time, or with success.
 pub(super) async fn post(url: &str, content_type: &str, body: Vec<u8>) -> Result<Vec<u8>> {
-    let asked = tokio::time::timeout(ANSWER_MAX, exchange(url, content_type, body)).await;
-    asked.context("it did not answer in time")?
-}
-
-async fn exchange(url: &str, content_type: &str, body: Vec<u8>) -> Result<Vec<u8>> {
-    let uri: Uri = url.parse()?;
-    let host = uri.host().context("it has no host")?;
-    let port = uri.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::post(path)
-        .header("host", uri.authority().map_or(host, |own| own.as_str()))
-        .header("content-type", content_type)
-        .body(Body::from(body))?;
-    let response = sender.send_request(request).await?;
-    if !response.status().is_success() {
-        bail!("it answered {}", response.status());
+    let client = Client::builder()
+        .timeout(ANSWER_MAX)
+        .redirect(Policy::none());
+    let request = client.build()?.post(url).header(CONTENT_TYPE, content_type);
+    let mut response = request
+        .body(body)
+        .send()
+        .await
+        .map_err(reqwest::Error::without_url)?;
+    let status = response.status();
+    ensure!(status.is_success(), "it answered {status}");
+    let mut answer = Vec::new();
+    while let Some(chunk) = response.chunk().await.context("reading its answer")? {
+        answer.extend_from_slice(&chunk);
+        ensure!(answer.len() <= ANSWER_LEN_MAX, "its answer is too long");
     }
-    let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
-        .collect()
-        .await;
-    connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!("reading its answer: {error}"))?;
-    Ok(body.to_bytes().to_vec())
+    Ok(answer)
 }
 
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -60,6 +48,7 @@ mod tests {
     #[test]
     fn only_urls_that_can_be_asked_are_taken() {
         assert!(is_url("http://tsa.example/tsr") && is_url("http://127.0.0.1:3161"));
-        assert!(!is_url("https://tsa.example") && !is_url("tsa.example") && !is_url(""));
+        assert!(is_url("https://tsa.example"));
+        assert!(!is_url("ftp://tsa.example") && !is_url("tsa.example") && !is_url(""));
     }
 }

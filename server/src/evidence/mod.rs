@@ -14,6 +14,7 @@ mod check;
 pub(crate) mod http;
 mod inclusion;
 mod leaves;
+mod letter;
 mod memory;
 mod timestamp;
 
@@ -38,6 +39,8 @@ use tracing::{error, info};
 pub(crate) use self::check::{Claims, check};
 pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
 use self::leaves::Leaves;
+pub(crate) use self::letter::Correspondence;
+use self::letter::Enclosed;
 use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
@@ -52,6 +55,8 @@ pub(crate) struct Elsewhere {
     pub(crate) authority: Option<String>,
     /// URLs that each one is posted to.
     pub(crate) witnesses: Vec<String>,
+    /// Who gets one a day by mail.
+    pub(crate) correspondence: Option<Correspondence>,
 }
 
 /// A checkpoint that was just signed.
@@ -245,6 +250,17 @@ impl Evidence {
                 "no time-stamp token came from {url}: {error:#}. It is asked again."
             ));
         }
+        if let Some(correspondence) = &elsewhere.correspondence {
+            let mailed = match self.enclosed(signed, now_us) {
+                Ok(enclosed) => correspondence.write(&self.dir, enclosed).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = mailed {
+                failed.push(format!(
+                    "today's checkpoint was not mailed: {error:#}. It is tried again."
+                ));
+            }
+        }
         if failed.is_empty() {
             Ok(())
         } else {
@@ -256,7 +272,7 @@ impl Evidence {
     async fn stamp(&self, url: &str, note: &str, now_us: u64) -> Result<()> {
         let token = timestamp::token(url, note).await?;
         let day = day(now_us)?;
-        let name = self.origin.replace('/', "-");
+        let name = self.name();
         let own = [(self.dir.clone(), day.clone())];
         let elsewhere = self
             .copies
@@ -269,6 +285,28 @@ impl Evidence {
         }
         info!(day, "today's checkpoint is time-stamped");
         Ok(())
+    }
+
+    /// What today's letter holds: the checkpoint that was stamped, if one was, else the one just signed.
+    fn enclosed(&self, signed: &Signed, now_us: u64) -> Result<Enclosed> {
+        let day = day(now_us)?;
+        let (mut note, mut token) = (signed.note.clone(), None);
+        let stamp = self.dir.join(format!("{day}.tsr"));
+        if stamp.try_exists()? {
+            note = std::fs::read_to_string(stamp.with_extension("checkpoint"))?;
+            token = Some(std::fs::read(stamp)?);
+        }
+        Ok(Enclosed {
+            name: self.name(),
+            day,
+            note,
+            token,
+        })
+    }
+
+    /// What files of it are called elsewhere.
+    fn name(&self) -> String {
+        self.origin.replace('/', "-")
     }
 
     /// Seals the interval that ends now; returns the signed checkpoint.
@@ -329,7 +367,7 @@ impl Evidence {
     /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
     fn copy(&self, note: &str, time_us: u64) -> Result<()> {
         let day = day(time_us)?;
-        let name = self.origin.replace('/', "-");
+        let name = self.name();
         for dir in &self.copies {
             for file in [
                 format!("{name}.checkpoint"),

@@ -46,6 +46,7 @@ use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
 use crate::evidence::Inclusions;
+use crate::measure::Measure;
 use crate::present::{self, View};
 
 /// What somebody asks for.
@@ -245,11 +246,11 @@ impl PackageWriter<'_> {
             self.write_rows(table, piece, &mut rows)?;
             write_batch(piece, &mut compressor, &mut batches)
         })?;
-        let mut members = vec![log.member("log.txt", Content::Log)];
+        let mut members = vec![Member::measured("log.txt", log, Content::Log)];
         if let Some(name) = table.member() {
-            members.push(rows.member(name, Content::Table(table)));
+            members.push(Member::measured(name, rows, Content::Table(table)));
         }
-        members.push(batches.member("batches.bin", Content::Batches));
+        members.push(Member::measured("batches.bin", batches, Content::Batches));
         Ok((totals, members))
     }
 
@@ -445,35 +446,15 @@ impl Member {
             content: Content::Bytes(bytes),
         }
     }
-}
 
-/// Counts and hashes what is written to it.
-#[derive(Default)]
-struct Measure {
-    len: u64,
-    digest: Sha256,
-}
-
-impl Measure {
-    fn member(self, name: &str, content: Content) -> Member {
-        Member {
+    fn measured(name: &str, measure: Measure, content: Content) -> Self {
+        let (len, sha256) = measure.finish();
+        Self {
             name: name.to_owned(),
-            len: self.len,
-            sha256: HEXLOWER.encode(&self.digest.finalize()),
+            len,
+            sha256,
             content,
         }
-    }
-}
-
-impl Write for Measure {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.len += bytes.len() as u64;
-        self.digest.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use scrinium_protocol::identity::{AgentId, StreamKind};
 use crate::agents::{Agents, check_name};
 use crate::archive::container::parse_recipient;
 use crate::archive::retention::Reason;
+use crate::audit::STATISTICS;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
     ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, OfficerRecord, PolicySettings,
@@ -56,11 +57,13 @@ impl Policy {
         for class in catalogue.load::<ClassRecord>()? {
             state.classes.insert(class.name.clone(), class);
         }
-        if state.classes.is_empty() {
-            let classes = first_classes();
+        // A volume of an earlier version gets those that came since.
+        let mut classes = first_classes();
+        classes.retain(|class| !state.classes.contains_key(&class.name));
+        if !classes.is_empty() {
             catalogue.write(|changes| classes.iter().try_for_each(|class| changes.put(class)))?;
             let named = classes.into_iter().map(|class| (class.name.clone(), class));
-            state.classes = named.collect();
+            state.classes.extend(named);
         }
         let rules = catalogue.load::<RulesRecord>()?.pop().unwrap_or_default();
         state.rules = compiled(rules.rules)?;
@@ -114,7 +117,12 @@ impl Policy {
 
     fn class_of(&self, owner: &Owner, kind: StreamKind, name: &str) -> String {
         if kind == StreamKind::Audit {
-            return AUDIT_CLASS.to_owned();
+            let class = if name == STATISTICS {
+                STATISTICS_CLASS
+            } else {
+                AUDIT_CLASS
+            };
+            return class.to_owned();
         }
         let state = self.read();
         let rule = state.rules.iter().find(|(rule, pattern)| {
@@ -157,8 +165,8 @@ impl Policy {
         let state = self.read();
         let officer = state.officers.get(&group.tenant)?;
         let class = state.classes.get(&group.class)?;
-        // What the server did has to be read by whoever runs it.
-        let is_old = today > group.day.plus(class.operations_days) && group.class != AUDIT_CLASS;
+        // What the server did has to be read by whoever runs it; numbers say nothing of anybody.
+        let is_old = today > group.day.plus(class.operations_days) && !is_own_class(&group.class);
         is_old.then(|| officer.recipient.clone())
     }
 
@@ -298,8 +306,9 @@ impl Policy {
                 rule.class
             );
             ensure!(
-                rule.class != AUDIT_CLASS,
-                "class '{AUDIT_CLASS}' is for the server's own trail"
+                !is_own_class(&rule.class),
+                "class '{}' is for what the server itself writes",
+                rule.class
             );
         }
         let compiled = compiled(rules.clone())?;
@@ -379,7 +388,13 @@ fn first_classes() -> Vec<ClassRecord> {
         class(GENERAL_CLASS, 1, 365, 365),
         class("administrators", 183, 365, 365),
         class(AUDIT_CLASS, 365, 1826, 3653),
+        class(STATISTICS_CLASS, 1, 3653, DAYS_MAX),
     ]
+}
+
+/// Whether no rule may name a class.
+fn is_own_class(class: &str) -> bool {
+    [AUDIT_CLASS, STATISTICS_CLASS].contains(&class)
 }
 
 fn compiled(rules: Vec<RuleRecord>) -> Result<Vec<(RuleRecord, GlobMatcher)>> {
@@ -401,6 +416,8 @@ fn pattern(text: &str) -> Result<GlobMatcher> {
 pub(crate) const GENERAL_CLASS: &str = "general";
 /// The class of what the server did.
 pub(crate) const AUDIT_CLASS: &str = "audit";
+/// The class of anonymous statistics.
+pub(crate) const STATISTICS_CLASS: &str = "statistics";
 /// Days after the end of a contract, when nothing else was agreed.
 pub(crate) const GRACE_DAYS: u32 = 15;
 /// How long the first of two persons is waited with.

@@ -5,6 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use age::secrecy::ExposeSecret as _;
+use scrinium_tests::console::Console;
 use scrinium_tests::days::{Days, ship_a_line};
 use scrinium_tests::lab::{Lab, PASSWORD, text};
 use scrinium_tests::{has_tool, wait_until};
@@ -75,7 +76,7 @@ fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
     let lab = &mut days.lab;
     assert_eq!(lab.count("MARKEROLD"), 0);
 
-    let session = SignedIn::new(lab);
+    let session = Console::sign_in(lab, PASSWORD);
     let by_the_api = |opening: &str| {
         let found = session.get(&format!("/api/v1/search?range=all&q=MARKEROLD{opening}"));
         let found: serde_json::Value = serde_json::from_str(&found).unwrap();
@@ -162,42 +163,6 @@ fn after_three_months_only_the_officer_reads_for_a_purpose_and_a_while() {
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
     assert!(report.contains("; 0 entries in the second"), "{report}");
-}
-
-/// Somebody who signed in to the console.
-struct SignedIn {
-    console: String,
-    cookies: String,
-}
-
-impl SignedIn {
-    fn new(lab: &Lab) -> Self {
-        let session = Self {
-            console: format!("https://{}", lab.console),
-            cookies: lab.dir.join("cookies").to_str().unwrap().to_owned(),
-        };
-        let form = format!("password={PASSWORD}");
-        let form = ["-d", "user=admin", "--data-urlencode", &form];
-        session.curl("/sign-in", &[&form[..], &["-c", &session.cookies]].concat());
-        session
-    }
-
-    fn get(&self, path: &str) -> String {
-        self.curl(path, &["-b", &self.cookies])
-    }
-
-    fn curl(&self, path: &str, words: &[&str]) -> String {
-        let mut curl = std::process::Command::new("curl");
-        let url = format!("{}{path}", self.console);
-        text(
-            &curl
-                .args(["-sk", &url])
-                .args(words)
-                .output()
-                .unwrap()
-                .stdout,
-        )
-    }
 }
 
 /// The day of receipt of what the laboratory has, as the policy names it.

@@ -1,14 +1,18 @@
 //! What was sealed must be there as it was, and a checkpoint kept elsewhere says so even against whoever holds
 //! the server and all its keys.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use scrinium_tests::lab::{Lab, free_address, text};
 use scrinium_tests::package::{unpack, verify};
+use scrinium_tests::peers::MailServer;
 use scrinium_tests::writer::append;
 use scrinium_tests::{has_tool, wait_until};
 
@@ -122,7 +126,7 @@ fn what_was_taken_back_or_away_is_seen_by_a_checkpoint_that_was_kept() {
         .unwrap()
         .replacen("time 1", "time 2", 1);
     let mut file = std::fs::File::create(&own).unwrap();
-    std::io::Write::write_all(&mut file, changed.as_bytes()).unwrap();
+    file.write_all(changed.as_bytes()).unwrap();
     let (code, said) = verify_with(&lab, None);
     assert!(
         code == 3 && said.contains("not signed by this server's key"),
@@ -156,6 +160,60 @@ fn a_checkpoint_that_does_not_leave_the_machine_is_an_alarm() {
     assert_eq!(lab.verify().0, 0);
 }
 
+/// A letter a day, to whom the configuration names; a relay that is not trusted gets none, and is an alarm.
+#[test]
+fn a_checkpoint_a_day_is_mailed() {
+    let mut lab = Lab::start("evidence-mail");
+    let Some(mut server) = MailServer::new(&lab.dir) else {
+        return;
+    };
+    server.listen();
+    let kept = lab.dir.join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
+    let mail = format!(
+        "[mail]\nrelay = \"{}\"\nfrom = \"Scrinium <scrinium@example.org>\"\n",
+        server.url()
+    );
+    let to = "[evidence]\nmail_to = [\"officer@example.org\"]\n";
+    lab.write("server.toml", (config + &mail + to).as_bytes());
+    seal_every_second(&mut lab, &kept);
+    let alarm = lab.wait_for_alarm("evidence-stopped", "server");
+    assert!(
+        alarm.contains("was not mailed") && alarm.contains("certificate"),
+        "{alarm}"
+    );
+    assert_eq!(server.letters(), Vec::<PathBuf>::new());
+
+    lab.server_environment = vec![server.environment()];
+    for _ in 0..2 {
+        lab.stop_server();
+        lab.start_server();
+        wait_until("a letter comes", Duration::from_secs(20), || {
+            server.letters().len() == 1
+        });
+        let sealed = || sealed(&kept);
+        let before = sealed();
+        wait_until("more is sealed", Duration::from_secs(20), || {
+            sealed() >= before + 3
+        });
+    }
+    let letters = server.letters();
+    assert_eq!(letters.len(), 1);
+    let opened = lab.dir.join("opened");
+    MailServer::open(&letters[0], &opened);
+    let subject = std::fs::read_to_string(opened.join("subject")).unwrap();
+    assert!(subject.contains(": checkpoint of 20"), "{subject}");
+    let enclosed = files(&opened)
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|e| e == "checkpoint"))
+        .unwrap();
+    assert_eq!(verify_with(&lab, Some(&enclosed)).0, 0);
+    let name = enclosed.file_name().unwrap().to_str().unwrap();
+    let said = std::fs::read_to_string(opened.join("text")).unwrap();
+    assert!(said.contains(&format!("--checkpoint {name}")), "{said}");
+}
+
 /// A witness that is away is an alarm; what it was shown is a checkpoint like any other that was kept.
 #[test]
 fn every_checkpoint_is_shown_to_a_witness() {
@@ -163,14 +221,19 @@ fn every_checkpoint_is_shown_to_a_witness() {
     let (address, kept) = (free_address(), lab.dir.join("kept"));
     std::fs::create_dir(&kept).unwrap();
     let server = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
-    let config = format!("[evidence]\nwitnesses = [\"http://{address}/seen\"]\n");
+    let url = format!("https://localhost:{}/seen", address.port());
+    let config = format!("[evidence]\nwitnesses = [\"{url}\"]\n");
+    let (tls, certificate) = tls_server();
+    lab.write("witness.pem", certificate.as_bytes());
+    let trusted = lab.dir.join("witness.pem").display().to_string();
+    lab.server_environment = vec![("SSL_CERT_FILE".into(), trusted)];
     lab.write("server.toml", (server + &config).as_bytes());
     seal_every_second(&mut lab, &kept);
     let alarm = lab.wait_for_alarm("evidence-stopped", "server");
     assert!(alarm.contains("did not reach the witness"), "{alarm}");
     let seen = lab.dir.join("seen.checkpoint");
     let file = seen.clone();
-    answer_posts(address, move |note| {
+    answer_posts(address, Some(tls), move |note| {
         let next = file.with_extension("next");
         let mut written = std::fs::File::create(&next).unwrap();
         written.write_all(note).unwrap();
@@ -200,14 +263,7 @@ fn a_crash_while_an_interval_is_sealed_leaves_evidence_that_goes_on() {
     let kept = lab.dir.join("kept");
     std::fs::create_dir(&kept).unwrap();
     seal_every_second(&mut lab, &kept);
-    let sealed = || {
-        checkpoint_in(&kept)
-            .lines()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-    };
+    let sealed = || sealed(&kept);
     for point in [
         "server: interval durable",
         "segment: created#2",
@@ -344,7 +400,7 @@ impl Authority {
     /// Answers queries over HTTP for as long as the test runs.
     fn listen(&self, address: SocketAddr) {
         let own = self.clone();
-        answer_posts(address, move |query| own.answer(query));
+        answer_posts(address, None, move |query| own.answer(query));
     }
 
     fn answer(&self, query: &[u8]) -> Vec<u8> {
@@ -365,6 +421,12 @@ impl Authority {
     }
 }
 
+/// How many intervals the checkpoint in a directory says.
+fn sealed(dir: &Path) -> u64 {
+    let note = checkpoint_in(dir);
+    note.lines().nth(1).unwrap().parse().unwrap()
+}
+
 /// The exit code of `verify`, with a checkpoint that was kept, and all it says.
 fn verify_with(lab: &Lab, outside: Option<&Path>) -> (i32, String) {
     let mut command = lab.server_command(&["verify"]);
@@ -376,17 +438,44 @@ fn verify_with(lab: &Lab, outside: Option<&Path>) -> (i32, String) {
     (output.status.code().unwrap(), said)
 }
 
+/// What a server at `localhost` needs to speak TLS, and the certificate that is to be trusted.
+fn tls_server() -> (Arc<ServerConfig>, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (Arc::new(config), made.cert.pem())
+}
+
 /// Answers what is posted to an address for as long as the test runs.
-fn answer_posts(address: SocketAddr, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) {
+fn answer_posts(
+    address: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static,
+) {
     let listener = TcpListener::bind(address).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let _gone = answer_post(stream, &answer);
+            let _gone = match &tls {
+                None => answer_post(stream, &answer),
+                Some(config) => {
+                    let connection = ServerConnection::new(config.clone()).unwrap();
+                    answer_post(StreamOwned::new(connection, stream), &answer)
+                }
+            };
         }
     });
 }
 
-fn answer_post(stream: TcpStream, answer: &dyn Fn(&[u8]) -> Vec<u8>) -> std::io::Result<()> {
+fn answer_post<S: Read + Write>(
+    stream: S,
+    answer: &dyn Fn(&[u8]) -> Vec<u8>,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     let (mut len, mut line) = (0, String::new());
     while reader.read_line(&mut line)? > 2 {
@@ -405,7 +494,8 @@ fn answer_post(stream: TcpStream, answer: &dyn Fn(&[u8]) -> Vec<u8>) -> std::io:
     );
     let mut stream = reader.into_inner();
     stream.write_all(head.as_bytes())?;
-    stream.write_all(&answer)
+    stream.write_all(&answer)?;
+    stream.flush()
 }
 
 fn seal_every_second(lab: &mut Lab, copies: &Path) {
@@ -427,7 +517,7 @@ fn seal_every_second(lab: &mut Lab, copies: &Path) {
 fn write(lab: &Lab, log: &Path, round: u32) {
     let before = std::fs::metadata(log).map_or(0, |file| file.len());
     let lines = format!("round {round}\n").repeat(100);
-    std::io::Write::write_all(&mut append(log), lines.as_bytes()).unwrap();
+    append(log).write_all(lines.as_bytes()).unwrap();
     let len = usize::try_from(before).unwrap() + lines.len();
     lab.wait_for_bytes("web1", log, len, Duration::from_secs(20));
     let kept = lab.dir.join("kept");

@@ -16,7 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::noise::{CipherState, HandshakeState, KeyPair, Pattern, Role};
-use scrinium_tests::skipped;
+use scrinium_tests::peers::python_tool;
 
 /// One end of a Noise conversation.
 trait Peer {
@@ -261,11 +261,7 @@ struct Python {
 impl Python {
     fn start(pattern: Pattern, role: Role) -> Option<Box<dyn Peer>> {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-        let python = format!("{root}/target/interop/bin/python");
-        if !std::path::PathBuf::from(&python).is_file() {
-            skipped("noiseprotocol is not installed in target/interop; tests/run.sh does that");
-            return None;
-        }
+        let python = python_tool("python")?;
         let hex = |bytes: &[u8]| HEXLOWER.encode(bytes);
         let has_statics = pattern == Pattern::XKpsk3;
         let own = if has_statics {

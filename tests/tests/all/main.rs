@@ -7,6 +7,7 @@
 )]
 
 mod backup;
+mod backup_elsewhere;
 mod browser;
 mod ciphers;
 mod conserved;
@@ -24,6 +25,7 @@ mod fuzz_corpus;
 mod identity;
 mod interop;
 mod link;
+mod links;
 mod machine;
 mod outage;
 mod package;
@@ -36,6 +38,7 @@ mod service;
 mod soak;
 mod sources;
 mod spool;
+mod statistics;
 mod structure;
 mod syslog;
 mod tamper;

@@ -174,7 +174,8 @@ impl Rig {
                 assert!(lab.export("web1", path) == *bytes, "{}", path.display());
             } else {
                 wait_until("what is due is gone", PATIENCE, || {
-                    lab.export("web1", path).is_empty()
+                    let exported = lab.try_export("web1", path);
+                    exported.status.success() && exported.stdout.is_empty()
                 });
             }
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod configuration;
+pub(crate) mod downloads;
 pub(crate) mod enrol;
 pub(crate) mod overview;
 pub(crate) mod search;

@@ -56,6 +56,7 @@ struct SearchPage {
     rows: Vec<Row>,
     download: String,
     package: String,
+    link: String,
 }
 
 struct Row {
@@ -103,6 +104,7 @@ pub(crate) async fn page(
         rows: Vec::new(),
         download: format!("/search/raw?q={}&range={range}", encode(&params.q)),
         package: String::new(),
+        link: format!("/downloads?q={}", encode(&params.q)),
     };
     let names = core.agent_names();
     let params = Params {
@@ -149,6 +151,8 @@ pub(crate) async fn page(
     page.package = format!("/export?q={}", encode(&params.q));
     if range != "all" {
         page.package.push_str(&format!("&from_us={}", range_us.0));
+        let day = format_time(range_us.0, "%Y-%m-%d");
+        page.link.push_str(&format!("&from={day}"));
     }
     page.count = t.number(found.count);
     page.shown = page.rows.len();

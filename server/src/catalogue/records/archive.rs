@@ -1,0 +1,264 @@
+//! What is archived, what opens it, and what was deleted.
+
+use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
+use serde::{Deserialize, Serialize};
+
+use super::{StoredSecret, codec, hex};
+use crate::catalogue::Stored;
+use crate::clock::Day;
+
+/// A stream and where it stood when the last log was archived.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct StreamRecord {
+    #[serde(with = "codec")]
+    pub(crate) id: StreamId,
+    #[serde(with = "codec")]
+    pub(crate) agent: AgentId,
+    #[serde(with = "stream_kind")]
+    pub(crate) kind: StreamKind,
+    pub(crate) name: String,
+    #[serde(with = "codec")]
+    pub(crate) position: StreamPosition,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    /// When its last batch was received.
+    pub(crate) last_us: u64,
+}
+
+impl Stored for StreamRecord {
+    const KIND: u8 = 5;
+
+    fn name(&self) -> Vec<u8> {
+        self.id.encoded()
+    }
+}
+
+/// What is kept and forgotten together: one day of one class of one tenant.
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub(crate) struct Group {
+    pub(crate) tenant: String,
+    pub(crate) class: String,
+    pub(crate) day: Day,
+}
+
+/// A sealed segment of the archive; what lies where in it, its own index says.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct SegmentRecord {
+    /// Never given twice.
+    pub(crate) number: u64,
+    pub(crate) group: Group,
+    /// Bytes of the file; one more or less is tampering.
+    pub(crate) len: u64,
+    /// Tag of its header; another file of the same number is noticed.
+    #[serde(with = "hex")]
+    pub(crate) tag: [u8; 16],
+    /// Where its index lies: offset, length and index of the record.
+    pub(crate) index: (u64, u32, u64),
+    /// Collection times of its entries, Unix µs.
+    pub(crate) times_us: (u64, u64),
+    pub(crate) entries: u64,
+    /// Bytes of its entries.
+    pub(crate) bytes: u64,
+    /// The logs it was made of, first and last.
+    pub(crate) logs: (u64, u64),
+    /// It holds a whole day, compressed harder.
+    pub(crate) compacted: bool,
+}
+
+impl Stored for SegmentRecord {
+    const KIND: u8 = 6;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// How far the archive is; one row.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct ArchiveMark {
+    /// Logs up to here were sealed, and are gone.
+    pub(crate) log: u64,
+    /// The last segment number that was given.
+    pub(crate) segment: u64,
+    /// The last certificate number that was given.
+    #[serde(default)]
+    pub(crate) certificate: u64,
+}
+
+impl Stored for ArchiveMark {
+    const KIND: u8 = 8;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+/// A segment that is no longer the archive's, and whose file may still be there.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct RemovedSegment {
+    pub(crate) number: u64,
+}
+
+impl Stored for RemovedSegment {
+    const KIND: u8 = 9;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// The key of a log, gone with it.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct LogKey {
+    pub(crate) number: u64,
+    pub(crate) key: StoredSecret,
+}
+
+impl Stored for LogKey {
+    const KIND: u8 = 10;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// A customer whose logs are kept apart.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct TenantRecord {
+    pub(crate) name: String,
+    /// Wraps the keys of its days.
+    pub(crate) key: StoredSecret,
+}
+
+impl Stored for TenantRecord {
+    const KIND: u8 = 11;
+
+    fn name(&self) -> Vec<u8> {
+        self.name.clone().into_bytes()
+    }
+}
+
+/// The keys of a group, wrapped under its tenant's.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct GroupKeys {
+    pub(crate) group: Group,
+    pub(crate) keys: WrappedKeys,
+}
+
+/// What is left of the keys of a group.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) enum WrappedKeys {
+    /// The key all its streams' keys come from.
+    Whole(String),
+    /// Some streams were forgotten: the keys of the others, one by one.
+    Streams(Vec<(String, String)>),
+    /// In the second container: under the officer's key.
+    Sealed(SealedKeys),
+}
+
+/// The keys of a group that the server alone cannot open.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct SealedKeys {
+    /// The officer's age recipient.
+    pub(crate) recipient: String,
+    /// An age file with the key of this container, in base 64.
+    pub(crate) key: String,
+    /// Its streams, and their keys under that.
+    pub(crate) streams: Vec<(String, String)>,
+}
+
+impl Stored for GroupKeys {
+    const KIND: u8 = 12;
+
+    fn name(&self) -> Vec<u8> {
+        let Group { tenant, class, day } = &self.group;
+        format!("{tenant}\0{class}\0{day}").into_bytes()
+    }
+}
+
+/// The last verification that was not of a range; one row.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct VerificationRecord {
+    pub(crate) time_us: u64,
+    pub(crate) whole: bool,
+    pub(crate) findings: u64,
+    /// When every byte was verified last.
+    pub(crate) full_us: u64,
+    /// The segments that were found as they were sealed.
+    pub(crate) segments: Vec<u64>,
+}
+
+impl Stored for VerificationRecord {
+    const KIND: u8 = 22;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+/// What was deleted of a stream, as far as its chain went through it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PrunedRecord {
+    #[serde(with = "codec")]
+    pub(crate) stream: StreamId,
+    pub(crate) ranges: Vec<PrunedRange>,
+}
+
+/// Entries of one epoch that were deleted together.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PrunedRange {
+    #[serde(with = "codec")]
+    pub(crate) epoch: Epoch,
+    /// Sequences, end excluded.
+    pub(crate) sequences: (u64, u64),
+    /// The chain head after them.
+    #[serde(with = "codec")]
+    pub(crate) head: Head,
+    /// The last certificate that says so.
+    pub(crate) certificate: u64,
+}
+
+impl Stored for PrunedRecord {
+    const KIND: u8 = 16;
+
+    fn name(&self) -> Vec<u8> {
+        self.stream.encoded()
+    }
+}
+
+/// A certificate of deletion; kept for a while after it is in the archive's own trail, which a backup may not
+/// have of the same day.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct CertificateRecord {
+    pub(crate) number: u64,
+    /// The signed text, one line.
+    pub(crate) text: String,
+    /// Where the trail stood when it was sent there: behind that, it is in it.
+    pub(crate) published_at: Option<u64>,
+    pub(crate) made_us: u64,
+}
+
+impl Stored for CertificateRecord {
+    const KIND: u8 = 17;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+mod stream_kind {
+    use scrinium_protocol::identity::StreamKind;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(kind: &StreamKind, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u8(kind.to_byte())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<StreamKind, D::Error> {
+        let byte = u8::deserialize(d)?;
+        StreamKind::from_byte(byte).map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,179 @@
+//! Download links: what somebody asked for once, to be fetched for 31 days by whoever may sign in.
+//!
+//! ```text
+//! what is asked for ─▶ LinkRecord ─▶ each download: the package, made anew
+//! ```
+//!
+//! Invariants:
+//! 1. A link holds no entry. What was deleted since it was made is in no download; what came since is not either.
+//! 2. A download is in the audit trail, and counted, before its first byte.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+use axum::body::Body;
+use data_encoding::BASE32_NOPAD;
+use scrinium_segment::random;
+use serde_json::json;
+
+use crate::catalogue::Catalogue;
+use crate::catalogue::records::LinkRecord;
+use crate::clock::{self, DAY_US};
+use crate::control::export::{self, ExportRequest};
+use crate::core::Core;
+
+/// Every link, those that are over too.
+pub(crate) struct Links {
+    catalogue: Arc<Catalogue>,
+    state: Mutex<BTreeMap<String, LinkRecord>>,
+}
+
+/// What a link gives.
+pub(crate) enum Fetched {
+    Package(Body),
+    /// Its time is over, or somebody ended it.
+    Over,
+    Unknown,
+}
+
+impl Links {
+    pub(crate) fn load(catalogue: Arc<Catalogue>) -> Result<Self> {
+        let links = catalogue.load::<LinkRecord>()?.into_iter();
+        let state = links.map(|link| (link.id.clone(), link)).collect();
+        Ok(Self {
+            catalogue,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The links, newest first.
+    pub(crate) fn list(&self) -> Vec<LinkRecord> {
+        let mut links: Vec<LinkRecord> = self.lock().values().cloned().collect();
+        links.sort_by_key(|link| core::cmp::Reverse(link.made_us));
+        links
+    }
+
+    fn add(&self, link: &LinkRecord) -> Result<()> {
+        let mut state = self.lock();
+        let is_past = |old: &&LinkRecord| old.end_us + REMEMBERED_US < link.made_us;
+        let past: Vec<LinkRecord> = state.values().filter(is_past).cloned().collect();
+        ensure!(
+            state.len() - past.len() < LINKS_MAX,
+            "there are {LINKS_MAX} links; no more are made before some are {} days old",
+            (LIFE_US + REMEMBERED_US) / DAY_US
+        );
+        self.catalogue.write(|changes| {
+            past.iter().try_for_each(|old| changes.remove(old))?;
+            changes.put(link)
+        })?;
+        state.retain(|_, old| !is_past(&&*old));
+        state.insert(link.id.clone(), link.clone());
+        Ok(())
+    }
+
+    /// Changes a link, durably; returns it as it is then.
+    fn change(&self, id: &str, change: impl FnOnce(&mut LinkRecord)) -> Result<LinkRecord> {
+        let mut state = self.lock();
+        let mut link = state.get(id).context("there is no such link")?.clone();
+        change(&mut link);
+        self.catalogue.put(&link)?;
+        state.insert(id.to_owned(), link.clone());
+        Ok(link)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, LinkRecord>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LinkRecord {
+    /// Whether it gives nothing any more.
+    pub(crate) fn is_over(&self, now_us: u64) -> bool {
+        self.end_us <= now_us
+    }
+
+    /// Where it is on the console.
+    pub(crate) fn path(&self) -> String {
+        format!("/downloads/{}", self.id)
+    }
+}
+
+/// Makes a link for what is asked for, as far as it is there now.
+pub(crate) async fn make(core: &Core, mut request: ExportRequest, by: &str) -> Result<LinkRecord> {
+    ensure!(
+        request.opening.is_none(),
+        "a link outlives an opening of the second container; give --opening to the download"
+    );
+    let now_us = clock::unix_us();
+    request.to_us = Some(request.to_us.unwrap_or(now_us).min(now_us));
+    request.check(core)?;
+    let word: [u8; 20] = random()?;
+    let link = LinkRecord {
+        id: BASE32_NOPAD.encode(&word).to_lowercase(),
+        request,
+        by: by.to_owned(),
+        made_us: now_us,
+        end_us: now_us + LIFE_US,
+        downloads: 0,
+        last_us: 0,
+    };
+    audit(core, by, "link made", &link).await?;
+    core.links.add(&link)?;
+    Ok(link)
+}
+
+/// Begins a download for `by`. `opening` is the word of an opening of the second container.
+pub(crate) async fn fetch(
+    core: Arc<Core>,
+    id: &str,
+    opening: Option<String>,
+    by: &str,
+) -> Result<Fetched> {
+    let found = core.links.lock().get(id).cloned();
+    let Some(link) = found else {
+        return Ok(Fetched::Unknown);
+    };
+    if link.is_over(clock::unix_us()) {
+        return Ok(Fetched::Over);
+    }
+    audit(&core, by, "link used", &link).await?;
+    let link = core.links.change(id, |link| {
+        link.downloads += 1;
+        link.last_us = clock::unix_us();
+    })?;
+    let request = ExportRequest {
+        opening,
+        ..link.request
+    };
+    let body = export::begin(core, request, by).await?;
+    Ok(Fetched::Package(body))
+}
+
+/// Ends a link before its time.
+pub(crate) async fn end(core: &Core, id: &str, by: &str) -> Result<LinkRecord> {
+    let found = core.links.lock().get(id).cloned();
+    let link = found.context("there is no such link")?;
+    audit(core, by, "link ended", &link).await?;
+    core.links.change(id, |link| {
+        link.end_us = link.end_us.min(clock::unix_us());
+    })
+}
+
+async fn audit(core: &Core, by: &str, action: &str, link: &LinkRecord) -> Result<()> {
+    let LinkRecord {
+        id,
+        by: made_by,
+        downloads,
+        ..
+    } = link;
+    let until = crate::present::rfc3339(link.end_us);
+    let detail = json!({ "link": id, "made_by": made_by, "until": until, "downloads": downloads });
+    crate::control::audit_as(core, by, action, detail).await
+}
+
+/// How long a link gives something.
+pub(crate) const LIFE_US: u64 = 31 * DAY_US;
+/// How long it is then still said to be over, and not unknown.
+const REMEMBERED_US: u64 = 365 * DAY_US;
+const LINKS_MAX: usize = 10_000;

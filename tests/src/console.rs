@@ -1,0 +1,84 @@
+//! Somebody who signed in to the console, without a browser.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::lab::{Lab, text};
+
+/// A session of the administrator.
+#[derive(Debug)]
+pub struct Console {
+    address: String,
+    cookies: String,
+}
+
+impl Console {
+    /// Signs in; takes curl.
+    #[must_use]
+    pub fn sign_in(lab: &Lab, password: &str) -> Self {
+        let session = Self {
+            address: format!("https://{}", lab.console),
+            cookies: lab.dir.join("cookies").to_str().unwrap().to_owned(),
+        };
+        let form = format!("password={password}");
+        let words = [
+            "-d",
+            "user=admin",
+            "--data-urlencode",
+            &form,
+            "-c",
+            &session.cookies,
+        ];
+        let _page = session.curl("/sign-in", &words);
+        session
+    }
+
+    /// A page.
+    #[must_use]
+    pub fn get(&self, path: &str) -> String {
+        self.curl(path, &["-b", &self.cookies])
+    }
+
+    /// Writes what is at `path` into a file; returns the status.
+    #[must_use]
+    pub fn download(&self, path: &str, to: &Path) -> u16 {
+        let to = to.to_str().unwrap();
+        let words = ["-b", &self.cookies, "-o", to, "-w", "%{http_code}"];
+        self.curl(path, &words).trim().parse().unwrap()
+    }
+
+    /// Sends the form of the page `from` to `path`; returns the status and the answer.
+    #[must_use]
+    pub fn post(&self, from: &str, path: &str, fields: &[(&str, &str)]) -> (u16, String) {
+        let page = self.get(from);
+        let (_, after) = page.split_once("name=\"csrf\" value=\"").expect("a form");
+        let (csrf, _) = after.split_once('"').unwrap();
+        let mut words = vec![
+            "-b".to_owned(),
+            self.cookies.clone(),
+            "-w".to_owned(),
+            "\n%{http_code}".to_owned(),
+        ];
+        for (name, value) in [("csrf", csrf)].iter().chain(fields) {
+            words.push("--data-urlencode".into());
+            words.push(format!("{name}={value}"));
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let said = self.curl(path, &words);
+        let (answer, status) = said.rsplit_once('\n').unwrap();
+        (status.parse().unwrap(), answer.to_owned())
+    }
+
+    fn curl(&self, path: &str, words: &[&str]) -> String {
+        let mut curl = Command::new("curl");
+        let url = format!("{}{path}", self.address);
+        text(
+            &curl
+                .args(["-sk", &url])
+                .args(words)
+                .output()
+                .unwrap()
+                .stdout,
+        )
+    }
+}

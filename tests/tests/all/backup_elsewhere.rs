@@ -1,0 +1,140 @@
+//! Backups that leave the machine: into a bucket, and over ssh.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use scrinium_tests::days::ship_a_line;
+use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::peers::{ObjectStore, SshServer};
+use serde_json::Value;
+
+/// Incremental, checked, and restored on a machine that has nothing but the shares and the keys file.
+#[test]
+fn a_backup_goes_to_a_bucket_and_comes_back() {
+    let mut lab = Lab::start("backup-bucket");
+    let Some(store) = ObjectStore::start(&lab.dir) else {
+        return;
+    };
+    lab.server_environment = store.environment();
+    lab.stop_server();
+    lab.start_server();
+    let alter = |name: &str| {
+        let object = format!("logs/here/{name}");
+        let good = store.get(&object);
+        store.put(&object, &altered(&good));
+        good
+    };
+    let put_back = |name: &str, bytes: &[u8]| store.put(&format!("logs/here/{name}"), bytes);
+    goes_and_comes_back(&mut lab, "s3://logs/here", alter, put_back);
+    let listed = text(&store.get("logs"));
+    assert!(listed.contains("here/archive/") && !listed.contains(".part"));
+
+    // No bucket of that name.
+    let refused = ask(&lab, "create", "--to", "s3://nowhere/here");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("NoSuchBucket"));
+}
+
+/// The same; who has another key is not let in, and is told so.
+#[test]
+fn a_backup_goes_over_ssh_and_comes_back() {
+    let mut lab = Lab::start("backup-ssh");
+    let Some(server) = SshServer::start(&lab.dir) else {
+        return;
+    };
+    let dir = lab.dir.join("far/away");
+    let location = server.location(&dir);
+    lab.server_environment = vec![server.environment("stranger")];
+    lab.stop_server();
+    lab.start_server();
+    let refused = ask(&lab, "create", "--to", &location);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("Permission denied"), "{said}");
+
+    lab.server_environment = vec![server.environment("own")];
+    lab.stop_server();
+    lab.start_server();
+    let alter = |name: &str| {
+        let good = std::fs::read(dir.join(name)).unwrap();
+        overwrite(&dir.join(name), &altered(&good));
+        good
+    };
+    let put_back = |name: &str, bytes: &[u8]| overwrite(&dir.join(name), bytes);
+    goes_and_comes_back(&mut lab, &location, alter, put_back);
+    assert_eq!(Lab::holds(&dir, b"MARKER"), None);
+}
+
+/// `alter` changes an object and returns what it was.
+fn goes_and_comes_back(
+    lab: &mut Lab,
+    location: &str,
+    alter: impl Fn(&str) -> Vec<u8>,
+    put_back: impl Fn(&str, &[u8]),
+) {
+    ship_a_line(lab, "web1", "MARKERONE of web1\n");
+    let first = done(&ask(lab, "create", "--to", location));
+    assert!(first["copied"].as_u64() > Some(2), "{first}");
+    ship_a_line(lab, "web2", "MARKERTWO of web2\n");
+    let second = done(&ask(lab, "create", "--to", location));
+    assert!(second["objects"].as_u64() > second["copied"].as_u64());
+    done(&ask(lab, "verify", "--from", location));
+
+    let segments = std::fs::read_dir(lab.data().join("archive")).unwrap();
+    let names = segments.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let segment = names.filter(|name| name.ends_with(".seg")).min().unwrap();
+    let object = format!("archive/{segment}");
+    let good = alter(&object);
+    let damaged = ask(lab, "verify", "--from", location);
+    assert_eq!(damaged.status.code(), Some(3));
+    assert!(text(&damaged.stdout).contains(&segment));
+    put_back(&object, &good);
+
+    lab.stop_server();
+    let gone = Command::new("mv")
+        .arg(lab.data())
+        .arg(lab.dir.join("gone"))
+        .status();
+    assert!(gone.unwrap().success());
+    let mut restore = command(lab, "restore", "--from", location);
+    for share in &lab.shares {
+        restore.args(["--share", share]);
+    }
+    done(&restore.output().unwrap());
+    lab.start_server();
+    assert_eq!((lab.count("MARKERONE"), lab.count("MARKERTWO")), (1, 1));
+    let (code, report) = lab.verify();
+    assert_eq!(code, 0, "{report}");
+}
+
+fn command(lab: &Lab, what: &str, option: &str, location: &str) -> Command {
+    std::fs::create_dir_all(lab.dir.join("safe")).unwrap();
+    let mut command = lab.server_command(&["backup", what, "--json"]);
+    command
+        .args([option, location])
+        .arg("--keys")
+        .arg(lab.dir.join("safe/keys"));
+    command
+}
+
+fn ask(lab: &Lab, what: &str, option: &str, location: &str) -> Output {
+    command(lab, what, option, location).output().unwrap()
+}
+
+fn done(output: &Output) -> Value {
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn altered(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    bytes
+}
+
+fn overwrite(path: &Path, bytes: &[u8]) {
+    let mut file = std::fs::File::create(path).unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+}
