@@ -95,10 +95,9 @@ impl ObjectStore {
 
     /// Writes an object, or makes a bucket.
     pub fn put(&self, path: &str, bytes: &[u8]) {
-        let _answer = curl(
-            &["-X", "PUT", "--data-binary", "@-", &self.url(path)],
-            bytes,
-        );
+        let kind = "content-type: application/octet-stream";
+        let words = ["-X", "PUT", "--data-binary", "@-", "-H", kind];
+        let _answer = curl(&[&words[..], &[&self.url(path)]].concat(), bytes);
     }
 
     fn url(&self, path: &str) -> String {
@@ -108,7 +107,8 @@ impl ObjectStore {
 
 fn curl(words: &[&str], input: &[u8]) -> Vec<u8> {
     let mut command = Command::new("curl");
-    command.args(["-sS", "--fail"]).args(words);
+    command.args(["-sS", "--fail", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
+    command.args(["--user", "scrinium:of-the-test"]).args(words);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
@@ -199,7 +199,8 @@ impl MailServer {
         std::fs::create_dir(&dir).unwrap();
         let mut command = Command::new("openssl");
         let words = "req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out certificate.pem -days 10 \
-                     -subj /CN=localhost -addext subjectAltName=DNS:localhost";
+                     -subj /CN=localhost -addext subjectAltName=DNS:localhost \
+                     -addext basicConstraints=critical,CA:FALSE";
         command.args(words.split_whitespace()).current_dir(&dir);
         assert!(command.output().unwrap().status.success());
         let address = free_address();

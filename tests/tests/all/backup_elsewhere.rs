@@ -1,11 +1,13 @@
 //! Backups that leave the machine: into a bucket, and over ssh.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use scrinium_tests::days::ship_a_line;
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::peers::{ObjectStore, SshServer};
+use scrinium_tests::random::Random;
 use serde_json::Value;
 
 /// Incremental, checked, and restored on a machine that has nothing but the shares and the keys file.
@@ -73,8 +75,9 @@ fn goes_and_comes_back(
     put_back: impl Fn(&str, &[u8]),
 ) {
     ship_a_line(lab, "web1", "MARKERONE of web1\n");
+    let big = ship_a_long_file(lab);
     let first = done(&ask(lab, "create", "--to", location));
-    assert!(first["copied"].as_u64() > Some(2), "{first}");
+    assert!(first["copied_bytes"].as_u64() > Some(16 << 20), "{first}");
     ship_a_line(lab, "web2", "MARKERTWO of web2\n");
     let second = done(&ask(lab, "create", "--to", location));
     assert!(second["objects"].as_u64() > second["copied"].as_u64());
@@ -103,8 +106,26 @@ fn goes_and_comes_back(
     done(&restore.output().unwrap());
     lab.start_server();
     assert_eq!((lab.count("MARKERONE"), lab.count("MARKERTWO")), (1, 1));
+    assert!(lab.export("web3", &big.0) == big.1);
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
+}
+
+/// Lines that do not compress: their segment goes in several parts.
+fn ship_a_long_file(lab: &mut Lab) -> (PathBuf, Vec<u8>) {
+    let mut random = Random::new(7);
+    let mut bytes = Vec::new();
+    while bytes.len() < 24 << 20 {
+        bytes.extend((0..200).map(|_| b'!' + u8::try_from(random.below(90)).unwrap()));
+        bytes.push(b'\n');
+    }
+    lab.add_agent("web3", lab.sl, "");
+    let log = lab.log("long.log");
+    overwrite(&log, &bytes);
+    lab.start_agent("web3");
+    lab.wait_for_bytes("web3", &log, bytes.len(), Duration::from_secs(60));
+    lab.stop_agent("web3");
+    (log, bytes)
 }
 
 fn command(lab: &Lab, what: &str, option: &str, location: &str) -> Command {

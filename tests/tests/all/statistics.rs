@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use scrinium_tests::days::{Days, ship_a_line};
+use scrinium_tests::lab::text;
 use scrinium_tests::wait_until;
 use serde_json::Value;
 
@@ -46,9 +47,13 @@ fn anonymous_numbers_outlive_the_entries_they_were_counted_from() {
     assert_eq!(lab.count(STATISTICS), 1);
     assert_eq!(lab.verify().0, 0);
 
-    let output = lab.server(&["policy", "show"]);
-    let shown = scrinium_tests::lab::text(&output.stdout);
-    assert!(shown.contains("statistics"), "{shown}");
+    let rule = b"[[rule]]\nclass = \"statistics\"\nstream = \"**\"\n";
+    lab.write("rules.toml", rule);
+    let rules = lab.dir.join("rules.toml");
+    let refused = lab.server(&["policy", "rules", "--file", rules.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("what the server itself writes"), "{said}");
 }
 
 const STATISTICS: &str = "agent:server stream:statistics";
