@@ -226,6 +226,23 @@ fn walk(
             > 10
     );
     shot("search");
+    // A link to what was found: the form knows the query, the list then has it.
+    browser.click("#link");
+    assert_eq!(browser.text("h1"), browser.text("nav a[aria-current]"));
+    browser.type_into(
+        "input[name=authority]",
+        &format!("Procura {language} {width}"),
+    );
+    browser.type_into("input[name=purpose]", "art. 254-bis c.p.p.");
+    shot("downloads");
+    browser.click("#make");
+    wait_until("the link is listed", Duration::from_secs(10), || {
+        browser
+            .text("tbody tr:first-child")
+            .contains(&format!("Procura {language} {width}"))
+    });
+    assert!(browser.text("tbody tr:first-child").contains("failed"));
+    shot("downloads-listed");
     // What logger sent over UDP and TCP stands there with its host, time and severity.
     browser.open(&url("/search?range=all&q=zqloggerqz"));
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
