@@ -34,12 +34,17 @@ else
     echo "all there"
 fi
 
-# Peers for the interoperation tests, in a place of their own: a Noise implementation, an S3, a mailbox.
-if [ ! -x target/interop/bin/python ] || ! target/interop/bin/python -c "import noise.connection, moto, flask_cors, aiosmtpd" 2>/dev/null; then
+# Peers for the interoperation tests, in a place of their own: a Noise implementation, an S3, a mailbox. They are
+# fetched while the compiler works.
+peers() {
+    if target/interop/bin/python -c "import noise.connection, moto, flask_cors, aiosmtpd" 2>/dev/null; then
+        return
+    fi
     { python3 -m venv target/interop && target/interop/bin/pip -q install noiseprotocol==0.3.1 \
         moto==5.2.5 flask==3.1.3 flask-cors==6.0.5 aiosmtpd==1.4.6; } >/dev/null 2>&1 ||
         echo "SKIPPED: could not install noiseprotocol, moto and aiosmtpd; the tests that need them do nothing and say so"
-fi
+}
+peers &
 
 step "format"
 cargo fmt --all --check
@@ -54,6 +59,7 @@ cargo build --workspace --all-targets --locked
 step "Windows"
 sh tests/windows/setup.sh
 
+wait # for the peers
 step "tests"
 # Mostly they wait: for a kill, a timeout, a disk. One command for all crates: another selection would
 # build every dependency again. Apart from them: what measures, and the power cuts, whose disks would

@@ -138,15 +138,15 @@ pub(crate) async fn fetch(
         return Ok(Fetched::Over);
     }
     audit(&core, by, "link used", &link).await?;
-    let link = core.links.change(id, |link| {
-        link.downloads += 1;
-        link.last_us = clock::unix_us();
-    })?;
     let request = ExportRequest {
         opening,
         ..link.request
     };
-    let body = export::begin(core, request, by).await?;
+    let body = export::begin(core.clone(), request, by).await?;
+    core.links.change(id, |link| {
+        link.downloads += 1;
+        link.last_us = clock::unix_us();
+    })?;
     Ok(Fetched::Package(body))
 }
 

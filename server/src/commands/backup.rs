@@ -21,7 +21,7 @@ pub(super) enum Backup {
     Create {
         #[command(flatten)]
         data: Data,
-        /// Where to: a directory, s3://BUCKET[/PREFIX] or sftp://[USER@]HOST[:PORT]/DIR.
+        /// Where to: a directory, s3://BUCKET/PREFIX or sftp://USER@HOST:PORT/DIR.
         #[arg(long)]
         to: String,
         /// The file with the keys of days, somewhere else: each backup replaces it, so that what was deleted

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
+use object_store::ClientConfigKey::{ReadTimeout, Timeout};
+use object_store::aws::AmazonS3ConfigKey::Client;
 use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::buffered::BufWriter;
 use object_store::path::Path as Key;
@@ -33,6 +35,8 @@ impl Bucket {
         let store = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_checksum_algorithm(Checksum::SHA256)
+            .with_config(Client(Timeout), "1 hour")
+            .with_config(Client(ReadTimeout), "5 minutes")
             .build()
             .with_context(|| format!("the bucket {bucket}"))?;
         Ok(Self {
@@ -63,7 +67,8 @@ impl Place for Bucket {
     fn put(&self, name: &str, from: &Path) -> Result<()> {
         let mut file = File::open(from)?;
         // Until it is shut down there is no object; what was sent of it is thrown away by the store in time.
-        let mut writer = BufWriter::with_capacity(self.store.clone(), self.key(name), PART_LEN);
+        let mut writer = BufWriter::with_capacity(self.store.clone(), self.key(name), PART_LEN)
+            .with_max_concurrency(PARTS_AT_ONCE);
         self.runtime.block_on(async {
             let mut buffer = vec![0; COPY_LEN];
             loop {
@@ -100,3 +105,4 @@ impl Place for Bucket {
 
 /// What is longer is sent in parts of this length.
 const PART_LEN: usize = 8 << 20;
+const PARTS_AT_ONCE: usize = 2;

@@ -6,8 +6,9 @@ use std::fs::File as LocalFile;
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use openssh_sftp_client::error::SftpErrorKind;
 use openssh_sftp_client::file::{File, TokioCompatFile};
@@ -58,13 +59,13 @@ impl Remote {
             let stdout = ssh.stdout.take().context("the pipe from ssh")?;
             let stderr = ssh.stderr.take().context("what ssh says")?;
             let said = tokio::spawn(last_words(stderr));
-            match Sftp::new(stdin, stdout, SftpOptions::default()).await {
+            match in_time(Sftp::new(stdin, stdout, SftpOptions::default())).await {
                 Ok(sftp) => Ok((sftp, ssh)),
                 Err(error) => {
                     drop(ssh.start_kill());
                     let said = said.await.unwrap_or_default();
                     let said = said.lines().last().unwrap_or_default().trim().to_owned();
-                    Err(anyhow!(error).context(format!("ssh says: {said}")))
+                    Err(error.context(format!("ssh says: {said}")))
                 }
             }
         });
@@ -78,16 +79,16 @@ impl Remote {
     }
 
     /// Opens a file to be written anew, whose directories may be missing.
-    async fn create(&self, path: &Path) -> Result<File, Error> {
-        match self.sftp.create(path).await {
+    async fn create(&self, path: &Path) -> Result<File> {
+        match in_time(self.sftp.create(path)).await {
             Err(error) if is_missing(&error) => {
                 let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
                 parents.reverse();
                 for parent in parents {
                     // That it exists is what is wanted; if it does not now, the file says so.
-                    drop(self.sftp.fs().create_dir(parent).await);
+                    drop(in_time(self.sftp.fs().create_dir(parent)).await);
                 }
-                self.sftp.create(path).await
+                in_time(self.sftp.create(path)).await
             }
             created => created,
         }
@@ -106,22 +107,21 @@ impl Remote {
             if read == 0 {
                 break;
             }
-            file.write_all(buffer.get(..read).unwrap_or_default())
-                .await?;
+            in_time(file.write_all(buffer.get(..read).unwrap_or_default())).await?;
         }
-        file.flush().await?;
+        in_time(file.flush()).await?;
         if self.sftp.support_fsync() {
-            file.as_mut().as_mut_file().sync_all().await?;
+            in_time(file.as_mut().as_mut_file().sync_all()).await?;
         }
-        file.shutdown().await?;
+        in_time(file.shutdown()).await?;
         let mut fs = self.sftp.fs();
         if !self.sftp.support_posix_rename() {
-            match fs.remove_file(to).await {
-                Err(error) if !is_missing(&error) => return Err(error.into()),
+            match in_time(fs.remove_file(to)).await {
+                Err(error) if !is_missing(&error) => return Err(error),
                 _ => {}
             }
         }
-        Ok(fs.rename(part, to).await?)
+        in_time(fs.rename(part, to)).await
     }
 }
 
@@ -129,11 +129,11 @@ impl Place for Remote {
     fn list(&self, prefix: &str) -> Result<BTreeMap<String, u64>> {
         let dir = self.dir.join(prefix);
         self.runtime.block_on(async {
-            let opened = match self.sftp.fs().open_dir(&dir).await {
+            let opened = match in_time(self.sftp.fs().open_dir(&dir)).await {
                 Err(error) if is_missing(&error) => return Ok(BTreeMap::new()),
                 opened => opened?,
             };
-            let listed: Vec<_> = opened.read_dir().try_collect().await?;
+            let listed: Vec<_> = in_time(opened.read_dir().try_collect()).await?;
             let files = listed.iter().filter_map(|entry| {
                 let name = entry.filename().to_str()?;
                 let is_file = entry.file_type().is_some_and(|kind| kind.is_file());
@@ -151,12 +151,12 @@ impl Place for Remote {
 
     fn read(&self, name: &str, sink: &mut dyn Write) -> Result<()> {
         self.runtime.block_on(async {
-            let file = self.sftp.open(self.dir.join(name)).await?;
+            let file = in_time(self.sftp.open(self.dir.join(name))).await?;
             let file = TokioCompatFile::new(file);
             tokio::pin!(file);
             let mut buffer = vec![0; COPY_LEN];
             loop {
-                let read = file.read(&mut buffer).await?;
+                let read = in_time(file.read(&mut buffer)).await?;
                 if read == 0 {
                     return Ok(());
                 }
@@ -167,15 +167,29 @@ impl Place for Remote {
 
     fn remove(&self, name: &str) -> Result<()> {
         let path = self.dir.join(name);
-        match self.runtime.block_on(self.sftp.fs().remove_file(path)) {
-            Err(error) if !is_missing(&error) => Err(error.into()),
+        match self
+            .runtime
+            .block_on(in_time(self.sftp.fs().remove_file(path)))
+        {
+            Err(error) if !is_missing(&error) => Err(error),
             _ => Ok(()),
         }
     }
 }
 
-fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::SftpError(SftpErrorKind::NoSuchFile, _))
+/// Waits for an answer, not for ever.
+async fn in_time<T, E: Into<anyhow::Error>>(
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T> {
+    let answer = tokio::time::timeout(ANSWER_MAX, answer).await;
+    answer
+        .context("it did not answer in time")?
+        .map_err(Into::into)
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<Error>();
+    matches!(error, Some(Error::SftpError(SftpErrorKind::NoSuchFile, _)))
 }
 
 /// What ssh says, as much of it as an error has room for.
@@ -202,4 +216,6 @@ const OPTIONS: [&str; 8] = [
     "ServerAliveCountMax=4",
 ];
 const CONFIG_VARIABLE: &str = "SCRINIUM_SSH_CONFIG";
+/// For one answer of the other side.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
 const SAID_LEN_MAX: usize = 4096;
