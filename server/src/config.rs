@@ -450,6 +450,10 @@ mod tests {
             ("[mail]\nrelay = 'smtp://r'", "mail.from"),
             ("[mail]\nrelay = 'http://r'\nfrom = 'a@b'", "mail.relay"),
             ("[mail]\nrelay = 'smtp://r'\nfrom = 'a'", "mail.from"),
+            (
+                "[mail]\nrelay = 'smtp://me:secret@r'\nfrom = 'a@b'",
+                "mail.password_file",
+            ),
             ("[mail]\nuser = 'u'", "mail.password_file"),
             ("[mail]\npassword_file = '/p'", "mail.user"),
             ("[console]\nkey = '/k'", "console.certificate"),

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -29,7 +29,7 @@ use crate::local::LocalQueue;
 use crate::policy::Policy;
 use crate::session::receiver::Shared;
 use crate::volume::Volume;
-use crate::{ingest, local};
+use crate::{config, ingest, local};
 
 /// What every task of the server shares.
 pub(crate) struct Core {
@@ -56,6 +56,10 @@ pub(crate) struct Core {
     /// What every session needs.
     pub(crate) sessions: Shared,
     pub(crate) silent_after: Duration,
+    /// How often a backup is made by itself, and where.
+    pub(crate) backup: Option<config::Backup>,
+    /// Held while a backup is made or read: they share scratch files.
+    pub(crate) backing_up: Mutex<()>,
     pub(crate) admission: Arc<Admission>,
     /// What agents dial.
     pub(crate) address: String,
@@ -142,6 +146,8 @@ impl Running {
             certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
             keep_alive: config.keep_alive,
             silent_after: config.silent_after,
+            backup: config.backup.clone(),
+            backing_up: Mutex::new(()),
             admission: Arc::new(Admission::new(config.handshakes)),
             address,
             volume,

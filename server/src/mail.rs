@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use axum::http::Uri;
 use lettre::message::header::ContentType;
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::authentication::Credentials;
@@ -40,6 +41,12 @@ impl Relay {
                 .with_context(|| format!("mail.from '{from}'"))?,
             account,
         };
+        let uri: Option<Uri> = relay.url.parse().ok();
+        let authority = uri.as_ref().and_then(Uri::authority);
+        ensure!(
+            authority.is_none_or(|authority| !authority.as_str().contains('@')),
+            "mail.relay must not hold a name or a password: give mail.user and mail.password_file"
+        );
         relay.transport(None)?;
         Ok(relay)
     }

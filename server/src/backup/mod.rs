@@ -17,7 +17,7 @@ pub(crate) mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -28,7 +28,8 @@ use self::target::{Location, Target};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::upkeep::Upkeep;
 use crate::catalogue::records::{
-    ArchiveMark, CertificateRecord, GroupKeys, LogKey, PrunedRecord, SegmentRecord, TenantRecord,
+    ArchiveMark, BackupRecord, CertificateRecord, GroupKeys, LogKey, PrunedRecord, SegmentRecord,
+    TenantRecord,
 };
 use crate::catalogue::{Row, Stored as _};
 use crate::clock;
@@ -79,6 +80,17 @@ pub(crate) struct Done {
     pub(crate) findings: Vec<String>,
 }
 
+/// What is known of backups.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Status {
+    /// Where they are made by themselves, and how often.
+    pub(crate) to: Option<String>,
+    pub(crate) every_h: Option<u64>,
+    pub(crate) last: Option<BackupRecord>,
+    /// Two were due since the last one.
+    pub(crate) late: bool,
+}
+
 /// What a generation is made of, at one moment between two changes of the archive.
 struct Snapshot {
     /// Held, so that nothing removes their files meanwhile.
@@ -93,6 +105,7 @@ pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
         let last_us = {
             let (core, to) = (core.clone(), config.to.clone());
             let look = move || {
+                let _one_at_a_time = one_at_a_time(&core);
                 let target = Target::open(&to)?;
                 let found = latest(&target, &core.volume, &core.volume.scratch_dir())?;
                 Ok(found.map_or(0, |(generation, _)| generation.made_us))
@@ -138,7 +151,21 @@ pub(crate) async fn create(core: &Arc<Core>, to: &Location, keys: &Path) -> Resu
     let active = crate::control::policy::roll(core).await?;
     let snapshot = core.upkeep.ask(active, Upkeep::snapshot).await?;
     let (core, to, keys) = (core.clone(), to.clone(), keys.to_owned());
-    let work = move || write(&core, &Target::open(&to)?, &keys, &snapshot);
+    let work = move || {
+        let _one_at_a_time = one_at_a_time(&core);
+        let done = write(&core, &Target::open(&to)?, &keys, &snapshot)?;
+        let before = core.catalogue.load::<BackupRecord>()?.pop();
+        core.catalogue.put(&BackupRecord {
+            to: to.to_string(),
+            made_us: clock::unix_us(),
+            generation: done.generation,
+            objects: done.objects,
+            bytes: done.bytes,
+            copied_bytes: done.copied_bytes,
+            ..before.unwrap_or_default()
+        })?;
+        Ok(done)
+    };
     tokio::task::spawn_blocking(work).await?
 }
 
@@ -282,8 +309,42 @@ fn prune(target: &Target, volume: &Volume, scratch: &Path, newest: &Generation) 
     Ok(())
 }
 
-/// Checks the newest backup: every object is there as it was copied, and the keys file opens every day.
-pub(crate) fn verify(volume: &Volume, from: &Location, keys: &Path) -> Result<Done> {
+/// Checks the newest backup, and remembers what it found: every object is there as it was copied, and the keys file
+/// opens every day.
+pub(crate) fn verify(core: &Core, from: &Location, keys: &Path) -> Result<Done> {
+    let _one_at_a_time = one_at_a_time(core);
+    let done = check(&core.volume, from, keys)?;
+    let before = core.catalogue.load::<BackupRecord>()?.pop();
+    core.catalogue.put(&BackupRecord {
+        verified_us: clock::unix_us(),
+        whole: done.findings.is_empty(),
+        ..before.unwrap_or_default()
+    })?;
+    Ok(done)
+}
+
+/// What is known of backups.
+pub(crate) fn status(core: &Core) -> Result<Status> {
+    let last = core.catalogue.load::<BackupRecord>()?.pop();
+    let schedule = core.backup.as_ref();
+    let made_us = last.as_ref().map_or(0, |last| last.made_us);
+    let age_us = u128::from(clock::unix_us().saturating_sub(made_us));
+    let is_late = |schedule: &config::Backup| age_us > 2 * schedule.every.as_micros();
+    Ok(Status {
+        to: schedule.map(|schedule| schedule.to.to_string()),
+        every_h: schedule.map(|schedule| schedule.every.as_secs() / 3600),
+        late: made_us > 0 && schedule.is_some_and(is_late),
+        last,
+    })
+}
+
+/// Whoever makes or reads a backup waits for whoever does.
+fn one_at_a_time(core: &Core) -> MutexGuard<'_, ()> {
+    let waited = core.backing_up.lock();
+    waited.unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check(volume: &Volume, from: &Location, keys: &Path) -> Result<Done> {
     let target = Target::open(from)?;
     let scratch = volume.scratch_dir();
     let (generation, rows) =

@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::{Data, client, close, read_shares, say};
 use crate::backup;
+use crate::backup::Status;
 use crate::backup::target::Location;
 use crate::control::{self, BackupRequest};
-use crate::present::human_bytes;
+use crate::present::{human_bytes, rfc3339};
 
 #[derive(Subcommand)]
 pub(super) enum Backup {
@@ -45,6 +46,14 @@ pub(super) enum Backup {
         #[arg(long)]
         json: bool,
     },
+    /// When the last one was made and verified, and when one is made by itself.
+    #[command(after_help = "Example: scrinium-server backup status --json")]
+    Status {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes the volume of the newest backup on this machine; takes two recovery shares.
     #[command(
         after_help = "Example: scrinium-server backup restore --from /mnt/nas/scrinium --keys /mnt/safe/scrinium.keys --data /var/lib/scrinium/server"
@@ -65,9 +74,45 @@ pub(super) enum Backup {
 }
 
 impl Backup {
+    /// Says what is known of backups.
+    async fn status(data: &Data, json: bool) -> Result<()> {
+        let (client, running) = client(data).await?;
+        let answer = match client.get("/backup").await {
+            Ok(answer) => control::json_of(answer).await,
+            Err(error) => Err(error),
+        };
+        close(client, running).await;
+        let value = answer?;
+        if json {
+            return say(&serde_json::to_string_pretty(&value)?);
+        }
+        let status: Status = serde_json::from_value(value)?;
+        match (status.to, status.every_h) {
+            (Some(to), Some(every_h)) => say(&format!("every {every_h} h to {to}"))?,
+            _ => say("none is made by itself: name a place in [backup] of server.toml")?,
+        }
+        let Some(last) = status.last else {
+            return say("none was made yet");
+        };
+        let late = if status.late { "LATE: " } else { "" };
+        say(&format!(
+            "{late}last made {} to {}: {} objects, {}",
+            rfc3339(last.made_us),
+            last.to,
+            last.objects,
+            human_bytes(last.bytes)
+        ))?;
+        match (last.verified_us, last.whole) {
+            (0, _) => say("never verified: run backup verify"),
+            (time_us, true) => say(&format!("verified {}: whole", rfc3339(time_us))),
+            (time_us, false) => say(&format!("verified {}: DAMAGED", rfc3339(time_us))),
+        }
+    }
+
     /// Runs the command to its end; whether everything was right.
     pub(super) async fn run(self) -> Result<bool> {
         let (value, json) = match self {
+            Self::Status { data, json } => return Self::status(&data, json).await.map(|()| true),
             Self::Create {
                 data,
                 to,

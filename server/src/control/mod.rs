@@ -101,6 +101,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/container/list", post(container::handle_list))
         .route("/container/open", post(container::handle_open))
         .route("/container/close", post(container::handle_close))
+        .route("/backup", get(handle_backup_status))
         .route("/backup/create", post(handle_backup))
         .route("/backup/verify", post(handle_backup_verify))
         .route("/policy/preview", get(policy::handle_preview))
@@ -325,6 +326,12 @@ async fn handle_backup(
     Ok(Json(backup::create(&core, &to, &keys).await?))
 }
 
+async fn handle_backup_status(
+    State(core): State<Arc<Core>>,
+) -> Result<Json<backup::Status>, Failure> {
+    Ok(Json(backup::status(&core)?))
+}
+
 async fn handle_backup_verify(
     State(core): State<Arc<Core>>,
     Json(request): Json<BackupRequest>,
@@ -333,7 +340,7 @@ async fn handle_backup_verify(
     let from = Location::parse(&location).context("--from")?;
     let verify = {
         let core = core.clone();
-        move || backup::verify(&core.volume, &from, &keys)
+        move || backup::verify(&core, &from, &keys)
     };
     let done = tokio::task::spawn_blocking(verify).await??;
     let detail = json!({ "generation": done.generation, "findings": done.findings.len() });

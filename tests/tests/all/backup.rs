@@ -36,8 +36,17 @@ fn a_backup_is_incremental_says_nothing_and_comes_back_with_two_shares() {
     assert!(second["objects"].as_u64() > second["copied"].as_u64());
     assert_eq!(Lab::holds(&target(&lab), b"MARKER"), None);
     assert_eq!(Lab::holds(&lab.dir.join("safe"), b"MARKER"), None);
+    assert_eq!(status(&lab)["last"]["verified_us"], 0);
     let checked = ask(&lab, "verify", "--from");
     assert!(checked.status.success(), "{}", text(&checked.stderr));
+    let said = status(&lab);
+    let last = &said["last"];
+    assert_eq!(
+        (&last["generation"], &last["whole"]),
+        (&2.into(), &true.into())
+    );
+    assert!(last["made_us"].as_u64() < last["verified_us"].as_u64());
+    assert_eq!((&said["to"], &said["late"]), (&Value::Null, &false.into()));
 
     // A byte of it altered is named, and put back it is well again.
     let object = longest(&target(&lab).join("archive"));
@@ -50,6 +59,7 @@ fn a_backup_is_incremental_says_nothing_and_comes_back_with_two_shares() {
     let damaged = ask(&lab, "verify", "--from");
     assert_eq!(damaged.status.code(), Some(3));
     assert!(text(&damaged.stdout).contains(&name));
+    assert_eq!(status(&lab)["last"]["whole"], false);
     overwrite(&object, &good);
 
     // The machine is gone; another one has the shares.
@@ -177,6 +187,12 @@ fn create(lab: &Lab) -> Value {
         .unwrap();
     assert!(made.status.success(), "{}", text(&made.stderr));
     serde_json::from_slice(&made.stdout).unwrap()
+}
+
+fn status(lab: &Lab) -> Value {
+    let said = lab.server(&["backup", "status", "--json"]);
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    serde_json::from_slice(&said.stdout).unwrap()
 }
 
 fn ask(lab: &Lab, what: &str, option: &str) -> Output {

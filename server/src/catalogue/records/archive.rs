@@ -198,6 +198,30 @@ impl Stored for VerificationRecord {
     }
 }
 
+/// The last backup that was made, and the last one that was verified; one row.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct BackupRecord {
+    pub(crate) to: String,
+    pub(crate) made_us: u64,
+    pub(crate) generation: u64,
+    pub(crate) objects: u64,
+    /// Of all objects, and of those that were copied then.
+    pub(crate) bytes: u64,
+    pub(crate) copied_bytes: u64,
+    /// Zero before the first time.
+    pub(crate) verified_us: u64,
+    /// Whether every object was as it was copied.
+    pub(crate) whole: bool,
+}
+
+impl Stored for BackupRecord {
+    const KIND: u8 = 25;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
 /// What was deleted of a stream, as far as its chain went through it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PrunedRecord {

@@ -14,6 +14,7 @@ use super::agents::{PlainForm, act};
 use super::{Frame, ago, html};
 use crate::archive::container::Access;
 use crate::archive::disk_bytes;
+use crate::backup;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
@@ -40,6 +41,7 @@ struct OverviewPage {
     intervals: String,
     sealed: String,
     verified: String,
+    backup: String,
     last_hour: String,
     chart: String,
     axis: [String; 3],
@@ -180,6 +182,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
             }
             Ok(None) | Err(_) => t.text("overview.not_verified").to_owned(),
         },
+        backup: backup_said(t, &core, now),
         sealed: match intervals {
             0 => t.text("overview.not_sealed").to_owned(),
             _ => t.with("overview.sealed", ago(t, sealed_us, now)),
@@ -204,6 +207,23 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         alarms: AlarmRow::standing(t, &core, now),
         address: core.address.clone(),
     })
+}
+
+/// When the last backup was made, or that none was.
+fn backup_said(t: Language, core: &Core, now_us: u64) -> String {
+    let status = backup::status(core).ok();
+    let late = status.as_ref().is_some_and(|status| status.late);
+    match status.and_then(|status| status.last) {
+        Some(last) if last.made_us > 0 => {
+            let text = if late {
+                "overview.backup_late"
+            } else {
+                "overview.backup"
+            };
+            t.with(text, ago(t, last.made_us, now_us))
+        }
+        _ => t.text("overview.no_backup").to_owned(),
+    }
 }
 
 /// Numbers for Prometheus; no names.
