@@ -24,6 +24,7 @@ for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsy
     command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing $(echo "${pair##*:}" | tr , " ")"
 done
 if [ -n "$missing" ]; then
+    # In this run level nothing that is installed is started, sshd least of all.
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
             echo "SKIPPED: could not install$missing; the tests that need them do nothing and say so"

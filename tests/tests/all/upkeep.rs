@@ -175,7 +175,13 @@ impl Rig {
             } else {
                 wait_until("what is due is gone", PATIENCE, || {
                     let exported = lab.try_export("web1", path);
-                    exported.status.success() && exported.stdout.is_empty()
+                    if exported.status.success() {
+                        return exported.stdout.is_empty();
+                    }
+                    // It met the deletion in the middle; nothing else may end it.
+                    let said = text(&exported.stderr);
+                    assert!(said.contains("the export is not complete"), "{said}");
+                    false
                 });
             }
         }
