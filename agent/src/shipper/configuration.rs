@@ -1,14 +1,36 @@
 //! Configurations from the server: verified, checked, made durable, in force, answered, in this order.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ed25519_dalek::VerifyingKey;
+use scrinium_protocol::identity::{Epoch, Sequence, StreamId};
 use scrinium_protocol::sl::message::{Configuration, ConfigurationAnswer};
 use tracing::{info, warn};
 
-use super::{Link, Order, Shipper};
+use super::{Order, Shipper};
 use crate::identity::{Central, Trial};
+
+/// How a configuration on trial does.
+#[derive(Debug)]
+pub(super) struct Progress {
+    since: Instant,
+    /// Batches that the spool had taken when it came: later ones are new since then.
+    taken: u64,
+    /// What each stream waited for when its time was up, as long as it waits.
+    waiting: Option<BTreeMap<StreamId, (Epoch, Sequence)>>,
+}
+
+impl Progress {
+    fn new(since: Instant, taken: u64) -> Self {
+        Self {
+            since,
+            taken,
+            waiting: None,
+        }
+    }
+}
 
 impl Shipper {
     /// How long a configuration may keep the server out of reach before it is taken back.
@@ -16,8 +38,9 @@ impl Shipper {
         self.revert_after = revert_after;
     }
 
-    /// Looks at the configuration on trial: it is good once a session has lasted with it, and taken back
-    /// when none has for too long. To be called now and then, whether there is a link or not.
+    /// Looks at the configuration on trial. It is good once entries were acked that are new since it came, and so
+    /// was what each stream waited for when its time was up. It is taken back when its time is up and the link is
+    /// gone. To be called now and then, whether there is a link or not.
     pub fn review_configuration(&mut self, now: Instant) {
         let Some(trial) = &self.identity.state.trial else {
             return;
@@ -25,18 +48,18 @@ impl Shipper {
         if self.disk_problem.is_some() {
             return; // nothing can be decided that lasts
         }
-        let since = *self.trial_since.get_or_insert(now);
-        let proves = |link: &Link| {
-            let begun = link.ready_since?.max(since);
-            let lasts = now.duration_since(begun) >= link.session.keep_alive() * PROOF_KEEP_ALIVES;
-            // The server waits for a long record on a narrow way; that it never came whole is no proof.
-            let carries = link.in_flight.is_empty() || link.acked_at.is_some_and(|at| at >= begun);
-            Some(lasts && carries)
-        };
-        let is_proven = self.link.as_ref().and_then(proves).unwrap_or(false);
-        // A session that has yet to last is waited for: it lasts, or breaks.
-        let is_early = now.duration_since(since) < self.revert_after || self.is_ready();
-        if !is_proven && is_early {
+        let (taken, acked) = self.spool.progress();
+        let progress = self.trial.get_or_insert_with(|| Progress::new(now, taken));
+        if now.duration_since(progress.since) < self.revert_after {
+            return;
+        }
+        let spool = &self.spool;
+        let waiting = progress.waiting.get_or_insert_with(|| spool.fronts());
+        waiting.retain(|stream, front| spool.waits(*stream, *front));
+        // That a session lasts proves nothing: keep-alives pass where a batch never comes whole.
+        let is_proven = acked > progress.taken && waiting.is_empty();
+        // While there is a link it may still be proven: what is on its way arrives, or the link breaks.
+        if !is_proven && self.is_ready() {
             return;
         }
         let previous = trial.previous.clone();
@@ -51,7 +74,7 @@ impl Shipper {
             self.note_disk(kept);
             return;
         }
-        self.trial_since = None;
+        self.trial = None;
         if !is_proven {
             warn!(
                 version = self.identity.state.reverted,
@@ -136,7 +159,7 @@ impl Shipper {
                 rejected = Some(format!("the agent's disk does not take it: {error:#}"));
                 self.note_disk(saved);
             } else {
-                self.trial_since = Some(now);
+                self.trial = Some(Progress::new(now, self.spool.progress().0));
             }
         }
         if rejected.is_none() {
@@ -149,17 +172,18 @@ impl Shipper {
     }
 }
 
-/// A session that lasted so many keep-alives is one that lasts: a server that hears nothing for three ends it.
-const PROOF_KEEP_ALIVES: u32 = 8;
 const REVERTED: &str = "the server was out of reach with it; the one before it is in force again";
 
 #[cfg(test)]
 mod tests {
     use ed25519_dalek::SigningKey;
-    use scrinium_protocol::identity::AgentId;
+    use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+    use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
+    use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+    use scrinium_protocol::identity::{AgentId, StreamKind, StreamName};
 
-    use super::super::REVERT_AFTER;
     use super::super::tests::shipper;
+    use super::super::{Produced, REVERT_AFTER};
     use super::*;
 
     /// Never back to an older one, never one of another signer or for another agent.
@@ -231,5 +255,77 @@ mod tests {
         assert_eq!(shipper.state().reverted, None);
         drop(shipper);
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// Sessions that last prove nothing, and neither does what was collected before.
+    #[test]
+    fn acknowledged_entries_that_are_new_prove_a_configuration_and_nothing_else_does() {
+        let cases = [
+            // acked before its time was up: old entries, new ones; what waits then is acked after it
+            (true, false, true, false),
+            (true, true, false, false),
+            (false, false, true, false),
+            (true, true, true, true),
+        ];
+        for (old, new, late, stays) in cases {
+            let dir = std::env::temp_dir().join(format!("scrinium-proof-{}", std::process::id()));
+            drop(std::fs::remove_dir_all(&dir));
+            let (mut shipper, server) = shipper(&dir);
+            let agent = shipper.state().agent;
+            let now = crate::clock::now();
+            let up = now + REVERT_AFTER;
+            shipper.take(produced(agent, "old"));
+            let sent = Configuration::new(1, "fine".into(), agent, &server);
+            assert_eq!(shipper.handle_configuration(sent, now).rejected, None);
+            shipper.take(produced(agent, "new"));
+            shipper.take(produced(agent, "late"));
+            let ack = |shipper: &mut Shipper, name: &str| {
+                let stream = StreamId::derive(agent, StreamKind::File, name);
+                shipper.spool.ack(stream, Sequence(1));
+            };
+            if old {
+                ack(&mut shipper, "old");
+            }
+            if new {
+                ack(&mut shipper, "new");
+            }
+            shipper.review_configuration(up - Duration::from_millis(1));
+            assert!(shipper.state().trial.is_some());
+            if late {
+                // Everything that waited at the end arrives.
+                let progress = shipper.trial.as_mut().unwrap();
+                progress.waiting = Some(shipper.spool.fronts());
+                ack(&mut shipper, "late");
+            }
+            shipper.review_configuration(up);
+            let kept = shipper.state().central.is_some();
+            assert_eq!(kept, stays, "{old} {new} {late}");
+            assert_eq!(shipper.state().trial, None);
+            drop(shipper);
+            std::fs::remove_dir_all(&dir).unwrap();
+        }
+    }
+
+    fn produced(agent: AgentId, name: &str) -> Produced {
+        let name = StreamName {
+            kind: StreamKind::File,
+            name: name.into(),
+        };
+        let stream = StreamId::derive(agent, name.kind, &name.name);
+        let mut builder = BatchBuilder::new();
+        let meta = EntryMeta {
+            time_us: 1,
+            flags: EntryFlags::NONE,
+        };
+        builder.push(b"line\n", meta);
+        let start = StreamPosition::start(agent, stream, Epoch([5; 16]));
+        let key = SigningKey::from_bytes(&[2; 32]);
+        let mut compressor = Compressor::new(AGENT_LEVEL);
+        let (batch, _) = builder.seal(stream, &start, Vec::new(), &key, &mut compressor);
+        Produced {
+            name,
+            rewinds: 0,
+            batch,
+        }
     }
 }

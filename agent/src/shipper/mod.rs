@@ -107,8 +107,8 @@ pub struct Shipper {
     /// How often in a row the server did not know the credential.
     unknown: u8,
     check: Check,
-    /// Since when the configuration in force is on trial.
-    trial_since: Option<Instant>,
+    /// How the configuration on trial does.
+    trial: Option<configuration::Progress>,
     /// How long it may keep the server out of reach.
     revert_after: Duration,
     /// Why there is no link, while there is none.
@@ -136,8 +136,6 @@ struct Link {
     in_flight: VecDeque<(StreamId, Sequence, Instant)>,
     /// Since when batches flow.
     ready_since: Option<Instant>,
-    /// When the server last said that something is durable.
-    acked_at: Option<Instant>,
     /// The next credential is durably ours.
     is_rolled: bool,
 }
@@ -184,7 +182,7 @@ impl Shipper {
             moved: BTreeSet::new(),
             unknown: 0,
             check,
-            trial_since: None,
+            trial: None,
             revert_after: REVERT_AFTER,
             problem: None,
             disk_problem: None,
@@ -252,7 +250,6 @@ impl Shipper {
             opened: BTreeSet::new(),
             in_flight: VecDeque::new(),
             ready_since: None,
-            acked_at: None,
             is_rolled: true,
         });
     }
@@ -401,7 +398,6 @@ impl Shipper {
                 }
             }
             AgentEvent::Acked(receipt) => {
-                link.acked_at = Some(now);
                 link.in_flight
                     .retain(|(stream, next, _)| *stream != receipt.stream || *next > receipt.next);
                 let before = self.spool.entries();

@@ -45,6 +45,10 @@ pub struct Spool {
     ram_bytes: u64,
     ram_bytes_max: u64,
     entries: u64,
+    /// Batches taken since the start.
+    taken: u64,
+    /// Of them, the number of the last one that was acked.
+    acked: u64,
 }
 
 #[derive(Debug)]
@@ -66,6 +70,8 @@ struct Item {
     bookmark: Vec<u8>,
     count: u32,
     time_us: u64,
+    /// Its number among those taken since the start, from 1 on; 0 for one made to fill a gap.
+    taken: u64,
     /// It follows another batch than its bytes on the disk say.
     relinked: bool,
     at: Place,
@@ -109,6 +115,7 @@ impl Item {
             bookmark: header.bookmark.clone(),
             count: header.count,
             time_us: header.time_first_us,
+            taken: 0,
             relinked: false,
             at,
         }
@@ -151,6 +158,8 @@ impl Spool {
             ram_bytes: 0,
             ram_bytes_max: limits.ram_bytes_max,
             entries: 0,
+            taken: 0,
+            acked: 0,
         };
         for (name, header, place) in found {
             spool.disk.hold(place);
@@ -200,15 +209,20 @@ impl Spool {
 
     fn push(&mut self, name: &StreamName, header: &BatchHeader, at: Place) {
         self.entries += u64::from(header.count);
+        self.taken += 1;
+        let item = Item {
+            taken: self.taken,
+            ..Item::new(header, at)
+        };
         let queue = self.queues.entry(header.stream).or_insert_with(|| Queue {
             name: name.clone(),
             items: VecDeque::new(),
             sent: 0,
             on_disk: 0,
         });
-        queue.on_disk += usize::from(matches!(at, Place::Disk(_)));
+        queue.on_disk += usize::from(matches!(item.at, Place::Disk(_)));
         let was_idle = queue.sent == queue.items.len();
-        queue.items.push_back(Item::new(header, at));
+        queue.items.push_back(item);
         let lane = queue.lane();
         if was_idle {
             self.turns(lane).push_back(header.stream);
@@ -356,7 +370,36 @@ impl Spool {
             let before = |item: &&Item| item.next <= next;
             queue.items.iter().take_while(before).count()
         });
+        let last = self.queues.get(&stream).into_iter();
+        let last = last.flat_map(|queue| queue.items.iter().take(acked));
+        self.acked = last.map(|item| item.taken).fold(self.acked, u64::max);
         self.drop_front(stream, acked);
+    }
+
+    /// How many batches were taken since the start, and the number of the last of them that was acked.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.taken, self.acked)
+    }
+
+    /// The batch that each stream waits for: what its epoch and next sequence will be.
+    #[must_use]
+    pub fn fronts(&self) -> BTreeMap<StreamId, (Epoch, Sequence)> {
+        let front = |queue: &Queue| queue.items.front().map(|item| (item.epoch, item.next));
+        let queues = self.queues.iter();
+        queues
+            .filter_map(|(stream, queue)| Some((*stream, front(queue)?)))
+            .collect()
+    }
+
+    /// Whether that batch of a stream still waits.
+    #[must_use]
+    pub fn waits(&self, stream: StreamId, front: (Epoch, Sequence)) -> bool {
+        let queue = self.queues.get(&stream);
+        queue.is_some_and(|queue| {
+            let mut items = queue.items.iter();
+            items.any(|item| (item.epoch, item.next) == front)
+        })
     }
 
     /// Removes the segments in which nothing waits any more. Those that stay, because the disk refuses, do
