@@ -31,6 +31,8 @@ pub enum Kind {
     Evidence,
     /// Rows of the server's catalogue.
     Copy,
+    /// How far the server's log was acknowledged.
+    Acked,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Self::Archive => 3,
             Self::Evidence => 4,
             Self::Copy => 5,
+            Self::Acked => 6,
         }
     }
 
@@ -51,6 +54,7 @@ impl Kind {
             Self::Archive => "seg",
             Self::Evidence => "evd",
             Self::Copy => "copy",
+            Self::Acked => "ack",
         }
     }
 }

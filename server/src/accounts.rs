@@ -265,7 +265,7 @@ mod tests {
         ));
         drop(std::fs::remove_file(&path));
         let catalogue =
-            Catalogue::open(&path, &scrinium_protocol::secret::Secret::new([1; 32])).unwrap();
+            Catalogue::create(&path, &scrinium_protocol::secret::Secret::new([1; 32])).unwrap();
         let accounts = Accounts::load(Arc::new(catalogue)).unwrap();
         accounts.set_password("admin", "right password").unwrap();
         accounts.set_password("other", "right password").unwrap();

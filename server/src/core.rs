@@ -12,12 +12,13 @@ use ed25519_dalek::SigningKey;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::sl::noise::KeyPair;
 use tokio::sync::mpsc;
+use tracing::{error, warn};
 
 use crate::accounts::Accounts;
 use crate::agents::Agents;
 use crate::alarms::Alarms;
-use crate::archive::Archive;
 use crate::archive::upkeep::{Upkeep, UpkeepQueue};
+use crate::archive::{Archive, losses};
 use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
@@ -28,12 +29,14 @@ use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
 use crate::policy::Policy;
 use crate::session::receiver::Shared;
-use crate::volume::Volume;
-use crate::{config, ingest, local};
+use crate::volume::{Volume, rest};
+use crate::{clock, config, ingest, local};
 
 /// What every task of the server shares.
 pub(crate) struct Core {
     pub(crate) volume: Volume,
+    /// Caches that were missing or not the last stop's, in sentences.
+    pub(crate) remade: Vec<String>,
     pub(crate) archive: Arc<Archive>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) catalogue: Arc<Catalogue>,
@@ -77,11 +80,17 @@ pub(crate) struct Running {
 impl Running {
     /// Opens everything that stands on the volume; no listener yet.
     pub(crate) fn open(volume: Volume, address: String, config: &Config) -> Result<Self> {
+        let changed = rest::take(&volume).context("looking how the last stop left the volume")?;
         let catalogue = Arc::new(open_catalogue(&volume)?);
+        let put_back = catalogue.put_back().iter().cloned();
+        losses::write_down(&catalogue, changed.evidence.into_iter().chain(put_back))?;
         let keys = load_keys(&catalogue)?;
         let archive = Arc::new(
             Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
         );
+        for note in &changed.caches {
+            warn!("{note}");
+        }
         let agents = Agents::load(catalogue.clone(), config.machine_changes_max)?;
         let agents = Arc::new(agents);
         let policy = Arc::new(Policy::load(catalogue.clone(), agents.clone())?);
@@ -150,6 +159,7 @@ impl Running {
             backing_up: Mutex::new(()),
             admission: Arc::new(Admission::new(config.handshakes)),
             address,
+            remade: changed.caches,
             volume,
         };
         Ok(Self {
@@ -180,7 +190,7 @@ impl Running {
             tokio::time::sleep(STEP).await;
         }
         let Some(core) = Arc::into_inner(core) else {
-            tracing::warn!(
+            warn!(
                 "a task still runs at the stop; what it had not submitted is sent again by its agent"
             );
             return;
@@ -191,14 +201,28 @@ impl Running {
         drop(core.ingest);
         drop(core.upkeep);
         // The writer finishes its log; the upkeep ends after what it is at.
-        drop(
-            tokio::task::spawn_blocking(move || {
-                drop(ingest.join());
-                drop(upkeep.join());
-            })
-            .await,
-        );
-        drop(core.volume);
+        let (archive, evidence, volume) = (core.archive, core.evidence, core.volume);
+        let others = (core.agents, core.accounts, core.links, core.policy);
+        let others = (others, core.sessions, core.catalogue);
+        let rest = move || {
+            drop(ingest.join());
+            drop(upkeep.join());
+            // What was received since the last interval is in one before the server is gone.
+            if let Err(error) = evidence.seal(&archive, clock::unix_us()) {
+                let error = format!("{error:#}");
+                error!(error, "no interval was published at the stop");
+            }
+            // The last that holds the catalogue closes its file.
+            drop((others, archive, evidence));
+            if let Err(error) = rest::write(&volume) {
+                let error = format!("{error:#}");
+                error!(error, "how the volume lies could not be written down");
+            }
+            drop(volume);
+        };
+        if let Err(error) = tokio::task::spawn_blocking(rest).await {
+            error!(%error, "the stop failed");
+        }
     }
 }
 
@@ -232,6 +256,11 @@ impl Core {
 /// Opens the catalogue of a volume.
 pub(crate) fn open_catalogue(volume: &Volume) -> Result<Catalogue> {
     Catalogue::open(&volume.dir().join("catalogue.db"), &volume.key("catalogue"))
+}
+
+/// The same; makes it where there is none.
+pub(crate) fn make_catalogue(volume: &Volume) -> Result<Catalogue> {
+    Catalogue::create(&volume.dir().join("catalogue.db"), &volume.key("catalogue"))
 }
 
 /// Makes the server's keys at `init`.

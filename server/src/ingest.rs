@@ -9,7 +9,8 @@
 //! Invariants:
 //! 1. A receipt is built in [`Ingest::commit`] alone, after the sync.
 //! 2. Batch, chain head and bookmark are one record: one durable write moves all three.
-//! 3. After a failed write or sync the log is left as it is and a new one begun: nothing of the
+//! 3. What is acknowledged is noted in a second place before (`archive/acked.rs`).
+//! 4. After a failed write or sync the log is left as it is and a new one begun: nothing of the
 //!    failed round is acked, and whoever sent it sends it again.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch};
+use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::sl::message::Receipt;
 use scrinium_segment::writer::SegmentWriter;
@@ -30,10 +32,11 @@ use tracing::{error, warn};
 use crate::archive::Archive;
 use crate::archive::block::log_head;
 use crate::archive::log::{
-    Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_STREAM, apply, encode_stream, starts_anew,
+    Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_MARK, RECORD_STREAM, apply, encode_stream,
+    starts_anew,
 };
 use crate::archive::upkeep::Work;
-use crate::catalogue::records::StreamRecord;
+use crate::catalogue::records::{LogEnd, StreamRecord};
 use crate::clock;
 
 /// What the writer is asked to do.
@@ -104,6 +107,8 @@ pub(crate) struct Ingest {
     log: Option<ActiveLog>,
     /// A log that was left after a failed write, and its committed bytes.
     left: Option<(u64, u64)>,
+    /// How the log before ended, until it is written down with the key of the next.
+    ended: Option<(u64, LogEnd)>,
 }
 
 struct ActiveLog {
@@ -130,6 +135,7 @@ impl Ingest {
         let mut ingest = Self {
             log: None,
             left: None,
+            ended: None,
             limits,
             archive,
             signing,
@@ -154,12 +160,39 @@ impl Ingest {
                 self.round(round);
             }
             self.roll_if_due();
+            if let Err(error) = self.archive.acked().sync_if_due() {
+                let error = format!("{error:#}");
+                error!(error, "how far the log is acknowledged could not be synced");
+            }
         }
-        if let Some(log) = self.log.take()
-            && let Err(error) = log.writer.finish()
+        self.finish_log();
+        if let Some((number, end)) = self.ended.take()
+            && let Err(error) = self.archive.end_log(number, end)
         {
+            let error = format!("{error:#}");
+            error!(error, "the end of the log could not be written down");
+        }
+    }
+
+    /// Finishes the log, if one is open.
+    fn finish_log(&mut self) {
+        let Some(log) = self.log.take() else {
+            return;
+        };
+        let number = log.shown.number();
+        let committed = log.writer.len();
+        let finished = log.writer.finish();
+        if let Err(error) = &finished {
             error!(%error, "the log could not be finished; its entries are durable");
         }
+        let finished = finished.is_ok();
+        self.ended = Some((
+            number,
+            LogEnd {
+                committed,
+                finished,
+            },
+        ));
     }
 
     /// Takes everything that waits, makes it durable with one sync, answers.
@@ -216,6 +249,7 @@ impl Ingest {
         }
         let is_idle = appended.is_empty() && new_streams.is_empty();
         if !is_idle {
+            failed |= !self.append_mark();
             fault::point("server: appended");
         }
         failed = failed || (!is_idle && !self.sync());
@@ -250,6 +284,21 @@ impl Ingest {
         };
         log.writer
             .append(RECORD_STREAM, &[&encode_stream(stream)])
+            .inspect_err(|error| error!(%error, "writing the log failed"))
+            .is_ok()
+    }
+
+    /// Writes how much is durable of what says how far the log is acknowledged.
+    fn append_mark(&mut self) -> bool {
+        let mark = self.archive.acked().take_mark();
+        let (Some(log), Some((number, records))) = (&mut self.log, mark) else {
+            return true;
+        };
+        log.writer
+            .append(
+                RECORD_MARK,
+                &[&number.to_be_bytes(), &records.to_be_bytes()],
+            )
             .inspect_err(|error| error!(%error, "writing the log failed"))
             .is_ok()
     }
@@ -292,14 +341,34 @@ impl Ingest {
             return;
         };
         let number = log.shown.number();
+        let mut noted = Ok(());
         for stream in new_streams {
+            noted = noted.and_then(|()| self.archive.acked().introduce(&stream));
             self.archive.define_stream(stream);
         }
+        let moved = streams.values().filter(|stream| stream.entries > 0);
+        let moved: Vec<Reached> = moved.map(StreamRecord::reached).collect();
         self.archive.advance(streams.into_values().collect());
         for item in &appended {
             log.shown.push(item.shown);
         }
         fault::point("server: shown");
+        // After it is shown: an interval that begins another file has what was noted in the one before.
+        if !moved.is_empty() {
+            let moved = moved.into_iter();
+            noted = noted.and_then(|()| self.archive.acked().note(number, log.committed, moved));
+        }
+        if let Err(error) = noted {
+            // Archived, and not acknowledged: whoever sent it asks again where the archive stands.
+            let error = format!("{error:#}");
+            error!(error, "how far the log is acknowledged could not be noted");
+            let answers = appended.into_iter().map(|item| item.submission.answer);
+            for to in answers.chain(repeated.into_iter().map(|item| item.answer)) {
+                answer(to, Outcome::NotWritten);
+            }
+            return;
+        }
+        fault::point("server: noted");
         // At this point readers see it; if we die now, recovery finds it and the sender, having no
         // receipt, learns it from the next statement.
         for item in appended {
@@ -343,7 +412,16 @@ impl Ingest {
                 log = log.shown.number(),
                 "leaving a log after a failed write"
             );
-            self.left = Some((log.shown.number(), log.committed));
+            let (number, committed) = (log.shown.number(), log.committed);
+            self.left = Some((number, committed));
+            let finished = false;
+            self.ended = Some((
+                number,
+                LogEnd {
+                    committed,
+                    finished,
+                },
+            ));
         }
         if let Err(error) = self.open_log() {
             error!(
@@ -367,11 +445,7 @@ impl Ingest {
     }
 
     fn roll(&mut self) {
-        if let Some(log) = self.log.take()
-            && let Err(error) = log.writer.finish()
-        {
-            error!(%error, "the log could not be finished; its entries are durable");
-        }
+        self.finish_log();
         if let Err(error) = self.open_log() {
             error!(
                 error = format!("{error:#}"),
@@ -383,7 +457,8 @@ impl Ingest {
     fn open_log(&mut self) -> Result<()> {
         let number = self.archive.next_log_number()?;
         let dir = self.archive.log_dir();
-        let key = self.archive.keys().make_log_key(number)?;
+        let key = self.archive.keys().make_log_key(number, self.ended)?;
+        self.ended = None;
         let cipher = self.archive.cipher();
         let mut writer = SegmentWriter::create(&dir, &key, cipher, Kind::Log, number, [0; 16])?;
         if let Some((left, committed)) = self.left {

@@ -10,10 +10,10 @@ use tracing::error;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::EVER;
 use crate::archive::verify::{self, Report, Scope};
-use crate::catalogue::records::VerificationRecord;
+use crate::catalogue::records::{LossRecord, VerificationRecord};
 use crate::clock::{self, DAY_US};
 use crate::core::{Core, OWN_NAME};
-use crate::evidence;
+use crate::evidence::{self, Expected};
 
 /// What is verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,8 +43,19 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
     let is_full = scope.verified.is_empty();
     let (segments, _) = core.archive.parts();
     let key = core.signing.verifying_key();
-    let claims = evidence::check(&core.volume, &key, checkpoints);
-    let report = verify::verify(&core.archive, &core.signers(), claims, scope);
+    let expected = Expected {
+        signed: core.archive.acked().signed(),
+        stamps: core.catalogue.load()?,
+    };
+    let mut claims = evidence::check(&core.volume, &key, checkpoints, &expected);
+    claims.losses = core.catalogue.load()?;
+    if let Err(error) = core.catalogue.check() {
+        claims
+            .problems
+            .push(("catalogue.db".into(), format!("{error:#}")));
+    }
+    let mut report = verify::verify(&core.archive, &core.signers(), claims, scope);
+    report.notes.extend(core.remade.iter().cloned());
     if matches!(extent, Extent::Range(..)) {
         return Ok(report);
     }
@@ -77,6 +88,10 @@ pub(crate) fn last(core: &Core) -> Result<Option<VerificationRecord>> {
 /// Verifies what is new once a day and everything once a week, until the task is dropped; an archive that is not
 /// whole is an alarm.
 pub(crate) async fn nightly(core: Arc<Core>) {
+    if let Err(error) = tell_losses(&core).await {
+        let error = format!("{error:#}");
+        error!(error, "what is not as it was left could not be told");
+    }
     loop {
         let verified = {
             let core = core.clone();
@@ -109,6 +124,41 @@ pub(crate) async fn nightly(core: Arc<Core>) {
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// What was found not to be as it was left is an alarm, once.
+async fn tell_losses(core: &Core) -> Result<()> {
+    for loss in core.catalogue.load::<LossRecord>()? {
+        if loss.told {
+            continue;
+        }
+        let entries = loss.entries.as_ref().map(|entries| {
+            format!(
+                ": stream {}, sequence {} to {}",
+                entries
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| entries.stream.to_string()),
+                entries.sequences.0,
+                entries.sequences.1.saturating_sub(1)
+            )
+        });
+        core.alarms
+            .raise(Raise {
+                kind: AlarmKind::ArchiveDamaged,
+                agent: OWN_NAME.to_owned(),
+                text: format!(
+                    "the volume is not as it was left: {}: {}{}. Run scrinium-server verify.",
+                    loss.file,
+                    loss.problem,
+                    entries.unwrap_or_default()
+                ),
+                key: format!("loss {}", loss.number),
+            })
+            .await;
+        core.catalogue.put(&LossRecord { told: true, ..loss })?;
+    }
+    Ok(())
 }
 
 fn verify_if_due(core: &Core) -> Result<Option<Report>> {

@@ -21,7 +21,7 @@ use scrinium_segment::random;
 use super::container::{Access, to_recipient};
 use crate::catalogue::copies;
 use crate::catalogue::records::{
-    Group, GroupKeys, LogKey, SealedKeys, StoredSecret, TenantRecord, WrappedKeys,
+    Group, GroupKeys, LogEnd, LogKey, SealedKeys, StoredSecret, TenantRecord, WrappedKeys,
 };
 use crate::catalogue::{Catalogue, Changes};
 use crate::volume::Volume;
@@ -39,7 +39,7 @@ pub(crate) struct Keyring {
 struct State {
     tenants: BTreeMap<String, Secret<32>>,
     groups: BTreeMap<Group, Keys>,
-    logs: BTreeMap<u64, Secret<32>>,
+    logs: BTreeMap<u64, (Secret<32>, Option<LogEnd>)>,
 }
 
 #[derive(Clone)]
@@ -89,7 +89,7 @@ impl Keyring {
             state.groups.insert(row.group, keys);
         }
         for log in catalogue.load::<LogKey>()? {
-            state.logs.insert(log.number, log.key.0);
+            state.logs.insert(log.number, (log.key.0, log.end));
         }
         let keyring = Self {
             catalogue,
@@ -287,21 +287,62 @@ impl Keyring {
         };
     }
 
-    /// Makes the key of a new log; durable when this returns.
-    pub(crate) fn make_log_key(&self, number: u64) -> Result<Secret<32>> {
+    /// Makes the key of a new log, and writes down how the one before it ended; durable when this returns.
+    pub(crate) fn make_log_key(
+        &self,
+        number: u64,
+        before: Option<(u64, LogEnd)>,
+    ) -> Result<Secret<32>> {
         let key = Secret::new(random()?);
-        self.catalogue.put(&LogKey {
-            number,
-            key: StoredSecret(key.clone()),
+        self.catalogue.write(|changes| {
+            if let Some((number, end)) = before {
+                self.end_log(changes, number, end)?;
+            }
+            changes.put(&LogKey {
+                number,
+                key: StoredSecret(key.clone()),
+                end: None,
+            })
         })?;
         self.write_copy()?;
-        self.lock().logs.insert(number, key.clone());
+        let mut state = self.lock();
+        state.logs.insert(number, (key.clone(), None));
+        if let Some((number, end)) = before
+            && let Some(log) = state.logs.get_mut(&number)
+        {
+            log.1 = Some(end);
+        }
         Ok(key)
     }
 
     /// The key of a log; none when it was sealed.
     pub(crate) fn log_key(&self, number: u64) -> Option<Secret<32>> {
-        self.lock().logs.get(&number).cloned()
+        let state = self.lock();
+        state.logs.get(&number).map(|(key, _)| key.clone())
+    }
+
+    /// The logs that have a key, and how they ended.
+    pub(crate) fn logs(&self) -> BTreeMap<u64, Option<LogEnd>> {
+        let state = self.lock();
+        let logs = state.logs.iter();
+        logs.map(|(number, (_, end))| (*number, *end)).collect()
+    }
+
+    /// A transaction of the catalogue the keys lie in.
+    pub(super) fn write(&self, changes: impl FnOnce(&Changes<'_>) -> Result<()>) -> Result<()> {
+        self.catalogue.write(changes)
+    }
+
+    /// Writes down how a log ended, as part of a transaction.
+    pub(crate) fn end_log(&self, changes: &Changes<'_>, number: u64, end: LogEnd) -> Result<()> {
+        let Some(key) = self.log_key(number) else {
+            return Ok(()); // sealed meanwhile
+        };
+        changes.put(&LogKey {
+            number,
+            key: StoredSecret(key),
+            end: Some(end),
+        })
     }
 
     /// Destroys the key of a log, as part of a transaction; it stays in memory for those who still read.
@@ -309,23 +350,22 @@ impl Keyring {
         changes.remove(&LogKey {
             number,
             key: StoredSecret(Secret::new([0; 32])),
+            end: None,
         })
     }
 
-    /// Forgets keys of logs that are not there.
-    pub(crate) fn forget_logs_but(&self, present: &[u64]) -> Result<()> {
+    /// Forgets keys of logs that are not there, as part of a transaction; what is missing of them is written down
+    /// in the same one.
+    pub(super) fn forget_logs_but(&self, changes: &Changes<'_>, present: &[u64]) -> Result<()> {
+        let gone = self.logs().into_keys();
+        let mut gone = gone.filter(|number| !present.contains(number));
+        gone.try_for_each(|number| Self::forget_log(changes, number))
+    }
+
+    /// The transaction of [`Keyring::forget_logs_but`] is durable.
+    pub(super) fn forgot_logs_but(&self, present: &[u64]) {
         let mut state = self.lock();
-        let gone: Vec<u64> = state.logs.keys().copied().collect();
-        let gone = gone.into_iter().filter(|number| !present.contains(number));
-        let gone: Vec<u64> = gone.collect();
-        if !gone.is_empty() {
-            self.catalogue.write(|changes| {
-                gone.iter()
-                    .try_for_each(|&number| Self::forget_log(changes, number))
-            })?;
-            state.logs.retain(|number, _| present.contains(number));
-        }
-        Ok(())
+        state.logs.retain(|number, _| present.contains(number));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -422,7 +462,7 @@ fn unwrap_keys(tenant: &Secret<32>, row: &GroupKeys) -> Result<Keys> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::open_catalogue;
+    use crate::core::make_catalogue;
     use crate::volume::Binding;
 
     /// The log that is opened and the log that is sealed write it at once.
@@ -432,7 +472,7 @@ mod tests {
         let dir = std::env::temp_dir().join(name);
         drop(std::fs::remove_dir_all(&dir));
         let (volume, _) = Volume::create(&dir, &Binding::default()).unwrap();
-        let catalogue = Arc::new(open_catalogue(&volume).unwrap());
+        let catalogue = Arc::new(make_catalogue(&volume).unwrap());
         let keyring = Keyring::load(&volume, catalogue).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -4,6 +4,7 @@
 //! record 1 (batch):  received, Unix µs (8) | agent (16) | encoded batch
 //! record 2 (stream): stream (16) | agent (16) | kind (1) | name
 //! record 3 (limit):  number of the log before (8) | its committed bytes (8)
+//! record 4 (mark):   number of a file of acknowledgements (8) | records of it that are durable (8)
 //! ```
 //!
 //! A stream's record precedes its first batch; both become durable by the same sync. A log begun
@@ -33,6 +34,19 @@ pub(crate) struct Log {
     batches: RwLock<Vec<LogBatch>>,
     /// Records that could not be read back at the start, in words.
     damage: Vec<String>,
+    /// How far it could be read back at the start.
+    pub(super) found: Found,
+}
+
+/// How far a log could be read back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    /// Bytes before the end record, or before what is torn.
+    pub(super) bytes: u64,
+    /// Whether the end record follows.
+    pub(super) finished: bool,
+    /// The last mark: number of a file of acknowledgements, records of it.
+    pub(super) mark: Option<(u64, u64)>,
 }
 
 /// What lies where in a log.
@@ -52,6 +66,7 @@ impl Log {
             reader: SegmentReader::open(path, key, Kind::Log)?,
             batches: RwLock::default(),
             damage: Vec::new(),
+            found: Found::default(),
         })
     }
 
@@ -77,7 +92,11 @@ impl Log {
             let at = cursor;
             let record = match log.reader.next(&mut cursor) {
                 Ok(Next::Record(record)) => record,
-                Ok(Next::End) => break,
+                Ok(Next::End) => {
+                    log.found.finished = true;
+                    cursor = at;
+                    break;
+                }
                 Err(error @ Error::Record { .. }) => {
                     // What was acked here is gone; verify names it, everything else is served.
                     error!(%error, "a record of the log is damaged and left out");
@@ -123,12 +142,18 @@ impl Log {
                     streams.entry(stream.id).or_insert(stream);
                 }
                 RECORD_LIMIT => {}
+                RECORD_MARK => {
+                    let mut r = Reader::new(&record.payload);
+                    let mark = (r.u64("file of acknowledgements")?, r.u64("records")?);
+                    log.found.mark = Some(mark);
+                }
                 unknown => anyhow::bail!(
                     "{}: record kind {unknown} is of a newer version",
                     path.display()
                 ),
             }
         }
+        log.found.bytes = cursor.offset;
         Ok(Some(log))
     }
 
@@ -245,7 +270,7 @@ pub(crate) fn encode_stream(stream: &StreamRecord) -> Vec<u8> {
     out
 }
 
-fn decode_stream(payload: &[u8]) -> Result<StreamRecord> {
+pub(super) fn decode_stream(payload: &[u8]) -> Result<StreamRecord> {
     let mut r = Reader::new(payload);
     let id = StreamId::read(&mut r)?;
     let agent = AgentId::read(&mut r)?;
@@ -257,5 +282,6 @@ fn decode_stream(payload: &[u8]) -> Result<StreamRecord> {
 pub(crate) const RECORD_BATCH: u8 = 1;
 pub(crate) const RECORD_STREAM: u8 = 2;
 pub(crate) const RECORD_LIMIT: u8 = 3;
+pub(crate) const RECORD_MARK: u8 = 4;
 /// Longest time between the first and the last entry of a batch; batches close much earlier.
 pub(crate) const BATCH_SPAN_US_MAX: u64 = 60_000_000;

@@ -14,6 +14,7 @@
 //! 2. Bytes of a segment are never rewritten. Blocks keep the batches' own headers, so every root,
 //!    chain and signature can be recomputed for as long as the segment lives.
 
+mod acked;
 pub(crate) mod block;
 mod compaction;
 pub(crate) mod container;
@@ -21,6 +22,7 @@ pub(crate) mod extents;
 pub(crate) mod fsck;
 pub(crate) mod keys;
 pub(crate) mod log;
+pub(crate) mod losses;
 pub(crate) mod retention;
 pub(crate) mod sealer;
 pub(crate) mod segment;
@@ -29,10 +31,11 @@ pub(crate) mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use anyhow::Result;
 use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
@@ -40,17 +43,20 @@ use scrinium_segment::reader::SegmentReader;
 use scrinium_segment::{Kind, durable, segment_name, segment_numbers};
 use tracing::error;
 
+use self::acked::{Acked, Remembered};
 use self::container::Openings;
 use self::extents::Indexes;
 pub(crate) use self::extents::{EVER, Extent};
 use self::keys::Keyring;
-use self::log::Log;
+use self::log::{Found, Log};
+use self::losses::Left;
 use self::segment::{Packing, SegmentBuilder};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
-    ArchiveMark, Group, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord, StreamRecord,
+    ArchiveMark, Group, LogEnd, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord,
+    StreamRecord,
 };
-use crate::volume::{ARCHIVE_DIR, LOG_DIR, SEALING_DIR, Volume};
+use crate::volume::{ACKED_DIR, ARCHIVE_DIR, LOG_DIR, SEALING_DIR, Volume};
 
 /// The archive as every reader sees it.
 pub(crate) struct Archive {
@@ -63,6 +69,7 @@ pub(crate) struct Archive {
     state: RwLock<State>,
     indexes: Mutex<Indexes>,
     openings: Openings,
+    acked: Mutex<Acked>,
 }
 
 #[derive(Default)]
@@ -81,13 +88,34 @@ struct State {
 }
 
 impl Archive {
-    /// Opens the archive of a volume and reads back the logs that were not yet sealed.
+    /// Opens the archive of a volume, reads back the logs that were not yet sealed, and compares them with what was
+    /// acknowledged.
     pub(crate) fn open(
         volume: &Volume,
         catalogue: &Arc<Catalogue>,
         cipher: Cipher,
     ) -> Result<Self> {
+        Self::open_with(volume, catalogue, cipher, true)
+    }
+
+    /// The same for a catalogue that is made again and does not know yet what was sealed: nothing is compared.
+    pub(crate) fn open_to_rebuild(volume: &Volume, catalogue: &Arc<Catalogue>) -> Result<Self> {
+        Self::open_with(volume, catalogue, Cipher::default(), false)
+    }
+
+    fn open_with(
+        volume: &Volume,
+        catalogue: &Arc<Catalogue>,
+        cipher: Cipher,
+        is_compared: bool,
+    ) -> Result<Self> {
+        let acked_dir = volume.dir().join(ACKED_DIR);
+        durable::create_dir(&acked_dir)?;
+        let acked_key = volume.key("acknowledgements");
+        let remembered = acked::read(&acked_dir, &acked_key)?;
+        let acked = Acked::new(acked_dir, acked_key, cipher, catalogue.clone(), &remembered);
         let archive = Self {
+            acked: Mutex::new(acked),
             dir: volume.dir().to_owned(),
             keys: Keyring::load(volume, catalogue.clone())?,
             archive_key: volume.key("archive"),
@@ -117,6 +145,7 @@ impl Archive {
                 Log::limit_of_previous(&path_of(number), &archive.keys.log_key(number)?)
             })
             .collect();
+        let mut found = BTreeMap::new();
         for &number in &numbers {
             let path = path_of(number);
             if number <= state.mark.log {
@@ -133,15 +162,88 @@ impl Archive {
             };
             let limit = limits.get(&number).copied();
             if let Some(log) = Log::recover(&path, &key, limit, &mut state.streams)? {
+                found.insert(number, log.found);
                 state.logs.push(Arc::new(log));
             }
         }
-        archive.keys.forget_logs_but(&numbers)?;
+        if is_compared {
+            archive.take_stock(catalogue, &state, &remembered, &found)?;
+        }
         *archive
             .state
             .write()
             .unwrap_or_else(PoisonError::into_inner) = state;
         Ok(archive)
+    }
+
+    /// Compares what is there with what was acknowledged, writes down what is missing, and begins to note anew.
+    fn take_stock(
+        &self,
+        catalogue: &Arc<Catalogue>,
+        state: &State,
+        remembered: &Remembered,
+        found: &BTreeMap<u64, Found>,
+    ) -> Result<()> {
+        let mut keys = self.keys.logs();
+        keys.retain(|number, _| *number > state.mark.log);
+        let losses = losses::find(&Left {
+            remembered,
+            known: catalogue.load()?.pop(),
+            keys: &keys,
+            logs: found,
+            streams: &state.streams,
+            generation: catalogue.generation(),
+        });
+        let losses = losses::number(losses, &catalogue.load()?);
+        for loss in &losses {
+            error!(
+                file = loss.file,
+                problem = loss.problem,
+                "the volume is not as it was left"
+            );
+        }
+        let present: Vec<u64> = found.keys().copied().collect();
+        catalogue.write(|changes| {
+            for loss in &losses {
+                changes.put(loss)?;
+            }
+            for (&number, found) in found {
+                let (committed, finished) = (found.bytes, found.finished);
+                let end = LogEnd {
+                    committed,
+                    finished,
+                };
+                self.keys.end_log(changes, number, end)?;
+            }
+            self.keys.forget_logs_but(changes, &present)
+        })?;
+        self.keys.forgot_logs_but(&present);
+        // At this point what is missing is written down; if we die now, the same is found again.
+        let mut acked = self.acked();
+        let number = acked.begin(&state.introduced())?;
+        for (&log, found) in found {
+            acked.note(log, found.bytes, core::iter::empty())?;
+        }
+        let moved = remembered.reached.keys();
+        let moved: Vec<Reached> = moved
+            .filter_map(|stream| state.streams.get(stream))
+            .map(StreamRecord::reached)
+            .collect();
+        if let Some((&log, found)) = found.last_key_value() {
+            acked.note(log, found.bytes, moved.into_iter())?;
+        }
+        acked.remove_before(number)
+    }
+
+    /// How far the log is acknowledged.
+    pub(crate) fn acked(&self) -> MutexGuard<'_, Acked> {
+        self.acked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down how a log ended.
+    pub(crate) fn end_log(&self, number: u64, end: LogEnd) -> Result<()> {
+        let keys = &self.keys;
+        keys.write(|changes| keys.end_log(changes, number, end))
     }
 
     /// Files of segments that the catalogue knows take their place, unfinished ones and removed ones go.
@@ -284,13 +386,7 @@ impl Archive {
     /// Streams that no segment knows yet, as they were introduced.
     pub(crate) fn introduced(&self) -> Vec<StreamRecord> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let unknown = state
-            .streams
-            .values()
-            .filter(|stream| !state.archived.contains_key(&stream.id));
-        unknown
-            .map(|live| log::new_stream(live.id, live.agent, live.kind, live.name.clone()))
-            .collect()
+        state.introduced()
     }
 
     /// One stream as the last segment left it, or before its first entry.
@@ -462,6 +558,14 @@ impl Archive {
 }
 
 impl State {
+    fn introduced(&self) -> Vec<StreamRecord> {
+        let streams = self.streams.values();
+        let unknown = streams.filter(|stream| !self.archived.contains_key(&stream.id));
+        unknown
+            .map(|live| log::new_stream(live.id, live.agent, live.kind, live.name.clone()))
+            .collect()
+    }
+
     fn leave(&mut self, numbers: &[u64]) {
         for number in numbers {
             if let Some(segment) = self.segments.remove(number) {

@@ -15,8 +15,9 @@ use super::block::StoredBatch;
 use super::container::Access;
 use super::keys::Unreadable;
 use super::{Archive, EVER, Extent};
-use crate::catalogue::records::{PrunedRange, SegmentRecord};
+use crate::catalogue::records::{LossRecord, PrunedRange, SegmentRecord};
 use crate::evidence::Claims;
+use crate::present;
 
 /// The outcome of a verification.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -42,6 +43,9 @@ pub(crate) struct Report {
     /// Entries that were deleted lawfully, each named in a certificate.
     #[serde(default)]
     pub(crate) pruned: u64,
+    /// What is no damage, and worth knowing.
+    #[serde(default)]
+    pub(crate) notes: Vec<String>,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -366,6 +370,23 @@ impl Run<'_> {
         self.positions.insert(stream, after);
     }
 
+    /// What was noticed when the volume was opened stays a finding.
+    fn find_loss(&mut self, loss: LossRecord) {
+        let noticed = present::rfc3339(loss.time_us);
+        let problem = format!("{} (noticed {noticed})", loss.problem);
+        let Some(entries) = loss.entries else {
+            return self.find_file(loss.file, problem);
+        };
+        let agent = self.agents.get(&entries.agent);
+        self.report.findings.push(Finding {
+            segment: loss.file,
+            agent: agent.map_or_else(|| entries.agent.to_string(), |(name, _)| name.clone()),
+            stream: entries.name.unwrap_or_else(|| entries.stream.to_string()),
+            sequences: entries.sequences,
+            problem,
+        });
+    }
+
     /// Whether nothing is known of what came before, because only a range is verified.
     fn begins_here(&self, stream: StreamId, first: u64) -> bool {
         let stood = self.positions.get(&stream);
@@ -390,8 +411,11 @@ impl Run<'_> {
     /// Everything that was sealed is here, as it was.
     fn intervals(&mut self) {
         self.report.intervals = self.claims.intervals;
-        for problem in core::mem::take(&mut self.claims.problems) {
-            self.find_file("evidence".into(), problem);
+        for (file, problem) in core::mem::take(&mut self.claims.problems) {
+            self.find_file(file, problem);
+        }
+        for loss in core::mem::take(&mut self.claims.losses) {
+            self.find_loss(loss);
         }
         let mut missing: BTreeMap<StreamId, (u64, u64)> = BTreeMap::new();
         for ((stream, epoch, next), (head, interval)) in core::mem::take(&mut self.claims.heads) {
@@ -495,6 +519,9 @@ impl Report {
                 "{} entries more were verified before and were not read again\n",
                 self.verified_before
             ));
+        }
+        for note in &self.notes {
+            text.push_str(&format!("note: {note}\n"));
         }
         for finding in &self.findings {
             text.push_str(&format!(

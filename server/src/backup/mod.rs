@@ -28,8 +28,8 @@ use self::target::{Location, Target};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::upkeep::Upkeep;
 use crate::catalogue::records::{
-    ArchiveMark, BackupRecord, CertificateRecord, GroupKeys, LogKey, PrunedRecord, SegmentRecord,
-    TenantRecord,
+    AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, GroupKeys, LogKey, PrunedRecord,
+    SegmentRecord, TenantRecord,
 };
 use crate::catalogue::{Row, Stored as _};
 use crate::clock;
@@ -173,7 +173,9 @@ impl Upkeep {
     fn snapshot(&self) -> Result<Snapshot> {
         Ok(Snapshot {
             segments: self.archive.parts().0,
-            rows: self.catalogue.export(|kind| !is_key(kind))?,
+            rows: self
+                .catalogue
+                .export(|kind| !is_key(kind) && kind != AckedRecord::KIND)?,
             keys: self.catalogue.export(is_of_the_keys_file)?,
         })
     }
@@ -440,7 +442,7 @@ pub(crate) fn restore(dir: &Path, from: &Location, keys: &Path, shares: &[String
     for file in ["catalogue.db", "catalogue.db-wal", "catalogue.db-shm"] {
         durable::remove(&dir.join(file))?;
     }
-    let catalogue = crate::core::open_catalogue(&volume)?;
+    let catalogue = crate::core::make_catalogue(&volume)?;
     let kept = rows.into_iter().filter(|row| {
         let is_forgotten = row.kind == SegmentRecord::KIND
             && serde_json::from_slice::<SegmentRecord>(&row.value)

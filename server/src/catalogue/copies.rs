@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use super::records::{
-    ArchiveMark, CertificateRecord, GroupKeys, LogKey, PrunedRecord, RemovedSegment, SegmentRecord,
-    StreamRecord, TenantRecord,
+    AckedRecord, ArchiveMark, CertificateRecord, GroupKeys, LogKey, PrunedRecord, RemovedSegment,
+    SegmentRecord, StreamRecord, TenantRecord,
 };
 use super::{Catalogue, Row, Stored as _};
 use crate::backup::copy;
@@ -43,7 +43,9 @@ pub(crate) fn is_of_the_keys(kind: u8) -> bool {
 
 /// Rows that nothing else could give back, the keys aside.
 fn is_of_the_rest(kind: u8) -> bool {
-    !is_of_the_keys(kind) && ![SegmentRecord::KIND, StreamRecord::KIND].contains(&kind)
+    // Files beside the log, as they are now, say how far it is acknowledged.
+    let elsewhere = [SegmentRecord::KIND, StreamRecord::KIND, AckedRecord::KIND];
+    !is_of_the_keys(kind) && !elsewhere.contains(&kind)
 }
 
 /// The copy of the keys, and what it is sealed with.
@@ -75,15 +77,15 @@ pub(crate) fn write(
 pub(crate) async fn run(core: Arc<Core>) {
     let mut copied = None;
     loop {
-        let writes = core.catalogue.writes();
-        if copied != Some(writes) {
+        let generation = core.catalogue.generation();
+        if copied != Some(generation) {
             let core = core.clone();
             let write = move || {
                 let (path, key) = rest_of(&core.volume);
                 write(&core.catalogue, &path, &key, is_of_the_rest)
             };
             match tokio::task::spawn_blocking(write).await {
-                Ok(Ok(())) => copied = Some(writes),
+                Ok(Ok(())) => copied = Some(generation),
                 Ok(Err(error)) => {
                     let error = format!("{error:#}");
                     error!(

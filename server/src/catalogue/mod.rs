@@ -2,19 +2,23 @@
 //! nothing readable on the disk.
 //!
 //! Every row is `(kind, HMAC of the name, sealed value)`; names and values are read into memory at
-//! the start, where the few readers live. SQLite gives the atomic, durable transaction.
+//! the start, where the few readers live. SQLite gives the atomic, durable transaction. What all rows
+//! together are stands beside them ([`whole`]): one that was taken away, put back or added shows.
 
 pub(crate) mod copies;
+mod count;
 pub(crate) mod records;
+mod whole;
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aes_gcm::aead::{Aead as _, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _};
 use anyhow::{Context as _, Result, anyhow};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use scrinium_protocol::kdf::hmac_sha256;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
@@ -22,6 +26,9 @@ use scrinium_segment::random;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
+
+use self::count::Count;
+use self::whole::{Begun, Whole};
 
 /// A type kept in the catalogue.
 pub(crate) trait Stored: Serialize + DeserializeOwned {
@@ -47,13 +54,39 @@ pub(crate) struct Catalogue {
     connection: Mutex<Connection>,
     cipher: Aes256Gcm,
     name_key: Secret<32>,
-    writes: AtomicU64,
+    whole_key: Secret<32>,
+    /// Counts every change since the volume was made.
+    generation: AtomicU64,
+    count: Count,
+    /// What was found not to be as it was left: the file, and what is wrong.
+    put_back: Vec<(String, String)>,
 }
 
 impl Catalogue {
-    /// Opens or creates the file at `path`.
+    /// Opens the file at `path`, which must be there.
+    ///
+    /// # Errors
+    /// It is missing or empty, or SQLite cannot open it.
     pub(crate) fn open(path: &Path, key: &Secret<32>) -> Result<Self> {
-        let connection = Connection::open(path)
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let len = std::fs::metadata(path).map(|meta| meta.len());
+        anyhow::ensure!(
+            len.as_ref().is_ok_and(|len| *len > 0),
+            "the catalogue {} is {}; make it again from its copies: scrinium-server fsck --rebuild",
+            path.display(),
+            if len.is_ok() { "empty" } else { "missing" }
+        );
+        Self::open_with(path, key, flags)
+    }
+
+    /// Opens the file at `path`; makes it when it is not there. How often it was written before is not remembered.
+    pub(crate) fn create(path: &Path, key: &Secret<32>) -> Result<Self> {
+        Count::remove(path)?;
+        Self::open_with(path, key, OpenFlags::default())
+    }
+
+    fn open_with(path: &Path, key: &Secret<32>, flags: OpenFlags) -> Result<Self> {
+        let mut connection = Connection::open_with_flags(path, flags)
             .with_context(|| format!("opening the catalogue {}", path.display()))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
@@ -61,22 +94,65 @@ impl Catalogue {
         connection.execute_batch(
             "CREATE TABLE IF NOT EXISTS item (
                 kind INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
-                PRIMARY KEY (kind, name)) WITHOUT ROWID",
+                PRIMARY KEY (kind, name)) WITHOUT ROWID;
+             CREATE TABLE IF NOT EXISTS whole (id INTEGER PRIMARY KEY, value BLOB NOT NULL)",
         )?;
-        Ok(Self {
+        let cipher = Aes256Gcm::new(derive(key, None, &[b"values"]).expose().into());
+        let whole_key = derive(key, None, &[b"whole"]);
+        let generation = whole::begin(&mut connection, &cipher, &whole_key)?;
+        let mut put_back = Vec::new();
+        let count = match generation {
+            // The count begins, and with it what is remembered of it.
+            Begun::Now(generation) => {
+                if Count::is_there(path) {
+                    let problem = "the sum of its rows was taken away".to_owned();
+                    put_back.push(("catalogue.db".to_owned(), problem));
+                }
+                Count::create(path, &cipher, generation)?
+            }
+            Begun::Before(generation) => match Count::open(path, &cipher) {
+                Ok((count, counted)) => {
+                    let problem = match counted {
+                        Ok(counted) if generation < counted => Some((
+                            "catalogue.db",
+                            format!(
+                                "it was put back: it was written {generation} times, and {counted} were counted"
+                            ),
+                        )),
+                        Ok(_) => None,
+                        Err(error) => Some(("catalogue.count", format!("{error:#}"))),
+                    };
+                    put_back.extend(problem.map(|(file, problem)| (file.to_owned(), problem)));
+                    count
+                }
+                Err(error) => {
+                    put_back.push(("catalogue.count".to_owned(), format!("{error:#}")));
+                    Count::create(path, &cipher, generation)?
+                }
+            },
+        };
+        let (Begun::Now(generation) | Begun::Before(generation)) = generation;
+        let catalogue = Self {
             connection: Mutex::new(connection),
-            cipher: Aes256Gcm::new(derive(key, None, &[b"values"]).expose().into()),
+            cipher,
             name_key: derive(key, None, &[b"names"]),
-            writes: AtomicU64::new(0),
-        })
+            whole_key,
+            generation: AtomicU64::new(generation),
+            count,
+            put_back,
+        };
+        catalogue.count.write(&catalogue.cipher, generation)?;
+        Ok(catalogue)
+    }
+
+    /// What was found not to be as it was left when it was opened: the file, and what is wrong.
+    pub(crate) fn put_back(&self) -> &[(String, String)] {
+        &self.put_back
     }
 
     /// Reads every row of one type.
     pub(crate) fn load<T: Stored>(&self) -> Result<Vec<T>> {
-        let connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let connection = self.lock();
         let mut statement = connection.prepare("SELECT name, value FROM item WHERE kind = ?1")?;
         let mut rows = statement.query(params![T::KIND])?;
         let mut found = Vec::new();
@@ -94,44 +170,44 @@ impl Catalogue {
 
     /// Writes and removes rows; all of it durable when this returns, or none of it.
     pub(crate) fn write(&self, changes: impl FnOnce(&Changes<'_>) -> Result<()>) -> Result<()> {
-        let mut connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connection = self.lock();
         let transaction = connection.transaction()?;
-        changes(&Changes {
+        let whole = whole::stated(&transaction, &self.cipher)?.unwrap_or_default();
+        let changing = Changes {
             catalogue: self,
             transaction: &transaction,
-        })?;
+            sum: Cell::new(whole.sum),
+        };
+        changes(&changing)?;
+        let whole = Whole {
+            generation: whole.generation + 1,
+            sum: changing.sum.get(),
+        };
+        whole::state(&transaction, &self.cipher, &whole)?;
         transaction.commit().context("writing the catalogue")?;
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        self.generation.store(whole.generation, Ordering::Relaxed);
+        self.count.write(&self.cipher, whole.generation)
     }
 
-    /// Whether every row can be read.
+    /// Whether every row can be read, and they are all the rows there are.
     ///
     /// # Errors
     /// What is wrong with the file, or with a row.
     pub(crate) fn check(&self) -> Result<()> {
         {
-            let connection = self
-                .connection
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let connection = self.lock();
             let found: String =
                 connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
             anyhow::ensure!(found == "ok", "{found}");
         }
-        self.export(|_| true).map(drop)
+        self.export(|_| true)?;
+        self.check_whole()
     }
 
     /// Makes what was removed unreadable in the files too: overwritten pages go, and so do the older ones in the
     /// write-ahead log.
     pub(crate) fn forget_old_pages(&self) -> Result<()> {
-        let connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let connection = self.lock();
         connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
             .context("truncating the catalogue's write-ahead log")
@@ -139,10 +215,7 @@ impl Catalogue {
 
     /// Every row of the kinds that are `wanted`, of one moment.
     pub(crate) fn export(&self, wanted: impl Fn(u8) -> bool) -> Result<Vec<Row>> {
-        let connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let connection = self.lock();
         let mut statement = connection.prepare("SELECT kind, name, value FROM item")?;
         let mut found = statement.query([])?;
         let mut rows = Vec::new();
@@ -161,18 +234,20 @@ impl Catalogue {
     /// Writes rows that were exported from a catalogue of the same volume.
     pub(crate) fn import(&self, rows: &[Row]) -> Result<()> {
         self.write(|changes| {
-            let mut insert = changes.transaction.prepare(INSERT)?;
-            for Row { kind, name, value } in rows {
-                let sealed = self.seal_value(*kind, name, value)?;
-                insert.execute(params![kind, name, sealed])?;
-            }
-            Ok(())
+            rows.iter()
+                .try_for_each(|Row { kind, name, value }| changes.insert(*kind, name, value))
         })
     }
 
-    /// How often it was written since it was opened.
-    pub(crate) fn writes(&self) -> u64 {
-        self.writes.load(Ordering::Relaxed)
+    /// How often it was written since the volume was made.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes one row.
@@ -215,25 +290,55 @@ impl Catalogue {
 pub(crate) struct Changes<'a> {
     catalogue: &'a Catalogue,
     transaction: &'a rusqlite::Transaction<'a>,
+    /// What all rows together are, as far as they are changed.
+    sum: Cell<whole::Sum>,
 }
 
 impl Changes<'_> {
     pub(crate) fn put<T: Stored>(&self, row: &T) -> Result<()> {
         let name = self.catalogue.hashed_name(T::KIND, &row.name());
         let value = Zeroizing::new(serde_json::to_vec(row)?);
-        let sealed = self.catalogue.seal_value(T::KIND, &name, &value)?;
-        self.transaction
-            .prepare(INSERT)?
-            .execute(params![T::KIND, &name[..], sealed])?;
-        Ok(())
+        self.insert(T::KIND, &name, &value)
     }
 
     pub(crate) fn remove<T: Stored>(&self, row: &T) -> Result<()> {
         let name = self.catalogue.hashed_name(T::KIND, &row.name());
+        self.take_out(T::KIND, &name)?;
         self.transaction
             .prepare("DELETE FROM item WHERE kind = ?1 AND name = ?2")?
             .execute(params![T::KIND, &name[..]])?;
         Ok(())
+    }
+
+    fn insert(&self, kind: u8, name: &[u8], value: &[u8]) -> Result<()> {
+        let sealed = self.catalogue.seal_value(kind, name, value)?;
+        self.take_out(kind, name)?;
+        self.change(kind, name, &sealed);
+        self.transaction
+            .prepare(INSERT)?
+            .execute(params![kind, name, sealed])?;
+        Ok(())
+    }
+
+    /// Takes the row as it is out of the sum.
+    fn take_out(&self, kind: u8, name: &[u8]) -> Result<()> {
+        let mut statement = self
+            .transaction
+            .prepare("SELECT value FROM item WHERE kind = ?1 AND name = ?2")?;
+        let sealed: Option<Vec<u8>> = statement
+            .query_row(params![kind, name], |row| row.get(0))
+            .optional()?;
+        if let Some(sealed) = sealed {
+            self.change(kind, name, &sealed);
+        }
+        Ok(())
+    }
+
+    /// Puts a row into the sum, or takes it out.
+    fn change(&self, kind: u8, name: &[u8], sealed: &[u8]) {
+        let mut sum = self.sum.get();
+        whole::add(&self.catalogue.whole_key, &mut sum, kind, name, sealed);
+        self.sum.set(sum);
     }
 }
 
@@ -249,7 +354,7 @@ mod tests {
         drop(std::fs::remove_dir_all(&dir));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("catalogue.db");
-        let catalogue = Catalogue::open(&path, &Secret::new([1; 32])).unwrap();
+        let catalogue = Catalogue::create(&path, &Secret::new([1; 32])).unwrap();
         catalogue
             .put(&Row {
                 name: "MARKER-user".into(),
@@ -261,8 +366,10 @@ mod tests {
             assert!(memchr::memmem::find(&bytes, b"MARKER").is_none());
         }
         drop(catalogue);
-        let other = Catalogue::open(&path, &Secret::new([2; 32])).unwrap();
-        assert!(other.load::<Row>().is_err());
+        assert!(Catalogue::open(&path, &Secret::new([2; 32])).is_err());
+        scrinium_segment::durable::write_file(&path, b"").unwrap();
+        let empty = Catalogue::open(&path, &Secret::new([1; 32])).err().unwrap();
+        assert!(empty.to_string().contains("is empty"), "{empty}");
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -5,15 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use scrinium_segment::cipher::Cipher;
 use scrinium_segment::durable;
 
 use super::say;
 use crate::archive::{Archive, fsck};
 use crate::catalogue::copies;
 use crate::clock;
-use crate::core::open_catalogue;
-use crate::volume::Volume;
+use crate::core::{make_catalogue, open_catalogue};
+use crate::volume::{Volume, rest};
 
 /// Runs the command to its end.
 pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
@@ -36,6 +35,7 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     }
     let rows =
         copies::read(&volume).context("the catalogue's copies cannot be read: restore a backup")?;
+    rest::discard(dir)?;
     // Kept for whoever wants to know what happened to it.
     for file in ["catalogue.db", "catalogue.db-wal", "catalogue.db-shm"] {
         let path = dir.join(file);
@@ -46,9 +46,9 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
             )?;
         }
     }
-    let catalogue = Arc::new(open_catalogue(&volume)?);
+    let catalogue = Arc::new(make_catalogue(&volume)?);
     catalogue.import(&rows)?;
-    let archive = Archive::open(&volume, &catalogue, Cipher::default())?;
+    let archive = Archive::open_to_rebuild(&volume, &catalogue)?;
     let rebuilt = fsck::rebuild(&archive, &catalogue)?;
     if json {
         say(&serde_json::to_string_pretty(&rebuilt)?)?;

@@ -32,7 +32,7 @@ use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::{self, Client, SearchRequest, VerifyRequest};
-use crate::core::{Running, make_keys, open_catalogue};
+use crate::core::{Running, make_catalogue, make_keys};
 use crate::present::human_bytes;
 use crate::volume::{Binding, Volume};
 
@@ -395,7 +395,7 @@ fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<M
         None => random_password()?,
     };
     let (volume, shares) = Volume::create(dir, binding)?;
-    let catalogue = std::sync::Arc::new(open_catalogue(&volume)?);
+    let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
     Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
     make_keys(&catalogue)?;
     Ok(Made { password, shares })

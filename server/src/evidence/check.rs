@@ -10,7 +10,9 @@ use scrinium_protocol::merkle::MerkleTree;
 use scrinium_segment::cipher::Cipher;
 
 use super::leaves::Leaves;
-use super::read_checkpoint;
+use super::stamps::hashed;
+use super::{CHECKPOINT_FILE, read_checkpoint};
+use crate::catalogue::records::{LossRecord, StampRecord};
 use crate::volume::{EVIDENCE_DIR, Volume};
 
 /// What the intervals say must be in the archive.
@@ -19,25 +21,77 @@ pub(crate) struct Claims {
     /// The head of a stream before a sequence, and the interval that says so.
     pub(crate) heads: BTreeMap<(StreamId, Epoch, u64), (Head, u64)>,
     pub(crate) intervals: u64,
-    /// What is wrong with the intervals themselves.
-    pub(crate) problems: Vec<String>,
+    /// What is wrong with the evidence itself: which file, and what.
+    pub(crate) problems: Vec<(String, String)>,
+    /// What was noticed when the volume was opened.
+    pub(crate) losses: Vec<LossRecord>,
 }
 
-/// Reads every interval, and compares their tree with the checkpoint here and those of `kept`.
-pub(crate) fn check(volume: &Volume, key: &VerifyingKey, kept: &[String]) -> Claims {
+/// What is known of the evidence from elsewhere on the volume.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    /// Intervals that were signed, at least.
+    pub(crate) signed: u64,
+    /// Time-stamp tokens that came.
+    pub(crate) stamps: Vec<StampRecord>,
+}
+
+/// Reads every interval, and compares their tree with the checkpoint here and those of `kept`, and the files with what
+/// is `expected`.
+pub(crate) fn check(
+    volume: &Volume,
+    key: &VerifyingKey,
+    kept: &[String],
+    expected: &Expected,
+) -> Claims {
     let mut claims = Claims::default();
+    let mut problem = |file: &str, problem: String| {
+        let file = format!("{EVIDENCE_DIR}/{file}");
+        claims.problems.push((file, problem));
+    };
     let dir = volume.dir().join(EVIDENCE_DIR);
     let mut signed = Vec::new();
-    match read_checkpoint(&dir, key) {
-        Ok(found) => signed.extend(found.map(|found| ("the checkpoint of this archive", found))),
-        Err(error) => claims.problems.push(format!("{error:#}")),
+    let own = read_checkpoint(&dir, key);
+    match &own {
+        Ok(found) => {
+            let leaves = found.as_ref().map_or(0, |found| found.leaves);
+            if leaves < expected.signed {
+                let found = if found.is_some() {
+                    "the checkpoint was put back"
+                } else {
+                    "the checkpoint is missing"
+                };
+                problem(
+                    CHECKPOINT_FILE,
+                    format!(
+                        "{found}: {} intervals were signed, and it is over {leaves}",
+                        expected.signed
+                    ),
+                );
+            }
+        }
+        Err(error) => problem(CHECKPOINT_FILE, format!("{error:#}")),
     }
+    for stamp in &expected.stamps {
+        let files = [("tsr", &stamp.token), ("checkpoint", &stamp.checkpoint)];
+        for (extension, sha256) in files {
+            let name = format!("{}.{extension}", stamp.day);
+            match std::fs::read(dir.join(&name)) {
+                Ok(bytes) if hashed(&bytes) == *sha256 => {}
+                Ok(_) => problem(&name, "it is not the one that was time-stamped".into()),
+                Err(error) => problem(&name, format!("it was time-stamped, and now: {error}")),
+            }
+        }
+    }
+    let own = own.ok().flatten();
+    signed.extend(own.map(|own| ("the checkpoint of this archive", own)));
     for note in kept {
         match Checkpoint::of_note(note, key) {
             Ok(found) => signed.push(("the checkpoint that was kept", found)),
-            Err(error) => claims
-                .problems
-                .push(format!("the checkpoint that was kept: {error}")),
+            Err(error) => claims.problems.push((
+                "a checkpoint that was kept".into(),
+                format!("it is none of this server: {error}"),
+            )),
         }
     }
     let origin = format!("scrinium/{}", volume.id());
@@ -67,7 +121,9 @@ pub(crate) fn check(volume: &Volume, key: &VerifyingKey, kept: &[String]) -> Cla
         })
     });
     if let Err(error) = read.context("the sealed intervals are not whole") {
-        claims.problems.push(format!("{error:#}"));
+        claims
+            .problems
+            .push((EVIDENCE_DIR.into(), format!("{error:#}")));
     }
     for (what, signed) in signed {
         let problem = match roots.get(&signed.leaves) {
@@ -85,9 +141,10 @@ pub(crate) fn check(volume: &Volume, key: &VerifyingKey, kept: &[String]) -> Cla
             )),
             Some(_) => None,
         };
-        claims
-            .problems
-            .extend(problem.map(|problem| format!("{what} does not match: {problem}")));
+        claims.problems.extend(problem.map(|problem| {
+            let problem = format!("{what} does not match: {problem}");
+            (EVIDENCE_DIR.to_owned(), problem)
+        }));
     }
     claims
 }

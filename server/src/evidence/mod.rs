@@ -16,6 +16,7 @@ mod inclusion;
 mod leaves;
 mod letter;
 mod memory;
+mod stamps;
 mod timestamp;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::evidence::checkpoint::Checkpoint;
 use scrinium_protocol::evidence::interval::{Interval, Reached};
@@ -36,7 +36,7 @@ use scrinium_segment::cipher::Cipher;
 use scrinium_segment::{durable, fault};
 use tracing::{error, info};
 
-pub(crate) use self::check::{Claims, check};
+pub(crate) use self::check::{Claims, Expected, check};
 pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
 use self::leaves::Leaves;
 pub(crate) use self::letter::Correspondence;
@@ -325,10 +325,13 @@ impl Evidence {
                 ahead_us / 1_000_000
             );
         }
+        // Before it is looked where the streams stand: what is noted in the files before is in this interval.
+        let introduced = archive.introduced();
+        let acked = archive.acked().begin(&introduced)?;
         let streams = archive.streams().into_values();
         let reached = streams
             .filter(|stream| stream.entries > 0)
-            .map(|stream| reached(stream.id, &stream.position));
+            .map(|stream| stream.reached());
         let moved: Vec<Reached> = reached
             .filter(|reached| state.reached.get(&reached.stream) != Some(reached))
             .collect();
@@ -357,6 +360,12 @@ impl Evidence {
         let note = checkpoint.to_note(&self.signing);
         durable::write_file(&self.dir.join(CHECKPOINT_FILE), note.as_bytes())
             .context("writing the checkpoint")?;
+        fault::point("server: checkpoint durable");
+        // At this point it is signed; if we die now, the start finds the files of acknowledgements and keeps them.
+        let mut noting = archive.acked();
+        noting.note_signed(state.count)?;
+        noting.remove_before(acked)?;
+        drop(noting);
         if state.count.is_multiple_of(REMEMBERED_EVERY) {
             self.remember(&state)
                 .context("remembering where the evidence stands")?;
@@ -395,15 +404,6 @@ fn day(time_us: u64) -> Result<String> {
     Ok(jiff::Timestamp::from_second(seconds)?
         .strftime("%F")
         .to_string())
-}
-
-fn reached(stream: StreamId, position: &StreamPosition) -> Reached {
-    Reached {
-        stream,
-        epoch: position.epoch,
-        next: position.next,
-        head: position.head,
-    }
 }
 
 /// The checkpoint of a directory, if there is one, signed by `key`.
@@ -450,7 +450,14 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
             tokio::task::spawn_blocking(work).await
         };
         let failed = match worked {
-            Ok(Ok(signed)) => core.evidence.show(&elsewhere, &signed, now.1).await.err(),
+            Ok(Ok(signed)) => {
+                let shown = core.evidence.show(&elsewhere, &signed, now.1).await.err();
+                let registered = stamps::register(&core.evidence.dir, &core.catalogue);
+                let registered = registered
+                    .err()
+                    .map(|error| format!("a time-stamp token could not be registered: {error:#}"));
+                shown.or(registered)
+            }
             Ok(Err(failed)) => Some(failed),
             Err(error) => Some(error.to_string()),
         };

@@ -549,7 +549,7 @@ mod tests {
 
         fn policy(&self) -> Policy {
             let key = scrinium_protocol::secret::Secret::new([1; 32]);
-            let catalogue = Catalogue::open(&self.0.join("catalogue.db"), &key).unwrap();
+            let catalogue = Catalogue::create(&self.0.join("catalogue.db"), &key).unwrap();
             let catalogue = Arc::new(catalogue);
             let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
             Policy::load(catalogue, agents).unwrap()

@@ -46,7 +46,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     // From the opened volume to the first ack.
     let begun = clock::now();
     let volume = Volume::open(&dir).unwrap();
-    let catalogue = Arc::new(crate::core::open_catalogue(&volume).unwrap());
+    let catalogue = Arc::new(crate::core::make_catalogue(&volume).unwrap());
     let archive = Arc::new(Archive::open(&volume, &catalogue, Cipher::default()).unwrap());
     let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
     let _policy = Policy::load(catalogue, agents).unwrap();
@@ -77,7 +77,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
         verified: segments.iter().map(|segment| segment.number).collect(),
         times_us: EVER,
     };
-    let claims = evidence::check(&volume, &signing.verifying_key(), &[]);
+    let claims = evidence::check(&volume, &signing.verifying_key(), &[], &expected(&archive));
     let signers = [(
         line.agent,
         ("agent".to_owned(), signing.verifying_key().to_bytes()),
@@ -143,7 +143,7 @@ impl Line {
 
 fn build(dir: &Path, signing: &SigningKey) {
     let volume = Volume::open(dir).unwrap();
-    let catalogue = Arc::new(crate::core::open_catalogue(&volume).unwrap());
+    let catalogue = Arc::new(crate::core::make_catalogue(&volume).unwrap());
     let archive = Archive::open(&volume, &catalogue, Cipher::default()).unwrap();
     let mut lines: Vec<Line> = (0..STREAMS)
         .map(|number| Line::new(number, signing.clone()))
@@ -216,3 +216,10 @@ const DAYS: u64 = 365;
 const BLOCKS_A_DAY: u64 = 66;
 const STREAMS: u64 = 1000;
 const INTERVALS_A_DAY: u64 = 24;
+
+fn expected(archive: &Archive) -> evidence::Expected {
+    evidence::Expected {
+        signed: archive.acked().signed(),
+        ..evidence::Expected::default()
+    }
+}

@@ -78,7 +78,7 @@ impl Server {
 
     pub(super) fn start(&mut self) -> Result<()> {
         let volume = Volume::open(&self.dir)?;
-        let catalogue = Arc::new(crate::core::open_catalogue(&volume)?);
+        let catalogue = Arc::new(crate::core::make_catalogue(&volume)?);
         let archive = Arc::new(Archive::open(
             &volume,
             &catalogue,

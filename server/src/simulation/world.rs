@@ -121,7 +121,7 @@ impl World {
         let mut server = Server::new(&dir.join("server"))?;
         {
             let volume = crate::volume::Volume::open(&server.dir)?;
-            drop(crate::core::open_catalogue(&volume)?);
+            drop(crate::core::make_catalogue(&volume)?);
         }
         server.start()?;
         let process = server.process.as_ref().context("just started")?;

@@ -136,7 +136,7 @@ impl Year {
         };
         year.set_clock(0);
         let volume = Volume::open(&year.dir).unwrap();
-        let catalogue = crate::core::open_catalogue(&volume).unwrap();
+        let catalogue = crate::core::make_catalogue(&volume).unwrap();
         for agent in 0..AGENTS {
             catalogue.put(&agent_record(agent, &year.signing)).unwrap();
         }
@@ -178,7 +178,7 @@ impl Year {
 
     fn start(&mut self) {
         let volume = Volume::open(&self.dir).unwrap();
-        let catalogue = Arc::new(crate::core::open_catalogue(&volume).unwrap());
+        let catalogue = Arc::new(crate::core::make_catalogue(&volume).unwrap());
         let archive = Archive::open(&volume, &catalogue, Cipher::default()).unwrap();
         let archive = Arc::new(archive);
         let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
@@ -543,7 +543,14 @@ impl Year {
             });
             assert!(late.is_none(), "above the ceiling");
         }
-        let claims = evidence::check(&process.volume, &self.signing.verifying_key(), &[]);
+        let expected = evidence::Expected {
+            signed: process.archive.acked().signed(),
+            ..evidence::Expected::default()
+        };
+        let key = self.signing.verifying_key();
+        let mut claims = evidence::check(&process.volume, &key, &[], &expected);
+        claims.losses = process.catalogue.load().unwrap();
+        process.catalogue.check().unwrap();
         let report = verify::verify(
             &process.archive,
             &process.agents.signers(),

@@ -10,6 +10,7 @@
 //! `volume.json` holds the slots; it shows which characteristics are bound, never their values.
 //! Slots are rewritten when the machine changes; what the master key protects is not.
 
+pub(crate) mod rest;
 mod shares;
 mod slots;
 mod tpm;
@@ -223,13 +224,15 @@ fn open_slots(dir: &Path, slots: &Slots) -> Result<Secret<32>> {
 
 /// Where segments of the log lie.
 pub(crate) const LOG_DIR: &str = "log";
+/// Where it lies how far the log was acknowledged.
+pub(crate) const ACKED_DIR: &str = "acked";
 /// Where segments of the archive lie.
 pub(crate) const ARCHIVE_DIR: &str = "archive";
 /// Where segments lie until the catalogue knows them.
 pub(crate) const SEALING_DIR: &str = "sealing";
 /// Where the sealed intervals and the last checkpoint lie.
 pub(crate) const EVIDENCE_DIR: &str = "evidence";
-const SUBDIRECTORIES: [&str; 4] = [LOG_DIR, SEALING_DIR, ARCHIVE_DIR, EVIDENCE_DIR];
+const SUBDIRECTORIES: [&str; 5] = [LOG_DIR, ACKED_DIR, SEALING_DIR, ARCHIVE_DIR, EVIDENCE_DIR];
 /// The wrapped keys.
 pub(crate) const SLOTS_FILE: &str = "volume.json";
 const ADOPTED_FILE: &str = "volume.json.adopted";

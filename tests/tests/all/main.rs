@@ -39,6 +39,7 @@ mod soak;
 mod sources;
 mod spool;
 mod statistics;
+mod stopped;
 mod structure;
 mod syslog;
 mod tamper;

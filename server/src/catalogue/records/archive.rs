@@ -2,6 +2,7 @@
 
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,18 @@ pub(crate) struct StreamRecord {
     pub(crate) bytes: u64,
     /// When its last batch was received.
     pub(crate) last_us: u64,
+}
+
+impl StreamRecord {
+    /// Where it stands, as it is noted and as an interval has it.
+    pub(crate) fn reached(&self) -> Reached {
+        Reached {
+            stream: self.id,
+            epoch: self.position.epoch,
+            next: self.position.next,
+            head: self.position.head,
+        }
+    }
 }
 
 impl Stored for StreamRecord {
@@ -114,6 +127,93 @@ impl Stored for RemovedSegment {
 pub(crate) struct LogKey {
     pub(crate) number: u64,
     pub(crate) key: StoredSecret,
+    /// How it ended; none while it is written, and of version 0.1.0.
+    #[serde(default)]
+    pub(crate) end: Option<LogEnd>,
+}
+
+/// How a log ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct LogEnd {
+    /// Bytes that are committed, the end record aside.
+    pub(crate) committed: u64,
+    /// Whether an end record follows them.
+    pub(crate) finished: bool,
+}
+
+/// The file that says how far the log was acknowledged; one row.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct AckedRecord {
+    pub(crate) number: u64,
+    /// Intervals that were signed before it began.
+    pub(crate) signed: u64,
+}
+
+impl Stored for AckedRecord {
+    const KIND: u8 = 30;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+/// Something that is not as it was left, noticed when the volume was opened.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct LossRecord {
+    pub(crate) number: u64,
+    /// When it was noticed, Unix µs.
+    pub(crate) time_us: u64,
+    /// The file concerned, below the data directory.
+    pub(crate) file: String,
+    pub(crate) problem: String,
+    /// The entries that are missing, if it is known which.
+    pub(crate) entries: Option<LostEntries>,
+    /// Whether an alarm says so.
+    pub(crate) told: bool,
+}
+
+/// Entries of a stream that were acknowledged and are not there.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct LostEntries {
+    #[serde(with = "codec")]
+    pub(crate) stream: StreamId,
+    /// What it is called, if that is known.
+    pub(crate) name: Option<String>,
+    #[serde(with = "codec")]
+    pub(crate) agent: AgentId,
+    #[serde(with = "codec")]
+    pub(crate) epoch: Epoch,
+    /// First sequence, and the one after the last.
+    pub(crate) sequences: (u64, u64),
+    /// The chain head after them.
+    #[serde(with = "codec")]
+    pub(crate) head: Head,
+}
+
+impl Stored for LossRecord {
+    const KIND: u8 = 31;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
+/// A time-stamp token that came; the token and its checkpoint lie beside the intervals.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct StampRecord {
+    /// As `2026-01-31`.
+    pub(crate) day: String,
+    /// SHA-256, in hexadecimal.
+    pub(crate) token: String,
+    pub(crate) checkpoint: String,
+}
+
+impl Stored for StampRecord {
+    const KIND: u8 = 32;
+
+    fn name(&self) -> Vec<u8> {
+        self.day.clone().into_bytes()
+    }
 }
 
 impl Stored for LogKey {

@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub(crate) use self::agents::{AgentConfiguration, AgentRecord, Quarantine, TokenRecord};
 pub(crate) use self::archive::{
-    ArchiveMark, BackupRecord, CertificateRecord, Group, GroupKeys, LogKey, PrunedRange,
-    PrunedRecord, RemovedSegment, SealedKeys, SegmentRecord, StreamRecord, TenantRecord,
-    VerificationRecord, WrappedKeys,
+    AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, Group, GroupKeys, LogEnd, LogKey,
+    LossRecord, LostEntries, PrunedRange, PrunedRecord, RemovedSegment, SealedKeys, SegmentRecord,
+    StampRecord, StreamRecord, TenantRecord, VerificationRecord, WrappedKeys,
 };
 pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,

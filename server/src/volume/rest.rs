@@ -1,0 +1,163 @@
+//! How a clean stop leaves the files of a volume, so that the next start sees what somebody changed meanwhile.
+//!
+//! `DATA/rest`, a sealed copy (docs/SEGMENT.md), has names and lengths of the files of log, archive and evidence,
+//! and SHA-256 of the small ones. The start compares and removes it. It is a second look: everything in it is
+//! protected by itself too, but for what no reader ever looks at, as unused bytes of the catalogue's file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use data_encoding::HEXLOWER;
+use scrinium_segment::durable;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{ACKED_DIR, ARCHIVE_DIR, EVIDENCE_DIR, LOG_DIR, Volume};
+use crate::backup::copy;
+
+#[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Rest {
+    /// By their place below the data directory.
+    files: BTreeMap<String, Resting>,
+}
+
+#[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Resting {
+    len: u64,
+    /// In hexadecimal; of small files alone.
+    sha256: Option<String>,
+}
+
+/// What is not as a clean stop left it.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// Files that hold evidence, and what is wrong with each.
+    pub(crate) evidence: Vec<(String, String)>,
+    /// Files that are made again, in sentences.
+    pub(crate) caches: Vec<String>,
+}
+
+/// Writes down how the files lie; the last thing a clean stop does.
+pub(crate) fn write(volume: &Volume) -> Result<()> {
+    let rest = Rest {
+        files: look(volume.dir())?,
+    };
+    let key = volume.key("rest");
+    copy::write(&volume.dir().join(REST_FILE), &key, NUMBER, &rest, &[])
+}
+
+/// Compares the files with what the last clean stop wrote down, and removes that.
+///
+/// # Errors
+/// The disk does not answer.
+pub(crate) fn take(volume: &Volume) -> Result<Changed> {
+    let path = volume.dir().join(REST_FILE);
+    let mut changed = Changed::default();
+    if !path.try_exists()? {
+        return Ok(changed); // killed, or of version 0.1.0
+    }
+    match copy::read::<Rest>(&path, &volume.key("rest")) {
+        Ok((rest, _)) => changed.compare(&rest.files, &look(volume.dir())?),
+        Err(error) => changed
+            .evidence
+            .push((REST_FILE.into(), format!("it was altered: {error:#}"))),
+    }
+    discard(volume.dir())?;
+    Ok(changed)
+}
+
+/// Removes what a clean stop wrote down: a command changes what it speaks of.
+pub(crate) fn discard(dir: &Path) -> Result<()> {
+    durable::remove(&dir.join(REST_FILE))?;
+    Ok(())
+}
+
+impl Changed {
+    fn compare(&mut self, left: &BTreeMap<String, Resting>, found: &BTreeMap<String, Resting>) {
+        for (name, resting) in left {
+            let problem = match found.get(name) {
+                None => "is missing since the last stop",
+                Some(now) if now.len < resting.len => "was cut since the last stop",
+                Some(now) if now != resting => "was changed since the last stop",
+                Some(_) => continue,
+            };
+            if CACHES.contains(&&**name) {
+                self.caches
+                    .push(format!("{name} {problem}: it is made again"));
+            } else {
+                self.evidence.push((name.clone(), format!("it {problem}")));
+            }
+        }
+    }
+}
+
+/// The files there are.
+fn look(dir: &Path) -> Result<BTreeMap<String, Resting>> {
+    let mut files = BTreeMap::new();
+    for name in SMALL {
+        let path = dir.join(name);
+        if path.try_exists()? {
+            files.insert(name.to_owned(), resting(&path, true)?);
+        }
+    }
+    for sub in [LOG_DIR, ACKED_DIR, ARCHIVE_DIR, EVIDENCE_DIR] {
+        for entry in std::fs::read_dir(dir.join(sub))? {
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|name| !name.ends_with(".new")) else {
+                continue;
+            };
+            // Checkpoints and tokens are small; segments authenticate themselves.
+            let is_small =
+                SMALL_EXTENSIONS.iter().any(|end| name.ends_with(end)) || !name.contains('.');
+            files.insert(format!("{sub}/{name}"), resting(&entry.path(), is_small)?);
+        }
+    }
+    Ok(files)
+}
+
+fn resting(path: &Path, is_hashed: bool) -> Result<Resting> {
+    let read = || format!("reading {}", path.display());
+    let mut file = File::open(path).with_context(read)?;
+    let len = file.metadata().with_context(read)?.len();
+    let sha256 = if is_hashed {
+        let mut digest = Sha256::new();
+        std::io::copy(&mut file, &mut Hashing(&mut digest)).with_context(read)?;
+        Some(HEXLOWER.encode(&digest.finalize()))
+    } else {
+        None
+    };
+    Ok(Resting { len, sha256 })
+}
+
+struct Hashing<'a>(&'a mut Sha256);
+
+impl std::io::Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+const REST_FILE: &str = "rest";
+/// Names the file while it is written; 0 and 1 are the copies' of the catalogue.
+const NUMBER: u64 = 2;
+const SMALL: [&str; 5] = [
+    "catalogue.db",
+    "catalogue.db-wal",
+    "catalogue.count",
+    "keys.copy",
+    "catalogue.copy",
+];
+const SMALL_EXTENSIONS: [&str; 3] = [".tsr", ".checkpoint", ".ack"];
+/// What is made again from what is there.
+const CACHES: [&str; 3] = ["keys.copy", "catalogue.copy", "evidence/memory"];

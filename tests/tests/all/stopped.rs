@@ -1,0 +1,249 @@
+//! Every file of a stopped volume, gone, cut, put back or changed: nothing that was acknowledged vanishes unnoticed.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::pause;
+use scrinium_tests::writer::append;
+
+/// The files that `docs/SEGMENT.md` says hold no evidence: they are made again, or speak of the others.
+const CACHES: [&str; 8] = [
+    "keys.copy",
+    "catalogue.copy",
+    "catalogue.count",
+    "catalogue.db-shm",
+    "evidence/memory",
+    "rest",
+    "lock",
+    "server.toml",
+];
+
+#[test]
+fn no_file_with_evidence_of_a_cleanly_stopped_volume_is_whole_when_it_was_touched() {
+    let mut lab = Lab::start("stopped");
+    let early = live(&mut lab);
+    lab.stop_server();
+    table(&lab, &early, false);
+}
+
+#[test]
+fn no_file_with_evidence_of_a_killed_server_is_whole_when_it_was_touched() {
+    let mut lab = Lab::start("killed");
+    let early = live(&mut lab);
+    lab.kill_server();
+    table(&lab, &early, true);
+}
+
+/// Two logs sealed, one in the middle; what it was like before the last of it.
+fn live(lab: &mut Lab) -> PathBuf {
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    write(lab, 1);
+    assert!(lab.server(&["compact"]).status.success());
+    write(lab, 2);
+    let early = lab.dir.join("early");
+    copy(&lab.data(), &early);
+    assert!(lab.server(&["compact"]).status.success());
+    for round in 3..6 {
+        write(lab, round);
+        // What says how far the log is acknowledged is synced within a second, and the next entries say so.
+        pause(Duration::from_millis(1100));
+    }
+    let enrolled = lab.server(&["agent", "enroll", "late"]);
+    assert!(enrolled.status.success());
+    write(lab, 6);
+    lab.kill_agent("web1");
+    early
+}
+
+fn write(lab: &Lab, round: u32) {
+    let log = lab.log("app.log");
+    let lines: String = (0..200)
+        .map(|i| format!("round {round} line {i} of what was acknowledged\n"))
+        .collect();
+    std::io::Write::write_all(&mut append(&log), lines.as_bytes()).unwrap();
+    lab.wait_for_bytes(
+        "web1",
+        &log,
+        lines.len() * round as usize,
+        Duration::from_secs(20),
+    );
+}
+
+fn table(lab: &Lab, early: &Path, is_killed: bool) {
+    let stopped = lab.dir.join("stopped");
+    let work = lab.dir.join("server");
+    let moved = Command::new("mv").arg(&work).arg(&stopped).status();
+    assert!(moved.unwrap().success());
+    copy(&stopped, &work);
+    let (code, said) = verify(&work);
+    assert!(code == 0 && said.contains("the archive is whole"), "{said}");
+    let files = files(&stopped, &stopped);
+    for kind in [
+        ".log",
+        ".seg",
+        ".evd",
+        ".ack",
+        ".db",
+        "checkpoint",
+        "volume.json",
+    ] {
+        assert!(
+            files.iter().any(|file| file.ends_with(kind)),
+            "{kind}: {files:?}"
+        );
+    }
+    let mut cases = Vec::new();
+    for file in &files {
+        let path = stopped.join(file);
+        let len = std::fs::metadata(&path).unwrap().len();
+        let is_put_back = std::fs::read(early.join(file))
+            .is_ok_and(|before| before != std::fs::read(&path).unwrap());
+        cases.push((file, Case::Removed));
+        if len > 0 {
+            cases.push((file, Case::Cut(0)));
+            cases.push((file, Case::Byte(len / 2)));
+        }
+        if len > 4 {
+            cases.extend((1..4).map(|quarter| (file, Case::Cut(len * quarter / 4))));
+            cases.push((file, Case::Byte(len - 1)));
+        }
+        if is_put_back {
+            cases.push((file, Case::PutBack));
+        }
+    }
+    let seen = Mutex::new(BTreeSet::new());
+    let wrong = Mutex::new(Vec::new());
+    let next = Mutex::new(cases.iter());
+    std::thread::scope(|scope| {
+        for worker in 0..3 {
+            let (next, seen, wrong, stopped) = (&next, &seen, &wrong, &stopped);
+            let dir = lab.dir.join(format!("touched-{worker}"));
+            scope.spawn(move || {
+                loop {
+                    let Some((file, case)) = next.lock().unwrap().next() else {
+                        return;
+                    };
+                    drop(std::fs::remove_dir_all(&dir));
+                    copy(stopped, &dir);
+                    case.make(&dir.join(file), &early.join(file));
+                    let (code, said) = verify(&dir);
+                    let is_whole = code == 0 || said.contains("the archive is whole");
+                    if CACHES.contains(&file.as_str()) {
+                        if !is_whole && *file != "catalogue.count" && *file != "rest" {
+                            wrong
+                                .lock()
+                                .unwrap()
+                                .push(format!("{file} {case:?}: {said}"));
+                        }
+                    } else if is_whole && !(is_killed && case.is_superseded(file, stopped)) {
+                        wrong
+                            .lock()
+                            .unwrap()
+                            .push(format!("{file} {case:?}: {said}"));
+                    } else {
+                        seen.lock()
+                            .unwrap()
+                            .insert(format!("{case:?}").split('(').next().unwrap().to_owned());
+                    }
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
+    // Each way of touching was seen on something.
+    assert_eq!(seen.into_inner().unwrap().len(), 4);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Case {
+    Removed,
+    Cut(u64),
+    PutBack,
+    Byte(u64),
+}
+
+impl Case {
+    /// After a kill a page of the catalogue may count in its write-ahead log alone, and the last record of what was
+    /// acknowledged may be torn where the log has all of it: nothing was lost, and nothing is said.
+    fn is_superseded(self, file: &str, stopped: &Path) -> bool {
+        let Self::Byte(at) = self else {
+            return false;
+        };
+        let len = std::fs::metadata(stopped.join(file)).unwrap().len();
+        file == "catalogue.db" || (file.ends_with(".ack") && at == len - 1)
+    }
+
+    fn make(self, file: &Path, before: &Path) {
+        match self {
+            Self::Removed => std::fs::remove_file(file).unwrap(),
+            Self::Cut(len) => {
+                let file = std::fs::File::options().write(true).open(file).unwrap();
+                file.set_len(len).unwrap();
+            }
+            Self::PutBack => {
+                std::fs::copy(before, file).unwrap();
+            }
+            Self::Byte(at) => {
+                use std::os::unix::fs::FileExt as _;
+                let file = std::fs::File::options()
+                    .read(true)
+                    .write(true)
+                    .open(file)
+                    .unwrap();
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            }
+        }
+    }
+}
+
+fn verify(data: &Path) -> (i32, String) {
+    let program = scrinium_tests::program("scrinium-server");
+    let mut command = Command::new(program);
+    let said = command
+        .args(["verify", "--data"])
+        .arg(data)
+        .output()
+        .unwrap();
+    let all = format!("{}{}", text(&said.stdout), text(&said.stderr));
+    (said.status.code().unwrap(), all)
+}
+
+/// The files below `dir`, by their place in it.
+fn files(dir: &Path, root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, root));
+        } else if path.is_file() {
+            found.push(
+                path.strip_prefix(root)
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
+            );
+        }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
