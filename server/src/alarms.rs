@@ -39,6 +39,10 @@ pub(crate) enum AlarmKind {
     BackupFailed,
     /// What is archived is not what was sealed.
     ArchiveDamaged,
+    /// Somebody on the way dropped, doubled, moved, forged or altered a record.
+    Interference,
+    /// An agent holds receipts for entries that are not there.
+    ReceiptUnmet,
 }
 
 impl AlarmKind {
@@ -55,6 +59,8 @@ impl AlarmKind {
             Self::ClockStepped => "clock-stepped",
             Self::BackupFailed => "backup-failed",
             Self::ArchiveDamaged => "archive-damaged",
+            Self::Interference => "interference",
+            Self::ReceiptUnmet => "receipt-unmet",
         }
     }
 }

@@ -208,7 +208,9 @@ impl Running {
             drop(ingest.join());
             drop(upkeep.join());
             // What was received since the last interval is in one before the server is gone.
-            if let Err(error) = evidence.seal(&archive, clock::unix_us()) {
+            let sealed = evidence.seal(&archive, clock::unix_us());
+            let sealed = sealed.and_then(|_note| evidence.register(&others.2));
+            if let Err(error) = sealed {
                 let error = format!("{error:#}");
                 error!(error, "no interval was published at the stop");
             }

@@ -46,9 +46,11 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
     let expected = Expected {
         signed: core.archive.acked().signed(),
         stamps: core.catalogue.load()?,
+        chains: core.catalogue.load()?,
     };
     let mut claims = evidence::check(&core.volume, &key, checkpoints, &expected);
     claims.losses = core.catalogue.load()?;
+    claims.unmet = core.catalogue.load()?;
     if let Err(error) = core.catalogue.check() {
         claims
             .problems

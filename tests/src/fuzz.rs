@@ -269,6 +269,7 @@ pub fn session(data: &[u8]) {
                 ServerEvent::CredentialStored
                 | ServerEvent::StreamOpen { .. }
                 | ServerEvent::KeepAlive(_)
+                | ServerEvent::Receipt(_)
                 | ServerEvent::ConfigurationAnswer(_)
                 | ServerEvent::Closed { .. }
                 | ServerEvent::PeerSilent => {}

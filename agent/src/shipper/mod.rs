@@ -27,7 +27,7 @@ use scrinium_protocol::batch::{SealedBatch, StreamPosition};
 use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
-use scrinium_protocol::sl::message::{KeepAlive, Lane, MARKS_MAX};
+use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, Lane, MARKS_MAX};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_segment::{fault, random};
@@ -118,6 +118,11 @@ pub struct Shipper {
     /// How long an outage the cache outlasts, as far as its owner knows.
     pub cache_lasts: Option<Duration>,
     pub acked_entries: u64,
+    /// What somebody on the way did to the last session, until the server was told.
+    interference: Option<String>,
+    /// Receipts for more than the server stated that were shown to it since this process began: one that does not
+    /// know the message ends the session, and is not asked again.
+    shown: BTreeSet<(StreamId, Sequence)>,
     /// Bytes of batches taken from the sources.
     pub produced_bytes: u64,
 }
@@ -188,6 +193,8 @@ impl Shipper {
             disk_problem: None,
             cache_lasts: None,
             acked_entries: 0,
+            interference: None,
+            shown: BTreeSet::new(),
             produced_bytes: 0,
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has
@@ -286,7 +293,12 @@ impl Shipper {
                 return Err(Refused::new(refusal).into());
             }
         }
-        link.session.handle_bytes(bytes, now)?;
+        if let Err(error) = link.session.handle_bytes(bytes, now) {
+            if let Some(seen) = link.session.interference() {
+                self.interference = Some(format!("on the way from the server, {seen}"));
+            }
+            return Err(error.into());
+        }
         self.handle_events(now)
     }
 
@@ -326,8 +338,15 @@ impl Shipper {
                 disk_bytes_max: fill.disk_bytes_max,
                 cache_lasts_s: self.cache_lasts.map_or(0, |lasts| lasts.as_secs()),
                 marks,
-                problem: self.disk_problem.clone().unwrap_or_default(),
+                problem: match (&self.disk_problem, &self.interference) {
+                    (Some(problem), _) => problem.clone(),
+                    (None, Some(seen)) => format!("{INTERFERENCE}{seen}"),
+                    (None, None) => String::new(),
+                },
             };
+            if self.disk_problem.is_none() {
+                self.interference = None;
+            }
             link.session.send_keep_alive(state, now)?;
         }
         Ok(())
@@ -472,12 +491,40 @@ impl Shipper {
         }
         self.remove_acked();
         self.tell_reverted(now)?;
+        self.show_receipts(&stated, now)?;
         info!(
             "connected; the server has stated where {} streams stand",
             stated.len()
         );
         if !self.has_sources {
             self.start_sources();
+        }
+        Ok(())
+    }
+
+    /// Shows the server its own receipts for entries that it does not have any more.
+    fn show_receipts(
+        &mut self,
+        stated: &BTreeMap<StreamId, StreamPosition>,
+        now: Instant,
+    ) -> Result<()> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let receipts = self.identity.state.receipts.values();
+        let lost = receipts.filter(|receipt| match stated.get(&receipt.stream) {
+            Some(position) => position.epoch == receipt.epoch && position.next < receipt.next,
+            None => true,
+        });
+        for receipt in lost.take(RECEIPTS_MAX) {
+            if self.shown.insert((receipt.stream, receipt.next)) {
+                warn!(
+                    stream = %receipt.stream,
+                    next = receipt.next.0,
+                    "the server acknowledged entries that it does not have any more"
+                );
+                link.session.send_receipt(receipt.clone(), now)?;
+            }
         }
         Ok(())
     }
@@ -646,6 +693,8 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
         })
 }
 
+/// Receipts shown in one session.
+const RECEIPTS_MAX: usize = 1000;
 /// Nothing more is sent while something is unacked for longer: a narrow link stays short.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(1);
 /// How long a new configuration may keep the server out of reach, unless this machine's says otherwise.

@@ -177,6 +177,9 @@ impl Codec for Receipt {
     }
 }
 
+/// What the problem of an agent begins with that saw somebody interfere on the way.
+pub const INTERFERENCE: &str = "interference: ";
+
 /// Liveness and the state of the agent's queues.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeepAlive {

@@ -207,6 +207,28 @@ impl RecordOpener {
         Ok(len)
     }
 
+    /// What a record with this header is, when it is not the one that must come next; says so after an error.
+    #[must_use]
+    pub fn interference(&self, header: &[u8; HEADER_LEN]) -> Interference {
+        let expected = self.0.number;
+        let [a, b, c, kind, w, x, y, z] = *header;
+        let is = |number: &u64| {
+            let key = self.0.length_key.expose();
+            let mac = hmac_sha256(key, &[&number.to_be_bytes(), &[a, b, c, kind]]);
+            mac.starts_with(&[w, x, y, z])
+        };
+        let seen = if is(&expected) {
+            Seen::Altered
+        } else if let Some(before) = (expected.saturating_sub(NEAR)..expected).rev().find(is) {
+            Seen::Repeated(before)
+        } else if let Some(after) = (expected + 1..=expected + NEAR).find(is) {
+            Seen::Skipped(after)
+        } else {
+            Seen::Forged
+        };
+        Interference { expected, seen }
+    }
+
     /// Opens a body in place; returns the record's type and payload.
     ///
     /// # Errors
@@ -231,6 +253,48 @@ impl RecordOpener {
             return Err(InvalidMessage::NotCanonical("padding").into());
         }
         Ok((kind, payload))
+    }
+}
+
+/// What was seen of a record that is not the one that must come next: somebody on the way interfered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Interference {
+    /// Number of the record that must come next, since the keys in use were made.
+    pub expected: u64,
+    pub seen: Seen,
+}
+
+/// What came in its place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Seen {
+    /// One that was opened already: it was doubled.
+    Repeated(u64),
+    /// A later one: what is between was dropped, or comes behind it.
+    Skipped(u64),
+    /// The one that must come, with a body that does not authenticate.
+    Altered,
+    /// A header that is none of this session's near here: forged, or altered.
+    Forged,
+}
+
+impl core::fmt::Display for Interference {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let expected = self.expected;
+        match self.seen {
+            Seen::Repeated(number) => write!(
+                f,
+                "record {number} came again, where record {expected} must come"
+            ),
+            Seen::Skipped(number) => write!(
+                f,
+                "record {number} came where record {expected} must come: what is between was dropped or held back"
+            ),
+            Seen::Altered => write!(f, "record {expected} was altered"),
+            Seen::Forged => write!(
+                f,
+                "where record {expected} must come, came one that was forged or altered"
+            ),
+        }
     }
 }
 
@@ -265,6 +329,8 @@ pub const RENEW_AFTER_RECORDS: u64 = 1 << 20;
 /// See [`RENEW_AFTER_RECORDS`].
 pub const RENEW_AFTER_BYTES: u64 = 1 << 30;
 const PADDED_LEN_MAX: usize = 1024;
+/// Records before and behind the one that must come among which another is looked for.
+const NEAR: u64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -347,6 +413,30 @@ mod tests {
             assert_eq!(length, Err(PeerMisbehaved::BadLengthCheck.into()));
             let opened = opener.open(&header, &mut body);
             assert_eq!(opened, Err(PeerMisbehaved::BadTag.into()));
+        }
+    }
+
+    #[test]
+    fn what_came_in_the_place_of_a_record_is_told() {
+        for suite in SUITES {
+            let (mut sealer, mut opener) = pair(suite);
+            let records: Vec<Vec<u8>> = (0..6)
+                .map(|i| {
+                    let mut wire = Vec::new();
+                    sealer.seal(i, b"payload", &mut wire).unwrap();
+                    wire
+                })
+                .collect();
+            for record in &records[..3] {
+                let (header, mut body) = split(record);
+                opener.open(&header, &mut body).unwrap();
+            }
+            let seen = |record: usize| opener.interference(&split(&records[record]).0).seen;
+            assert_eq!(seen(1), Seen::Repeated(1));
+            assert_eq!(seen(3), Seen::Altered);
+            assert_eq!(seen(5), Seen::Skipped(5));
+            let forged = opener.interference(&[7; HEADER_LEN]);
+            assert_eq!((forged.expected, forged.seen), (3, Seen::Forged));
         }
     }
 

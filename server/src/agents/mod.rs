@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
-use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, ConfigurationAnswer, KeepAlive};
+use scrinium_protocol::sl::message::{
+    CONFIGURATION_LEN_MAX, ConfigurationAnswer, INTERFERENCE, KeepAlive,
+};
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
@@ -89,8 +91,21 @@ pub(crate) struct Live {
 impl Live {
     /// What is wrong with it: as we see it, else as it says.
     pub(crate) fn trouble(&self) -> Option<&str> {
-        let says = Some(self.keep_alive.problem.as_str()).filter(|says| !says.is_empty());
+        let says = Some(self.keep_alive.problem.as_str());
+        let says = says.filter(|says| !says.is_empty() && !says.starts_with(INTERFERENCE));
         self.trouble.as_deref().or(says)
+    }
+}
+
+/// Somebody interfered with the session of an agent.
+pub(crate) fn interference_with(agent: &str, seen: &str) -> Raise {
+    Raise {
+        kind: AlarmKind::Interference,
+        agent: agent.to_owned(),
+        text: format!(
+            "somebody or something between this agent and the server interfered: {seen}. The session ended; the next one goes on where the archive stands, nothing is lost."
+        ),
+        key: String::new(),
     }
 }
 
@@ -189,6 +204,13 @@ impl Agents {
             ),
             key: rival.address.ip().to_string(),
         });
+        let interference = trouble
+            .as_ref()
+            .and_then(|says| says.strip_prefix(INTERFERENCE));
+        if let Some(seen) = interference {
+            let raise = interference_with(&agent.name, seen);
+            return twice.into_iter().chain([raise]).collect();
+        }
         let trouble = trouble.map(|problem| Raise {
             kind: AlarmKind::AgentTrouble,
             agent: agent.name.clone(),

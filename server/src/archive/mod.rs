@@ -29,7 +29,7 @@ pub(crate) mod segment;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -80,6 +80,8 @@ struct State {
     segments: BTreeMap<u64, Arc<SegmentRecord>>,
     logs: Vec<Arc<Log>>,
     mark: ArchiveMark,
+    /// Segments that the catalogue knows and that are on their way to their place.
+    settling: BTreeSet<u64>,
     /// Segments that were replaced or deleted, and whose files are still there.
     leaving: BTreeMap<u64, Arc<SegmentRecord>>,
     pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
@@ -167,6 +169,10 @@ impl Archive {
             }
         }
         if is_compared {
+            // Streams whose introduction is gone with a log keep their names.
+            for (&id, stream) in &remembered.introduced {
+                state.streams.entry(id).or_insert_with(|| stream.clone());
+            }
             archive.take_stock(catalogue, &state, &remembered, &found)?;
         }
         *archive
@@ -322,6 +328,9 @@ impl Archive {
 
     /// Moves the file of a segment that the catalogue knows to its place.
     pub(crate) fn settle(&self, number: u64) -> Result<()> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.settling.insert(number);
+        drop(state);
         let built = self.sealing_dir().join(segment_name(Kind::Archive, number));
         durable::rename(&built, &self.segment_path(number))?;
         Ok(())
@@ -377,6 +386,7 @@ impl Archive {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.logs.retain(|held| held.number() != mark.log);
         for segment in segments {
+            state.settling.remove(&segment.number);
             state.segments.insert(segment.number, Arc::new(segment));
         }
         state.archived.extend(streams);
@@ -476,7 +486,8 @@ impl Archive {
     /// Whether nothing says why a segment of this number is there.
     pub(crate) fn is_strange(&self, number: u64) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        !state.segments.contains_key(&number) && !state.leaving.contains_key(&number)
+        let is_known = state.segments.contains_key(&number) || state.leaving.contains_key(&number);
+        !is_known && !state.settling.contains(&number)
     }
 
     /// Segments are no longer the archive's; their files are still there. `pruned` is what is known since then of
@@ -498,6 +509,7 @@ impl Archive {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.leave(old);
         if let Some(segment) = new {
+            state.settling.remove(&segment.number);
             state.segments.insert(segment.number, Arc::new(segment));
         }
         state.mark = mark;

@@ -15,7 +15,7 @@ use super::block::StoredBatch;
 use super::container::Access;
 use super::keys::Unreadable;
 use super::{Archive, EVER, Extent};
-use crate::catalogue::records::{LossRecord, PrunedRange, SegmentRecord};
+use crate::catalogue::records::{LossRecord, PrunedRange, SegmentRecord, UnmetReceipt};
 use crate::evidence::Claims;
 use crate::present;
 
@@ -387,6 +387,31 @@ impl Run<'_> {
         });
     }
 
+    /// What an agent holds a receipt for is missing, unless it came again.
+    fn find_unmet(&mut self, receipt: UnmetReceipt) {
+        let stream = self.archive.stream(receipt.stream);
+        let came_again = stream.is_some_and(|stream| {
+            stream.position.epoch != receipt.epoch || stream.position.next.0 >= receipt.sequences.1
+        });
+        if came_again {
+            self.report.notes.push(format!(
+                "stream {}: entries {} to {} were missing when their agent showed its receipt, and came again",
+                receipt.name,
+                receipt.sequences.0,
+                receipt.sequences.1.saturating_sub(1)
+            ));
+            return;
+        }
+        let agent = self.agents.get(&receipt.agent);
+        self.report.findings.push(Finding {
+            segment: "log".to_owned(),
+            agent: agent.map_or_else(|| receipt.agent.to_string(), |(name, _)| name.clone()),
+            stream: receipt.name,
+            sequences: receipt.sequences,
+            problem: "the agent holds a receipt for entries that are missing".to_owned(),
+        });
+    }
+
     /// Whether nothing is known of what came before, because only a range is verified.
     fn begins_here(&self, stream: StreamId, first: u64) -> bool {
         let stood = self.positions.get(&stream);
@@ -411,11 +436,15 @@ impl Run<'_> {
     /// Everything that was sealed is here, as it was.
     fn intervals(&mut self) {
         self.report.intervals = self.claims.intervals;
+        self.report.notes.append(&mut self.claims.notes);
         for (file, problem) in core::mem::take(&mut self.claims.problems) {
             self.find_file(file, problem);
         }
         for loss in core::mem::take(&mut self.claims.losses) {
             self.find_loss(loss);
+        }
+        for receipt in core::mem::take(&mut self.claims.unmet) {
+            self.find_unmet(receipt);
         }
         let mut missing: BTreeMap<StreamId, (u64, u64)> = BTreeMap::new();
         for ((stream, epoch, next), (head, interval)) in core::mem::take(&mut self.claims.heads) {

@@ -35,6 +35,7 @@ use crate::catalogue::{Row, Stored as _};
 use crate::clock;
 use crate::config;
 use crate::core::{Core, OWN_NAME};
+use crate::evidence::chain::KEY_FILE;
 use crate::measure::Measure;
 use crate::volume::{ARCHIVE_DIR, EVIDENCE_DIR, SLOTS_FILE, Volume};
 
@@ -517,7 +518,8 @@ fn evidence_files(volume: &Volume) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)?
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.is_file())
+        // Keys that are destroyed soon must not live on in a backup.
+        .filter(|path| path.is_file() && !path.ends_with(KEY_FILE))
         .collect();
     files.sort_by_key(|path| (path.extension().is_some_and(|e| e == "evd"), path.clone()));
     Ok(files)

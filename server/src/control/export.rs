@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::{Failure, LOCAL, audit_as, container};
 use crate::archive::container::{Access, parse_recipient};
+use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
 use crate::index::query::Query;
@@ -96,12 +97,18 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &str) -> 
         "format": request.format, "request": about, "container": container::said_of(&access),
     });
     audit_as(&core, by, "export", audited).await?;
+    let is_package = request.format != "raw";
     let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
     tokio::task::spawn_blocking(move || {
         let mut out = ChunkWriter {
             chunks: chunks.clone(),
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
+        if is_package && let Err(error) = core.evidence.publish(&core.archive, clock::unix_us()) {
+            // The package says what is in no interval.
+            let error = format!("{error:#}");
+            warn!(error, "no interval was published before an export");
+        }
         let done = package::write(&core, order, &access, &mut out);
         let done = done.and_then(|()| Ok(out.flush()?));
         if let Err(error) = done {

@@ -9,10 +9,11 @@ use scrinium_protocol::identity::{Epoch, Head, StreamId};
 use scrinium_protocol::merkle::MerkleTree;
 use scrinium_segment::cipher::Cipher;
 
-use super::leaves::Leaves;
+use super::chain::Follower;
+use super::leaves::{Leaf, Leaves};
 use super::stamps::hashed;
 use super::{CHECKPOINT_FILE, read_checkpoint};
-use crate::catalogue::records::{LossRecord, StampRecord};
+use crate::catalogue::records::{ChainRecord, LossRecord, StampRecord, UnmetReceipt};
 use crate::volume::{EVIDENCE_DIR, Volume};
 
 /// What the intervals say must be in the archive.
@@ -25,6 +26,10 @@ pub(crate) struct Claims {
     pub(crate) problems: Vec<(String, String)>,
     /// What was noticed when the volume was opened.
     pub(crate) losses: Vec<LossRecord>,
+    /// What is worth knowing.
+    pub(crate) notes: Vec<String>,
+    /// Receipts that agents hold for entries that were not there.
+    pub(crate) unmet: Vec<UnmetReceipt>,
 }
 
 /// What is known of the evidence from elsewhere on the volume.
@@ -34,6 +39,8 @@ pub(crate) struct Expected {
     pub(crate) signed: u64,
     /// Time-stamp tokens that came.
     pub(crate) stamps: Vec<StampRecord>,
+    /// First keys of chains of keys.
+    pub(crate) chains: Vec<ChainRecord>,
 }
 
 /// Reads every interval, and compares their tree with the checkpoint here and those of `kept`, and the files with what
@@ -97,9 +104,18 @@ pub(crate) fn check(
     let origin = format!("scrinium/{}", volume.id());
     let mut tree = MerkleTree::new();
     let mut roots = BTreeMap::new();
+    let mut follower = Follower::default();
     let leaves = Leaves::open(&dir, volume.key("evidence"), Cipher::default());
     let read = leaves.and_then(|mut leaves| {
-        leaves.read_all(|leaf, interval| {
+        leaves.read_all(|leaf| {
+            let (leaf, interval) = match leaf {
+                Leaf::Interval(leaf, interval) => (leaf, interval),
+                Leaf::Link(link) => {
+                    follower.link(&origin, key, &link);
+                    return Ok(());
+                }
+            };
+            follower.leaf(interval.number, leaf);
             anyhow::ensure!(
                 interval.number == claims.intervals,
                 "interval {} is missing",
@@ -124,6 +140,30 @@ pub(crate) fn check(
         claims
             .problems
             .push((EVIDENCE_DIR.into(), format!("{error:#}")));
+    }
+    let covered = signed
+        .iter()
+        .map(|(_, signed)| signed.leaves)
+        .max()
+        .unwrap_or(0);
+    follower.finish(covered);
+    let follower_problems = follower.problems.drain(..);
+    let follower_problems = follower_problems.map(|problem| (EVIDENCE_DIR.to_owned(), problem));
+    claims.problems.extend(follower_problems);
+    for chain in &expected.chains {
+        if !follower.roots.contains(&(chain.number, chain.public)) {
+            let number = chain.number;
+            let problem = format!(
+                "the chain of keys that begins with interval {number} is not the one that is registered: history was rewritten"
+            );
+            claims.problems.push((EVIDENCE_DIR.to_owned(), problem));
+        }
+    }
+    for (number, public) in &follower.roots {
+        claims.notes.push(format!(
+            "from interval {number} on each is signed with a key of its own that is destroyed then; the first was {}",
+            data_encoding::HEXLOWER.encode(public)
+        ));
     }
     for (what, signed) in signed {
         let problem = match roots.get(&signed.leaves) {

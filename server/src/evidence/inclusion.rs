@@ -13,7 +13,7 @@ use scrinium_protocol::merkle::{AuditPaths, leaf_hash};
 use scrinium_segment::cipher::Cipher;
 use tracing::warn;
 
-use super::leaves::Leaves;
+use super::leaves::{Leaf, Leaves};
 use super::read_note;
 use crate::volume::{EVIDENCE_DIR, Volume};
 
@@ -105,7 +105,10 @@ pub(crate) fn inclusions(
     let stamps = stamps(&dir, key)?;
     let stamped_leaves = stamps.last().map_or(0, |stamp| stamp.leaves);
     let mut leaves = Leaves::open(&dir, volume.key("evidence"), Cipher::default())?;
-    leaves.read_all(|leaf, interval| {
+    leaves.read_all(|leaf| {
+        let Leaf::Interval(leaf, interval) = leaf else {
+            return Ok(());
+        };
         if hashes.len() as u64 == signed_leaves {
             return Ok(()); // sealed since
         }

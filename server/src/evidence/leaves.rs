@@ -12,6 +12,8 @@ use scrinium_segment::writer::SegmentWriter;
 use scrinium_segment::{HEADER_LEN, Kind, segment_name, segment_numbers};
 use serde::{Deserialize, Serialize};
 
+use super::chain::Link;
+
 /// The files of the intervals.
 pub(super) struct Leaves {
     dir: PathBuf,
@@ -22,6 +24,14 @@ pub(super) struct Leaves {
     last_tag: [u8; 16],
     /// Where the last interval ends.
     end: Option<Position>,
+}
+
+/// What the files hold.
+pub(super) enum Leaf<'a> {
+    /// An interval, with its encoded form.
+    Interval(&'a [u8], Interval),
+    /// What signs it.
+    Link(Link),
 }
 
 /// Between two intervals: the file, and where in it.
@@ -57,10 +67,7 @@ impl Leaves {
     ///
     /// # Errors
     /// A file is missing, damaged, or not what was written; or `each` fails.
-    pub(super) fn read_all(
-        &mut self,
-        each: impl FnMut(&[u8], Interval) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn read_all(&mut self, each: impl FnMut(Leaf<'_>) -> Result<()>) -> Result<()> {
         self.read_from(None, each)
     }
 
@@ -68,7 +75,7 @@ impl Leaves {
     pub(super) fn read_from(
         &mut self,
         from: Option<Position>,
-        mut each: impl FnMut(&[u8], Interval) -> Result<()>,
+        mut each: impl FnMut(Leaf<'_>) -> Result<()>,
     ) -> Result<()> {
         let numbers = segment_numbers(&self.dir, Kind::Evidence)?;
         if let Some(from) = from {
@@ -102,9 +109,17 @@ impl Leaves {
             );
             self.last_tag = reader.tag();
             while let Next::Record(record) = reader.next(&mut cursor)? {
-                let interval = Interval::decode(&record.payload, "interval");
-                let interval = interval.with_context(|| format!("{}", path.display()))?;
-                each(&record.payload, interval)?;
+                let found = || path.display().to_string();
+                if record.kind == RECORD_INTERVAL {
+                    let interval = Interval::decode(&record.payload, "interval");
+                    each(Leaf::Interval(
+                        &record.payload,
+                        interval.with_context(found)?,
+                    ))?;
+                } else {
+                    let link = Link::decode(record.kind, &record.payload);
+                    each(Leaf::Link(link.with_context(found)?))?;
+                }
                 self.end = Some(Position {
                     number,
                     tag: reader.tag(),
@@ -118,6 +133,11 @@ impl Leaves {
 
     /// Appends an interval; durable when this returns.
     pub(super) fn append(&mut self, leaf: &[u8]) -> Result<()> {
+        self.append_record(RECORD_INTERVAL, leaf)
+    }
+
+    /// Appends what stands beside the intervals; durable when this returns.
+    pub(super) fn append_record(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
         let mut writer = match self.writer.take() {
             Some(open) => open,
             None => {
@@ -134,7 +154,7 @@ impl Leaves {
             }
         };
         self.last_tag = writer.tag();
-        let place = writer.append(RECORD_INTERVAL, &[leaf])?;
+        let place = writer.append(kind, &[payload])?;
         writer.sync()?;
         self.end = Some(Position {
             number: self.next_number - 1,

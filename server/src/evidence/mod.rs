@@ -10,6 +10,7 @@
 //! 2. Leaves are never taken away or changed; when fewer are found than were signed, no more are made until a
 //!    person has looked.
 
+pub(crate) mod chain;
 mod check;
 pub(crate) mod http;
 mod inclusion;
@@ -21,6 +22,7 @@ mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,16 +36,19 @@ use scrinium_protocol::merkle::MerkleTree;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::{durable, fault};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use self::chain::{Chain, Link};
 pub(crate) use self::check::{Claims, Expected, check};
 pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
-use self::leaves::Leaves;
+use self::leaves::{Leaf, Leaves};
 pub(crate) use self::letter::Correspondence;
 use self::letter::Enclosed;
 use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
+use crate::catalogue::Catalogue;
+use crate::catalogue::records::ChainRecord;
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::volume::{EVIDENCE_DIR, Volume};
@@ -74,11 +79,18 @@ pub(crate) struct Evidence {
     /// Directories that get every checkpoint, on other machines.
     copies: Vec<PathBuf>,
     memory_key: Secret<32>,
+    /// Intervals are published by themselves: the server runs.
+    is_live: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
     leaves: Leaves,
+    chain: Chain,
+    /// The last interval, when it is durable and not signed by its own key yet.
+    unsigned: Option<(u64, Vec<u8>)>,
+    /// First keys of chains that the catalogue does not know yet.
+    begun: Vec<(u64, [u8; 32])>,
     tree: MerkleTree,
     count: u64,
     to_us: u64,
@@ -99,15 +111,19 @@ impl Evidence {
         let dir = volume.dir().join(EVIDENCE_DIR);
         durable::create_dir(&dir)?;
         let leaves = Leaves::open(&dir, volume.key("evidence"), cipher)?;
+        let origin = format!("scrinium/{}", volume.id());
+        let chain = Chain::open(&dir, &volume.key("keys of intervals"), origin.clone())?;
         let mut state = State {
             leaves,
+            chain,
+            unsigned: None,
+            begun: Vec::new(),
             tree: MerkleTree::new(),
             count: 0,
             to_us: 0,
             reached: BTreeMap::new(),
             broken: None,
         };
-        let origin = format!("scrinium/{}", volume.id());
         let signed = read_checkpoint(&dir, &signing.verifying_key());
         let mut root_when_signed = None;
         let memory_key = volume.key("evidence memory");
@@ -126,7 +142,19 @@ impl Evidence {
             state.to_us = memory.to_us;
             state.reached = memory.reached;
         }
-        let read = state.leaves.read_from(from, |leaf, interval| {
+        let (mut unsigned, mut begun) = (None, Vec::new());
+        let read = state.leaves.read_from(from, |leaf| {
+            let (leaf, interval) = match leaf {
+                Leaf::Interval(leaf, interval) => (leaf, interval),
+                Leaf::Link(link) => {
+                    match link {
+                        Link::Signed { .. } => unsigned = None,
+                        Link::Root { number, public, .. } => begun.push((number, public)),
+                    }
+                    return Ok(());
+                }
+            };
+            unsigned = Some((interval.number, leaf.to_vec()));
             if interval.number != state.count {
                 bail!("interval {} is missing", state.count);
             }
@@ -143,6 +171,11 @@ impl Evidence {
             }
             Ok(())
         });
+        if read.is_ok() {
+            let next = unsigned.as_ref().map_or(state.count, |(number, _)| *number);
+            state.chain.destroy_before(next)?;
+        }
+        (state.unsigned, state.begun) = (unsigned, begun);
         state.broken = match (&read, &signed) {
             (Err(error), _) | (_, Err(error)) => Some(format!("{error:#}")),
             (Ok(()), Ok(Some(signed))) if signed.leaves > 0 => match root_when_signed {
@@ -169,6 +202,7 @@ impl Evidence {
             origin,
             copies,
             memory_key,
+            is_live: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -342,8 +376,10 @@ impl Evidence {
             streams: moved,
         };
         let leaf = interval.encoded();
+        self.sign_last(&mut state)?;
         state.leaves.append(&leaf)?;
         fault::point("server: interval durable");
+        state.unsigned = Some((interval.number, leaf.clone()));
         // At this point it is part of the tree; if we die before signing it, the next checkpoint covers it.
         state.tree.push(&[&leaf]);
         state.count += 1;
@@ -351,6 +387,7 @@ impl Evidence {
         for reached in interval.streams {
             state.reached.insert(reached.stream, reached);
         }
+        self.sign_last(&mut state)?;
         let checkpoint = Checkpoint {
             origin: self.origin.clone(),
             leaves: state.count,
@@ -371,6 +408,55 @@ impl Evidence {
                 .context("remembering where the evidence stands")?;
         }
         Ok(note)
+    }
+
+    /// Publishes an interval for a package that is about to be made, so that all of it can be proven. A stopped volume
+    /// is left as it is: the package says which entries are in no interval.
+    ///
+    /// # Errors
+    /// As [`Evidence::seal`].
+    pub(crate) fn publish(&self, archive: &Archive, now_us: u64) -> Result<()> {
+        if self.is_live.load(Ordering::Relaxed) {
+            self.seal(archive, now_us)?;
+        }
+        Ok(())
+    }
+
+    /// Signs the last interval with its own key, which is destroyed, unless that is done.
+    fn sign_last(&self, state: &mut State) -> Result<()> {
+        let State {
+            leaves,
+            chain,
+            unsigned,
+            begun,
+            ..
+        } = state;
+        let Some((number, leaf)) = unsigned else {
+            return Ok(());
+        };
+        let append = |kind, payload: &[u8]| leaves.append_record(kind, payload);
+        let root = chain.sign(&self.signing, *number, leaf, append)?;
+        begun.extend(root.map(|public| (*number, public)));
+        *unsigned = None;
+        Ok(())
+    }
+
+    /// Writes rows for what came since the last time and must not go unnoticed again: first keys of chains, tokens.
+    pub(crate) fn register(&self, catalogue: &Catalogue) -> Result<()> {
+        let begun = core::mem::take(&mut self.lock().begun);
+        let known = catalogue.load::<ChainRecord>()?;
+        for (number, public) in begun {
+            if known.iter().all(|known| known.number != number) {
+                if !known.is_empty() {
+                    warn!(
+                        interval = number,
+                        "the keys of intervals were lost, or the volume was restored: a new chain of keys begins"
+                    );
+                }
+                catalogue.put(&ChainRecord { number, public })?;
+            }
+        }
+        stamps::register(&self.dir, catalogue)
     }
 
     /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
@@ -426,6 +512,7 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
 
 /// Seals intervals until the task is dropped, and shows the checkpoints `elsewhere`; a failure is an alarm.
 pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewhere) {
+    core.evidence.is_live.store(true, Ordering::Relaxed);
     let mut told = None;
     let mut before = (clock::now(), clock::unix_us());
     loop {
@@ -452,10 +539,10 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
         let failed = match worked {
             Ok(Ok(signed)) => {
                 let shown = core.evidence.show(&elsewhere, &signed, now.1).await.err();
-                let registered = stamps::register(&core.evidence.dir, &core.catalogue);
+                let registered = core.evidence.register(&core.catalogue);
                 let registered = registered
                     .err()
-                    .map(|error| format!("a time-stamp token could not be registered: {error:#}"));
+                    .map(|error| format!("what came could not be registered: {error:#}"));
                 shown.or(registered)
             }
             Ok(Err(failed)) => Some(failed),
@@ -510,5 +597,157 @@ mod tests {
         assert_eq!(step(before, at(300, 1_302_000_001)), Some(2_000_001));
         assert_eq!(step(before, at(300, 1_297_999_999)), Some(-2_000_001));
         assert_eq!(step(before, at(300, 0)), Some(-1_300_000_000));
+    }
+
+    /// Somebody who took the server's key and the key of the present interval rewrites what an earlier one says, signs
+    /// everything anew, and is found; so is a chain that begins anew.
+    #[test]
+    fn todays_keys_cannot_sign_what_was_said_yesterday() {
+        let dir = std::env::temp_dir().join(format!("scrinium-chain-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        let (volume, _) = Volume::create(&dir, &crate::volume::Binding::default()).unwrap();
+        let catalogue = Arc::new(crate::core::make_catalogue(&volume).unwrap());
+        let archive = Archive::open(&volume, &catalogue, Cipher::default()).unwrap();
+        let server = SigningKey::from_bytes(&[7; 32]);
+        let open = || Evidence::open(&volume, Cipher::default(), server.clone(), vec![]).unwrap();
+        let mut evidence = open();
+        for minute in 1..=6_u64 {
+            if minute == 4 {
+                // A stop in between: the key of the next interval is on the disk.
+                evidence = open();
+            }
+            evidence.seal(&archive, minute * 60_000_000).unwrap();
+            evidence.register(&catalogue).unwrap();
+        }
+        drop(evidence);
+        let key = server.verifying_key();
+        let expected = || Expected {
+            signed: 6,
+            chains: catalogue.load().unwrap(),
+            ..Expected::default()
+        };
+        let problems = || check(&volume, &key, &[], &expected()).problems;
+        assert_eq!(problems(), Vec::new());
+        assert_eq!(expected().chains.len(), 1);
+
+        let evidence_dir = volume.dir().join(EVIDENCE_DIR);
+        let origin = format!("scrinium/{}", volume.id());
+        let mut stolen = Chain::open(
+            &evidence_dir,
+            &volume.key("keys of intervals"),
+            origin.clone(),
+        )
+        .unwrap();
+        // All of it is read, interval 2 is another, and what signs it is made with what the thief has.
+        let mut read =
+            Leaves::open(&evidence_dir, volume.key("evidence"), Cipher::default()).unwrap();
+        let mut records: Vec<(u8, Vec<u8>)> = Vec::new();
+        read.read_all(|leaf| {
+            records.push(match leaf {
+                Leaf::Interval(bytes, _) => (1, bytes.to_vec()),
+                Leaf::Link(link) => link.encode(),
+            });
+            Ok(())
+        })
+        .unwrap();
+        let forged_leaf = Interval {
+            number: 2,
+            from_us: 120_000_000,
+            to_us: 180_000_000,
+            streams: vec![Reached {
+                stream: StreamId([9; 16]),
+                epoch: scrinium_protocol::identity::Epoch([1; 16]),
+                next: scrinium_protocol::identity::Sequence(1),
+                head: scrinium_protocol::identity::Head([2; 32]),
+            }],
+        };
+        let forged_leaf = forged_leaf.encoded();
+        let write = |records: &[(u8, Vec<u8>)]| {
+            for path in std::fs::read_dir(&evidence_dir).unwrap().flatten() {
+                let path = path.path();
+                if path.extension().is_some_and(|extension| extension == "evd") {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+            let mut leaves =
+                Leaves::open(&evidence_dir, volume.key("evidence"), Cipher::default()).unwrap();
+            let mut tree = MerkleTree::new();
+            for (kind, payload) in records {
+                leaves.append_record(*kind, payload).unwrap();
+                if *kind == 1 {
+                    tree.push(&[payload]);
+                }
+            }
+            let checkpoint = Checkpoint {
+                origin: origin.clone(),
+                leaves: 6,
+                root: tree.root(),
+                time_s: 360,
+            };
+            let note = checkpoint.to_note(&server);
+            durable::write_file(&evidence_dir.join(CHECKPOINT_FILE), note.as_bytes()).unwrap();
+        };
+        write(&records);
+        assert_eq!(problems(), Vec::new());
+
+        // With the signature that was there, and with one by the key he found.
+        let at = records
+            .iter()
+            .position(|(kind, payload)| *kind == 1 && payload[1..9] == 2_u64.to_be_bytes());
+        let at = at.unwrap();
+        let mut altered = records.clone();
+        altered[at].1.clone_from(&forged_leaf);
+        write(&altered);
+        assert!(
+            problems()
+                .iter()
+                .any(|(_, problem)| problem.contains("interval 2 is not signed"))
+        );
+        let mut signed = Vec::new();
+        let sign = |kind, payload: &[u8]| {
+            signed.push((kind, payload.to_vec()));
+            Ok(())
+        };
+        stolen.sign(&server, 6, &forged_leaf, sign).unwrap();
+        altered[at + 1] = signed.pop().unwrap();
+        write(&altered);
+        assert!(
+            problems()
+                .iter()
+                .any(|(_, problem)| problem.contains("interval 2 is not signed"))
+        );
+
+        // A chain of his own from the beginning.
+        let mut own = Vec::new();
+        let thief = dir.join("thief");
+        durable::create_dir(&thief).unwrap();
+        let mut chain = Chain::open(&thief, &Secret::new([3; 32]), origin.clone()).unwrap();
+        for (number, (_, leaf)) in (0..).zip(altered.iter().filter(|(kind, _)| *kind == 1)) {
+            let leaf = leaf.clone();
+            let mut links = Vec::new();
+            let sign = |kind, payload: &[u8]| {
+                links.push((kind, payload.to_vec()));
+                Ok(())
+            };
+            chain.sign(&server, number, &leaf, sign).unwrap();
+            own.push((1, leaf));
+            own.append(&mut links);
+        }
+        write(&own);
+        assert!(
+            problems()
+                .iter()
+                .any(|(_, problem)| problem.contains("not the one that is registered"))
+        );
+        // Or none at all.
+        own.retain(|(kind, _)| *kind == 1);
+        write(&own);
+        assert!(
+            problems()
+                .iter()
+                .any(|(_, problem)| problem.contains("not the one that is registered"))
+        );
+        drop(volume);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

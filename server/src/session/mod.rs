@@ -82,7 +82,11 @@ async fn drive(
             }
             readable = reader.readable(), if has_room => {
                 readable?;
-                read(&reader, &mut receiver)?
+                let read = read(&reader, &mut receiver);
+                if read.is_err() {
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
+                }
+                read?
             }
             changed = told.changed() => {
                 let now = *told.borrow_and_update();
@@ -127,6 +131,7 @@ async fn carry_out(core: &Core, effect: Effect) -> Result<()> {
         Effect::Audit(action, detail) => {
             core.audit.record("agent", action, detail).await;
         }
+        Effect::Unmet(receipt) => core.catalogue.put(&receipt)?,
     }
     Ok(())
 }

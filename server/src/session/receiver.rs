@@ -23,10 +23,11 @@ use scrinium_segment::random;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::agents::{Accepted, Agents};
+use crate::agents::{Accepted, Agents, interference_with};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::archive::log::new_stream;
+use crate::catalogue::records::UnmetReceipt;
 use crate::ingest::{BatchSubmission, Outcome, Submission};
 
 /// What a session wants done.
@@ -36,6 +37,8 @@ pub(crate) enum Effect {
     Raise(Raise),
     /// For the audit stream: what the agent did, and the detail.
     Audit(&'static str, Value),
+    /// For the catalogue, so that every verification names it.
+    Unmet(UnmetReceipt),
 }
 
 /// What a session needs of the server.
@@ -57,6 +60,8 @@ pub(crate) struct Receiver {
     /// Batches handed to the writer, oldest first.
     pub(crate) waiting: VecDeque<oneshot::Receiver<Outcome>>,
     effects: VecDeque<Effect>,
+    /// The stream of the last batch that came, and the sequence after it.
+    last: Option<(StreamId, u64)>,
 }
 
 impl Receiver {
@@ -98,6 +103,7 @@ impl Receiver {
             session,
             waiting: VecDeque::new(),
             effects: VecDeque::new(),
+            last: None,
         };
         receiver.send_configuration(now)?;
         Ok(receiver)
@@ -110,8 +116,100 @@ impl Receiver {
 
     /// Takes received bytes. Returns why the session is over, when it is on purpose.
     pub(crate) fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<Option<String>> {
-        self.session.handle_bytes(bytes, now)?;
+        if let Err(error) = self.session.handle_bytes(bytes, now) {
+            if let Some(seen) = self.session.interference() {
+                self.note_interference(&seen.to_string());
+            }
+            return Err(error.into());
+        }
         self.handle_events(now)
+    }
+
+    /// An alarm and an entry of the trail, with what was seen and how far the session had come.
+    fn note_interference(&mut self, seen: &str) {
+        let agent = self.shared.agents.get(self.agent);
+        let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
+        let stream = self.last.and_then(|(id, next)| {
+            let stream = self.shared.archive.stream(id)?;
+            Some((stream.name, next))
+        });
+        let (behind, stream, next) = match stream {
+            Some((name, next)) => (
+                format!(
+                    "; the last that came whole is of stream {name}, up to sequence {}",
+                    next.saturating_sub(1)
+                ),
+                Some(name),
+                Some(next),
+            ),
+            None => {
+                let streams = self.shared.archive.streams_of(self.agent).into_iter();
+                let newest = streams.max_by_key(|stream| stream.last_us);
+                let newest = newest.map(|stream| (stream.name, stream.position.next.0));
+                let behind = match &newest {
+                    Some((name, next)) => format!(
+                        "; no entry had come in this session, the newest before it is of stream {name}, sequence {}",
+                        next.saturating_sub(1)
+                    ),
+                    None => "; no entry had ever come".to_owned(),
+                };
+                let (name, next) = newest.unzip();
+                (behind, name, next)
+            }
+        };
+        let text = format!("on the way from the agent, {seen}{behind}");
+        self.effects
+            .push_back(Effect::Raise(interference_with(&agent, &text)));
+        let detail =
+            json!({ "agent": agent, "seen": seen, "stream": stream, "next_sequence": next });
+        self.effects
+            .push_back(Effect::Audit("interference on the wire", detail));
+    }
+
+    /// An agent shows a receipt of this server for more than it was told.
+    fn handle_receipt(&mut self, receipt: &Receipt) -> Result<()> {
+        receipt.verify(&self.shared.signing.verifying_key())?;
+        let stream = self.shared.archive.stream(receipt.stream);
+        if stream.as_ref().is_some_and(|stream| {
+            let position = &stream.position;
+            stream.agent != self.agent
+                || (position.epoch == receipt.epoch && position.next >= receipt.next)
+        }) {
+            return Ok(());
+        }
+        let agent = self.shared.agents.get(self.agent);
+        let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
+        let have = stream
+            .as_ref()
+            .filter(|stream| stream.position.epoch == receipt.epoch);
+        let have = have.map_or(0, |stream| stream.position.next.0);
+        let name = stream.map_or_else(|| receipt.stream.to_string(), |stream| stream.name);
+        self.effects.push_back(Effect::Raise(Raise {
+            kind: AlarmKind::ReceiptUnmet,
+            agent: agent.clone(),
+            text: format!(
+                "this server acknowledged entries of stream {name} up to sequence {}, says the receipt that the agent holds, and has them up to {}: they were taken away, or the server was restored. The agent sends again what it still can.",
+                receipt.next.0.saturating_sub(1),
+                have.saturating_sub(1)
+            ),
+            key: receipt.stream.to_string(),
+        }));
+        let detail = json!({
+            "agent": agent, "stream": name, "first": have, "next": receipt.next.0,
+            "head": receipt.head.to_string(),
+        });
+        self.effects.push_back(Effect::Audit(
+            "receipt for entries that are missing",
+            detail,
+        ));
+        self.effects.push_back(Effect::Unmet(UnmetReceipt {
+            stream: receipt.stream,
+            agent: self.agent,
+            name,
+            epoch: receipt.epoch,
+            sequences: (have, receipt.next.0),
+        }));
+        Ok(())
     }
 
     /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.
@@ -182,6 +280,7 @@ impl Receiver {
             }
             ServerEvent::Batch(encoded) => self.handle_batch(encoded)?,
             ServerEvent::KeepAlive(_) => {}
+            ServerEvent::Receipt(receipt) => self.handle_receipt(&receipt)?,
             ServerEvent::ConfigurationAnswer(answer) => {
                 let detail = json!({
                     "agent": self.agent.to_string(),
@@ -208,6 +307,7 @@ impl Receiver {
             SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         batch.header.verify_signature(&self.signing)?;
         batch.open()?;
+        self.last = Some((batch.header.stream, batch.header.next().0));
         let (answer, outcome) = oneshot::channel();
         let submission = BatchSubmission {
             agent: self.agent,

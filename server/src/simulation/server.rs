@@ -271,7 +271,8 @@ impl Process {
                 match effect {
                     Effect::Submit(submission) => self.queue.push_back(submission),
                     Effect::Raise(raise) => self.alarms.push(raise),
-                    Effect::Audit(..) => {}
+                    // What a restored server lost is told; the worlds look at the entries themselves.
+                    Effect::Audit(..) | Effect::Unmet(_) => {}
                 }
             }
             while let Some(bytes) = receiver.poll_transmit() {

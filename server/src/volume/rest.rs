@@ -160,4 +160,9 @@ const SMALL: [&str; 5] = [
 ];
 const SMALL_EXTENSIONS: [&str; 3] = [".tsr", ".checkpoint", ".ack"];
 /// What is made again from what is there.
-const CACHES: [&str; 3] = ["keys.copy", "catalogue.copy", "evidence/memory"];
+const CACHES: [&str; 4] = [
+    "keys.copy",
+    "catalogue.copy",
+    "evidence/memory",
+    "evidence/interval.key",
+];

@@ -118,6 +118,22 @@ fn a_spoiled_record_is_noticed_the_session_ends_and_the_next_one_loses_nothing()
         }
         assert_eq!(rig.lab.verify().0, 0);
         assert_eq!(rig.lab.count("line"), 81);
+        // What was seen is an alarm, with the stream, and in the trail.
+        let alarm = rig.lab.wait_for_alarm("interference", "web1");
+        assert!(alarm.contains("interfered"), "{alarm}");
+        let seen = rig.lab.search("stream:audit \"interference on the wire\"");
+        let seen: String = seen
+            .iter()
+            .map(|entry| entry["text"].as_str().unwrap())
+            .collect();
+        for what in [
+            "came again",
+            "was dropped or held back",
+            "was altered",
+            "app.log",
+        ] {
+            assert!(seen.contains(what), "{what}: {seen}");
+        }
         // Only confidentiality differs.
         assert_eq!(
             rig.proxy.saw(b"scrinium") || rig.proxy.saw(b"app.log"),

@@ -11,7 +11,8 @@ use scrinium_tests::pause;
 use scrinium_tests::writer::append;
 
 /// The files that `docs/SEGMENT.md` says hold no evidence: they are made again, or speak of the others.
-const CACHES: [&str; 8] = [
+const CACHES: [&str; 9] = [
+    "evidence/interval.key",
     "keys.copy",
     "catalogue.copy",
     "catalogue.count",
@@ -36,6 +37,56 @@ fn no_file_with_evidence_of_a_killed_server_is_whole_when_it_was_touched() {
     let early = live(&mut lab);
     lab.kill_server();
     table(&lab, &early, true);
+}
+
+/// The log goes while the server is down; what was in it is named, by the volume itself and by the agent's receipts.
+#[test]
+fn a_log_that_was_acknowledged_and_is_gone_is_named_with_its_streams_and_an_alarm() {
+    let mut lab = Lab::start("gone");
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    write(&lab, 1);
+    lab.stop_server();
+    for entry in std::fs::read_dir(lab.data().join("log")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let (code, said) = verify(&lab.data());
+    let named = said.lines().any(|line| {
+        line.starts_with("DAMAGED")
+            && line.contains("app.log")
+            && line.contains("sequence 0 to 199")
+    });
+    assert!(
+        code == 3 && named && said.contains(".log agent ? stream ?"),
+        "{said}"
+    );
+    lab.start_server();
+    let alarm = lab.wait_for_alarm("archive-damaged", "server");
+    assert!(alarm.contains("it is gone"), "{alarm}");
+    let alarm = lab.wait_for_alarm("receipt-unmet", "web1");
+    assert!(alarm.contains("up to sequence 199"), "{alarm}");
+    // The agent sends again what its file still has; that it was gone stays said.
+    let log = lab.log("app.log");
+    let len = std::fs::metadata(&log).unwrap().len();
+    lab.wait_for_bytes("web1", &log, len as usize, Duration::from_secs(20));
+    let (code, said) = lab.verify();
+    assert!(code == 3 && said.contains("it is gone"), "{said}");
+}
+
+/// A tail that was written and never acknowledged is no loss.
+#[test]
+fn a_torn_tail_that_was_never_acknowledged_is_no_loss() {
+    let mut lab = Lab::start("torn");
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    write(&lab, 1);
+    lab.kill_server();
+    let log = std::fs::read_dir(lab.data().join("log")).unwrap();
+    let log = log.flatten().map(|entry| entry.path()).max().unwrap();
+    let mut tail = std::fs::File::options().append(true).open(&log).unwrap();
+    std::io::Write::write_all(&mut tail, &[0, 0, 1, 0, 1, 7, 7, 7]).unwrap();
+    let (code, said) = verify(&lab.data());
+    assert_eq!(code, 0, "{said}");
 }
 
 /// Two logs sealed, one in the middle; what it was like before the last of it.

@@ -16,6 +16,7 @@ use crate::sl::message::{
     Configuration, ConfigurationAnswer, KeepAlive, Lane, Message, Ready, Receipt,
 };
 use crate::sl::noise::KeyPair;
+use crate::sl::record::Interference;
 
 /// What an agent's session tells its owner.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -269,6 +270,14 @@ impl AgentSession {
         Ok(())
     }
 
+    /// Shows the server a receipt of its own for more than it stated.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
+    pub fn send_receipt(&mut self, receipt: Receipt, now: Instant) -> Result<(), Error> {
+        self.channel.send(&Message::Receipt(receipt), now)
+    }
+
     fn handle_receipt(&mut self, receipt: Receipt, now: Instant) -> Result<(), Error> {
         let Some((_, key)) = &self.ready else {
             return Err(PeerMisbehaved::UnexpectedMessage.into());
@@ -316,6 +325,12 @@ impl AgentSession {
             self.silent = true;
             self.events.push_back(AgentEvent::PeerSilent);
         }
+    }
+
+    /// What somebody on the way did, when that ended the session.
+    #[must_use]
+    pub fn interference(&self) -> Option<Interference> {
+        self.channel.interference
     }
 
     /// Returns the next bytes to write.

@@ -4,11 +4,23 @@ use std::time::{Duration, Instant};
 
 use super::renewal::Renewal;
 use super::{KEEP_ALIVE_DEFAULT, KEEP_ALIVES_MISSED_MAX, SLOWEST_LINK};
-use crate::error::Error;
+use crate::error::{Error, PeerMisbehaved};
 use crate::sl::handshake::Established;
 use crate::sl::message::Message;
 use crate::sl::noise::KeyPair;
-use crate::sl::record::{HEADER_LEN, RecordOpener, RecordSealer};
+use crate::sl::record::{HEADER_LEN, Interference, RecordOpener, RecordSealer};
+
+fn interference(
+    opener: &RecordOpener,
+    header: &[u8; HEADER_LEN],
+    error: &Error,
+) -> Option<Interference> {
+    let is_one = matches!(
+        error,
+        Error::PeerMisbehaved(PeerMisbehaved::BadTag | PeerMisbehaved::BadLengthCheck)
+    );
+    is_one.then(|| opener.interference(header))
+}
 
 /// Records in both directions, and when they passed.
 #[derive(Debug)]
@@ -28,6 +40,8 @@ pub(super) struct Channel {
     awaited: usize,
     sent_at: Instant,
     pub(super) closed: bool,
+    /// What was seen of a record that was not the one that must have come.
+    pub(super) interference: Option<Interference>,
 }
 
 impl Channel {
@@ -52,6 +66,7 @@ impl Channel {
             awaited: 0,
             sent_at: now,
             closed: false,
+            interference: None,
         }
     }
 
@@ -70,7 +85,10 @@ impl Channel {
             let Some((header, rest)) = rest.split_first_chunk_mut::<HEADER_LEN>() else {
                 break;
             };
-            let body_len = self.opener.body_len(header)?;
+            let body_len = self.opener.body_len(header);
+            let body_len = body_len.inspect_err(|error| {
+                self.interference = interference(&self.opener, header, error);
+            })?;
             let Some(body) = rest.get_mut(..body_len) else {
                 input.reserve(body_len);
                 if self.awaited == 0 {
@@ -80,7 +98,14 @@ impl Channel {
                 break;
             };
             let number = self.opener.number();
-            let (kind, payload) = self.opener.open(header, body)?;
+            let opened = self.opener.open(header, body);
+            let (kind, payload) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    self.interference = interference(&self.opener, header, &error);
+                    return Err(error);
+                }
+            };
             let message = Message::decode(kind, payload)?;
             start += HEADER_LEN + body_len;
             self.heard_at = now;

@@ -8,8 +8,9 @@ use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
 use crate::error::{Error, PeerMisbehaved};
 use crate::identity::{StreamId, StreamKind};
 use crate::sl::handshake::Established;
-use crate::sl::message::{ConfigurationAnswer, KeepAlive, Message};
+use crate::sl::message::{ConfigurationAnswer, KeepAlive, Message, Receipt};
 use crate::sl::noise::KeyPair;
+use crate::sl::record::Interference;
 
 /// What a server's session tells its owner.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,6 +25,8 @@ pub enum ServerEvent {
     /// An encoded batch, not yet verified.
     Batch(Vec<u8>),
     KeepAlive(KeepAlive),
+    /// The agent holds a receipt for more than it was told; not yet verified.
+    Receipt(Receipt),
     /// What became of a configuration.
     ConfigurationAnswer(ConfigurationAnswer),
     /// The agent asks for new keys: the owner draws one and calls [`ServerSession::renew`].
@@ -77,12 +80,12 @@ impl ServerSession {
                 }
                 Message::Batch(bytes) => ServerEvent::Batch(bytes),
                 Message::KeepAlive(state) => ServerEvent::KeepAlive(state),
+                Message::Receipt(receipt) => ServerEvent::Receipt(receipt),
                 Message::ConfigurationAnswer(answer) => ServerEvent::ConfigurationAnswer(answer),
                 Message::Close { reason } => ServerEvent::Closed { reason },
                 Message::Enrolled { .. }
                 | Message::StreamState { .. }
                 | Message::Ready(_)
-                | Message::Receipt(_)
                 | Message::Configuration(_)
                 | Message::Renewal(_)
                 | Message::Renewed => return Err(PeerMisbehaved::UnexpectedMessage.into()),
@@ -119,6 +122,12 @@ impl ServerSession {
             self.channel.send(&Message::KeepAlive(state), now)?;
         }
         Ok(())
+    }
+
+    /// What somebody on the way did, when that ended the session.
+    #[must_use]
+    pub fn interference(&self) -> Option<Interference> {
+        self.channel.interference
     }
 
     /// Returns the next bytes to write.

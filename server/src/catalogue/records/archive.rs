@@ -198,6 +198,45 @@ impl Stored for LossRecord {
     }
 }
 
+/// Entries that an agent holds a receipt for, and that were not there when it showed it. By stream.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct UnmetReceipt {
+    #[serde(with = "codec")]
+    pub(crate) stream: StreamId,
+    #[serde(with = "codec")]
+    pub(crate) agent: AgentId,
+    pub(crate) name: String,
+    #[serde(with = "codec")]
+    pub(crate) epoch: Epoch,
+    /// First sequence, and the one after the last.
+    pub(crate) sequences: (u64, u64),
+}
+
+impl Stored for UnmetReceipt {
+    const KIND: u8 = 33;
+
+    fn name(&self) -> Vec<u8> {
+        self.stream.encoded()
+    }
+}
+
+/// The first key of a chain of keys of intervals.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct ChainRecord {
+    /// The interval it begins with.
+    pub(crate) number: u64,
+    #[serde(with = "hex")]
+    pub(crate) public: [u8; 32],
+}
+
+impl Stored for ChainRecord {
+    const KIND: u8 = 34;
+
+    fn name(&self) -> Vec<u8> {
+        self.number.to_be_bytes().to_vec()
+    }
+}
+
 /// A time-stamp token that came; the token and its checkpoint lie beside the intervals.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct StampRecord {

@@ -10,9 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub(crate) use self::agents::{AgentConfiguration, AgentRecord, Quarantine, TokenRecord};
 pub(crate) use self::archive::{
-    AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, Group, GroupKeys, LogEnd, LogKey,
-    LossRecord, LostEntries, PrunedRange, PrunedRecord, RemovedSegment, SealedKeys, SegmentRecord,
-    StampRecord, StreamRecord, TenantRecord, VerificationRecord, WrappedKeys,
+    AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, ChainRecord, Group, GroupKeys,
+    LogEnd, LogKey, LossRecord, LostEntries, PrunedRange, PrunedRecord, RemovedSegment, SealedKeys,
+    SegmentRecord, StampRecord, StreamRecord, TenantRecord, UnmetReceipt, VerificationRecord,
+    WrappedKeys,
 };
 pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
