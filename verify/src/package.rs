@@ -201,6 +201,7 @@ fn inspect<'a>(tar: Tar<'a>, trust: &Trust, verdict: &mut Verdict) -> Result<Con
 
 /// The first member, which says what the others must be.
 fn begin(tar: &Tar<'_>) -> Result<(Format, Vec<u8>, Manifest)> {
+    ensure!(!tar.is_empty(), "this is no package: the file is empty");
     let first = tar.member(0);
     let first = first.context("this is no package that a server wrote")?;
     let (first, _) = first.context("the package is empty")?;

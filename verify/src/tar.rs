@@ -11,7 +11,7 @@
 //! the same members.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek as _, SeekFrom};
+use std::io::{BufReader, ErrorKind, Read, Seek as _, SeekFrom};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_protocol::shown;
@@ -38,11 +38,19 @@ impl<'a> Tar<'a> {
         Ok(Self { file, len })
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The member whose header is at byte `at`, and where the next header is; `None` at the end.
     pub(crate) fn member(&self, at: u64) -> Result<Option<(Member, u64)>> {
         let mut header = [0; HEADER_LEN];
-        self.read_exact(at, &mut header)
-            .with_context(|| format!("the package is cut at byte {}", self.len))?;
+        match self.read_exact(at, &mut header) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                bail!("the package is cut at byte {}", self.len)
+            }
+            read => read?,
+        }
         if header == [0; HEADER_LEN] {
             self.end(at)?;
             return Ok(None);

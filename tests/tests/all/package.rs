@@ -205,7 +205,7 @@ fn what_is_no_package_is_a_verdict_and_what_cannot_be_read_an_error() {
         with_manifest(manifest.to_string().as_bytes())
     };
     for (what, bytes, reason) in [
-        ("nothing", Vec::new(), "no package that a server wrote"),
+        ("nothing", Vec::new(), "the file is empty"),
         ("zeros", vec![0; 1024], "the package is empty"),
         (
             "text",
