@@ -426,7 +426,8 @@ pub fn evidence(data: &[u8]) {
 }
 
 /// A file where a package should be: a verdict, and only what is written in the one way there is is whole. Bytes that begin
-/// with `S` are of one who forges: a package signed anew, in which the rest replaces members' bytes.
+/// with `S` or `D` are of one who forges: a package in which the rest replaces members' bytes, signed anew, with `D`
+/// without evidence, so that it may be whole.
 pub fn package(data: &[u8]) {
     static GOLDEN: OnceLock<Parts> = OnceLock::new();
     let check = |bytes: &[u8]| {
@@ -447,7 +448,7 @@ pub fn package(data: &[u8]) {
         }
     };
     check(data);
-    let Some((b'S', mut ops)) = data.split_first().map(|(&first, rest)| (first, rest)) else {
+    let Some((&how @ (b'S' | b'D'), mut ops)) = data.split_first() else {
         return;
     };
     let golden = include_bytes!("../vectors/packages/package-3-query.tar");
@@ -477,13 +478,22 @@ pub fn package(data: &[u8]) {
         };
         parts.set(&name, content);
     }
-    parts.sign(&SigningKey::from_bytes(&[7; 32]));
+    let key = SigningKey::from_bytes(&[7; 32]);
+    match how {
+        b'S' => parts.sign(&key),
+        _ => parts.disown(|_| {}, &key),
+    }
     check(&parts.packed());
 }
 
 /// Whether whoever forges can go on with it.
 fn is_manifest(text: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(text).is_ok_and(|manifest| manifest.is_object())
+    serde_json::from_slice::<serde_json::Value>(text).is_ok_and(|manifest| {
+        let streams = manifest
+            .get("streams")
+            .and_then(|streams| streams.as_array());
+        streams.is_some_and(|streams| streams.iter().all(serde_json::Value::is_object))
+    })
 }
 
 /// One batch of a package, as far as it is shown.
