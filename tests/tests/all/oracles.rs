@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use scrinium_tests::forge::{Forged, forge};
+use scrinium_tests::forge::{Forged, forge, forge_whole};
 use scrinium_tests::has_tool;
+use scrinium_tests::lab::text;
 use scrinium_tests::package::{Parts, hex, verdict, verify};
 use scrinium_tests::random::Random;
 
@@ -58,36 +59,56 @@ fn no_altered_package_that_is_whole_says_something_else_to_another_program() {
             refused.push((how, path, bytes));
         }
     }
-    assert!(whole.len() > ALTERED / 40, "{} are whole", whole.len());
     assert!(refused.len() > ALTERED / 2, "{} are refused", refused.len());
+    for number in 0..10 * WHOLE {
+        let (base, _) = &bases[number % bases.len()];
+        let Forged { how, bytes } = forge_whole(base, &mut random);
+        let path = save(&dir, &format!("whole-{number}"), &bytes);
+        if verdict(&path).whole {
+            whole.push((how, path, bytes));
+        }
+        if whole.len() > WHOLE {
+            break;
+        }
+    }
+    assert!(whole.len() > WHOLE, "{} are whole", whole.len());
     // A sample: enough to show that the programs would be deceived.
     refused.truncate(REFUSED_ASKED);
-    for tool in tools {
-        for (how, package, bytes) in &whole {
-            let (done, found) = extract(tool, package, &dir);
-            let expected = Parts::of(bytes).members;
-            let expected: BTreeMap<String, String> = expected
-                .into_iter()
-                .map(|(name, content)| (name, hex(&content)))
-                .collect();
-            assert!(done && found == expected, "{tool}: {how}: {found:?}");
-            let manifest = Parts::of(bytes).manifest();
-            for (name, described) in manifest["members"].as_object().unwrap() {
-                assert_eq!(described["sha256"], found[name], "{tool}: {how}: {name}");
-            }
+    std::thread::scope(|scope| {
+        for tool in tools {
+            let (whole, refused, dir) = (&whole, &refused, dir.join(tool));
+            scope.spawn(move || ask(tool, whole, refused, &dir));
         }
-        let mut deceived = 0;
-        for (_, package, bytes) in &refused {
-            let (done, found) = extract(tool, package, &dir);
-            let shows_forgery = found.values().any(|digest| *digest == hex(EVIL));
-            deceived += usize::from(done && shows_forgery && holds(bytes, EVIL));
-        }
-        assert!(
-            deceived >= 10,
-            "{tool} was deceived {deceived} times: the test tests nothing"
-        );
-    }
+    });
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// What was done to a package, where it lies, and its bytes.
+type Altered = (&'static str, PathBuf, Vec<u8>);
+
+/// Has a program extract what is whole, where it must see what was verified, and some of what was refused, where it
+/// must be deceived.
+fn ask(tool: &str, whole: &[Altered], refused: &[Altered], dir: &Path) {
+    for ((how, _, bytes), (done, found)) in whole.iter().zip(extract(tool, whole, dir)) {
+        let parts = Parts::of(bytes);
+        let expected = parts.members.iter();
+        let expected: BTreeMap<String, String> = expected
+            .map(|(name, content)| (name.clone(), hex(content)))
+            .collect();
+        assert!(done && found == expected, "{tool}: {how}: {found:?}");
+        for (name, described) in parts.manifest()["members"].as_object().unwrap() {
+            assert_eq!(described["sha256"], found[name], "{tool}: {how}: {name}");
+        }
+    }
+    let mut deceived = 0;
+    for ((_, _, bytes), (done, found)) in refused.iter().zip(extract(tool, refused, dir)) {
+        let shows_forgery = found.values().any(|digest| *digest == hex(EVIL));
+        deceived += usize::from(done && shows_forgery && holds(bytes, EVIL));
+    }
+    assert!(
+        deceived >= 10,
+        "{tool} was deceived {deceived} times: the test tests nothing"
+    );
 }
 
 fn save(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
@@ -103,22 +124,44 @@ fn holds(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
 }
 
-/// Has a program extract a package; whether it found nothing wrong, and the digests of all that it wrote.
-fn extract(tool: &str, package: &Path, dir: &Path) -> (bool, BTreeMap<String, String>) {
-    let to = dir.join("extracted");
-    let _absent = std::fs::remove_dir_all(&to);
-    std::fs::create_dir(&to).unwrap();
-    let mut command = Command::new(tool);
-    match tool {
-        "7z" => command.args(["x", "-y", "-bd"]).arg(package),
-        "python3" => command.args(["-c", PYTHON]).arg(package),
-        _ => command.arg("-xf").arg(package),
+/// Has a program extract packages; of each, whether it found nothing wrong, and the digests of all that it wrote.
+fn extract(tool: &str, packages: &[Altered], dir: &Path) -> Vec<(bool, BTreeMap<String, String>)> {
+    let _absent = std::fs::remove_dir_all(dir);
+    std::fs::create_dir(dir).unwrap();
+    let places: Vec<PathBuf> = (0..packages.len())
+        .map(|number| dir.join(number.to_string()))
+        .collect();
+    for place in &places {
+        std::fs::create_dir(place).unwrap();
+    }
+    let paths = packages.iter().map(|(_, path, _)| path);
+    let done: Vec<bool> = if tool == "python3" {
+        // It takes long to start.
+        let mut command = Command::new(tool);
+        let command = command.current_dir(dir).args(["-c", PYTHON]).args(paths);
+        let command = command.stdin(Stdio::null()).stderr(Stdio::null());
+        let said = command.output().unwrap().stdout;
+        text(&said).lines().map(|line| line == "done").collect()
+    } else {
+        let extracted = paths.zip(&places).map(|(path, place)| {
+            let mut command = Command::new(tool);
+            match tool {
+                "7z" => command.args(["x", "-y", "-bd"]).arg(path),
+                _ => command.arg("-xf").arg(path),
+            };
+            let command = command.current_dir(place).stdin(Stdio::null());
+            let done = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            done.unwrap().success()
+        });
+        extracted.collect()
     };
-    let command = command.current_dir(&to).stdin(Stdio::null());
-    let done = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let mut found = BTreeMap::new();
-    collect(&to, "", &mut found);
-    (done.unwrap().success(), found)
+    assert_eq!(done.len(), packages.len(), "{tool}");
+    let found = places.iter().map(|place| {
+        let mut found = BTreeMap::new();
+        collect(place, "", &mut found);
+        found
+    });
+    done.into_iter().zip(found).collect()
 }
 
 fn collect(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
@@ -138,13 +181,19 @@ fn collect(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
 }
 
 const TOOLS: [&str; 4] = ["tar", "bsdtar", "python3", "7z"];
-/// Only below its own directory, whatever the version of Python.
+/// Only below the directory of each, whatever the version of Python.
 const PYTHON: &str = "import sys, tarfile
-with tarfile.open(sys.argv[1]) as tar:
-    for member in tar:
-        if not member.name.startswith('/') and '..' not in member.name.split('/'):
-            tar.extract(member)
+for number, path in enumerate(sys.argv[1:]):
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.name.startswith('/') and '..' not in member.name.split('/'):
+                    tar.extract(member, str(number))
+        print('done')
+    except Exception:
+        print('failed')
 ";
 const ALTERED: usize = 1200;
+const WHOLE: usize = 1000;
 const REFUSED_ASKED: usize = 150;
 const EVIL: &[u8] = b"FORGED LOG: nothing happened here\n";
