@@ -355,6 +355,11 @@ async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
         number("disk_bytes_max"),
         number("acked_entries")
     ))?;
+    for (what, key) in [("key", "key"), ("the server's key", "server_key")] {
+        if let Some(key) = status.get(key).and_then(serde_json::Value::as_str) {
+            say(&format!("{what}: {key}"))?;
+        }
+    }
     if let Some(seconds) = status
         .get("cache_lasts_s")
         .and_then(serde_json::Value::as_u64)

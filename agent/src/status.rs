@@ -23,6 +23,9 @@ pub(crate) struct Status {
     pub(crate) acked_entries: u64,
     /// How long an outage the disk outlasts at the present rate.
     pub(crate) lasts: Option<Duration>,
+    /// The key this agent signs with, and the one it trusts as the server's, as people compare them.
+    pub(crate) key: Option<String>,
+    pub(crate) server_key: Option<String>,
 }
 
 impl Status {
@@ -53,6 +56,8 @@ impl Status {
             "disk_bytes_max": self.fill.disk_bytes_max,
             "acked_entries": self.acked_entries,
             "cache_lasts_s": self.lasts.map(|lasts| lasts.as_secs()),
+            "key": self.key,
+            "server_key": self.server_key,
         })
     }
 }

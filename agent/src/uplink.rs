@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
 use scrinium_protocol::secret::Secret;
+use scrinium_protocol::shown;
 use scrinium_protocol::sl::handshake::Established;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -125,6 +126,10 @@ impl Uplink {
         let room = fill.disk_bytes_max.saturating_sub(fill.disk_bytes);
         let lasts = self.production.time_for(room);
         self.shipper.cache_lasts = lasts;
+        let state = self.shipper.state();
+        let signing = SigningKey::from_bytes(state.signing.expose());
+        let key = shown::key(&signing.verifying_key().to_bytes());
+        let server_key = state.server_signing.as_ref().map(shown::key);
         Status {
             connected: self.shipper.is_ready(),
             fill,
@@ -135,6 +140,8 @@ impl Uplink {
                 .or_else(|| self.shipper.problem.clone()),
             acked_entries: self.shipper.acked_entries,
             lasts,
+            key: Some(key),
+            server_key,
         }
     }
 

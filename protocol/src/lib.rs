@@ -22,6 +22,7 @@ pub mod identity;
 pub mod kdf;
 pub mod merkle;
 pub mod secret;
+pub mod shown;
 pub mod signature;
 pub mod sl;
 pub mod syslog;

@@ -294,6 +294,13 @@ fn load_keys(catalogue: &Catalogue) -> Result<ServerKeys> {
     keys.context("the catalogue has no server keys: init was interrupted; remove the directory and run it again")
 }
 
+/// The key that others know the server of a stopped volume by: what it signs is checked with it.
+pub(crate) fn public_key(volume: &Volume) -> Result<[u8; 32]> {
+    let keys = load_keys(&open_catalogue(volume)?)?;
+    let signing = SigningKey::from_bytes(keys.signing.0.expose());
+    Ok(signing.verifying_key().to_bytes())
+}
+
 /// The name of this machine, as agents and browsers may call it.
 pub(crate) fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;

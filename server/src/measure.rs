@@ -13,6 +13,11 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
+    /// How much was written so far.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// The length, and the SHA-256 in hexadecimal.
     pub(crate) fn finish(self) -> (u64, String) {
         let sha256: [u8; 32] = self.digest.finalize().into();

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use anyhow::{Result, bail};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
+use scrinium_protocol::shown;
 use scrinium_protocol::syslog::message::{Message, parse};
 use serde_json::{Value, json};
 
@@ -215,6 +216,12 @@ pub(crate) fn last_durable_us(
     times.max().filter(|&time| time > 0)
 }
 
+/// The key an agent signs with, as people compare it; `None` before it was enrolled.
+pub(crate) fn signing_key(agent: &AgentRecord) -> Option<String> {
+    let key = &agent.signing_public;
+    (*key != [0; 32]).then(|| shown::key(key))
+}
+
 /// Every agent for the API and the command.
 pub(crate) fn agents_json(core: &Core) -> Value {
     let streams = core.archive.streams();
@@ -223,6 +230,7 @@ pub(crate) fn agents_json(core: &Core) -> Value {
         json!({
             "name": agent.name,
             "id": agent.id.to_string(),
+            "key": signing_key(agent),
             "site": agent.site,
             "state": state_of(agent, live, core).name(),
             "host": agent.host_name,

@@ -37,6 +37,7 @@ use scrinium_server::index::filter::{FilterBuilder, may_hold};
 use scrinium_server::index::query::Query;
 
 use crate::client::{established, fixed_keys, pair};
+use crate::package::{Parts, gzip};
 
 /// A fuzz target: its name, and what it does with the bytes.
 pub type Target = (&'static str, fn(&[u8]));
@@ -425,11 +426,75 @@ pub fn evidence(data: &[u8]) {
     let _verdict = inclusion.check(StreamId([1; 16]), &key.verifying_key());
 }
 
-/// A file where a package should be: a verdict or an error.
+/// A file where a package should be: a verdict, and only what is written in the one way there is is whole. Bytes that begin
+/// with `S` or `D` are of one who forges: a package in which the rest replaces members' bytes, signed anew, with `D`
+/// without evidence, so that it may be whole.
 pub fn package(data: &[u8]) {
-    let path = temporary(data);
-    let mut file = std::fs::File::open(path).expect("it was just written");
-    let _verdict = scrinium_verify::package::check(&mut file, &Default::default());
+    static GOLDEN: OnceLock<Parts> = OnceLock::new();
+    let check = |bytes: &[u8]| {
+        let path = temporary(bytes);
+        let file = std::fs::File::open(path).expect("it was just written");
+        let checked = scrinium_verify::package::check(&file, &Default::default());
+        let Ok(checked) = checked else {
+            assert!(
+                bytes.starts_with(b"age-encryption.org/v1"),
+                "it can be read"
+            );
+            return;
+        };
+        if checked.verdict.whole {
+            assert!(Parts::of(bytes).packed() == bytes, "one way to write it");
+        } else {
+            assert!(!checked.verdict.problems.is_empty(), "why it is not whole");
+        }
+    };
+    check(data);
+    let Some((&how @ (b'S' | b'D'), mut ops)) = data.split_first() else {
+        return;
+    };
+    let golden = include_bytes!("../vectors/packages/package-3-query.tar");
+    let mut parts = GOLDEN.get_or_init(|| Parts::of(golden)).clone();
+    // Each operation: which member, where in its text, and what stands there then.
+    while let Some((&[member, high, low, byte], rest)) = ops.split_first_chunk::<4>() {
+        ops = rest;
+        let at = usize::from(u16::from_be_bytes([high, low]));
+        let count = parts.members.len();
+        let name = parts.members[usize::from(member) % count].0.clone();
+        let mut text = match name.ends_with(".gz") {
+            true => parts.text(&name),
+            false => parts.get(&name).to_vec(),
+        };
+        if name == "manifest.sig" || text.is_empty() {
+            continue;
+        }
+        let at = at % text.len();
+        text[at] = byte;
+        if name == "manifest.json" && !is_manifest(&text) {
+            continue;
+        }
+        let content = if name.ends_with(".gz") {
+            gzip(&text)
+        } else {
+            text
+        };
+        parts.set(&name, content);
+    }
+    let key = SigningKey::from_bytes(&[7; 32]);
+    match how {
+        b'S' => parts.sign(&key),
+        _ => parts.disown(|_| {}, &key),
+    }
+    check(&parts.packed());
+}
+
+/// Whether whoever forges can go on with it.
+fn is_manifest(text: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(text).is_ok_and(|manifest| {
+        let streams = manifest
+            .get("streams")
+            .and_then(|streams| streams.as_array());
+        streams.is_some_and(|streams| streams.iter().all(serde_json::Value::is_object))
+    })
 }
 
 /// One batch of a package, as far as it is shown.

@@ -15,6 +15,7 @@ pub mod console;
 pub mod corpus;
 pub mod days;
 pub mod disk;
+pub mod forge;
 pub mod fuzz;
 pub mod lab;
 pub mod network;

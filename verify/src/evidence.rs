@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use data_encoding::BASE64;
 use ed25519_dalek::{Signature, VerifyingKey};
-use scrinium_protocol::evidence::inclusion::Inclusion;
+use scrinium_protocol::evidence::inclusion::{Inclusion, InvalidInclusion};
+use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{Epoch, Head, StreamId};
+use scrinium_protocol::shown;
 use serde::Deserialize;
 
 use crate::token;
@@ -80,55 +82,58 @@ impl Evidence {
     ) -> Result<Self> {
         let fields: Fields = serde_json::from_slice(text).context("evidence.json")?;
         let mut evidence = Self::default();
+        let mut stamps = Stamps {
+            authorities,
+            checked: BTreeMap::new(),
+        };
         for interval in &fields.intervals {
             let leaf = bytes(&interval.leaf, "leaf")?;
-            let stamped = match &interval.stamped {
-                Some(stamped) => Some((stamped, file(&stamped.checkpoint)?, file(&stamped.token)?)),
-                None => None,
+            let inclusion = |path, note: &str| {
+                Ok::<_, anyhow::Error>(Inclusion {
+                    leaf: leaf.clone(),
+                    path: hashes(path)?,
+                    note: note.to_owned(),
+                })
             };
+            let note = fields.checkpoint.as_deref().unwrap_or_default();
+            let opened = match inclusion(&interval.path, note)?.open(key) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    evidence.problems.push(format!("evidence.json: {error}"));
+                    continue;
+                }
+            };
+            let mut seen = None;
+            if let Some(stamped) = &interval.stamped {
+                let (note, said) = stamps.check(stamped, &mut file)?;
+                let opened = inclusion(&stamped.path, &note)?.open(key);
+                let checkpoint = || shown::name(&stamped.checkpoint);
+                match (opened, said) {
+                    (Ok(_), Ok(stamped)) => seen = Some((stamped.time_s, stamped.is_trusted)),
+                    (Err(error), _) => {
+                        evidence.problems.push(format!("{}: {error}", checkpoint()));
+                    }
+                    (_, Err(problem)) => evidence.problems.push(problem),
+                }
+            }
+            let reached = opened.interval.streams.iter();
+            let reached: BTreeMap<StreamId, &Reached> =
+                reached.map(|reached| (reached.stream, reached)).collect();
             for stream in &interval.streams {
                 let stream: StreamId = stream.parse().context("evidence.json: streams")?;
-                let inclusion = Inclusion {
-                    leaf: leaf.clone(),
-                    path: hashes(&interval.path)?,
-                    note: fields.checkpoint.clone().unwrap_or_default(),
+                let Some(reached) = reached.get(&stream) else {
+                    let error = InvalidInclusion::OtherStream;
+                    evidence.problems.push(format!("evidence.json: {error}"));
+                    continue;
                 };
-                let included = match inclusion.check(stream, key) {
-                    Ok(included) => included,
-                    Err(error) => {
-                        evidence.problems.push(format!("evidence.json: {error}"));
-                        continue;
-                    }
-                };
-                let mut seen = None;
-                if let Some((stamped, note, token)) = &stamped {
-                    let inclusion = Inclusion {
-                        leaf: leaf.clone(),
-                        path: hashes(&stamped.path)?,
-                        note: String::from_utf8_lossy(note).into_owned(),
-                    };
-                    let checked = inclusion
-                        .check(stream, key)
-                        .map_err(anyhow::Error::from)
-                        .with_context(|| stamped.checkpoint.clone())
-                        .and_then(|_| {
-                            token::check(token, note, authorities)
-                                .with_context(|| stamped.token.clone())
-                        });
-                    match checked {
-                        Ok(stamped) => seen = Some((stamped.time_s, stamped.is_trusted)),
-                        Err(error) => evidence.problems.push(format!("{error:#}")),
-                    }
-                }
-                let reached = included.reached;
                 evidence.sealed.insert(
                     (stream, reached.epoch, reached.next.0),
                     Sealed {
                         head: reached.head,
-                        interval: included.interval,
-                        to_us: included.to_us,
-                        leaves: included.checkpoint.leaves,
-                        origin: included.checkpoint.origin,
+                        interval: opened.interval.number,
+                        to_us: opened.interval.to_us,
+                        leaves: opened.checkpoint.leaves,
+                        origin: opened.checkpoint.origin.clone(),
                         stamped: seen,
                     },
                 );
@@ -195,6 +200,32 @@ impl Evidence {
             }
         }
         None
+    }
+}
+
+/// Tokens over checkpoints, each checked once.
+struct Stamps<'a> {
+    authorities: Option<&'a [u8]>,
+    /// By the names of checkpoint and token: the checkpoint, and what the token says or why it is not believed.
+    checked: BTreeMap<(String, String), (String, Result<token::Stamped, String>)>,
+}
+
+impl Stamps<'_> {
+    fn check(
+        &mut self,
+        stamped: &Stamped,
+        mut file: impl FnMut(&str) -> Result<Vec<u8>>,
+    ) -> Result<(String, Result<token::Stamped, String>)> {
+        let names = (stamped.checkpoint.clone(), stamped.token.clone());
+        if let Some(checked) = self.checked.get(&names) {
+            return Ok(checked.clone());
+        }
+        let (note, token) = (file(&stamped.checkpoint)?, file(&stamped.token)?);
+        let said = token::check(&token, &note, self.authorities);
+        let said = said.map_err(|error| format!("{}: {error:#}", shown::name(&stamped.token)));
+        let checked = (String::from_utf8_lossy(&note).into_owned(), said);
+        self.checked.insert(names, checked.clone());
+        Ok(checked)
     }
 }
 

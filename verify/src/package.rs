@@ -1,16 +1,28 @@
 //! The verdict on a package.
+//!
+//! ```text
+//! [tar], [table] ─▶ members ─▶ [manifest]: signature, lengths, digests ─▶ [evidence] ─▶ [walk] ─▶ sentences ─▶ [extract]
+//! ```
+//!
+//! Invariants:
+//! 1. A whole package is byte for byte what a server writes: whoever reads it with another program gets the bytes that
+//!    were verified.
+//! 2. Whatever is wrong with the bytes is a verdict. An error means that they could not be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 
-use anyhow::{Context as _, Result, bail};
-use ed25519_dalek::{Signature, VerifyingKey};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use anyhow::{Context as _, Result, bail, ensure};
+use ed25519_dalek::VerifyingKey;
+use scrinium_protocol::shown;
+use serde::Serialize;
 
 use crate::evidence::Evidence;
-use crate::tar::{Place, members, part, small};
+use crate::manifest::{Manifest, StreamPart, digest, key_bytes};
+use crate::table::{Format, Table};
+use crate::tar::{Member, Tar};
+use crate::trust::{SERVER, Signers, Trust, whose};
 use crate::walk::{Seen, walk};
 
 /// What was found, in sentences.
@@ -22,156 +34,247 @@ pub struct Verdict {
     pub problems: Vec<String>,
 }
 
-/// What is trusted and did not come with the package.
-#[derive(Debug, Default)]
-pub struct Trust {
-    /// Public keys of agents and servers, in hexadecimal.
-    pub keys: Option<Vec<String>>,
-    /// Certificates of time-stamp authorities, PEM.
-    pub authorities: Option<Vec<u8>>,
+/// A package, and the verdict on it.
+pub struct Checked<'a> {
+    pub verdict: Verdict,
+    /// What a whole one holds.
+    pub(crate) content: Option<Content<'a>>,
 }
 
-/// The manifest's fields that are checked; a newer one may have more.
-#[derive(Deserialize)]
-pub(crate) struct Manifest {
-    server_key: String,
-    pub(crate) is_whole_stream: bool,
-    lines: u64,
-    entries: u64,
-    gaps: u64,
-    bytes: u64,
-    pub(crate) streams: Vec<StreamPart>,
-    members: BTreeMap<String, Described>,
-}
-
-/// What the manifest says of a member.
-#[derive(Deserialize)]
-struct Described {
-    bytes: u64,
-    sha256: String,
-}
-
-/// What it says of a stream.
-#[derive(Deserialize)]
-pub(crate) struct StreamPart {
-    agent: String,
-    pub(crate) agent_id: String,
-    pub(crate) agent_key: String,
-    stream: String,
-    pub(crate) stream_id: String,
-    lines: u64,
-    entries: u64,
-    gaps: u64,
-    bytes: u64,
-    pub(crate) runs: Vec<RunPart>,
-}
-
-/// Batches that follow one another.
-#[derive(Deserialize)]
-pub(crate) struct RunPart {
-    pub(crate) epoch: String,
-    pub(crate) first: u64,
-    pub(crate) next: u64,
-    /// The chain heads before and after them.
-    pub(crate) after: String,
-    pub(crate) head: String,
+/// What a package holds, as far as it was understood.
+pub(crate) struct Content<'a> {
+    pub(crate) tar: Tar<'a>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) manifest: Manifest,
+    /// Length and SHA-256 of the two members that the manifest cannot name.
+    pub(crate) manifest_digest: (u64, String),
+    pub(crate) signature_digest: (u64, String),
 }
 
 /// Checks a package.
 ///
 /// # Errors
-/// It is no package, is cut, or cannot be read. That it is not whole is a verdict.
-pub fn check(file: &mut File, trust: &Trust) -> Result<Verdict> {
-    let mut start = [0; AGE.len()];
-    if file.read(&mut start)? == AGE.len() && start == *AGE {
-        bail!("the package is encrypted to a recipient: decrypt it first, with age -d -i IDENTITY");
-    }
-    let members = members(file)?;
-    let place = |name: &str| {
-        let place = members.get(name).copied();
-        place.with_context(|| format!("the package has no {name}"))
-    };
-    let text = small(file, place("manifest.json")?, "manifest.json")?;
-    let form: Form = serde_json::from_slice(&text).context("manifest.json")?;
-    if form.format != FORMAT {
-        bail!(
-            "the package's format is {}; this program knows {FORMAT}",
-            form.format
-        );
-    }
-    let manifest: Manifest = serde_json::from_slice(&text).context("manifest.json")?;
-    let signature = small(file, place("manifest.sig")?, "manifest.sig")?;
-    let server = VerifyingKey::from_bytes(&key_bytes(&manifest.server_key)?);
-    let server = server.context("manifest.json: server_key")?;
-
+/// It cannot be read, or is encrypted. That it is cut, damaged or no package at all is a verdict.
+pub fn check<'a>(file: &'a File, trust: &Trust) -> Result<Checked<'a>> {
+    let tar = Tar::new(file)?;
+    refuse_encrypted(file)?;
     let mut verdict = Verdict::default();
-    if !is_signed(&text, &signature, &server) {
-        let problem = "manifest.json: it is not signed by the server it names";
-        verdict.problems.push(problem.into());
-    }
-    verdict.problems.extend(compare(file, &members, &manifest)?);
-    let text = small(file, place("evidence.json")?, "evidence.json")?;
-    let other = file.try_clone()?;
-    let evidence = Evidence::check(&text, &server, trust.authorities.as_deref(), |name| {
-        small(&mut other.try_clone()?, place(name)?, name)
-    })?;
-    verdict.problems.extend(evidence.problems.iter().cloned());
-    let mut log = part(file, place("log.txt")?)?;
-    let mut batches = part(file, place("batches.bin")?)?;
-    match walk(&manifest, &evidence, &mut log, &mut batches)? {
-        Err(problem) => verdict.problems.push(problem),
-        Ok(seen) => {
-            verdict.problems.extend(manifest.count(&seen));
-            if verdict.problems.is_empty() {
-                manifest.tell(&seen, &mut verdict);
-            }
+    let content = match inspect(tar, trust, &mut verdict) {
+        Ok(content) => Some(content),
+        Err(error) if is_unreadable(&error) => return Err(error),
+        Err(error) => {
+            verdict.problems.push(format!("{error:#}"));
+            None
         }
-    }
-    manifest.keys(trust, &mut verdict);
+    };
     verdict.whole = verdict.problems.is_empty();
-    Ok(verdict)
-}
-
-/// What every format of the package begins with.
-#[derive(Deserialize)]
-struct Form {
-    format: String,
-}
-
-fn is_signed(manifest: &[u8], signature: &[u8], key: &VerifyingKey) -> bool {
-    let signature = str::from_utf8(signature).ok().and_then(hex_bytes::<64>);
-    signature.is_some_and(|signature| {
-        let signed = [SIGNED_AS.as_bytes(), manifest].concat();
-        key.verify_strict(&signed, &Signature::from_bytes(&signature))
-            .is_ok()
+    if !verdict.whole {
+        verdict.proven.clear();
+        verdict.not_proven.clear();
+    }
+    if verdict.problems.len() > PROBLEMS_SAID_MAX {
+        let more = verdict.problems.len() - PROBLEMS_SAID_MAX;
+        verdict.problems.truncate(PROBLEMS_SAID_MAX);
+        verdict.problems.push(format!("and {more} more problems"));
+    }
+    let Verdict {
+        proven,
+        not_proven,
+        problems,
+        ..
+    } = &mut verdict;
+    // Whatever a package calls things, it makes no line of its own.
+    for sentence in [proven, not_proven, problems].into_iter().flatten() {
+        *sentence = shown::sentence(sentence);
+    }
+    Ok(Checked {
+        content: content.filter(|_| verdict.whole),
+        verdict,
     })
 }
 
-/// Compares the members with the manifest.
-fn compare(
-    file: &File,
-    members: &BTreeMap<String, Place>,
-    manifest: &Manifest,
-) -> Result<Vec<String>> {
-    let mut problems = Vec::new();
-    let named = |name: &String| manifest.members.contains_key(name) || OWN.contains(&&**name);
-    for name in members.keys().filter(|name| !named(name)) {
-        problems.push(format!(
-            "the package holds {name}, which its manifest does not name"
-        ));
+/// Whether the system refused to read: its errors have numbers; what is wrong with bytes has none.
+fn is_unreadable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.raw_os_error().is_some())
+    })
+}
+
+fn refuse_encrypted(file: &File) -> Result<()> {
+    let mut start = Vec::new();
+    let beginning = file;
+    beginning.take(AGE.len() as u64).read_to_end(&mut start)?;
+    if start == AGE {
+        bail!("the package is encrypted to a recipient: decrypt it first, with age -d -i IDENTITY");
     }
-    for (name, described) in &manifest.members {
-        let Some(&place) = members.get(name) else {
-            problems.push(format!("{name} is missing"));
-            continue;
-        };
-        let mut digest = Sha256::new();
-        std::io::copy(&mut part(file, place)?, &mut Hashing(&mut digest))?;
-        if (place.1, &hex(&digest.finalize())) != (described.bytes, &described.sha256) {
-            problems.push(format!("{name} is not the one that the manifest describes"));
+    Ok(())
+}
+
+/// Finds what is wrong, or says what is proven. An error is something wrong too, behind which nothing can be read.
+fn inspect<'a>(tar: Tar<'a>, trust: &Trust, verdict: &mut Verdict) -> Result<Content<'a>> {
+    let (format, manifest_text, manifest) = begin(&tar)?;
+    let mut members = Vec::new();
+    let end = complete(&tar, format, &mut members);
+    let signature = members.iter().find(|found| found.name == "manifest.sig");
+    let signature = signature.map(|found| tar.read(found, SIGNATURE_LEN));
+    let signature = signature.transpose()?.unwrap_or_default();
+    let server_key = key_bytes(&manifest.server_key)?;
+    let server = VerifyingKey::from_bytes(&server_key).context("manifest.json: server_key")?;
+    if !Manifest::is_signed(&manifest_text, &signature, format, &server) {
+        let problem = "manifest.json: it is not signed by the server it names";
+        verdict.problems.push(problem.into());
+    }
+    // Behind the first broken place is no member.
+    end?;
+    for name in manifest.missing(&members) {
+        verdict.problems.push(format!("{name} is missing"));
+    }
+    for described in members.iter().filter(|found| !is_own(&found.name)) {
+        verdict.problems.extend(manifest.compare(&tar, described)?);
+    }
+    if format == Format::Three {
+        let made_s = manifest.made_s()?;
+        if members.iter().any(|member| member.time_s != made_s) {
+            let problem = "a member is not of the time at which the manifest says it was made";
+            verdict.problems.push(problem.into());
         }
     }
-    Ok(problems)
+
+    let by_name = members.iter().map(|member| (&*member.name, member));
+    let by_name: BTreeMap<&str, &Member> = by_name.collect();
+    let member = |name: &str| {
+        let found = by_name.get(name).copied();
+        found.with_context(|| format!("the package has no {}", shown::name(name)))
+    };
+    let text = tar.read(member("evidence.json")?, SMALL_LEN_MAX)?;
+    let authorities = trust.authorities.as_deref();
+    let evidence = Evidence::check(&text, &server, authorities, |name| {
+        tar.read(member(name)?, STAMPED_LEN_MAX)
+    })?;
+    verdict.problems.extend(evidence.problems.iter().cloned());
+    let content = Content {
+        tar,
+        members,
+        manifest,
+        manifest_digest: digest(&mut &*manifest_text)?,
+        signature_digest: digest(&mut &*signature)?,
+    };
+    let manifest = &content.manifest;
+    let walked = walk(
+        manifest,
+        &evidence,
+        &mut content.joined("log"),
+        &mut content.joined("batches"),
+    );
+    let keys = manifest.streams.iter().map(|part| {
+        let key = key_bytes(&part.agent_key)?;
+        Ok((key, part.agent.clone()))
+    });
+    let keys = keys.chain([Ok((server_key, SERVER.to_owned()))]);
+    let keys: BTreeSet<([u8; 32], String)> = keys.collect::<Result<_>>()?;
+    let keys = keys.into_iter();
+    let signers = Signers::new(
+        trust.keys.as_ref(),
+        keys,
+        &server_key,
+        &mut verdict.problems,
+    );
+    match walked {
+        Err(error) if is_unreadable(&error) => return Err(error),
+        Err(error) => verdict.problems.push(format!("{error:#}")),
+        Ok(seen) => {
+            verdict.problems.extend(manifest.count(&seen));
+            let teller = Teller {
+                manifest,
+                format,
+                server_key,
+                signers,
+                has_trust: trust.keys.is_some(),
+                verdict,
+            };
+            teller.tell(&seen)?;
+        }
+    }
+    Ok(content)
+}
+
+/// The first member, which says what the others must be.
+fn begin(tar: &Tar<'_>) -> Result<(Format, Vec<u8>, Manifest)> {
+    ensure!(!tar.is_empty(), "this is no package: the file is empty");
+    let first = tar.member(0);
+    let first = first.context("this is no package that a server wrote")?;
+    let (first, _) = first.context("the package is empty")?;
+    ensure!(
+        first.name == "manifest.json",
+        "this is no package that a server wrote: it begins with {}, not with manifest.json",
+        shown::name(&first.name)
+    );
+    let text = tar.read(&first, SMALL_LEN_MAX)?;
+    let (format, manifest) = Manifest::parse(&text)?;
+    Ok((format, text, manifest))
+}
+
+/// Finds the other members, up to the end of the file or the first place that is not as a server writes it.
+fn complete(tar: &Tar<'_>, format: Format, members: &mut Vec<Member>) -> Result<()> {
+    let mut table = Table::new(format);
+    let mut at = 0;
+    while let Some((member, next)) = tar.member(at)? {
+        table.take(&member.name)?;
+        members.push(member);
+        at = next;
+    }
+    table.finish()
+}
+
+/// Members that the manifest cannot name.
+fn is_own(name: &str) -> bool {
+    ["manifest.json", "manifest.sig"].contains(&name)
+}
+
+impl<'a> Content<'a> {
+    /// The texts of `stem` and its parts, one behind the other.
+    fn joined(&self, stem: &'static str) -> Joined<'_, 'a> {
+        let mut members: Vec<&Member> = self.members.iter().collect();
+        members.retain(|member| member.name.split('.').next() == Some(stem));
+        members.reverse();
+        Joined {
+            content: self,
+            waiting: members,
+            now: None,
+        }
+    }
+}
+
+/// Reads members one behind the other, one open at a time.
+struct Joined<'c, 'a> {
+    content: &'c Content<'a>,
+    /// The next one last.
+    waiting: Vec<&'c Member>,
+    now: Option<Box<dyn std::io::Read + 'a>>,
+}
+
+impl std::io::Read for Joined<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            if let Some(now) = &mut self.now {
+                let n = now.read(buffer)?;
+                if n > 0 || buffer.is_empty() {
+                    return Ok(n);
+                }
+            }
+            let Some(next) = self.waiting.pop() else {
+                return Ok(0);
+            };
+            let Content { tar, manifest, .. } = self.content;
+            let opened = manifest.text(tar, next);
+            self.now = Some(opened.map_err(|error| {
+                error
+                    .downcast::<std::io::Error>()
+                    .unwrap_or_else(std::io::Error::other)
+            })?);
+        }
+    }
 }
 
 impl Manifest {
@@ -189,73 +292,120 @@ impl Manifest {
                 == (part.lines, part.entries, part.gaps, part.bytes)
         });
         let agrees = all == (self.lines, self.entries, self.gaps, self.bytes) && each;
-        let problem = "the counts of the manifest are not those of the entries";
-        (!agrees).then(|| problem.to_owned())
+        if !agrees {
+            return Some("the counts of the manifest are not those of the entries".to_owned());
+        }
+        let differs = |(part, seen): &(&StreamPart, &Seen)| {
+            part.in_no_interval()
+                .is_some_and(|said| said != seen.unsealed)
+        };
+        let (part, _) = self.streams.iter().zip(seen).find(differs)?;
+        Some(format!(
+            "the entries of {} that are in no interval are others than the manifest says",
+            shown::name(&part.stream)
+        ))
+    }
+}
+
+/// Says what is proven of a package.
+struct Teller<'a> {
+    manifest: &'a Manifest,
+    format: Format,
+    server_key: [u8; 32],
+    signers: Signers,
+    has_trust: bool,
+    verdict: &'a mut Verdict,
+}
+
+impl Teller<'_> {
+    fn proven(&mut self, sentence: impl Into<String>) {
+        self.verdict.proven.push(sentence.into());
     }
 
-    /// Says what is proven of a package without problems.
-    fn tell(&self, seen: &[Seen], verdict: &mut Verdict) {
+    fn not_proven(&mut self, sentence: impl Into<String>) {
+        self.verdict.not_proven.push(sentence.into());
+    }
+
+    fn tell(mut self, seen: &[Seen]) -> Result<()> {
         let batches: u64 = seen.iter().map(|seen| seen.batches).sum();
-        verdict.proven.push(format!(
+        self.proven(format!(
             "{batches} batches: every signature, chain head and way to a Merkle root was recomputed"
         ));
-        for (part, seen) in self.streams.iter().zip(seen) {
-            self.tell_of(part, seen, verdict);
+        let manifest = self.manifest;
+        for (part, seen) in manifest.streams.iter().zip(seen) {
+            self.tell_of(part, seen)?;
         }
-        if self.is_whole_stream {
-            verdict.proven.push(
-                "none between the first and the last is missing, doubled, moved or altered".into(),
+        if manifest.is_whole_stream {
+            self.proven(
+                "none between the first and the last is missing, doubled, moved or altered",
             );
         } else {
-            verdict.not_proven.push(
-                "that nothing else matches what was asked for: that is the server's word, under its signature"
-                    .into(),
+            self.not_proven(
+                "that nothing else matches what was asked for: that is the server's word, under its signature",
             );
         }
-        if self.gaps > 0 {
-            verdict.not_proven.push(format!(
+        if manifest.gaps > 0 {
+            self.not_proven(format!(
                 "the agents themselves say in {} gap entries that something was not collected",
-                self.gaps
+                manifest.gaps
             ));
         }
+        if self.format == Format::Two {
+            self.not_proven(
+                "when the files in the package were written: packages of 0.1.0 do not sign their times",
+            );
+        }
+        self.tell_of_keys();
+        Ok(())
     }
 
-    fn tell_of(&self, part: &StreamPart, seen: &Seen, verdict: &mut Verdict) {
-        let (agent, stream) = (&part.agent, &part.stream);
-        let (proven, not_proven) = (&mut verdict.proven, &mut verdict.not_proven);
-        proven.push(format!(
-            "log.txt holds {} lines of {stream}, {} bytes, exactly as agent {agent} signed them",
+    fn tell_of(&mut self, part: &StreamPart, seen: &Seen) -> Result<()> {
+        let stream = shown::name(&part.stream);
+        let key = key_bytes(&part.agent_key)?;
+        let signer = if self.signers.is_trusted(&key, &part.agent) {
+            whose(&key, &part.agent, &self.server_key)
+        } else {
+            format!("the holder of {}", shown::key(&key))
+        };
+        let server = if self.signers.is_trusted(&self.server_key, SERVER) {
+            "the server"
+        } else {
+            "the holder of the server's key"
+        };
+        self.proven(format!(
+            "log.txt holds {} lines of {stream}, {} bytes, exactly as {signer} signed them",
             seen.lines, seen.bytes
         ));
         let shown = seen.entries + seen.gaps;
-        let which = if self.is_whole_stream {
+        let which = if self.manifest.is_whole_stream {
             "the first "
         } else {
             ""
         };
         if let Some(sealed) = &seen.last_sealed {
-            proven.push(format!(
-                "{which}{} entries of {stream} were sealed by the server until {}, in interval {} of the {} that its checkpoint of {} signs",
+            self.proven(format!(
+                "{which}{} entries of {stream} were sealed by {server} until {}, in interval {} of the {} that its checkpoint of {} signs",
                 seen.sealed,
                 time(sealed.to_us / 1_000_000),
                 sealed.interval,
                 sealed.leaves,
-                sealed.origin
+                shown::name(&sealed.origin)
             ));
         }
         if seen.sealed < shown {
-            not_proven.push(format!(
-                "that the server has not changed {} entries of {stream} since they came: nothing was sealed over them yet",
-                shown - seen.sealed
+            self.not_proven(format!(
+                "that the server has not changed {} entries of {stream} since they came: nothing was sealed over them yet, they are in no interval (sequences {})",
+                shown - seen.sealed,
+                ranges(&seen.unsealed)
             ));
         }
         match seen.last_stamped {
-            Some((time_s, true)) => proven.push(format!(
+            Some((time_s, true)) => self.proven(format!(
                 "{which}{} entries of {stream} were there at {}, says a time-stamp authority that is trusted",
                 seen.stamped,
                 time(time_s)
             )),
-            Some((time_s, false)) => not_proven.push(format!(
+            Some((time_s, false)) => self.not_proven(format!(
                 "that {which}{} entries of {stream} were there at {}: give --tsa-ca to believe the token that says so",
                 seen.stamped,
                 time(time_s)
@@ -263,78 +413,61 @@ impl Manifest {
             None => {}
         }
         if seen.stamped < shown {
-            not_proven.push(format!(
+            self.not_proven(format!(
                 "when {} entries of {stream} came: times are the agent's and the server's own clocks",
                 shown - seen.stamped
             ));
         }
         if seen.deleted > 0 {
-            proven.push(format!(
-                "{} more entries of {stream} were deleted, as the server certified: {}",
+            self.proven(format!(
+                "{} more entries of {stream} were deleted, as {server} certified: {}",
                 seen.deleted,
                 names(&seen.certificates)
             ));
         }
         if seen.before > 0 {
-            not_proven.push(format!(
+            self.not_proven(format!(
                 "what became of {} entries of {stream} before the first: no certificate in the package says",
                 seen.before
             ));
         }
+        Ok(())
     }
 
-    /// Compares the keys with the trusted ones.
-    fn keys(&self, trust: &Trust, verdict: &mut Verdict) {
-        let is_trusted = |key: &str| {
-            let mut trusted = trust.keys.iter().flatten();
-            trusted.any(|trusted| trusted.eq_ignore_ascii_case(key))
-        };
-        let agents: BTreeSet<(&str, &str)> = self
-            .streams
-            .iter()
-            .map(|part| (&*part.agent, &*part.agent_key))
+    fn tell_of_keys(&mut self) {
+        let keys = self.signers.iter();
+        let keys: Vec<(String, String, bool)> = keys
+            .map(|(key, name, trusted)| {
+                let whose = whose(key, name, &self.server_key);
+                (whose, shown::key(key), trusted)
+            })
             .collect();
-        let agents = agents.into_iter();
-        let agents = agents.map(|(agent, key)| (format!("agent {agent}"), key));
-        let server = ("the server".to_owned(), &*self.server_key);
-        let mut known = 0;
-        for (whose, key) in agents.chain([server]) {
-            if is_trusted(key) {
-                known += 1;
-                verdict
-                    .proven
-                    .push(format!("the key of {whose} is a trusted one"));
-            } else {
-                verdict.not_proven.push(format!(
-                    "that the key {key} is that of {whose}: compare it with the one shown in the console, or give --trust"
+        for (whose, key, trusted) in keys {
+            if trusted {
+                self.proven(format!("the key of {whose} is a trusted one"));
+            } else if !self.has_trust {
+                self.not_proven(format!(
+                    "that the key {key} is that of {whose}: compare it with the one shown there and on the server's console, or give --trust"
                 ));
             }
         }
-        if trust.keys.is_some() && known == 0 {
-            verdict
-                .problems
-                .push("the package is signed with another key than the trusted one".into());
-        }
     }
+}
+
+/// Sequences, both ends included, as far as a sentence can hold them.
+fn ranges(ranges: &[(u64, u64)]) -> String {
+    let said = ranges.iter().take(RANGES_SAID_MAX);
+    let said = said.map(|(first, next)| format!("{first} to {}", next.saturating_sub(1)));
+    let mut said = said.collect::<Vec<_>>().join(", ");
+    if ranges.len() > RANGES_SAID_MAX {
+        said += &format!(", and {} more ranges", ranges.len() - RANGES_SAID_MAX);
+    }
+    said
 }
 
 fn names(certificates: &BTreeSet<u64>) -> String {
     let numbers: Vec<String> = certificates.iter().map(u64::to_string).collect();
     format!("certificate {}", numbers.join(", "))
-}
-
-/// Gives what is written to it to a digest.
-struct Hashing<'a>(&'a mut Sha256);
-
-impl std::io::Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A time as a person reads it.
@@ -344,23 +477,13 @@ fn time(seconds: u64) -> String {
     time.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    data_encoding::HEXLOWER.encode(bytes)
-}
-
-fn hex_bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes());
-    bytes.ok()?.try_into().ok()
-}
-
-pub(crate) fn key_bytes(hex: &str) -> Result<[u8; 32]> {
-    hex_bytes(hex).context("a key is 64 hexadecimal digits")
-}
-
-const FORMAT: &str = "scrinium-package-2";
-/// What precedes a manifest under the server's signature.
-const SIGNED_AS: &str = "scrinium package v2\n";
-/// Members that the manifest cannot name.
-const OWN: [&str; 2] = ["manifest.json", "manifest.sig"];
+/// Hexadecimal digits.
+const SIGNATURE_LEN: u64 = 128;
+const RANGES_SAID_MAX: usize = 5;
+const PROBLEMS_SAID_MAX: usize = 100;
+/// What the intervals of very many streams need.
+const SMALL_LEN_MAX: u64 = 128 << 20;
+/// More than any token with its certificates, or a checkpoint, has.
+const STAMPED_LEN_MAX: u64 = 1 << 20;
 /// The first bytes of an age file.
 const AGE: &[u8; 21] = b"age-encryption.org/v1";

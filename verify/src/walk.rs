@@ -1,17 +1,18 @@
 //! Walks the batches and the log side by side.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{Relation, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::excerpt::{EXCERPT_LEN_MAX, Excerpt, ends_line};
 use scrinium_protocol::identity::{AgentId, Epoch, Head, Sequence, StreamId};
+use scrinium_protocol::shown;
 
 use crate::evidence::{Evidence, Sealed};
-use crate::package::{Manifest, StreamPart, key_bytes};
+use crate::manifest::{Manifest, StreamPart, key_bytes};
 
 /// What was seen of one stream.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub(crate) struct Seen {
     /// Entries and gaps that were sealed, and the last place that was.
     pub(crate) sealed: u64,
     pub(crate) last_sealed: Option<Sealed>,
+    /// Sequences behind the last place that was sealed, run by run: the first, and the one after the last.
+    pub(crate) unsealed: Vec<(u64, u64)>,
     /// Those of them that somebody else saw, the last time of it, and whether all those authorities are trusted.
     pub(crate) stamped: u64,
     pub(crate) last_stamped: Option<(u64, bool)>,
@@ -40,6 +43,8 @@ struct RunSeen {
     /// How many there were before it.
     begun: u64,
     sealed: u64,
+    /// The sequence after the last that was sealed.
+    sealed_until: u64,
     stamped: u64,
     /// The last batch has no signature: one behind it must have.
     is_unsigned: bool,
@@ -65,16 +70,16 @@ struct Walk<'a> {
     buffer: Vec<u8>,
 }
 
-/// Walks everything; the first thing that is wrong, if anything is.
+/// Walks everything.
 ///
 /// # Errors
-/// A member is cut, or has not the form it must have.
+/// The first thing that is wrong; or it cannot be read.
 pub(crate) fn walk(
     manifest: &Manifest,
     evidence: &Evidence,
     log: &mut dyn Read,
     batches: &mut dyn Read,
-) -> Result<Result<Vec<Seen>, String>> {
+) -> Result<Vec<Seen>> {
     let mut walk = Walk {
         is_whole_stream: manifest.is_whole_stream,
         evidence,
@@ -85,43 +90,51 @@ pub(crate) fn walk(
         bytes: 0,
         buffer: Vec::new(),
     };
+    ensure!(
+        manifest.streams.len() <= 1 || !manifest.is_whole_stream,
+        "manifest.json: all of one stream is said to be several"
+    );
+    let mut streams = BTreeSet::new();
     let mut all = Vec::new();
     for part in &manifest.streams {
+        let (agent, id) = part.ids()?;
+        ensure!(
+            streams.insert(id),
+            "manifest.json: {} is shown twice",
+            shown::name(&part.stream)
+        );
+        let key = VerifyingKey::from_bytes(&key_bytes(&part.agent_key)?);
         let stream = Stream {
             part,
-            agent: part.agent_id.parse().context("manifest.json: agent_id")?,
-            id: part.stream_id.parse().context("manifest.json: stream_id")?,
-            key: VerifyingKey::from_bytes(&key_bytes(&part.agent_key)?)
-                .context("manifest.json: agent_key")?,
+            agent,
+            id,
+            key: key.context("manifest.json: agent_key")?,
         };
-        match walk.stream(&stream)? {
-            Ok(seen) => all.push(seen),
-            Err(problem) => return Ok(Err(problem)),
-        }
+        all.push(walk.stream(&stream)?);
     }
-    if next_excerpt(walk.batches)?.is_some() {
-        return Ok(Err(
-            "batches.bin goes on after the last batch of the manifest".into(),
-        ));
-    }
-    if walk.log.read(&mut [0])? != 0 {
-        return Ok(Err("log.txt goes on after the last signed entry".into()));
-    }
+    ensure!(
+        next_excerpt(walk.batches)?.is_none(),
+        "batches.bin goes on after the last batch of the manifest"
+    );
+    ensure!(
+        walk.log.read(&mut [0])? == 0,
+        "log.txt goes on after the last signed entry"
+    );
     if let Some(place) = walk.unpassed.first() {
-        let interval = evidence
-            .sealed
-            .get(place)
-            .map_or(0, |sealed| sealed.interval);
-        return Ok(Err(format!(
-            "interval {interval} was sealed over entries that are not in the package"
-        )));
+        let sealed = evidence.sealed.get(place);
+        bail!(
+            "interval {} was sealed over entries that are not in the package",
+            sealed.map_or(0, |sealed| sealed.interval)
+        );
     }
-    Ok(Ok(all))
+    Ok(all)
 }
 
 impl Walk<'_> {
-    fn stream(&mut self, stream: &Stream<'_>) -> Result<Result<Seen, String>> {
+    fn stream(&mut self, stream: &Stream<'_>) -> Result<Seen> {
         let mut seen = Seen::default();
+        // What was shown of each epoch: nothing is shown twice.
+        let mut shown: BTreeMap<Epoch, u64> = BTreeMap::new();
         for run in &stream.part.runs {
             let epoch: Epoch = run.epoch.parse().context("manifest.json: epoch")?;
             let mut position = StreamPosition {
@@ -130,36 +143,36 @@ impl Walk<'_> {
                 head: run.after.parse().context("manifest.json: after")?,
                 bookmark: Vec::new(),
             };
+            let before = shown.insert(epoch, run.next);
+            ensure!(
+                before.is_none_or(|until| until <= run.first && !self.is_whole_stream),
+                "manifest.json: entries are shown twice, or not in their order"
+            );
             if self.is_whole_stream {
                 self.begin(stream, &position, &mut seen);
             }
             let end: Head = run.head.parse().context("manifest.json: head")?;
             let mut own = RunSeen {
                 begun: seen.entries + seen.gaps,
+                sealed_until: run.first,
                 ..RunSeen::default()
             };
             while (position.next.0, position.head) != (run.next, end) {
-                let Some(encoded) = next_excerpt(self.batches)? else {
-                    return Ok(Err(
-                        "the last chain head is not the manifest's: batches are missing at the end"
-                            .into(),
-                    ));
-                };
+                let encoded = next_excerpt(self.batches)?.context(
+                    "the last chain head is not the manifest's: batches are missing at the end",
+                )?;
                 self.count += 1;
                 seen.batches += 1;
-                if let Err(problem) =
-                    self.batch(stream, &encoded, &mut position, &mut own, &mut seen)
-                {
-                    return Ok(Err(problem));
-                }
+                self.batch(stream, &encoded, &mut position, &mut own, &mut seen)?;
             }
-            if own.is_unsigned {
-                return Ok(Err(self.unsigned()));
-            }
+            ensure!(!own.is_unsigned, self.unsigned());
             seen.sealed += own.sealed;
             seen.stamped += own.stamped;
+            if own.sealed_until < position.next.0 {
+                seen.unsealed.push((own.sealed_until, position.next.0));
+            }
         }
-        Ok(Ok(seen))
+        Ok(seen)
     }
 
     fn unsigned(&self) -> String {
@@ -182,10 +195,10 @@ impl Walk<'_> {
             .lawfully_gone(stream.id, position.epoch, gone, position.head)
         {
             Some(certificates) => {
-                seen.deleted += first;
+                seen.deleted = seen.deleted.saturating_add(first);
                 seen.certificates.extend(certificates);
             }
-            None => seen.before += first.max(1),
+            None => seen.before = seen.before.saturating_add(first.max(1)),
         }
     }
 
@@ -196,14 +209,15 @@ impl Walk<'_> {
         position: &mut StreamPosition,
         run: &mut RunSeen,
         seen: &mut Seen,
-    ) -> Result<(), String> {
+    ) -> Result<()> {
         let count = self.count;
         let excerpt = Excerpt::decode(encoded, "batch");
-        let excerpt = excerpt.map_err(|error| format!("batch {count}: {error}"))?;
+        let excerpt = excerpt.with_context(|| format!("batch {count}"))?;
         let header = &excerpt.header;
-        if header.stream != stream.id {
-            return Err(format!("batch {count} belongs to another stream"));
-        }
+        ensure!(
+            header.stream == stream.id,
+            "batch {count} belongs to another stream"
+        );
         if header.relation_to(position) != Relation::Follows {
             let gone = (position.next.0, header.first.0);
             let gone_lawfully = || {
@@ -211,19 +225,17 @@ impl Walk<'_> {
                 let evidence = same.then_some(self.evidence)?;
                 evidence.lawfully_gone(stream.id, header.epoch, gone, header.previous)
             };
-            if run.is_unsigned {
-                return Err(self.unsigned());
-            }
-            let Some(certificates) = gone_lawfully() else {
-                return Err(format!(
+            ensure!(!run.is_unsigned, self.unsigned());
+            let certificates = gone_lawfully().with_context(|| {
+                format!(
                     "batch {count} does not follow the one before: something is missing, doubled or moved"
-                ));
-            };
-            seen.deleted += gone.1 - gone.0;
+                )
+            })?;
+            seen.deleted = seen.deleted.saturating_add(gone.1 - gone.0);
             seen.certificates.extend(certificates);
         }
         let entries = excerpt.open(&stream.key);
-        let entries = entries.map_err(|error| format!("batch {count}: {error}"))?;
+        let entries = entries.with_context(|| format!("batch {count}"))?;
         run.is_unsigned = !header.is_signed();
         let mut shown = 0;
         let mut in_line = false;
@@ -235,36 +247,39 @@ impl Walk<'_> {
             }
             let lf = !self.is_whole_stream && !ends_line(meta, entry);
             self.buffer.resize(entry.len() + usize::from(lf), 0);
+            let differs = || {
+                format!(
+                    "log.txt differs from what was signed, at byte {} (near sequence {})",
+                    self.bytes,
+                    header.first.0.saturating_add(u64::from(index))
+                )
+            };
             let read = self.log.read_exact(&mut self.buffer);
+            read.with_context(differs)?;
             let (text, end) = self.buffer.split_at(entry.len());
-            if read.is_err() || text != entry || (lf && end != b"\n") {
-                let sequence = header.first.0 + u64::from(index);
-                return Err(format!(
-                    "log.txt differs from what was signed, at byte {} (near sequence {sequence})",
-                    self.bytes
-                ));
-            }
+            ensure!(text == entry && (!lf || end == b"\n"), differs());
             self.bytes += self.buffer.len() as u64;
             seen.entries += 1;
             seen.bytes += entry.len() as u64;
             in_line = meta.flags.is_fragment();
             seen.lines += u64::from(!in_line);
-            Ok(())
+            anyhow::Ok(())
         })?;
         seen.lines += u64::from(in_line); // it goes on in the next batch
-        if self.is_whole_stream && shown != header.count {
-            return Err(format!("batch {count} does not show all its entries"));
-        }
+        ensure!(
+            !self.is_whole_stream || shown == header.count,
+            "batch {count} does not show all its entries"
+        );
         *position = header.position_after();
         let place = (stream.id, position.epoch, position.next.0);
         if let Some(sealed) = self.evidence.sealed.get(&place) {
-            if sealed.head != position.head {
-                return Err(format!(
-                    "batch {count} ends another history than the one the server sealed"
-                ));
-            }
+            ensure!(
+                sealed.head == position.head,
+                "batch {count} ends another history than the one the server sealed"
+            );
             self.unpassed.remove(&place);
             run.sealed = seen.entries + seen.gaps - run.begun;
+            run.sealed_until = position.next.0;
             seen.last_sealed = Some(sealed.clone());
             if let Some((time_s, is_trusted)) = sealed.stamped {
                 run.stamped = run.sealed;

@@ -31,6 +31,13 @@ pub struct Included {
     pub checkpoint: Checkpoint,
 }
 
+/// An interval that is part of what a checkpoint signs.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub interval: Interval,
+    pub checkpoint: Checkpoint,
+}
+
 /// Why it proves nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidInclusion {
@@ -54,6 +61,25 @@ impl Inclusion {
         stream: StreamId,
         key: &VerifyingKey,
     ) -> Result<Included, InvalidInclusion> {
+        let Opened {
+            interval,
+            checkpoint,
+        } = self.open(key)?;
+        let mut streams = interval.streams.iter();
+        let found = streams.find(|reached| reached.stream == stream);
+        Ok(Included {
+            reached: *found.ok_or(InvalidInclusion::OtherStream)?,
+            interval: interval.number,
+            to_us: interval.to_us,
+            checkpoint,
+        })
+    }
+
+    /// Checks that the server of `key` sealed the interval, whatever streams it is about.
+    ///
+    /// # Errors
+    /// Anything of it is not as it must be.
+    pub fn open(&self, key: &VerifyingKey) -> Result<Opened, InvalidInclusion> {
         let checkpoint = Checkpoint::of_note(&self.note, key)?;
         let interval = Interval::decode(&self.leaf, "interval")?;
         let leaf = leaf_hash(&[&self.leaf]);
@@ -61,14 +87,8 @@ impl Inclusion {
         if root != Some(checkpoint.root) {
             return Err(InvalidInclusion::NotIncluded);
         }
-        let found = interval
-            .streams
-            .iter()
-            .find(|reached| reached.stream == stream);
-        Ok(Included {
-            reached: *found.ok_or(InvalidInclusion::OtherStream)?,
-            interval: interval.number,
-            to_us: interval.to_us,
+        Ok(Opened {
+            interval,
             checkpoint,
         })
     }

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use serde_json::json;
+use scrinium_protocol::shown;
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{Data, client, close, say};
-use crate::control::Client;
+use crate::control::{Client, json_of};
+use crate::core::public_key;
 use crate::volume::{Binding, BoundTo, UseTpm, Volume};
 
 #[derive(Subcommand)]
@@ -73,11 +75,18 @@ impl VolumeCommand {
     pub(super) async fn run(self) -> Result<()> {
         match self {
             Self::Show { data, json } => {
-                let bound = Volume::bound_to(&data.data)?;
+                let mut bound = Volume::bound_to(&data.data)?;
+                let key = server_key(&data).await;
+                let problem = key.as_ref().err().map(|error| format!("{error:#}"));
+                bound.server_key = key.ok();
                 if json {
                     return say(&serde_json::to_string_pretty(&bound)?);
                 }
-                say(bound.to_text().trim_end())
+                say(bound.to_text().trim_end())?;
+                match problem {
+                    None => Ok(()),
+                    Some(problem) => say(&format!("server key:   not shown: {problem}")),
+                }
             }
             Self::Rekey {
                 data,
@@ -102,16 +111,29 @@ impl VolumeCommand {
     }
 }
 
+/// The key others know the server by: of the running server, or of the volume, if this machine opens it.
+async fn server_key(data: &Data) -> Result<String> {
+    let Some(client) = Client::connect(&data.data).await else {
+        let volume = Volume::open(&data.data)?;
+        return Ok(shown::key(&public_key(&volume)?));
+    };
+    let told = json_of(client.get("/volume").await?).await?;
+    let key = told.get("server_key").and_then(Value::as_str);
+    Ok(key.context("the server does not tell its key")?.to_owned())
+}
+
 impl BoundTo {
     fn to_text(&self) -> String {
         let list = |names: &[String]| match names {
             [] => "nothing".to_owned(),
             names => names.join(", "),
         };
+        let key = self.server_key.as_ref();
+        let key = key.map_or_else(String::new, |key| format!("server key:   {key}\n"));
         let tpm = self.tpm.as_ref();
         let tpm = tpm.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
         format!(
-            "volume:       {}\nmust stay:    {}\nmay change:   {}\nTPM:          {tpm}\n",
+            "volume:       {}\nmust stay:    {}\nmay change:   {}\nTPM:          {tpm}\n{key}",
             self.volume,
             list(&self.bound),
             list(&self.may_change)

@@ -22,6 +22,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
+use scrinium_protocol::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
@@ -113,6 +114,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/agents/integrity-only", post(handle_integrity_only))
         .route("/agents/configure", post(handle_configure))
         .route("/alarms", get(handle_alarms))
+        .route("/volume", get(handle_volume))
         .route("/alarms/acknowledge", post(handle_acknowledge))
         .route("/users/password", post(handle_password))
         .with_state(core)
@@ -462,6 +464,12 @@ async fn handle_configure(
 
 async fn handle_alarms(State(core): State<Arc<Core>>) -> Json<Value> {
     Json(present::alarms_json(&core))
+}
+
+/// What others know the server by.
+async fn handle_volume(State(core): State<Arc<Core>>) -> Json<Value> {
+    let key = core.signing.verifying_key().to_bytes();
+    Json(json!({ "server_key": shown::key(&key) }))
 }
 
 async fn handle_acknowledge(

@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use askama::Template;
+use scrinium_protocol::shown;
 use serde_json::Value;
 
-use super::{Member, Paper};
+use super::{File, Paper};
 use crate::console::i18n::Language;
 
 /// What the sheet says of the package.
@@ -15,6 +16,7 @@ pub(super) struct About {
     pub(super) lines: u64,
     pub(super) gaps: u64,
     pub(super) bytes: u64,
+    pub(super) in_no_interval: u64,
 }
 
 #[derive(Template)]
@@ -28,6 +30,8 @@ struct Sheet<'a> {
     lines: String,
     bytes: String,
     gaps: String,
+    /// Of entries that no interval was published over; `None` if there are none.
+    open: Option<String>,
     streams: Vec<Row<'a>>,
     /// Name, length and SHA-256.
     members: Vec<(&'a str, String, &'a str)>,
@@ -38,7 +42,7 @@ struct Row<'a> {
     stream: &'a str,
     lines: String,
     gaps: String,
-    key: &'a str,
+    key: String,
 }
 
 /// Renders it.
@@ -46,7 +50,7 @@ pub(super) fn sheet(
     paper: &Paper,
     about: &About,
     streams: &[Value],
-    members: &[Member],
+    files: &[&File],
 ) -> Result<Vec<u8>> {
     let t = paper.language;
     let request = REQUEST.iter().filter_map(|field| {
@@ -71,11 +75,14 @@ pub(super) fn sheet(
             stream: text("stream"),
             lines: t.number(number("lines")),
             gaps: t.number(number("gaps")),
-            key: text("agent_key"),
+            key: shown::split_key(text("agent_key"))
+                .map_or_else(String::new, |(key, _)| shown::key(&key)),
         }
     });
-    let members = members.iter();
-    let members = members.map(|member| (&*member.name, t.number(member.len), &*member.sha256));
+    let files = files.iter().map(|file| {
+        let (bytes, sha256) = &file.content;
+        (&*file.name, t.number(*bytes), &**sha256)
+    });
     let sheet = Sheet {
         t,
         about,
@@ -83,8 +90,9 @@ pub(super) fn sheet(
         lines: t.number(about.lines),
         bytes: t.number(about.bytes),
         gaps: t.number(about.gaps),
+        open: (about.in_no_interval > 0).then(|| t.number(about.in_no_interval)),
         streams: streams.collect(),
-        members: members.collect(),
+        members: files.collect(),
     };
     Ok(sheet.render()?.into_bytes())
 }

@@ -1,22 +1,24 @@
 //! An export package: bytes of the archive and everything needed to check them elsewhere.
 //!
 //! ```text
-//! tar: manifest.json   who asked for what, when; per stream its agent, the agent's key and what is shown of it;
-//!                      length and SHA-256 of every other member
-//!      manifest.sig    the server's signature of it: Ed25519 over "scrinium package v2", a line feed, the manifest
-//!      custody.html    a sheet for the hands it goes through
-//!      log.txt         the exact bytes of the entries, one after the other
-//!      entries.csv     the same as a table (or entries.jsonl)
-//!      batches.bin     per batch: length (4) | an excerpt: see the protocol's excerpt.rs
-//!      evidence.json   the intervals sealed over the entries, the way from each to the signed checkpoint, and the
-//!                      certificates of what was deleted between them
-//!      stamped/        checkpoints with RFC 3161 tokens over them
+//! tar: manifest.json    who asked for what, when; per stream its agent, the agent's key and what is shown of it;
+//!                       length and SHA-256 of every other member and of the text in it
+//!      manifest.sig     the server's signature of it: Ed25519 over "scrinium package v3", a line feed, the manifest
+//!      custody.html     a sheet for the hands it goes through
+//!      log.txt.gz       the exact bytes of the entries, one after the other
+//!      entries.csv.gz   the same as a table (or entries.jsonl.gz)
+//!      batches.bin      per batch: length (4) | an excerpt: see the protocol's excerpt.rs
+//!      evidence.json    the intervals sealed over the entries, the way from each to the signed checkpoint, and the
+//!                       certificates of what was deleted between them
+//!      stamped/         checkpoints with RFC 3161 tokens over them
 //! ```
 //!
-//! `scrinium-verify` needs nothing else. An excerpt of a stream by a query shows the entries that match, and of the
-//! others only that they are there.
+//! `scrinium-verify` needs nothing else, and takes nothing else: `docs/PACKAGE.md` has every byte. An excerpt of a stream
+//! by a query shows the entries that match, and of the others only that they are there.
 
 mod custody;
+mod parts;
+mod proofs;
 mod selection;
 mod tar;
 
@@ -24,24 +26,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use age::x25519::Recipient;
-use anyhow::{Context as _, Result};
-use data_encoding::{BASE64, HEXLOWER};
+use anyhow::{Context as _, Result, ensure};
+use data_encoding::HEXLOWER;
 use ed25519_dalek::Signer as _;
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::entry::leaf_of;
 use scrinium_protocol::excerpt::{Excerpt, Shown, ShownEntry, ends_line};
-use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
+use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::merkle::AuditPaths;
+use scrinium_protocol::shown;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
+use self::parts::{File, Named, Parts};
 pub(crate) use self::selection::Wanted;
 use self::selection::{Piece, Selection};
+use self::tar::Tar;
 use crate::archive::Archive;
 use crate::archive::container::Access;
-use crate::audit::DELETIONS;
-use crate::catalogue::records::{CertificateRecord, StreamRecord};
+use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
@@ -82,10 +85,15 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    fn member(self) -> Option<&'static str> {
+    fn named(self) -> Option<Named> {
+        let named = |end| Named {
+            stem: "entries",
+            end,
+            is_packed: true,
+        };
         match self {
-            Self::Csv => Some("entries.csv"),
-            Self::Json => Some("entries.jsonl"),
+            Self::Csv => Some(named(".csv.gz")),
+            Self::Json => Some(named(".jsonl.gz")),
             Self::None => None,
         }
     }
@@ -155,18 +163,16 @@ struct PackageWriter<'a> {
     streams: BTreeMap<StreamId, StreamRecord>,
 }
 
-/// One file of the package.
+/// A member of the package, with its parts.
 struct Member {
-    name: String,
-    len: u64,
-    sha256: String,
+    files: Vec<File>,
     content: Content,
 }
 
 enum Content {
     Bytes(Vec<u8>),
     Log,
-    Table(Table),
+    Table(Table, Named),
     Batches,
 }
 
@@ -187,27 +193,28 @@ impl PackageWriter<'_> {
         let (totals, mut members) = self.measure(paper.table)?;
         members.extend(self.evidence()?);
         let streams = self.describe(&totals)?;
-        let server_key = HEXLOWER.encode(self.core.signing.verifying_key().as_bytes());
+        let server_key = self.core.signing.verifying_key().to_bytes();
         let sum = |of: fn(&Total) -> u64| totals.values().map(of).sum::<u64>();
+        let made_us = clock::unix_us();
         let about = custody::About {
-            made: present::rfc3339(clock::unix_us()),
+            made: present::rfc3339(made_us),
             server: format!("scrinium/{}", self.core.volume.id()),
-            server_key,
+            server_key: shown::key(&server_key),
             lines: sum(|total| total.lines),
             gaps: sum(|total| total.gaps),
             bytes: sum(|total| total.bytes),
+            in_no_interval: proofs::count_open(&streams),
         };
-        let sheet = custody::sheet(paper, &about, &streams, &members)?;
-        members.insert(0, Member::of("custody.html", sheet));
-        let listed = members.iter().map(|member| {
-            let what = json!({ "bytes": member.len, "sha256": member.sha256 });
-            (member.name.clone(), what)
-        });
+        let files: Vec<&File> = members.iter().flat_map(|member| &member.files).collect();
+        let sheet = custody::sheet(paper, &about, &streams, &files)?;
+        members.insert(0, Member::of("custody.html", sheet)?);
+        let files = members.iter().flat_map(|member| &member.files);
+        let listed = files.map(|file| (file.name.clone(), file.to_json()));
         let manifest = json!({
-            "format": "scrinium-package-2",
+            "format": "scrinium-package-3",
             "made": about.made,
             "server": about.server,
-            "server_key": about.server_key,
+            "server_key": HEXLOWER.encode(&server_key),
             "request": paper.request,
             "is_whole_stream": self.is_whole_stream,
             "lines": about.lines,
@@ -220,37 +227,41 @@ impl PackageWriter<'_> {
         let manifest = serde_json::to_vec_pretty(&manifest)?;
         let signed = [SIGNED_AS.as_bytes(), &manifest].concat();
         let signature = HEXLOWER.encode(&self.core.signing.sign(&signed).to_bytes());
-        members.insert(0, Member::of("manifest.sig", signature.into_bytes()));
-        members.insert(0, Member::of("manifest.json", manifest));
+        members.insert(0, Member::of("manifest.sig", signature.into_bytes())?);
+        members.insert(0, Member::of("manifest.json", manifest)?);
+        let mut tar = Tar::new(out, made_us / 1_000_000);
         for member in &members {
-            tar::member(out, &member.name, member.len, |out| {
-                self.content(&member.content, out)
-            })?;
+            self.content(member, &mut tar)?;
         }
-        tar::end(out)
+        tar.finish()
     }
 
     /// The members that hold the entries, and what is in them by stream.
     fn measure(&self, table: Table) -> Result<(BTreeMap<StreamId, Total>, Vec<Member>)> {
         let mut totals: BTreeMap<StreamId, Total> = BTreeMap::new();
         let mut last = None;
-        let (mut log, mut rows, mut batches) =
-            (Measure::default(), Measure::default(), Measure::default());
+        let mut log = Parts::measure(LOG);
+        let mut rows = table.named().map(Parts::measure);
+        let mut batches = Parts::measure(BATCHES);
         let mut compressor = Compressor::new(AGENT_LEVEL);
-        begin_table(table, &mut rows)?;
+        if let Some(rows) = &mut rows {
+            begin_table(table, rows)?;
+        }
         self.pieces(|piece| {
             let total = totals.entry(piece.run.stream.id).or_default();
             total.add(piece, last == Some(piece.number));
             last = Some(piece.number);
-            write_log(piece, self.is_whole_stream, &mut log)?;
-            self.write_rows(table, piece, &mut rows)?;
+            self.write_log(piece, &mut log)?;
+            if let Some(rows) = &mut rows {
+                self.write_rows(table, piece, rows)?;
+            }
             write_batch(piece, &mut compressor, &mut batches)
         })?;
-        let mut members = vec![Member::measured("log.txt", log, Content::Log)];
-        if let Some(name) = table.member() {
-            members.push(Member::measured(name, rows, Content::Table(table)));
+        let mut members = vec![Member::measured(log, Content::Log)?];
+        if let Some((rows, named)) = rows.zip(table.named()) {
+            members.push(Member::measured(rows, Content::Table(table, named))?);
         }
-        members.push(Member::measured("batches.bin", batches, Content::Batches));
+        members.push(Member::measured(batches, Content::Batches)?);
         Ok((totals, members))
     }
 
@@ -259,25 +270,46 @@ impl PackageWriter<'_> {
         self.selection.for_each_piece(archive, self.access, each)
     }
 
-    fn content(&self, content: &Content, out: &mut dyn Write) -> Result<()> {
-        match content {
-            Content::Bytes(bytes) => Ok(out.write_all(bytes)?),
-            Content::Log => self.pieces(|piece| write_log(piece, self.is_whole_stream, out)),
-            Content::Table(table) => {
-                begin_table(*table, out)?;
-                self.pieces(|piece| self.write_rows(*table, piece, out))
+    /// Writes a member, as it was measured.
+    fn content(&self, member: &Member, tar: &mut Tar<'_>) -> Result<()> {
+        let files = &member.files;
+        let written = match &member.content {
+            Content::Bytes(bytes) => {
+                for file in files {
+                    tar.begin(&file.name, file.content.0)?;
+                    tar.content().write_all(bytes)?;
+                    tar.end(file.content.0)?;
+                }
+                return Ok(());
+            }
+            Content::Log => {
+                let mut log = Parts::write(LOG, files, tar);
+                self.pieces(|piece| self.write_log(piece, &mut log))?;
+                log.finish()
+            }
+            Content::Table(table, named) => {
+                let mut rows = Parts::write(*named, files, tar);
+                begin_table(*table, &mut rows)?;
+                self.pieces(|piece| self.write_rows(*table, piece, &mut rows))?;
+                rows.finish()
             }
             Content::Batches => {
+                let mut batches = Parts::write(BATCHES, files, tar);
                 let mut compressor = Compressor::new(AGENT_LEVEL);
-                self.pieces(|piece| write_batch(piece, &mut compressor, out))
+                self.pieces(|piece| write_batch(piece, &mut compressor, &mut batches))?;
+                batches.finish()
             }
-        }
+        };
+        written.map(drop)
     }
 
-    fn write_rows(&self, table: Table, piece: &Piece<'_>, out: &mut dyn Write) -> Result<()> {
-        if table == Table::None {
-            return Ok(());
-        }
+    fn write_log(&self, piece: &Piece<'_>, log: &mut Parts<'_, '_>) -> Result<()> {
+        log.boundary()?;
+        write_log(piece, self.is_whole_stream, log)
+    }
+
+    fn write_rows(&self, table: Table, piece: &Piece<'_>, out: &mut Parts<'_, '_>) -> Result<()> {
+        out.boundary()?;
         for line in &piece.lines {
             let hit = line.clone().into_hit(piece.batch);
             let view = View::new(&hit, &self.names, &self.streams);
@@ -312,102 +344,10 @@ impl PackageWriter<'_> {
                 "gaps": total.gaps,
                 "bytes": total.bytes,
                 "runs": total.runs,
+                "in_no_interval": self.in_no_interval(stream.id, &total),
             }))
         });
         described.collect()
-    }
-
-    /// `evidence.json`, and the checkpoints and tokens it speaks of.
-    fn evidence(&self) -> Result<Vec<Member>> {
-        let mut intervals: BTreeMap<u64, (Value, BTreeSet<String>)> = BTreeMap::new();
-        let mut stamps = BTreeMap::new();
-        let runs = self.selection.runs.iter();
-        let seals = runs.flat_map(|run| run.seals.iter().map(|seal| (run.stream.id, seal)));
-        for (stream, seal) in seals {
-            let stream = stream.to_string();
-            if let Some((_, streams)) = intervals.get_mut(&seal.number) {
-                streams.insert(stream);
-                continue;
-            }
-            let stamped = self.inclusions.stamped(seal.number).map(|(stamp, path)| {
-                let files =
-                    [".checkpoint", ".tsr"].map(|end| format!("stamped/{}{end}", stamp.day));
-                stamps.insert(files.clone(), stamp);
-                let [checkpoint, token] = files;
-                json!({ "checkpoint": checkpoint, "token": token, "path": base64_all(&path) })
-            });
-            let interval = json!({
-                "leaf": BASE64.encode(&seal.leaf),
-                "path": base64_all(&self.inclusions.path(seal.number)?),
-                "stamped": stamped,
-            });
-            intervals.insert(seal.number, (interval, BTreeSet::from([stream])));
-        }
-        let intervals = intervals.into_values().map(|(mut interval, streams)| {
-            if let Some(fields) = interval.as_object_mut() {
-                fields.insert("streams".into(), json!(streams));
-            }
-            interval
-        });
-        let evidence = json!({
-            "checkpoint": self.inclusions.note,
-            "intervals": intervals.collect::<Vec<_>>(),
-            "deletions": self.deletions()?,
-        });
-        let mut members = vec![Member::of(
-            "evidence.json",
-            serde_json::to_vec_pretty(&evidence)?,
-        )];
-        for ([checkpoint, token], stamp) in stamps {
-            members.push(Member::of(checkpoint, stamp.note.clone().into_bytes()));
-            members.push(Member::of(token, stamp.token.clone()));
-        }
-        Ok(members)
-    }
-
-    /// The certificates of what was deleted of a whole stream, as they were signed.
-    fn deletions(&self) -> Result<BTreeSet<String>> {
-        let mut found = BTreeSet::new();
-        let pruned = self.core.archive.pruned();
-        let own: BTreeSet<String> = self
-            .selection
-            .runs
-            .iter()
-            .filter(|run| self.is_whole_stream && pruned.contains_key(&run.stream.id))
-            .map(|run| run.stream.id.to_string())
-            .collect();
-        if own.is_empty() {
-            return Ok(found);
-        }
-        let mut consider = |text: &str| {
-            let speaks = serde_json::from_str(text).is_ok_and(|certificate: Value| {
-                let streams = certificate.get("streams").and_then(Value::as_array);
-                let mut ids = streams
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|stream| stream.get("id"));
-                ids.any(|id| id.as_str().is_some_and(|id| own.contains(id)))
-            });
-            if speaks {
-                found.insert(text.to_owned());
-            }
-        };
-        let archive = &self.core.archive;
-        if let Some(trail) = archive.find_stream(self.core.own_agent, StreamKind::Audit, DELETIONS)
-        {
-            for extent in archive.extents_of(trail.id)? {
-                // What cannot be read now is missed by who checks the package.
-                for batch in archive.read(&extent, self.access).unwrap_or_default() {
-                    for (_, bytes) in batch.entries.iter() {
-                        consider(&String::from_utf8_lossy(bytes));
-                    }
-                }
-            }
-        }
-        for waiting in self.core.catalogue.load::<CertificateRecord>()? {
-            consider(&waiting.text);
-        }
-        Ok(found)
     }
 }
 
@@ -438,22 +378,47 @@ impl Total {
 }
 
 impl Member {
-    fn of(name: impl Into<String>, bytes: Vec<u8>) -> Self {
-        Self {
-            name: name.into(),
-            len: bytes.len() as u64,
-            sha256: HEXLOWER.encode(&Sha256::digest(&bytes)),
+    /// A file that is made in memory, and read as a whole by who checks the package.
+    fn of(name: impl Into<String>, bytes: Vec<u8>) -> Result<Self> {
+        let name = name.into();
+        ensure!(
+            bytes.len() as u64 <= MADE_LEN_MAX,
+            "{name} would have more than {} MiB: too many streams or places at once; export a shorter time, or less",
+            MADE_LEN_MAX >> 20
+        );
+        let mut measure = Measure::default();
+        measure.write_all(&bytes)?;
+        let file = File {
+            name,
+            content: measure.finish(),
+            text: None,
+        };
+        Ok(Self {
+            files: vec![file],
             content: Content::Bytes(bytes),
-        }
+        })
     }
 
-    fn measured(name: &str, measure: Measure, content: Content) -> Self {
-        let (len, sha256) = measure.finish();
-        Self {
-            name: name.to_owned(),
-            len,
-            sha256,
+    fn measured(parts: Parts<'_, '_>, content: Content) -> Result<Self> {
+        Ok(Self {
+            files: parts.finish()?,
             content,
+        })
+    }
+}
+
+impl File {
+    /// As the manifest has it.
+    fn to_json(&self) -> Value {
+        let (bytes, sha256) = &self.content;
+        match &self.text {
+            None => json!({ "bytes": bytes, "sha256": sha256 }),
+            Some((text_bytes, text_sha256)) => json!({
+                "bytes": bytes,
+                "sha256": sha256,
+                "text_bytes": text_bytes,
+                "text_sha256": text_sha256,
+            }),
         }
     }
 }
@@ -481,7 +446,12 @@ fn begin_table(table: Table, out: &mut dyn Write) -> Result<()> {
 }
 
 /// One batch of `batches.bin`: the header as signed; the body compressed anew, the same each time.
-fn write_batch(piece: &Piece<'_>, compressor: &mut Compressor, out: &mut dyn Write) -> Result<()> {
+fn write_batch(
+    piece: &Piece<'_>,
+    compressor: &mut Compressor,
+    out: &mut Parts<'_, '_>,
+) -> Result<()> {
+    out.boundary()?;
     let entries = &piece.batch.entries;
     let shown: Vec<_> = piece.entries().collect();
     let shown = if shown.is_empty() {
@@ -512,9 +482,17 @@ fn write_batch(piece: &Piece<'_>, compressor: &mut Compressor, out: &mut dyn Wri
     Ok(out.write_all(&encoded)?)
 }
 
-fn base64_all(hashes: &[[u8; 32]]) -> Vec<String> {
-    hashes.iter().map(|hash| BASE64.encode(hash)).collect()
-}
-
 /// What precedes a manifest under the server's signature.
-const SIGNED_AS: &str = "scrinium package v2\n";
+const SIGNED_AS: &str = "scrinium package v3\n";
+/// What who checks a package reads as a whole.
+const MADE_LEN_MAX: u64 = 128 << 20;
+const LOG: Named = Named {
+    stem: "log",
+    end: ".txt.gz",
+    is_packed: true,
+};
+const BATCHES: Named = Named {
+    stem: "batches",
+    end: ".bin",
+    is_packed: false,
+};

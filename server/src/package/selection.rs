@@ -196,8 +196,13 @@ impl Selection {
         access: &Access,
         mut each: impl FnMut(&Piece<'_>) -> Result<()>,
     ) -> Result<()> {
+        // Where the batches end that were handed over, by stream and epoch: the signature that a run ends with may
+        // lie behind the beginning of the next run, which then begins later.
+        let mut handed_over: BTreeMap<_, u64> = BTreeMap::new();
         for (number, run) in self.runs.iter().enumerate() {
-            let mut next = run.stretch.sequences.0;
+            let until = handed_over.entry((run.stretch.stream, run.stretch.epoch));
+            let until = until.or_default();
+            let mut next = run.stretch.sequences.0.max(*until);
             // A run ends with a signature: batches before it may have lost theirs.
             let mut is_signed = true;
             let (first, last) = run.extents;
@@ -206,7 +211,7 @@ impl Selection {
                 for batch in &archive.read(extent, access)? {
                     let (first, after) = (batch.header.first.0, batch.header.next().0);
                     let (begin, end) = run.stretch.sequences;
-                    if after <= begin || (first >= end && is_signed) {
+                    if after <= begin.max(*until) || (first >= end && is_signed) {
                         continue;
                     }
                     ensure!(
@@ -215,6 +220,7 @@ impl Selection {
                         extent.place_name()
                     );
                     next = after;
+                    *until = after;
                     is_signed = batch.header.is_signed();
                     let mut lines = Vec::new();
                     for_each_line(&self.query, batch, true, |line| lines.push(line));

@@ -37,6 +37,8 @@ pub(crate) struct BoundTo {
     pub(crate) bound: Vec<String>,
     pub(crate) may_change: Vec<String>,
     pub(crate) tpm: Option<PathBuf>,
+    /// The key the server signs with, as people compare it; `None` where the volume does not open.
+    pub(crate) server_key: Option<String>,
 }
 
 /// An open volume: this process owns its directory.
@@ -179,6 +181,7 @@ impl Volume {
             tpm: slots.machine.tpm().map(Path::to_owned),
             bound: slots.machine.characteristics,
             may_change: slots.machine.may_change,
+            server_key: None,
         })
     }
 

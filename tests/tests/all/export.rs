@@ -66,6 +66,9 @@ fn a_package_by_a_query_proves_what_matches_and_tells_nothing_of_the_rest() {
         .read_to_end(&mut packed)
         .unwrap();
     assert!(!holds(&packed, b"UNRELATED"));
+    for name in ["log.txt", "entries.csv"] {
+        assert!(!read(name).contains("UNRELATED"));
+    }
     // As a table that spreadsheets take for text, and as a sheet that browsers take for text.
     let table = read("entries.csv");
     assert_eq!(table.lines().count(), 9);
@@ -275,7 +278,8 @@ fn a_source_whose_first_days_were_deleted_is_exported_with_the_certificate() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("log.txt holds 1 lines"), "{said}");
     assert!(
-        said.contains("1 more entries of") && said.contains("deleted, as the server certified"),
+        said.contains("1 more entries of")
+            && said.contains("deleted, as the holder of the server's key certified"),
         "{said}"
     );
     assert_eq!(lab.export("web1", &path), b"MARKERTWO of web1\n");

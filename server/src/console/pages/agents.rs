@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
+use scrinium_protocol::shown;
 use scrinium_protocol::sl::message::KeepAlive;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -171,6 +172,9 @@ struct AgentPage {
     row: Row,
     id: String,
     enrolled: String,
+    /// The keys that agent and server sign with, as people compare them.
+    key: String,
+    server_key: String,
     fingerprint: Vec<(String, String)>,
     integrity_only: bool,
     editor: Editor,
@@ -227,6 +231,8 @@ pub(crate) async fn detail(
         row: Row::new(t, &core, agent, live),
         id: agent.id.to_string(),
         enrolled: rfc3339(agent.enrolled_us),
+        key: present::signing_key(agent).unwrap_or_else(|| "–".to_owned()),
+        server_key: shown::key(&core.signing.verifying_key().to_bytes()),
         fingerprint: agent.fingerprint.clone(),
         integrity_only: agent.integrity_only,
         editor: Editor::new(t, agent),
