@@ -17,7 +17,7 @@ use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
-use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_syslog::{Received, Sink};
 use tokio::sync::{mpsc, oneshot};
@@ -181,8 +181,8 @@ struct LocalStream {
 }
 
 impl Maker {
-    /// Adds an entry; returns the batch it filled, if it did.
-    fn add(&mut self, entry: LocalEntry, waiting: &mut Vec<oneshot::Sender<()>>) -> Option<Made> {
+    /// Adds an entry; one that is too long becomes linked fragments. Returns the batches it filled.
+    fn add(&mut self, entry: LocalEntry, waiting: &mut Vec<oneshot::Sender<()>>) -> Vec<Made> {
         waiting.extend(entry.durable);
         let id = StreamId::derive(self.agent, entry.kind, &entry.name);
         let (archive, agent) = (&self.archive, self.agent);
@@ -198,16 +198,25 @@ impl Maker {
                 introduction: known.is_none().then_some(introduction),
             }
         });
-        let full = !stream.builder.has_room(entry.bytes.len());
-        let made = full.then(|| stream.seal(id, &self.signing, &mut self.compressor));
-        stream.builder.push(
-            &entry.bytes,
-            EntryMeta {
-                time_us: entry.time_us,
-                flags: entry.flags,
-            },
-        );
-        made
+        let mut made = Vec::new();
+        let mut rest = entry.bytes.as_slice();
+        loop {
+            let (piece, after) = rest.split_at(rest.len().min(ENTRY_LEN_MAX));
+            rest = after;
+            let flags = if rest.is_empty() {
+                entry.flags
+            } else {
+                entry.flags.and(EntryFlags::FRAGMENT)
+            };
+            if !stream.builder.has_room(piece.len()) {
+                made.push(stream.seal(id, &self.signing, &mut self.compressor));
+            }
+            let time_us = entry.time_us;
+            stream.builder.push(piece, EntryMeta { time_us, flags });
+            if rest.is_empty() {
+                return made;
+            }
+        }
     }
 
     fn seal_all(&mut self) -> Vec<Made> {

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use scrinium_segment::cipher::Cipher;
-use scrinium_segment::durable;
+use scrinium_segment::{durable, fault};
+use serde_json::json;
 
 use super::say;
 use crate::archive::{Archive, fsck};
 use crate::catalogue::copies;
 use crate::clock;
 use crate::core::open_catalogue;
+use crate::stopped;
 use crate::volume::Volume;
 
 /// Runs the command to its end.
@@ -36,6 +38,13 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     }
     let rows =
         copies::read(&volume).context("the catalogue's copies cannot be read: restore a backup")?;
+    // First of all, so that nothing is replaced without a word.
+    stopped::note(
+        &volume,
+        "catalogue made again",
+        json!({ "rows": rows.len() }),
+    )?;
+    fault::point("server: rebuilding noted");
     // Kept for whoever wants to know what happened to it.
     for file in ["catalogue.db", "catalogue.db-wal", "catalogue.db-shm"] {
         let path = dir.join(file);

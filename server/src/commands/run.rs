@@ -15,7 +15,8 @@ use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
 use crate::volume::Volume;
 use crate::{
-    backup, certificates, console, control, evidence, listener, silence, statistics, verification,
+    backup, certificates, console, control, evidence, listener, silence, statistics, stopped,
+    verification,
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -24,12 +25,12 @@ pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(dir, config).await?;
     info!(data = %dir.display(), "the server is ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    info!("stopping");
-    server.stop().await;
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    info!(signal, "stopping");
+    server.stop(signal).await;
     Ok(())
 }
 
@@ -58,6 +59,8 @@ impl Server {
         let control = control::bind(dir)?;
 
         let running = Running::open(volume, address, &config)?;
+        // Before any listener: nothing is in the trail of this run before its start.
+        stopped::begin(&running.core).await?;
         let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(control::run(running.core.clone(), control));
@@ -101,9 +104,10 @@ impl Server {
         })
     }
 
-    /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk.
-    pub(crate) async fn stop(mut self) {
+    /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk. `by` is what ends it.
+    pub(crate) async fn stop(mut self, by: &str) {
         self.tasks.shutdown().await;
+        stopped::end(&self.running.core, by).await;
         let socket = self.running.core.data_dir().join("control.sock");
         self.running.close().await;
         drop(std::fs::remove_file(socket));

@@ -3,6 +3,7 @@
 //! A command reaches the running server through the socket; on a stopped server it opens the volume
 //! itself and calls the very same routes in its own process.
 
+pub(crate) mod caller;
 pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod links;
@@ -13,7 +14,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, StatusCode};
@@ -32,11 +33,13 @@ use tracing::warn;
 use crate::agents::NewAgent;
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{EVER, verify};
+use crate::audit::{Actor, long_text};
 use crate::backup;
 use crate::backup::target::Location;
+use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
-use crate::core::{Core, OWN_NAME};
+use crate::core::Core;
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
 use crate::listener::ACCEPT_RETRY;
@@ -130,9 +133,10 @@ pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
         };
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         tasks.spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let http = hyper::server::conn::http1::Builder::new();
+            let user = caller::user_of(&stream);
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            let served = caller::serving(user, connection).await;
             if let Err(error) = served {
                 warn!(%error, "a command's connection broke");
             }
@@ -249,6 +253,7 @@ async fn handle_search(
     State(core): State<Arc<Core>>,
     Json(request): Json<SearchRequest>,
 ) -> Result<Response, Failure> {
+    bounds::check("the query", &request.query, QUERY_LEN_MAX)?;
     let access = core.archive.openings().access(request.opening.as_deref())?;
     let opening = container::said_of(&access);
     let detail = json!({ "query": request.query, "count": request.count, "container": opening });
@@ -379,10 +384,10 @@ async fn handle_enrol(
     State(core): State<Arc<Core>>,
     Json(request): Json<EnrolRequest>,
 ) -> Result<Json<Value>, Failure> {
-    if request.name == OWN_NAME {
-        return Err(anyhow!("'{OWN_NAME}' is the server itself; choose another name").into());
-    }
-    audit(&core, "token made", json!({ "agent": request.name })).await?;
+    let detail = json!({
+        "agent": request.name, "site": request.site, "tenant": request.tenant, "ttl_s": request.ttl_s,
+    });
+    audit(&core, "token made", detail).await?;
     let address = request.address.as_deref().unwrap_or(&core.address);
     let agent = NewAgent {
         name: &request.name,
@@ -454,7 +459,7 @@ async fn handle_configure(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     let AgentRequest { name, text, .. } = request;
-    let detail = json!({ "agent": name, "text": text });
+    let detail = json!({ "agent": name, "configuration": long_text(&text) });
     audit(&core, "agent configured", detail).await?;
     let version = core.agents.configure(&name, &text)?;
     Ok(Json(json!({ "version": version })))
@@ -486,15 +491,17 @@ async fn handle_password(
 }
 
 async fn audit(core: &Core, action: &str, detail: Value) -> Result<()> {
-    audit_as(core, LOCAL, action, detail).await
+    audit_as(core, &caller::local(), action, detail).await
 }
 
 /// Writes down what `actor` does; it must not be done when that fails.
-pub(crate) async fn audit_as(core: &Core, actor: &str, action: &str, detail: Value) -> Result<()> {
-    if core.audit.record(actor, action, detail).await {
-        return Ok(());
-    }
-    bail!("the archive takes nothing now, so the act cannot be written down and is refused")
+pub(crate) async fn audit_as(
+    core: &Core,
+    actor: &Actor,
+    action: &str,
+    detail: Value,
+) -> Result<()> {
+    Ok(core.audit.note(actor, action, detail).await?)
 }
 
 /// Who acts through the socket and names no account.

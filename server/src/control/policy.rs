@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::{Failure, LOCAL, Refused, audit_as};
+use super::{Failure, Refused, audit_as, caller};
 use crate::accounts::SignInError;
 use crate::archive::retention::{self, Due, Reason};
+use crate::audit::Actor;
 use crate::catalogue::records::{
     ClassRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
 };
@@ -89,29 +90,40 @@ pub(crate) struct PreviewQuery {
 }
 
 impl Person {
-    /// The name of who acts.
-    pub(super) async fn name(self, core: &Arc<Core>) -> Result<String> {
+    /// Who acts. A wrong password is written down.
+    pub(super) async fn actor(self, core: &Arc<Core>) -> Result<Actor> {
         let (Some(user), Some(password)) = (self.user, self.password) else {
-            return Ok(LOCAL.to_owned());
+            return Ok(caller::local());
         };
-        let core = core.clone();
-        let (signed_in, user) = tokio::task::spawn_blocking(move || {
-            let signed_in = core.accounts.sign_in(&user, &password);
-            if let Ok((session, _)) = &signed_in {
-                core.accounts.sign_out(session);
-            }
-            (signed_in, user)
-        })
-        .await?;
-        match signed_in {
-            Ok(_) => Ok(user),
-            Err(SignInError::Wrong) => {
-                Err(Refused(format!("--user '{user}': name or password is wrong")).into())
-            }
-            Err(SignInError::Locked { minutes }) => {
-                Err(Refused(format!("--user '{user}' is locked for {minutes} minutes")).into())
-            }
-        }
+        let (signed_in, user) = {
+            let core = core.clone();
+            let check = move || {
+                let signed_in = core.accounts.sign_in(&user, &password);
+                if let Ok((session, _)) = &signed_in {
+                    core.accounts.sign_out(session);
+                }
+                (signed_in.map(drop), user)
+            };
+            tokio::task::spawn_blocking(check).await?
+        };
+        let known: String = user.chars().take(64).collect();
+        let (action, text) = match signed_in {
+            Ok(()) => return Ok(caller::account(&user)),
+            Err(SignInError::Wrong) => (
+                "sign-in refused: wrong name or password",
+                format!("--user '{known}': name or password is wrong"),
+            ),
+            Err(SignInError::Locked { minutes }) => (
+                "sign-in refused: account locked",
+                format!("--user '{known}' is locked for {minutes} minutes"),
+            ),
+        };
+        let actor = Actor {
+            name: known,
+            ..caller::local()
+        };
+        audit_as(core, &actor, action, json!({})).await?;
+        Err(Refused(text).into())
     }
 }
 
@@ -151,7 +163,7 @@ pub(super) async fn handle_act(
     Json(request): Json<PolicyRequest>,
 ) -> Result<Json<Value>, Failure> {
     let detail = serde_json::to_value(&request.act)?;
-    let actor = request.person.name(&core).await?;
+    let actor = request.person.actor(&core).await?;
     audit_as(&core, &actor, "policy changed", detail).await?;
     let policy = &core.policy;
     match request.act {
@@ -181,14 +193,14 @@ pub(super) async fn handle_act(
                     "class {} with floor {} and ceiling {} days",
                     class.name, class.floor_days, class.ceiling_days
                 );
-                two_persons(&core, &what, &actor)?;
+                two_persons(&core, &what, &actor.name)?;
             }
             policy.set_class(class, moves)?;
         }
         Act::Officer { officer } => policy.set_officer(officer)?,
         Act::Rules { rules } => policy.set_rules(rules)?,
         Act::Hold { mut hold } => {
-            hold.by = actor;
+            hold.by = actor.name;
             hold.since_us = clock::unix_us();
             policy.hold(*hold)?;
         }
@@ -203,7 +215,7 @@ pub(super) async fn handle_act(
         }
         Act::TwoPersons { on } => {
             if policy.settings().two_persons && !on {
-                two_persons(&core, "deleting without a second person", &actor)?;
+                two_persons(&core, "deleting without a second person", &actor.name)?;
             }
             policy.set_settings(PolicySettings { two_persons: on })?;
         }
@@ -260,7 +272,7 @@ pub(super) async fn handle_delete(
         confirm,
         person,
     } = request;
-    let actor = person.name(&core).await?;
+    let actor = person.actor(&core).await?;
     let agent = core
         .agents
         .find(&name)
@@ -269,7 +281,7 @@ pub(super) async fn handle_delete(
         return Err(anyhow::anyhow!("--reason must not be empty").into());
     }
     let reason = Reason::AgentDeleted {
-        by: actor.clone(),
+        by: actor.name.clone(),
         why: why.clone(),
     };
     let streams = core.archive.streams_of(agent);
@@ -298,12 +310,12 @@ pub(super) async fn handle_delete(
     }
     let detail = json!({ "agent": name, "reason": why, "entries": entries, "bytes": bytes });
     audit_as(&core, &actor, "agent deletion", detail).await?;
-    let mut by = vec![actor.clone()];
+    let mut by = vec![actor.name.clone()];
     if core.policy.settings().two_persons {
         by.push(two_persons(
             &core,
             &format!("delete agent {name} ({word})"),
-            &actor,
+            &actor.name,
         )?);
     }
     let reason = Reason::AgentDeleted {
@@ -337,7 +349,7 @@ pub(super) async fn handle_delete(
             0
         }
     };
-    core.agents.remove(agent)?;
+    core.agents.remove(agent, |_| Ok(()))?;
     crate::certificates::publish(&core).await?;
     let detail = json!({ "agent": name, "entries": deleted });
     audit_as(&core, &actor, "agent deleted", detail).await?;

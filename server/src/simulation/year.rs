@@ -629,6 +629,7 @@ fn agent_record(agent: u8, signing: &SigningKey) -> AgentRecord {
         quarantine: None,
         restored: false,
         integrity_only: false,
+        set_aside: false,
         instance: [0; 16],
         configuration: None,
         tenant: format!("tenant{}", tenant_of(agent)),

@@ -1,5 +1,6 @@
 //! What the catalogue holds. Fields may be added with a default; none is ever reused.
 
+mod acts;
 mod agents;
 mod archive;
 mod policy;
@@ -8,6 +9,7 @@ use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub(crate) use self::acts::{LateActRecord, RunRecord};
 pub(crate) use self::agents::{AgentConfiguration, AgentRecord, Quarantine, TokenRecord};
 pub(crate) use self::archive::{
     ArchiveMark, BackupRecord, CertificateRecord, Group, GroupKeys, LogKey, PrunedRange,
@@ -112,6 +114,9 @@ pub(crate) struct UserRecord {
     pub(crate) password_hash: String,
     /// Language chosen in the console.
     pub(crate) language: Option<String>,
+    /// When it was made, or last given a password, Unix µs; 0 when an earlier version did.
+    #[serde(default)]
+    pub(crate) changed_us: u64,
 }
 
 impl Stored for UserRecord {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::configuration::Editor;
-use super::{Frame, ago, html};
+use super::{Frame, ago, html, unwritten};
 use crate::agents::Live;
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
@@ -291,11 +291,11 @@ pub(super) async fn act(
     if !who.session.has_csrf(csrf) {
         return Err(StatusCode::FORBIDDEN.into_response());
     }
-    if !core.audit.record(&who.session.user, action, detail).await {
-        let text = who.language.text("error.unwritable").to_owned();
-        return Err((StatusCode::SERVICE_UNAVAILABLE, text).into_response());
-    }
-    Ok(())
+    let written = core.audit.note(&who.actor, action, detail).await;
+    written.map_err(|problem| {
+        let text = unwritten(who.language, problem);
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    })
 }
 
 pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {

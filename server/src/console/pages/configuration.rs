@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::agents::{act, outcome};
+use crate::audit::long_text;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
@@ -78,7 +79,7 @@ pub(crate) async fn send(
 ) -> Response {
     // Browsers end lines as the network does.
     let text = form.text.replace("\r\n", "\n");
-    let detail = json!({ "agent": name, "text": text });
+    let detail = json!({ "agent": name, "configuration": long_text(&text) });
     if let Err(refused) = act(&core, &who, &form.csrf, "agent configured", detail).await {
         return refused;
     }

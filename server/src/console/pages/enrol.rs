@@ -11,7 +11,7 @@ use data_encoding::HEXLOWER;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Frame, html};
+use super::{Frame, html, unwritten};
 use crate::agents::NewAgent;
 use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
@@ -68,27 +68,18 @@ pub(crate) async fn make(
         return StatusCode::FORBIDDEN.into_response();
     }
     let t = who.language;
-    let written = core
-        .audit
-        .record(
-            &who.session.user,
-            "token made",
-            json!({ "agent": form.name }),
-        )
-        .await;
-    let made = if written {
-        core.agents.make_token(
-            &NewAgent {
-                name: form.name.trim(),
-                site: form.site.trim(),
-                tenant: FIRST_TENANT,
-            },
-            form.address.trim(),
-            *core.noise.public(),
-            TTL_S,
-        )
-    } else {
-        Err(anyhow::anyhow!("{}", t.text("error.unwritable")))
+    let agent = NewAgent {
+        name: form.name.trim(),
+        site: form.site.trim(),
+        tenant: FIRST_TENANT,
+    };
+    let detail = json!({ "agent": agent.name, "site": agent.site, "ttl_s": TTL_S });
+    let made = match core.audit.note(&who.actor, "token made", detail).await {
+        Ok(()) => {
+            let (address, public) = (form.address.trim(), *core.noise.public());
+            core.agents.make_token(&agent, address, public, TTL_S)
+        }
+        Err(problem) => Err(anyhow::anyhow!(unwritten(t, problem))),
     };
     let (made, problem) = match made {
         Ok(token) => (
