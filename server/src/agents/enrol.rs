@@ -23,6 +23,24 @@ pub(crate) struct NewAgent<'a> {
 }
 
 impl Agents {
+    /// Whether a token can be made for an agent.
+    pub(crate) fn check_new(&self, agent: &NewAgent<'_>, address: &str, ttl_s: u64) -> Result<()> {
+        let NewAgent { name, site, tenant } = *agent;
+        check_agent_name(name)?;
+        bounds::check("site", site, NAME_LEN_MAX)?;
+        check_name("tenant", tenant)?;
+        if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
+            bail!(
+                "address '{}' must be HOST:PORT",
+                bounds::shortened(address).escape_debug()
+            );
+        }
+        if ttl_s == 0 || ttl_s > TTL_S_MAX {
+            bail!("ttl must be between 1 second and 30 days");
+        }
+        check_unused(name, self.lock().agents.values())
+    }
+
     /// Makes an enrolment token for an agent to be called `name`.
     pub(crate) fn make_token(
         &self,
@@ -31,17 +49,10 @@ impl Agents {
         server_public: [u8; 32],
         ttl_s: u64,
     ) -> Result<Token> {
+        self.check_new(agent, address, ttl_s)?;
         let NewAgent { name, site, tenant } = *agent;
-        check_agent_name(name)?;
-        bounds::check("site", site, NAME_LEN_MAX)?;
-        check_name("tenant", tenant)?;
-        if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
-            bail!("address '{address}' must be HOST:PORT");
-        }
-        if ttl_s == 0 || ttl_s > TTL_S_MAX {
-            bail!("ttl must be between 1 second and 30 days");
-        }
         let mut state = self.lock();
+        // Somebody else may have been quicker.
         check_unused(name, state.agents.values())?;
         let token = Token {
             address: address.to_owned(),

@@ -318,6 +318,12 @@ impl Agents {
         Ok(())
     }
 
+    /// Whether an agent was removed for every reader.
+    pub(crate) fn is_set_aside(&self, id: AgentId) -> bool {
+        let state = self.lock();
+        state.agents.get(&id).is_some_and(|agent| agent.set_aside)
+    }
+
     /// Takes that back.
     pub(crate) fn bring_back(
         &self,

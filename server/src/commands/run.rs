@@ -86,6 +86,7 @@ impl Server {
         }
         tasks.spawn(silence::watch(running.core.clone()));
         tasks.spawn(certificates::run(running.core.clone()));
+        tasks.spawn(control::waiting::run(running.core.clone()));
         tasks.spawn(copies::run(running.core.clone()));
         tasks.spawn(statistics::run(running.core.clone()));
         tasks.spawn(verification::nightly(running.core.clone()));

@@ -7,7 +7,7 @@ use askama::Template;
 use axum::Form;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -24,19 +24,13 @@ use crate::core::Core;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-impl Peer {
-    /// A request without one is served to nobody: what it does could not be written down.
-    fn of(extensions: &Extensions) -> Result<Self, Response> {
-        let peer = extensions.get::<Self>().copied();
-        peer.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())
-    }
-}
-
 impl<S: Send + Sync> FromRequestParts<S> for Peer {
     type Rejection = Response;
 
+    /// A request without one is answered to nobody: what it does could not be written down.
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
-        Self::of(&parts.extensions)
+        let peer = parts.extensions.get::<Self>().copied();
+        peer.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())
     }
 }
 
@@ -64,7 +58,7 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
         };
         let chosen = core.accounts.language(&session.user);
         let language = chosen.and_then(|code| Language::from_code(&code));
-        let Peer(address) = Peer::of(&parts.extensions)?;
+        let Peer(address) = Peer::from_request_parts(parts, core).await?;
         Ok(Self {
             actor: Actor::signed_in(&session.user, address),
             language: language.unwrap_or_else(|| language_of(&parts.headers)),

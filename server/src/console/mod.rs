@@ -89,6 +89,8 @@ fn router(core: Arc<Core>) -> Router {
             "/alarms/{id}/acknowledge",
             post(pages::overview::acknowledge),
         )
+        .route("/waiting/{id}/stop", post(pages::waiting::stop))
+        .route("/waiting/{id}/agree", post(pages::waiting::agree))
         .route("/enrol", get(pages::enrol::page).post(pages::enrol::make))
         .route("/enrol/{token}/state", get(pages::enrol::state))
         .route("/search", get(pages::search::page))

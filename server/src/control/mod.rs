@@ -8,6 +8,7 @@ pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod links;
 pub(crate) mod policy;
+pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -108,6 +109,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/backup/create", post(handle_backup))
         .route("/backup/verify", post(handle_backup_verify))
         .route("/policy/preview", get(policy::handle_preview))
+        .route("/policy/waiting", get(waiting::handle_list))
+        .route("/policy/waiting/agree", post(waiting::handle_agree))
+        .route("/policy/waiting/stop", post(waiting::handle_stop))
         .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
         .route("/agents/enroll", post(handle_enrol))
@@ -384,16 +388,18 @@ async fn handle_enrol(
     State(core): State<Arc<Core>>,
     Json(request): Json<EnrolRequest>,
 ) -> Result<Json<Value>, Failure> {
-    let detail = json!({
-        "agent": request.name, "site": request.site, "tenant": request.tenant, "ttl_s": request.ttl_s,
-    });
-    audit(&core, "token made", detail).await?;
     let address = request.address.as_deref().unwrap_or(&core.address);
     let agent = NewAgent {
         name: &request.name,
         site: &request.site,
         tenant: &request.tenant,
     };
+    core.agents.check_new(&agent, address, request.ttl_s)?;
+    let detail = json!({
+        "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address,
+        "ttl_s": request.ttl_s,
+    });
+    audit(&core, "token made", detail).await?;
     let token = core
         .agents
         .make_token(&agent, address, *core.noise.public(), request.ttl_s)?;

@@ -4,6 +4,7 @@ mod acts;
 mod agents;
 mod archive;
 mod policy;
+mod waiting;
 
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
@@ -20,6 +21,7 @@ pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
     RulesRecord, WishRecord, operations_days,
 };
+pub(crate) use self::waiting::{ClassChange, Voice, WaitingAct, WaitingRecord};
 use super::Stored;
 use crate::alarms::AlarmKind;
 use crate::clock::Day;

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Form, Json};
 use data_encoding::HEXLOWER;
+use scrinium_protocol::token::Token;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -73,14 +74,7 @@ pub(crate) async fn make(
         site: form.site.trim(),
         tenant: FIRST_TENANT,
     };
-    let detail = json!({ "agent": agent.name, "site": agent.site, "ttl_s": TTL_S });
-    let made = match core.audit.note(&who.actor, "token made", detail).await {
-        Ok(()) => {
-            let (address, public) = (form.address.trim(), *core.noise.public());
-            core.agents.make_token(&agent, address, public, TTL_S)
-        }
-        Err(problem) => Err(anyhow::anyhow!(unwritten(t, problem))),
-    };
+    let made = make_token(&core, &who, &agent, form.address.trim()).await;
     let (made, problem) = match made {
         Ok(token) => (
             Some(Made {
@@ -100,6 +94,23 @@ pub(crate) async fn make(
         problem,
         made,
     })
+}
+
+/// Makes a token, which is in the audit trail before.
+async fn make_token(
+    core: &Core,
+    who: &SignedIn,
+    agent: &NewAgent<'_>,
+    address: &str,
+) -> anyhow::Result<Token> {
+    core.agents.check_new(agent, address, TTL_S)?;
+    let detail = json!({
+        "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address, "ttl_s": TTL_S,
+    });
+    let written = core.audit.note(&who.actor, "token made", detail).await;
+    written.map_err(|problem| anyhow::anyhow!(unwritten(who.language, problem)))?;
+    core.agents
+        .make_token(agent, address, *core.noise.public(), TTL_S)
 }
 
 /// How far an enrolment is: `waiting`, `connected`, or `receiving` with the first entry.

@@ -6,6 +6,7 @@ pub(crate) mod downloads;
 pub(crate) mod enrol;
 pub(crate) mod overview;
 pub(crate) mod search;
+pub(crate) mod waiting;
 
 use askama::Template;
 use axum::http::StatusCode;

@@ -11,6 +11,7 @@ use axum::{Form, Json};
 use serde_json::{Value, json};
 
 use super::agents::{PlainForm, act};
+use super::waiting::WaitingRow;
 use super::{Frame, ago, html};
 use crate::archive::container::Access;
 use crate::archive::disk_bytes;
@@ -50,6 +51,8 @@ struct OverviewPage {
     /// What alarms about the server itself name.
     own_name: &'static str,
     alarms: Vec<AlarmRow>,
+    /// What is done after a delay, unless somebody stops it.
+    waiting: Vec<WaitingRow>,
     address: String,
 }
 
@@ -205,6 +208,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         attention,
         own_name: OWN_NAME,
         alarms: AlarmRow::standing(t, &core, now),
+        waiting: WaitingRow::all(t, &core, &who.session.user, now),
         address: core.address.clone(),
     })
 }
