@@ -114,6 +114,8 @@ const ACTORS: [&str; 6] = [OWN_NAME, "local", "agent", "signal", "system", "scri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::Agents;
+    use crate::catalogue::Catalogue;
 
     #[test]
     fn a_name_is_plain_short_and_nobodys_word() {
@@ -160,6 +162,38 @@ mod tests {
         );
         assert!(check_unused("WEB1", agents.iter()).is_err());
         check_unused("web2", agents.iter()).unwrap();
+    }
+
+    #[test]
+    fn an_old_agent_called_server_is_found_by_no_name_of_the_server() {
+        let name = format!("scrinium-names-{}.db", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        drop(std::fs::remove_file(&path));
+        let key = scrinium_protocol::secret::Secret::new([1; 32]);
+        let catalogue = std::sync::Arc::new(Catalogue::open(&path, &key).unwrap());
+        for agent in [agent("Server", 1, 1), agent("..", 2, 2)] {
+            catalogue.put(&agent).unwrap();
+        }
+        let agents = Agents::load(catalogue, 1).unwrap();
+        assert_eq!(agents.find("server"), None);
+        assert_eq!(agents.find("Server"), None);
+        let (old, shown) = (AgentId([1; 16]), "Server~01010101");
+        assert_eq!(agents.find(shown), Some(old));
+        assert_eq!(agents.find(".."), Some(AgentId([2; 16])));
+        assert_eq!(agents.list()[1].0.name, shown);
+        assert_eq!(agents.signers()[&old].0, shown);
+        // Rules and holds that name it hold for it as before.
+        assert_eq!(agents.get(old).unwrap().name, "Server");
+        agents.set_enabled(shown, false).unwrap();
+        assert_eq!(agents.get(old).unwrap().name, "Server");
+        // Removed, it is nobody's to read, and can be brought back.
+        agents.set_aside(old, |_| Ok(())).unwrap();
+        assert_eq!(agents.find(shown), None);
+        assert_eq!(agents.list().len(), 1);
+        assert_eq!(agents.signers().len(), 2);
+        agents.bring_back(old, true, |_| Ok(())).unwrap();
+        assert_eq!(agents.find(shown), Some(old));
+        std::fs::remove_file(path).unwrap();
     }
 
     fn agent(name: &str, id: u8, enrolled_us: u64) -> AgentRecord {

@@ -326,9 +326,9 @@ fn id_of(lab: &Lab, what: &str) -> String {
 
 fn class(lab: &Lab, name: &str) -> Option<Value> {
     let output = ok(lab, &["policy", "--json"]);
-    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let classes = shown["classes"].as_array().unwrap();
-    classes.iter().find(|class| class["name"] == name).cloned()
+    let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut classes = shown["classes"].as_array().into_iter().flatten();
+    classes.find(|class| class["name"] == name).cloned()
 }
 
 fn ok(lab: &Lab, words: &[&str]) -> Output {

@@ -1,5 +1,6 @@
 //! The audit trail: whole, with addresses, and with what is done to a stopped volume; names that mean one thing.
 
+use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -141,7 +142,9 @@ fn starts_and_stops_are_in_the_trail() {
 fn what_is_done_to_a_stopped_volume_is_in_the_trail_once() {
     let mut lab = Lab::start("trail-stopped");
     let copy = lab.data().join("catalogue.copy");
-    wait_until("the catalogue has a copy", PATIENCE, || copy.exists());
+    wait_until("the catalogue has a copy", PATIENCE, || {
+        copy.try_exists().unwrap()
+    });
     lab.stop_server();
     let share = |at: usize| lab.shares[at].clone();
     ok(&lab, &["volume", "rekey", "--tpm", "none"]);
@@ -174,7 +177,8 @@ fn what_is_done_to_a_stopped_volume_is_in_the_trail_once() {
     // Nothing of this run is before it.
     let start = lab.trail("server started").pop().unwrap();
     assert!(line["late_us"].as_u64() <= start["time_us"].as_u64());
-    assert!(!lab.data().join("acts.pending").exists());
+    let pending = lab.data().join("acts.pending");
+    assert!(!pending.try_exists().unwrap());
     let (code, report) = lab.verify();
     assert_eq!(code, 0, "{report}");
 }
@@ -190,15 +194,14 @@ fn waiting_acts_that_cannot_be_read_are_said() {
         &["recover", "--share", &share(0), "--share", &share(1)],
     );
     let file = lab.data().join("acts.pending");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    let middle = std::fs::metadata(&file).unwrap().len() / 2;
+    let spoilt = std::fs::OpenOptions::new().write(true).open(&file);
+    spoilt.unwrap().write_all_at(b"spoilt", middle).unwrap();
     lab.start_server();
     let lines = lab.trail("acts on the stopped volume cannot be read");
     assert_eq!(lines.len(), 1, "{lines:?}");
     let kept = lines[0]["detail"]["kept_as"].as_str().unwrap();
-    assert!(lab.data().join(kept).exists());
+    assert!(lab.data().join(kept).try_exists().unwrap());
 }
 
 /// A restored volume says that it is one.
