@@ -59,9 +59,9 @@ impl Server {
         let control = control::bind(dir)?;
 
         let running = Running::open(volume, address, &config)?;
-        // Before any listener: nothing is in the trail of this run before its start.
-        stopped::begin(&running.core).await?;
         let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
+        // Nothing can fail from here on, and nothing is in the trail of this run before its start.
+        stopped::begin(&running.core).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(control::run(running.core.clone(), control));
         for socket in udp {

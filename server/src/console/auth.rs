@@ -126,7 +126,12 @@ pub(crate) async fn sign_in(
     };
     let known: String = user.chars().take(64).collect();
     let actor = Actor::peer(&known, address);
-    let written = core.audit.note(&actor, action, json!({})).await.is_ok();
+    // A name that nobody can have is not shown in full.
+    let detail = match user.len() > known.len() {
+        true => json!({ "name_bytes": user.len() }),
+        false => json!({}),
+    };
+    let written = core.audit.note(&actor, action, detail).await.is_ok();
     let problem = match outcome {
         Ok((id, _)) if written => {
             let cookie =

@@ -170,28 +170,36 @@ pub(super) async fn handle_act(
     }
     let detail = serde_json::to_value(&request.act)?;
     audit_as(&core, &actor, "policy changed", detail).await?;
-    let policy = &core.policy;
-    match request.act {
-        Act::Class(change) => policy.set_class(policy.changed_class(&change)?.0, false)?,
-        Act::Officer { officer } => policy.set_officer(officer)?,
-        Act::Rules { rules } => policy.set_rules(rules)?,
+    if let Err(error) = change(&core.policy, request.act, &actor) {
+        // The trail does not say of anything that it was done when it was not.
+        let detail = json!({ "problem": format!("{error:#}") });
+        audit_as(&core, &actor, "policy not changed", detail).await?;
+        return Err(error.into());
+    }
+    Ok(Json(json!({})))
+}
+
+fn change(policy: &Policy, act: Act, actor: &Actor) -> Result<()> {
+    match act {
+        Act::Class(change) => policy.set_class(policy.changed_class(&change)?.0, false),
+        Act::Officer { officer } => policy.set_officer(officer),
+        Act::Rules { rules } => policy.set_rules(rules),
         Act::Hold { mut hold } => {
-            hold.by = actor.name;
+            hold.by.clone_from(&actor.name);
             hold.since_us = clock::unix_us();
-            policy.hold(*hold)?;
+            policy.hold(*hold)
         }
-        Act::Release { name, .. } => drop(policy.release(&name)?),
+        Act::Release { name, .. } => policy.release(&name).map(drop),
         Act::Contract {
             tenant,
             end,
             grace_days,
         } => {
             let grace_days = grace_days.unwrap_or(GRACE_DAYS);
-            policy.set_contract(&tenant, end.map(|end| (end, grace_days)))?;
+            policy.set_contract(&tenant, end.map(|end| (end, grace_days)))
         }
-        Act::TwoPersons { on } => policy.set_settings(PolicySettings { two_persons: on })?,
+        Act::TwoPersons { on } => policy.set_settings(PolicySettings { two_persons: on }),
     }
-    Ok(Json(json!({})))
 }
 
 /// What no single person does at once (ADR 9), and its sentence: who asks for the same says the same.

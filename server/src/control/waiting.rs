@@ -103,10 +103,12 @@ async fn agree_in_turn(
 ) -> Result<Asked> {
     audit_as(core, actor, "agreed to what waits", said_of(&waiting)).await?;
     waiting.agree(actor, clock::unix_us());
+    waiting.is_agreed |= waiting.has_two(|name| core.accounts.changed_us(name));
     core.policy.waiting.save(waiting.clone())?;
-    if !waiting.is_agreed(|name| core.accounts.changed_us(name)) {
+    if !waiting.is_agreed {
         return Ok(Asked::Waits(waiting));
     }
+    fault::point("server: act agreed");
     Ok(Asked::Done(carry_out(core, &waiting).await?))
 }
 

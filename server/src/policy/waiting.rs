@@ -88,6 +88,7 @@ impl Waiting {
             since_us: now_us,
             due_us: now_us.saturating_add(DELAY_US),
             needs_two,
+            is_agreed: false,
             hindered: None,
         })
     }
@@ -144,7 +145,7 @@ impl WaitingRecord {
     }
 
     /// Whether two persons want it. `changed_us` says when an account was made or last given a password.
-    pub(crate) fn is_agreed(&self, changed_us: impl Fn(&str) -> Option<u64>) -> bool {
+    pub(crate) fn has_two(&self, changed_us: impl Fn(&str) -> Option<u64>) -> bool {
         let voices = self.voices.iter();
         let persons = voices.filter(|voice| {
             voice.is_account
@@ -161,9 +162,9 @@ impl WaitingRecord {
     }
 }
 
-/// Whether an act is done by time alone. This is the only place that decides it.
+/// Whether an act is to be done: two persons wanted it, or its time has come. This is the only place that decides it.
 pub(crate) fn is_due(waiting: &WaitingRecord, now_us: u64) -> bool {
-    !waiting.needs_two && now_us >= waiting.due_us
+    waiting.is_agreed || !waiting.needs_two && now_us >= waiting.due_us
 }
 
 /// Whether an account is a person's own since long enough to have a voice in what was asked for at `since_us`.
@@ -203,6 +204,8 @@ mod tests {
             assert_eq!(is_due(&one, now_us), due);
             assert!(!is_due(&two, now_us));
         }
+        two.is_agreed = true;
+        assert!(is_due(&two, 0));
     }
 
     #[test]
@@ -224,7 +227,7 @@ mod tests {
                 };
                 waiting.agree(&actor, since_us);
             }
-            waiting.is_agreed(changed)
+            waiting.has_two(changed)
         };
         assert!(agreed(&[("old", true), ("older", true)]));
         assert!(agreed(&[
@@ -254,6 +257,7 @@ mod tests {
             since_us: now_us,
             due_us: now_us + DELAY_US,
             needs_two: false,
+            is_agreed: false,
             hindered: None,
         }
     }

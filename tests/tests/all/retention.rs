@@ -161,7 +161,19 @@ fn an_agent_is_deleted_by_two_persons_and_not_while_it_is_held() {
     days.go_to(8);
     let lab = &mut days.lab;
     assert_eq!(lab.count("MARKERONE"), 1);
-    ok(lab, &[&delete[..], &admin].concat());
+    // The second person's word stands, though the server dies over it.
+    lab.stop_server();
+    lab.spawn_server("server: act agreed");
+    lab.wait_for_socket();
+    assert!(!lab.server(&[&delete[..], &admin].concat()).status.success());
+    lab.wait_for_server_end(PATIENCE);
+    lab.start_server();
+    wait_until("the agent is gone", PATIENCE, || {
+        lab.count("stream:deletions certificate") > 0
+    });
+    wait_until("its name is, too", PATIENCE, || {
+        text(&lab.server(&["policy", "pending"]).stdout).contains("nothing waits")
+    });
 
     assert_eq!(lab.count("MARKERONE"), 0);
     let agents = text(&lab.server(&["agent", "list"]).stdout);

@@ -22,6 +22,9 @@ pub(crate) struct WaitingRecord {
     pub(crate) due_us: u64,
     /// It is done when two persons want it, and never by time alone.
     pub(crate) needs_two: bool,
+    /// Two persons wanted it: it is done, and done again after a crash, until the last of it is durable.
+    #[serde(default)]
+    pub(crate) is_agreed: bool,
     /// Why it was not done when it was due.
     #[serde(default)]
     pub(crate) hindered: Option<String>,
