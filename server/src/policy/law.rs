@@ -1,11 +1,85 @@
-//! Which changes of the policy widen what the law's categories allow, so that they wait.
+//! What a class and a rule may be at all, and which changes widen what the law's categories allow, so that they wait.
 //!
 //! Class `general` is the category of what is nominative. A change waits when entries could be kept longer, read
 //! longer by operations, or kept shorter than the category they are in demands.
 
 use std::collections::BTreeMap;
 
+use anyhow::{Result, ensure};
+
+use super::is_own_class;
+use crate::bounds::{self, NAME_LEN_MAX, STREAM_LEN_MAX};
 use crate::catalogue::records::{ClassRecord, RuleRecord};
+
+/// Whether a class keeps to what every class keeps to.
+pub(super) fn check_bounds(class: &ClassRecord) -> Result<()> {
+    let ClassRecord {
+        name,
+        keep_days,
+        floor_days,
+        ceiling_days,
+        operations_days: _,
+    } = class;
+    ensure!(
+        (1..=DAYS_MAX).contains(floor_days) && (*floor_days..=DAYS_MAX).contains(ceiling_days),
+        "class '{name}': floor_days and ceiling_days must be between 1 and {DAYS_MAX}, the floor below the ceiling"
+    );
+    ensure!(
+        keep_days >= floor_days,
+        "class '{name}': keep_days {keep_days} is below its floor of {floor_days} days"
+    );
+    ensure!(
+        keep_days <= ceiling_days,
+        "class '{name}': keep_days {keep_days} is above its ceiling of {ceiling_days} days"
+    );
+    Ok(())
+}
+
+/// Whether rules can be set.
+pub(super) fn check_rules(
+    rules: &[RuleRecord],
+    classes: &BTreeMap<String, ClassRecord>,
+) -> Result<()> {
+    ensure!(
+        rules.len() <= RULES_MAX,
+        "there are {} rules and may be {RULES_MAX}",
+        rules.len()
+    );
+    for (rule, number) in rules.iter().zip(1..) {
+        let RuleRecord {
+            class,
+            tenant,
+            site,
+            agent,
+            stream,
+        } = rule;
+        ensure!(
+            classes.contains_key(class),
+            "rule {number} names class '{class}', which does not exist"
+        );
+        ensure!(
+            !is_own_class(class),
+            "rule {number}: class '{class}' is for what the server itself writes"
+        );
+        check_selector(tenant, site, agent, stream)?;
+        ensure!(
+            [tenant, site, agent, stream]
+                .into_iter()
+                .any(|field| !field.trim().is_empty()),
+            "rule {number} of class '{class}' selects nothing and would be for every stream: give it tenant, site, agent or stream"
+        );
+    }
+    Ok(())
+}
+
+/// Whether what a rule or a hold selects by keeps to its bounds.
+pub(super) fn check_selector(tenant: &str, site: &str, agent: &str, stream: &str) -> Result<()> {
+    bounds::check("tenant", tenant, NAME_LEN_MAX)?;
+    bounds::check("agent", agent, NAME_LEN_MAX)?;
+    // A site of an earlier version may be long and is still to be held.
+    bounds::check("site", site, STREAM_LEN_MAX)?;
+    bounds::check("stream", stream, STREAM_LEN_MAX)
+}
 
 /// Why a class may not be set at once; `before` is what it was.
 pub(super) fn why_class_waits(
@@ -100,6 +174,10 @@ fn places(rules: &[RuleRecord]) -> BTreeMap<&RuleRecord, usize> {
     }
     places
 }
+
+/// A hundred years.
+pub(super) const DAYS_MAX: u32 = 36_525;
+const RULES_MAX: usize = 1000;
 
 #[cfg(test)]
 mod tests {

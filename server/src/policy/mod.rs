@@ -14,12 +14,13 @@ use anyhow::{Context as _, Result, ensure};
 use globset::{GlobBuilder, GlobMatcher};
 use scrinium_protocol::identity::{AgentId, StreamKind};
 
+use self::law::{DAYS_MAX, check_bounds, check_rules, check_selector};
 use self::waiting::Waiting;
 use crate::agents::{Agents, check_name};
 use crate::archive::container::parse_recipient;
 use crate::archive::retention::Reason;
 use crate::audit::STATISTICS;
-use crate::bounds::{self, NAME_LEN_MAX, REASON_LEN_MAX, STREAM_LEN_MAX};
+use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
     ClassChange, ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, OfficerRecord,
@@ -393,70 +394,6 @@ fn first_classes() -> Vec<ClassRecord> {
     ]
 }
 
-fn check_bounds(class: &ClassRecord) -> Result<()> {
-    let ClassRecord {
-        name,
-        keep_days,
-        floor_days,
-        ceiling_days,
-        operations_days: _,
-    } = class;
-    ensure!(
-        (1..=DAYS_MAX).contains(floor_days) && (*floor_days..=DAYS_MAX).contains(ceiling_days),
-        "class '{name}': floor_days and ceiling_days must be between 1 and {DAYS_MAX}, the floor below the ceiling"
-    );
-    ensure!(
-        keep_days >= floor_days,
-        "class '{name}': keep_days {keep_days} is below its floor of {floor_days} days"
-    );
-    ensure!(
-        keep_days <= ceiling_days,
-        "class '{name}': keep_days {keep_days} is above its ceiling of {ceiling_days} days"
-    );
-    Ok(())
-}
-
-fn check_rules(rules: &[RuleRecord], classes: &BTreeMap<String, ClassRecord>) -> Result<()> {
-    ensure!(
-        rules.len() <= RULES_MAX,
-        "there are {} rules and may be {RULES_MAX}",
-        rules.len()
-    );
-    for (rule, number) in rules.iter().zip(1..) {
-        let RuleRecord {
-            class,
-            tenant,
-            site,
-            agent,
-            stream,
-        } = rule;
-        ensure!(
-            classes.contains_key(class),
-            "rule {number} names class '{class}', which does not exist"
-        );
-        ensure!(
-            !is_own_class(class),
-            "rule {number}: class '{class}' is for what the server itself writes"
-        );
-        check_selector(tenant, site, agent, stream)?;
-        ensure!(
-            [tenant, site, agent, stream]
-                .into_iter()
-                .any(|field| !field.trim().is_empty()),
-            "rule {number} of class '{class}' selects nothing and would be for every stream: give it tenant, site, agent or stream"
-        );
-    }
-    Ok(())
-}
-
-fn check_selector(tenant: &str, site: &str, agent: &str, stream: &str) -> Result<()> {
-    bounds::check("tenant", tenant, NAME_LEN_MAX)?;
-    bounds::check("agent", agent, NAME_LEN_MAX)?;
-    // A site of an earlier version may be long and is still to be held.
-    bounds::check("site", site, STREAM_LEN_MAX)?;
-    bounds::check("stream", stream, STREAM_LEN_MAX)
-}
-
 /// Whether no rule may name a class.
 fn is_own_class(class: &str) -> bool {
     [AUDIT_CLASS, STATISTICS_CLASS].contains(&class)
@@ -485,9 +422,6 @@ pub(crate) const AUDIT_CLASS: &str = "audit";
 pub(crate) const STATISTICS_CLASS: &str = "statistics";
 /// Days after the end of a contract, when nothing else was agreed.
 pub(crate) const GRACE_DAYS: u32 = 15;
-const RULES_MAX: usize = 1000;
-/// A hundred years.
-const DAYS_MAX: u32 = 36_525;
 
 #[cfg(test)]
 mod tests {

@@ -100,10 +100,14 @@ fn what_goes_beyond_its_category_waits_is_shown_and_is_stopped() {
     days.lab.start_server();
     assert_eq!(class(&days.lab, "forever"), None);
     assert_eq!(pending(&days.lab).len(), 1);
-    days.go_to(3);
+    days.lab.stop_server();
+    days.set(3);
+    days.lab.spawn_server("server: waiting act done");
+    days.lab.wait_for_server_end(PATIENCE);
+    days.lab.start_server();
     let lab = &days.lab;
-    wait_until("it is done", PATIENCE, || class(lab, "forever").is_some());
-    assert_eq!(pending(lab), Vec::<Value>::new());
+    wait_until("it is done", PATIENCE, || pending(lab).is_empty());
+    assert_eq!(class(lab, "forever").unwrap()["ceiling_days"], 3650);
     assert_eq!(class(lab, "general").unwrap()["operations_days"], 30);
 
     // To bring streams into it waits, too.
@@ -140,7 +144,9 @@ fn two_persons_shorten_it_and_nobody_is_two() {
     let id = id_of(lab, "operations read");
     // The local command is nobody, and one person is not two.
     assert_eq!(approve(lab, &id, None).status.code(), Some(4));
-    assert_eq!(approve(lab, &id, Some("bob")).status.code(), Some(4));
+    let console = Console::sign_in_as(lab, "bob", "the password of bob");
+    let (status, said) = console.post("/", &format!("/waiting/{id}/agree"), &[]);
+    assert_eq!(status, 202, "{said}");
     assert_eq!(approve(lab, &id, Some("bob")).status.code(), Some(4));
     waits(lab, &wider);
     assert_eq!(class(lab, "general").unwrap()["operations_days"], 90);
@@ -153,6 +159,21 @@ fn two_persons_shorten_it_and_nobody_is_two() {
         line["detail"]["wanted_by"],
         "local command and bob and admin"
     );
+
+    // Two at once are two, and it is done once.
+    let narrow = ["policy", "class", "general", "--operations-days", "90"];
+    ok(lab, &narrow);
+    waits(lab, &wider);
+    let id = id_of(lab, "operations read");
+    let both = ["bob", "admin"].map(|name| {
+        let words = [&["policy", "approve", &id][..], &person(name, lab)].concat();
+        lab.server_command(&words).spawn().unwrap()
+    });
+    let both = both.map(|mut child| child.wait().unwrap().code());
+    assert!(both.contains(&Some(0)), "{both:?}");
+    assert_eq!(pending(lab), Vec::<Value>::new());
+    assert_eq!(class(lab, "general").unwrap()["operations_days"], 91);
+    assert_eq!(lab.trail("policy changed").len(), 3);
 
     // Whoever gives bob a password becomes him for nothing that is asked for now; an account made now is nobody.
     account(lab, "bob");

@@ -152,19 +152,32 @@ fn what_is_done_to_a_stopped_volume_is_in_the_trail_once() {
         &lab,
         &["recover", "--share", &share(0), "--share", &share(2)],
     );
+    // What dies before it did anything is in the trail too: it was begun.
+    let died = lab
+        .server_command(&["fsck", "--rebuild"])
+        .env("SCRINIUM_FAULT", "server: rebuilding noted")
+        .output()
+        .unwrap();
+    assert!(!died.status.success());
+    ok(&lab, &["fsck"]);
     ok(&lab, &["fsck", "--rebuild"]);
-    for fault in ["server: act sent", "server: act published"] {
+    for fault in [
+        "server: act sent",
+        "server: act published",
+        "server: act published",
+        "server: start noted",
+    ] {
         lab.spawn_server(fault);
         lab.wait_for_server_end(PATIENCE);
     }
     lab.start_server();
-    for action in [
-        "volume rekeyed",
-        "volume recovered with shares",
-        "catalogue made again",
+    for (action, times) in [
+        ("volume rekeyed", 1),
+        ("volume recovered with shares", 1),
+        ("catalogue made again", 2),
     ] {
         let lines = lab.trail(action);
-        assert_eq!(lines.len(), 1, "{action}: {lines:?}");
+        assert_eq!(lines.len(), times, "{action}: {lines:?}");
         assert_eq!(lines[0]["actor"], "local command");
         assert!(lines[0]["address"].as_str().unwrap().starts_with("local"));
     }
