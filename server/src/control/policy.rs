@@ -206,10 +206,13 @@ fn change(policy: &Policy, act: Act, actor: &Actor) -> Result<()> {
 fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>> {
     Ok(match act {
         Act::Class(change) => {
-            let (_, why) = policy.changed_class(change)?;
+            let (class, why) = policy.changed_class(change)?;
             why.map(|why| {
-                let asked = serde_json::to_string(change).unwrap_or_default();
-                (WaitingAct::Class(change.clone()), format!("{why}: {asked}"))
+                let what = format!(
+                    "{why}; it will keep {} days, between {} and {}, and operations will read {}",
+                    class.keep_days, class.floor_days, class.ceiling_days, class.operations_days
+                );
+                (WaitingAct::Class(change.clone()), what)
             })
         }
         Act::Rules { rules } => policy.changed_rules(rules)?.map(|why| {
