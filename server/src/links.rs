@@ -22,6 +22,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::LinkRecord;
 use crate::clock::{self, DAY_US};
 use crate::control::export::{self, ExportRequest};
+use crate::control::or_said;
 use crate::core::Core;
 
 /// Every link, those that are over too.
@@ -124,7 +125,8 @@ pub(crate) async fn make(
         last_us: 0,
     };
     audit(core, by, "link made", &link).await?;
-    core.links.add(&link)?;
+    let done = core.links.add(&link);
+    or_said(core, by, "link made", done).await?;
     Ok(link)
 }
 

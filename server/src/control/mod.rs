@@ -332,7 +332,10 @@ async fn handle_backup(
     let BackupRequest { location, keys } = request;
     audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
     let to = Location::parse(&location).context("--to")?;
-    Ok(Json(backup::create(&core, &to, &keys).await?))
+    let done = backup::create(&core, &to, &keys).await;
+    Ok(Json(
+        or_said(&core, &caller::local(), "backup", done).await?,
+    ))
 }
 
 async fn handle_backup_status(
@@ -426,7 +429,8 @@ async fn handle_enabled(
         json!({ "agent": name, "enabled": enabled }),
     )
     .await?;
-    core.agents.set_enabled(name, enabled)?;
+    let done = core.agents.set_enabled(name, enabled);
+    or_said(&core, &caller::local(), "agent enabled", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -445,7 +449,8 @@ async fn handle_approve(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     audit(&core, "agent approved", json!({ "agent": request.name })).await?;
-    core.agents.approve(&request.name, None)?;
+    let done = core.agents.approve(&request.name, None);
+    or_said(&core, &caller::local(), "agent approved", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -456,7 +461,8 @@ async fn handle_integrity_only(
     let AgentRequest { name, allow, .. } = request;
     let detail = json!({ "agent": name, "allowed": allow });
     audit(&core, "sending in clear", detail).await?;
-    core.agents.set_integrity_only(&name, allow)?;
+    let done = core.agents.set_integrity_only(&name, allow);
+    or_said(&core, &caller::local(), "sending in clear", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -467,7 +473,8 @@ async fn handle_configure(
     let AgentRequest { name, text, .. } = request;
     let detail = json!({ "agent": name, "configuration": long_text(&text) });
     audit(&core, "agent configured", detail).await?;
-    let version = core.agents.configure(&name, &text)?;
+    let done = core.agents.configure(&name, &text);
+    let version = or_said(&core, &caller::local(), "agent configured", done).await?;
     Ok(Json(json!({ "version": version })))
 }
 
@@ -481,7 +488,8 @@ async fn handle_acknowledge(
 ) -> Result<Json<Value>, Failure> {
     let id = request.get("id").copied().unwrap_or_default();
     audit(&core, "alarm acknowledged", json!({ "id": id })).await?;
-    core.alarms.acknowledge(id, "local")?;
+    let done = core.alarms.acknowledge(id, "local");
+    or_said(&core, &caller::local(), "alarm acknowledged", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -492,7 +500,12 @@ async fn handle_password(
     let text = |key: &str| request.get(key).cloned().unwrap_or_default();
     let (name, password) = (text("name"), zeroize::Zeroizing::new(text("password")));
     audit(&core, "password set", json!({ "user": name })).await?;
-    tokio::task::spawn_blocking(move || core.accounts.set_password(&name, &password)).await??;
+    let done = {
+        let core = core.clone();
+        let set = move || core.accounts.set_password(&name, &password);
+        tokio::task::spawn_blocking(set).await?
+    };
+    or_said(&core, &caller::local(), "password set", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -508,6 +521,20 @@ pub(crate) async fn audit_as(
     detail: Value,
 ) -> Result<()> {
     Ok(core.audit.note(actor, action, detail).await?)
+}
+
+/// Writes down that an act, which is in the trail already, was not done after all.
+pub(crate) async fn or_said<T>(
+    core: &Core,
+    actor: &Actor,
+    action: &str,
+    done: Result<T>,
+) -> Result<T> {
+    if let Err(error) = &done {
+        let detail = json!({ "action": action, "problem": format!("{error:#}") });
+        audit_as(core, actor, "not done", detail).await?;
+    }
+    done
 }
 
 /// Who acts through the socket and names no account.

@@ -74,6 +74,36 @@ fn an_act_says_from_where() {
     assert!(by("local command").starts_with("local, uid "));
 }
 
+/// What was written down and not done after all says so, with the reason.
+#[test]
+fn an_act_that_was_not_done_is_not_left_as_if_it_were() {
+    let lab = Lab::start("trail-not-done");
+    lab.write("short", b"short");
+    let file = lab.dir.join("short").display().to_string();
+    for words in [
+        &["agent", "disable", "nobody"][..],
+        &["policy", "release", "no-case", "--reason", "closed"],
+        &["user", "password", "bob", "--password-file", &file],
+    ] {
+        assert_eq!(lab.server(words).status.code(), Some(1), "{words:?}");
+    }
+    let console = Console::sign_in(&lab, PASSWORD);
+    let (status, _) = console.post("/", "/agents/nobody/enabled", &[("enabled", "true")]);
+    assert_eq!(status, 422);
+    let said = lab.trail("not done");
+    let action = |line: &Value| line["detail"]["action"].as_str().unwrap().to_owned();
+    let actions: Vec<String> = said.iter().map(action).collect();
+    let expected = [
+        "agent enabled",
+        "policy changed",
+        "password set",
+        "agent enabled",
+    ];
+    assert_eq!(actions, expected, "{said:?}");
+    assert_eq!(said[3]["actor"], "admin");
+    assert_eq!(said[3]["detail"]["problem"], "no agent is named 'nobody'");
+}
+
 /// What is too long is refused by the server, whatever the form allows, and nothing ends with it.
 #[test]
 fn texts_keep_to_their_bounds_on_the_server() {

@@ -18,6 +18,7 @@ use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
+use crate::control::or_said;
 use crate::core::Core;
 use crate::present::{self, human_bytes, last_durable_us, rfc3339, state_of};
 
@@ -251,7 +252,9 @@ pub(crate) async fn set_enabled(
     if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
         return refused;
     }
-    outcome(core.agents.set_enabled(&name, form.enabled), &name)
+    let done = core.agents.set_enabled(&name, form.enabled);
+    let done = or_said(&core, &who.actor, "agent enabled", done).await;
+    outcome(done, &name)
 }
 
 #[derive(Deserialize)]
@@ -277,7 +280,9 @@ pub(crate) async fn approve(
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
-    outcome(core.agents.approve(&name, Some(form.since_us)), &name)
+    let done = core.agents.approve(&name, Some(form.since_us));
+    let done = or_said(&core, &who.actor, "agent approved", done).await;
+    outcome(done, &name)
 }
 
 /// Writes down what `who` is about to do; the answer when that must not go on.

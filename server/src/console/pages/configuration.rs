@@ -13,6 +13,7 @@ use crate::audit::long_text;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
+use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
 
 /// The configuration of one agent, to be read and changed.
@@ -83,5 +84,7 @@ pub(crate) async fn send(
     if let Err(refused) = act(&core, &who, &form.csrf, "agent configured", detail).await {
         return refused;
     }
-    outcome(core.agents.configure(&name, &text).map(drop), &name)
+    let done = core.agents.configure(&name, &text).map(drop);
+    let done = or_said(&core, &who.actor, "agent configured", done).await;
+    outcome(done, &name)
 }

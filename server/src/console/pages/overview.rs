@@ -20,6 +20,7 @@ use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::i18n::Language;
+use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
@@ -101,7 +102,8 @@ pub(crate) async fn acknowledge(
     if let Err(refused) = act(&core, &who, &form.csrf, "alarm acknowledged", detail).await {
         return refused;
     }
-    match core.alarms.acknowledge(id, &who.session.user) {
+    let done = core.alarms.acknowledge(id, &who.session.user);
+    match or_said(&core, &who.actor, "alarm acknowledged", done).await {
         Ok(()) => Redirect::to("/").into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
     }
