@@ -11,7 +11,8 @@ use scrinium_segment::random;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use crate::agents::check_name;
+use crate::agents::check_account_name;
+use crate::bounds::NAME_LEN_MAX;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::UserRecord;
 use crate::clock;
@@ -69,7 +70,10 @@ impl Accounts {
 
     /// Creates an account, or gives an existing one a new password.
     pub(crate) fn set_password(&self, name: &str, password: &str) -> Result<()> {
-        check_name("user name", name)?;
+        // An account of an earlier version keeps its name.
+        if !self.lock().users.contains_key(name) {
+            self.check_new(name)?;
+        }
         if password.chars().count() < PASSWORD_LEN_MIN {
             bail!("the password must have at least {PASSWORD_LEN_MIN} characters");
         }
@@ -80,12 +84,32 @@ impl Accounts {
             name: name.to_owned(),
             password_hash,
             language,
+            changed_us: clock::unix_us(),
         };
         self.catalogue.put(&user)?;
         state.users.insert(name.to_owned(), user);
         state.failures.remove(name);
         state.sessions.retain(|_, session| session.user != name);
         Ok(())
+    }
+
+    /// Whether an account may be called `name`.
+    fn check_new(&self, name: &str) -> Result<()> {
+        check_account_name(name)?;
+        let state = self.lock();
+        if let Some(other) = state
+            .users
+            .keys()
+            .find(|user| user.eq_ignore_ascii_case(name))
+        {
+            bail!("an account named '{other}' exists; choose another name");
+        }
+        Ok(())
+    }
+
+    /// When an account was made or last given a password, Unix µs.
+    pub(crate) fn changed_us(&self, name: &str) -> Option<u64> {
+        Some(self.lock().users.get(name)?.changed_us)
     }
 
     /// Checks a password. Ten wrong ones in a row lock the account for a quarter of an hour, the
@@ -95,6 +119,9 @@ impl Accounts {
         name: &str,
         password: &str,
     ) -> Result<(String, Session), SignInError> {
+        if name.len() > NAME_LEN_MAX {
+            return Err(SignInError::Wrong);
+        }
         let (hash, failures) = {
             let state = self.lock();
             let failures = state.failures.get(name).copied().unwrap_or_default();

@@ -12,6 +12,7 @@ mod alarms;
 mod archive;
 mod audit;
 mod backup;
+mod bounds;
 mod catalogue;
 mod certificates;
 mod clock;
@@ -37,6 +38,7 @@ mod silence;
 #[cfg(test)]
 mod simulation;
 mod statistics;
+mod stopped;
 mod verification;
 mod volume;
 mod wrap;

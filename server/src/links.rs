@@ -17,10 +17,12 @@ use data_encoding::BASE32_NOPAD;
 use scrinium_segment::random;
 use serde_json::json;
 
+use crate::audit::Actor;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::LinkRecord;
 use crate::clock::{self, DAY_US};
 use crate::control::export::{self, ExportRequest};
+use crate::control::or_said;
 use crate::core::Core;
 
 /// Every link, those that are over too.
@@ -100,7 +102,11 @@ impl LinkRecord {
 }
 
 /// Makes a link for what is asked for, as far as it is there now.
-pub(crate) async fn make(core: &Core, mut request: ExportRequest, by: &str) -> Result<LinkRecord> {
+pub(crate) async fn make(
+    core: &Core,
+    mut request: ExportRequest,
+    by: &Actor,
+) -> Result<LinkRecord> {
     ensure!(
         request.opening.is_none(),
         "a link outlives an opening of the second container; give --opening to the download"
@@ -112,14 +118,15 @@ pub(crate) async fn make(core: &Core, mut request: ExportRequest, by: &str) -> R
     let link = LinkRecord {
         id: BASE32_NOPAD.encode(&word).to_lowercase(),
         request,
-        by: by.to_owned(),
+        by: by.name.clone(),
         made_us: now_us,
         end_us: now_us + LIFE_US,
         downloads: 0,
         last_us: 0,
     };
     audit(core, by, "link made", &link).await?;
-    core.links.add(&link)?;
+    let done = core.links.add(&link);
+    or_said(core, by, "link made", done).await?;
     Ok(link)
 }
 
@@ -128,7 +135,7 @@ pub(crate) async fn fetch(
     core: Arc<Core>,
     id: &str,
     opening: Option<String>,
-    by: &str,
+    by: &Actor,
 ) -> Result<Fetched> {
     let found = core.links.lock().get(id).cloned();
     let Some(link) = found else {
@@ -151,7 +158,7 @@ pub(crate) async fn fetch(
 }
 
 /// Ends a link before its time.
-pub(crate) async fn end(core: &Core, id: &str, by: &str) -> Result<LinkRecord> {
+pub(crate) async fn end(core: &Core, id: &str, by: &Actor) -> Result<LinkRecord> {
     let found = core.links.lock().get(id).cloned();
     let link = found.context("there is no such link")?;
     audit(core, by, "link ended", &link).await?;
@@ -160,7 +167,7 @@ pub(crate) async fn end(core: &Core, id: &str, by: &str) -> Result<LinkRecord> {
     })
 }
 
-async fn audit(core: &Core, by: &str, action: &str, link: &LinkRecord) -> Result<()> {
+async fn audit(core: &Core, by: &Actor, action: &str, link: &LinkRecord) -> Result<()> {
     let LinkRecord {
         id,
         by: made_by,

@@ -17,7 +17,7 @@ use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::{BatchBuilder, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
-use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_syslog::{Received, Sink};
 use tokio::sync::{mpsc, oneshot};
@@ -181,8 +181,8 @@ struct LocalStream {
 }
 
 impl Maker {
-    /// Adds an entry; returns the batch it filled, if it did.
-    fn add(&mut self, entry: LocalEntry, waiting: &mut Vec<oneshot::Sender<()>>) -> Option<Made> {
+    /// Adds an entry; one that is too long becomes linked fragments. Returns the batches it filled.
+    fn add(&mut self, entry: LocalEntry, waiting: &mut Vec<oneshot::Sender<()>>) -> Vec<Made> {
         waiting.extend(entry.durable);
         let id = StreamId::derive(self.agent, entry.kind, &entry.name);
         let (archive, agent) = (&self.archive, self.agent);
@@ -198,16 +198,25 @@ impl Maker {
                 introduction: known.is_none().then_some(introduction),
             }
         });
-        let full = !stream.builder.has_room(entry.bytes.len());
-        let made = full.then(|| stream.seal(id, &self.signing, &mut self.compressor));
-        stream.builder.push(
-            &entry.bytes,
-            EntryMeta {
-                time_us: entry.time_us,
-                flags: entry.flags,
-            },
-        );
-        made
+        let mut made = Vec::new();
+        let mut rest = entry.bytes.as_slice();
+        loop {
+            let (piece, after) = rest.split_at(rest.len().min(ENTRY_LEN_MAX));
+            rest = after;
+            let flags = if rest.is_empty() {
+                entry.flags
+            } else {
+                entry.flags.and(EntryFlags::FRAGMENT)
+            };
+            if !stream.builder.has_room(piece.len()) {
+                made.push(stream.seal(id, &self.signing, &mut self.compressor));
+            }
+            let time_us = entry.time_us;
+            stream.builder.push(piece, EntryMeta { time_us, flags });
+            if rest.is_empty() {
+                return made;
+            }
+        }
     }
 
     fn seal_all(&mut self) -> Vec<Made> {
@@ -241,3 +250,83 @@ const ROUND_MAX: usize = 16_384;
 const GATHER_MIN: usize = 256;
 const GATHER_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_is_too_long_becomes_linked_fragments_and_nothing_of_it_is_lost() {
+        let rig = Rig::new("local-long");
+        let mut maker = rig.maker();
+        let pattern: Vec<u8> = (0..251).collect();
+        let long = pattern.repeat(5 * ENTRY_LEN_MAX / 250);
+        for bytes in [vec![b'x'; ENTRY_LEN_MAX], long, Vec::new()] {
+            let mut waiting = Vec::new();
+            let (durable, _done) = oneshot::channel();
+            let entry = LocalEntry {
+                kind: StreamKind::Audit,
+                name: "deletions".to_owned(),
+                time_us: 1,
+                flags: EntryFlags::NONE,
+                bytes: bytes.clone(),
+                durable: Some(durable),
+            };
+            let mut made = maker.add(entry, &mut waiting);
+            made.extend(maker.seal_all());
+            assert_eq!(waiting.len(), 1);
+            let mut joined = Vec::new();
+            let mut fragments = Vec::new();
+            for made in &made {
+                let entries = made.batch.open().unwrap();
+                for (meta, piece) in entries.iter() {
+                    joined.extend_from_slice(piece);
+                    fragments.push(meta.flags.is_fragment());
+                }
+            }
+            assert_eq!(joined, bytes);
+            assert_eq!(fragments.pop(), Some(false), "the last one ends the line");
+            assert!(fragments.into_iter().all(|is_fragment| is_fragment));
+        }
+    }
+
+    struct Rig {
+        dir: std::path::PathBuf,
+        archive: Arc<Archive>,
+        _volume: crate::volume::Volume,
+    }
+
+    impl Rig {
+        fn new(name: &str) -> Self {
+            let name = format!("scrinium-{name}-{}", std::process::id());
+            let dir = std::env::temp_dir().join(name);
+            drop(std::fs::remove_dir_all(&dir));
+            let (volume, _shares) =
+                crate::volume::Volume::create(&dir, &crate::volume::Binding::default()).unwrap();
+            let catalogue = Arc::new(crate::core::open_catalogue(&volume).unwrap());
+            let cipher = scrinium_segment::cipher::Cipher::default();
+            let archive = Arc::new(Archive::open(&volume, &catalogue, cipher).unwrap());
+            Self {
+                dir,
+                archive,
+                _volume: volume,
+            }
+        }
+
+        fn maker(&self) -> Maker {
+            Maker {
+                archive: self.archive.clone(),
+                agent: AgentId([1; 16]),
+                signing: SigningKey::from_bytes(&[2; 32]),
+                compressor: Compressor::new(AGENT_LEVEL),
+                streams: BTreeMap::new(),
+            }
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            drop(std::fs::remove_dir_all(&self.dir));
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::lab::{Lab, text};
 
-/// A session of the administrator.
+/// A session of somebody who signed in.
 #[derive(Debug)]
 pub struct Console {
     address: String,
@@ -13,19 +13,26 @@ pub struct Console {
 }
 
 impl Console {
-    /// Signs in; takes curl.
+    /// Signs the administrator in; takes curl.
     #[must_use]
     pub fn sign_in(lab: &Lab, password: &str) -> Self {
+        Self::sign_in_as(lab, "admin", password)
+    }
+
+    /// Signs somebody in.
+    #[must_use]
+    pub fn sign_in_as(lab: &Lab, user: &str, password: &str) -> Self {
+        let cookies = lab.dir.join(format!("cookies-{user}"));
         let session = Self {
             address: format!("https://{}", lab.console),
-            cookies: lab.dir.join("cookies").to_str().unwrap().to_owned(),
+            cookies: cookies.to_str().unwrap().to_owned(),
         };
-        let form = format!("password={password}");
+        let (user, password) = (format!("user={user}"), format!("password={password}"));
         let words = [
-            "-d",
-            "user=admin",
             "--data-urlencode",
-            &form,
+            &user,
+            "--data-urlencode",
+            &password,
             "-c",
             &session.cookies,
         ];

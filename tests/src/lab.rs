@@ -413,6 +413,22 @@ impl Lab {
             .collect()
     }
 
+    /// What the audit trail has of an action, in order; the entries as they are, parts apart.
+    #[must_use]
+    pub fn trail(&self, action: &str) -> Vec<Value> {
+        let mut found: Vec<(u64, Value)> = self
+            .search(&format!("agent:server stream:audit \"{action}\""))
+            .into_iter()
+            .map(|hit| {
+                let line = serde_json::from_str(hit["text"].as_str().unwrap());
+                (hit["sequence"].as_u64().unwrap(), line.expect("JSON"))
+            })
+            .filter(|(_, line): &(u64, Value)| line["action"] == action)
+            .collect();
+        found.sort_by_key(|(sequence, _)| *sequence);
+        found.into_iter().map(|(_, line)| line).collect()
+    }
+
     /// The exact bytes archived of a file.
     #[must_use]
     pub fn export(&self, agent: &str, path: &Path) -> Vec<u8> {

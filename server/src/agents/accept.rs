@@ -38,6 +38,8 @@ pub(crate) enum Refused {
         "this enrolment token was already used; make a new one with: scrinium-server agent enroll"
     )]
     UsedToken,
+    #[error("{0}; make a new token with: scrinium-server agent enroll")]
+    Name(String),
     #[error("this agent is not known to the server; enrol it again")]
     UnknownAgent,
     #[error("the credential or the token is wrong")]
@@ -64,6 +66,7 @@ impl Refused {
             Self::UnknownToken
             | Self::ExpiredToken
             | Self::UsedToken
+            | Self::Name(_)
             | Self::UnknownAgent
             | Self::Quarantined(_)
             | Self::InUse
@@ -382,6 +385,7 @@ impl Agents {
             | Refused::InUse
             | Refused::SuiteNotAllowed
             | Refused::Disabled
+            | Refused::Name(_)
             | Refused::Unavailable => return None,
         };
         Some(Raise {

@@ -8,7 +8,9 @@ use scrinium_protocol::token::Token;
 use scrinium_segment::random;
 
 use super::accept::Refused;
+use super::names::{check_agent_name, check_name, check_unused};
 use super::{Agents, State};
+use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentRecord, StoredSecret, TokenRecord};
 use crate::clock;
 
@@ -21,6 +23,24 @@ pub(crate) struct NewAgent<'a> {
 }
 
 impl Agents {
+    /// Whether a token can be made for an agent.
+    pub(crate) fn check_new(&self, agent: &NewAgent<'_>, address: &str, ttl_s: u64) -> Result<()> {
+        let NewAgent { name, site, tenant } = *agent;
+        check_agent_name(name)?;
+        bounds::check("site", site, NAME_LEN_MAX)?;
+        check_name("tenant", tenant)?;
+        if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
+            bail!(
+                "address '{}' must be HOST:PORT",
+                bounds::shortened(address).escape_debug()
+            );
+        }
+        if ttl_s == 0 || ttl_s > TTL_S_MAX {
+            bail!("ttl must be between 1 second and 30 days");
+        }
+        check_unused(name, self.lock().agents.values())
+    }
+
     /// Makes an enrolment token for an agent to be called `name`.
     pub(crate) fn make_token(
         &self,
@@ -29,19 +49,11 @@ impl Agents {
         server_public: [u8; 32],
         ttl_s: u64,
     ) -> Result<Token> {
+        self.check_new(agent, address, ttl_s)?;
         let NewAgent { name, site, tenant } = *agent;
-        check_name("agent name", name)?;
-        check_name("tenant", tenant)?;
-        if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
-            bail!("address '{address}' must be HOST:PORT");
-        }
-        if ttl_s == 0 || ttl_s > TTL_S_MAX {
-            bail!("ttl must be between 1 second and 30 days");
-        }
         let mut state = self.lock();
-        if state.agents.values().any(|agent| agent.name == name) {
-            bail!("an agent named '{name}' exists; choose another name or delete it");
-        }
+        // Somebody else may have been quicker.
+        check_unused(name, state.agents.values())?;
         let token = Token {
             address: address.to_owned(),
             server_public,
@@ -105,6 +117,15 @@ pub(super) fn new_agent(
         Some(agent) => agent.id,
         None => AgentId(random().map_err(|_| Refused::Unavailable)?),
     };
+    // What a person ended does not begin again with its old token.
+    if repeated.is_some_and(|agent| !agent.enabled || agent.set_aside) {
+        return Err(Refused::Disabled);
+    }
+    // A token may be of an earlier version, and another of the same name may have been used meanwhile.
+    let others = state.agents.values().filter(|agent| agent.id != id);
+    check_agent_name(&token.agent_name)
+        .and_then(|()| check_unused(&token.agent_name, others))
+        .map_err(|error| Refused::Name(error.to_string()))?;
     token.used_by = Some(ours);
     let agent = AgentRecord {
         id,
@@ -127,20 +148,12 @@ pub(super) fn new_agent(
         quarantine: None,
         restored: false,
         integrity_only: false,
+        set_aside: false,
         instance: [0; 16],
         configuration: None,
         tenant: token.tenant.clone(),
     };
     Ok((agent, token))
-}
-
-/// Names are shown in tables, typed in commands and used in file names.
-pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
-    let fine = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
-        bail!("{field} '{name}' must be 1 to 128 letters, digits, '-', '_' or '.'");
-    }
-    Ok(())
 }
 
 const TTL_S_MAX: u64 = 30 * 86_400;

@@ -13,6 +13,7 @@
 
 mod accept;
 mod enrol;
+mod names;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,10 +27,11 @@ use scrinium_protocol::sl::message::{
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
-pub(crate) use self::enrol::{NewAgent, check_name};
+pub(crate) use self::enrol::NewAgent;
+pub(crate) use self::names::{check_account_name, check_name};
 use crate::alarms::{AlarmKind, Raise};
-use crate::catalogue::Catalogue;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
+use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
 
 /// All agents and tokens.
@@ -307,11 +309,54 @@ impl Agents {
         })
     }
 
-    /// The agent called `name`.
+    /// The agent that is shown as `name`.
     pub(crate) fn find(&self, name: &str) -> Option<AgentId> {
+        let shown = self.shown().into_iter();
+        let mut named = shown.filter(|(_, shown)| shown == name);
+        named.next().map(|(id, _)| id)
+    }
+
+    /// What every agent is called, those aside that were removed: no two alike, and none like the server.
+    pub(crate) fn shown(&self) -> BTreeMap<AgentId, String> {
         let state = self.lock();
-        let agent = state.agents.values().find(|agent| agent.name == name);
-        agent.map(|agent| agent.id)
+        let mut shown = names::shown(state.agents.values());
+        shown.retain(|id, _| !state.agents.get(id).is_some_and(|agent| agent.set_aside));
+        shown
+    }
+
+    /// Removes an agent for every reader: no session, and nothing of it is shown. `with` is written in the same step.
+    pub(crate) fn set_aside(
+        &self,
+        id: AgentId,
+        with: impl FnOnce(&Changes<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.change_with(id, with, |agent| {
+            agent.set_aside = true;
+            agent.enabled = false;
+        })?;
+        if let Some((_, session)) = self.lock().sessions.get(&id) {
+            session.send_modify(|told| told.ended = true);
+        }
+        Ok(())
+    }
+
+    /// Whether an agent was removed for every reader.
+    pub(crate) fn is_set_aside(&self, id: AgentId) -> bool {
+        let state = self.lock();
+        state.agents.get(&id).is_some_and(|agent| agent.set_aside)
+    }
+
+    /// Takes that back.
+    pub(crate) fn bring_back(
+        &self,
+        id: AgentId,
+        enabled: bool,
+        with: impl FnOnce(&Changes<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.change_with(id, with, |agent| {
+            agent.set_aside = false;
+            agent.enabled = enabled;
+        })
     }
 
     pub(crate) fn is_connected(&self, id: AgentId) -> bool {
@@ -319,16 +364,22 @@ impl Agents {
         state.live.get(&id).is_some_and(|live| live.connected)
     }
 
-    /// Forgets an agent: its identity lets nobody in any more, and its name is free.
-    pub(crate) fn remove(&self, id: AgentId) -> Result<()> {
+    /// Forgets an agent: its identity lets nobody in any more, and its name is free. `with` is written in the same
+    /// step.
+    pub(crate) fn remove(
+        &self,
+        id: AgentId,
+        with: impl FnOnce(&Changes<'_>) -> Result<()>,
+    ) -> Result<()> {
         let mut state = self.lock();
         let Some(agent) = state.agents.get(&id).cloned() else {
-            return Ok(());
+            return self.catalogue.write(with);
         };
         let token = state.tokens.get(&agent.token_id).cloned();
         self.catalogue.write(|changes| {
             changes.remove(&agent)?;
-            token.iter().try_for_each(|token| changes.remove(token))
+            token.iter().try_for_each(|token| changes.remove(token))?;
+            with(changes)
         })?;
         state.agents.remove(&id);
         state.tokens.remove(&agent.token_id);
@@ -371,28 +422,52 @@ impl Agents {
         Ok(())
     }
 
-    /// Every agent with what is known of it now, by name.
+    fn change_with(
+        &self,
+        id: AgentId,
+        with: impl FnOnce(&Changes<'_>) -> Result<()>,
+        change: impl FnOnce(&mut AgentRecord),
+    ) -> Result<()> {
+        let mut state = self.lock();
+        let agent = state.agents.get_mut(&id).context("the agent is gone")?;
+        let mut changed = agent.clone();
+        change(&mut changed);
+        self.catalogue.write(|changes| {
+            changes.put(&changed)?;
+            with(changes)
+        })?;
+        *agent = changed;
+        Ok(())
+    }
+
+    /// Every agent that was not removed, under the name it is shown by, with what is known of it now; by name.
     pub(crate) fn list(&self) -> Vec<(AgentRecord, Live)> {
         let state = self.lock();
+        let mut shown = names::shown(state.agents.values());
         let with_live = |agent: &AgentRecord| {
-            (
-                agent.clone(),
-                state.live.get(&agent.id).cloned().unwrap_or_default(),
-            )
+            let name = shown.remove(&agent.id);
+            let agent = AgentRecord {
+                name: name.unwrap_or_else(|| agent.name.clone()),
+                ..agent.clone()
+            };
+            let live = state.live.get(&agent.id).cloned().unwrap_or_default();
+            (agent, live)
         };
-        let mut agents: Vec<_> = state.agents.values().map(with_live).collect();
+        let there = state.agents.values().filter(|agent| !agent.set_aside);
+        let mut agents: Vec<_> = there.map(with_live).collect();
         agents.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         agents
     }
 
-    /// Name and signing key of every agent.
+    /// Name and signing key of every agent, those that were removed too: what they signed can still be verified.
     pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
         let state = self.lock();
-        state
-            .agents
-            .values()
-            .map(|agent| (agent.id, (agent.name.clone(), agent.signing_public)))
-            .collect()
+        let shown = names::shown(state.agents.values()).into_iter();
+        let signers = shown.filter_map(|(id, name)| {
+            let agent = state.agents.get(&id)?;
+            Some((id, (name, agent.signing_public)))
+        });
+        signers.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -24,6 +24,7 @@ use serde_json::json;
 use super::Archive;
 use super::segment::{Block, Introduced};
 use super::upkeep::Upkeep;
+use crate::bounds;
 use crate::catalogue::records::{
     CertificateRecord, Group, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord,
 };
@@ -320,7 +321,7 @@ fn parts(due: &Due, policy: &Policy) -> Vec<Part> {
                 })
             });
             let stream = json!({
-                "id": id.to_string(), "agent": owner.agent, "site": owner.site,
+                "id": id.to_string(), "agent": owner.agent, "site": bounds::shortened(&owner.site),
                 "kind": gone.stream.kind.name(), "stream": gone.stream.name,
                 "entries": entries, "ranges": ranges.collect::<Vec<_>>(),
             });

@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_segment::{Kind, durable, fault, segment_name};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use self::target::{Location, Target};
 use crate::alarms::{AlarmKind, Raise};
@@ -37,6 +38,7 @@ use crate::config;
 use crate::core::{Core, OWN_NAME};
 use crate::evidence::chain::KEY_FILE;
 use crate::measure::Measure;
+use crate::stopped;
 use crate::volume::{ARCHIVE_DIR, EVIDENCE_DIR, SLOTS_FILE, Volume};
 
 /// One backup: the files of the volume, and the objects they are made of.
@@ -454,6 +456,11 @@ pub(crate) fn restore(dir: &Path, from: &Location, keys: &Path, shares: &[String
     let mut all: Vec<Row> = kept.collect();
     all.extend(key_rows);
     catalogue.import(&all)?;
+    let detail = json!({
+        "from": from.to_string(), "generation": done.generation, "objects": done.objects,
+        "forgotten_segments": done.forgotten,
+    });
+    stopped::note(&volume, "volume restored from a backup", detail)?;
     volume.settle()?;
     Ok(done)
 }

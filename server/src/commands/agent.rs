@@ -87,7 +87,8 @@ pub(crate) enum Agent {
         #[arg(long)]
         file: PathBuf,
     },
-    /// Deletes an agent and all that is archived of it. Asked once, it tells what would go.
+    /// Removes an agent and all that is archived of it: for readers at once, for good after three days. Asked once, it
+    /// tells what would go.
     #[command(after_help = "Example: scrinium-server agent delete web1 --reason 'contract ended'")]
     Delete {
         name: String,

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use scrinium_segment::durable;
+use serde_json::json;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
@@ -25,6 +26,7 @@ use crate::agents::NewAgent;
 use crate::catalogue::records::FIRST_TENANT;
 use crate::clock;
 use crate::config::Config;
+use crate::control::{audit_as, caller};
 use crate::volume::Binding;
 
 #[derive(clap::Args)]
@@ -61,7 +63,10 @@ pub(super) async fn run(args: Args) -> Result<()> {
         Some(password) => password,
         None => {
             let password = random_password()?;
-            server.core().accounts.set_password(ADMIN, &password)?;
+            let core = server.core();
+            let detail = json!({ "user": ADMIN });
+            audit_as(core, &caller::local(), "password set", detail).await?;
+            core.accounts.set_password(ADMIN, &password)?;
             password
         }
     };
@@ -100,17 +105,17 @@ pub(super) async fn run(args: Args) -> Result<()> {
         state.clone(),
         dir.join("agent.toml"),
     ));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
     let _nobody_reads = say("stopping …");
     generator.abort();
     // Aborting the supervisor drops the agent, which ends it; its state is safe against that.
     supervisor.abort();
     drop(supervisor.await);
     drop(generator.await);
-    server.stop().await;
+    server.stop(signal).await;
     Ok(())
 }
 
@@ -164,6 +169,8 @@ async fn start_agent(
             site: "demo",
             tenant: FIRST_TENANT,
         };
+        let detail = json!({ "agent": agent.name, "site": agent.site });
+        audit_as(core, &caller::local(), "token made", detail).await?;
         let token = core
             .agents
             .make_token(&agent, &core.address, *core.noise.public(), 600)?;

@@ -5,14 +5,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use scrinium_segment::durable;
+use scrinium_segment::{durable, fault};
+use serde_json::json;
 
 use super::say;
 use crate::archive::{Archive, fsck};
 use crate::catalogue::copies;
 use crate::clock;
 use crate::core::{make_catalogue, open_catalogue};
-use crate::volume::{Volume, rest};
+use crate::stopped;
+use crate::volume::Volume;
+use crate::volume::rest::{self, ACTS_FILE};
 
 /// Runs the command to its end.
 pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
@@ -35,7 +38,14 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     }
     let rows =
         copies::read(&volume).context("the catalogue's copies cannot be read: restore a backup")?;
-    rest::discard(dir)?;
+    // First of all, so that nothing is replaced without a word.
+    stopped::note(
+        &volume,
+        "catalogue made again",
+        json!({ "rows": rows.len() }),
+    )?;
+    fault::point("server: rebuilding noted");
+    rest::forget_but(&volume, ACTS_FILE)?;
     // Kept for whoever wants to know what happened to it.
     for file in ["catalogue.db", "catalogue.db-wal", "catalogue.db-shm"] {
         let path = dir.join(file);

@@ -34,6 +34,7 @@ use crate::config::Config;
 use crate::control::{self, Client, SearchRequest, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
 use crate::present::human_bytes;
+use crate::stopped;
 use crate::volume::{Binding, Volume};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
@@ -398,6 +399,7 @@ fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<M
     let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
     Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
     make_keys(&catalogue)?;
+    stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
     Ok(Made { password, shares })
 }
 
@@ -414,7 +416,9 @@ impl Made {
 }
 
 fn recover(dir: &Path, shares: Vec<String>) -> Result<()> {
-    drop(Volume::recover(dir, &read_shares(shares)?)?);
+    let shares = read_shares(shares)?;
+    let note = |volume: &Volume| stopped::note(volume, "volume recovered with shares", json!({}));
+    drop(Volume::recover(dir, &shares, note)?);
     say("the volume is open and bound to this machine now")
 }
 
@@ -435,6 +439,7 @@ async fn client(data: &Data) -> Result<(Client, Option<Running>)> {
     let config = load_config(data)?;
     let volume = Volume::open(&data.data)?;
     let running = Running::open(volume, run::dialled_address(&config, None), &config)?;
+    stopped::publish(&running.core).await?;
     let router = control::router(running.core.clone());
     Ok((Client::InProcess(router), Some(running)))
 }

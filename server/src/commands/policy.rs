@@ -8,10 +8,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Data, client, close, read_password, say, usage};
-use crate::catalogue::records::{FIRST_TENANT, HoldRecord, OfficerRecord, RuleRecord};
+use crate::catalogue::records::{ClassChange, FIRST_TENANT, HoldRecord, OfficerRecord, RuleRecord};
 use crate::clock::Day;
 use crate::control;
 use crate::control::policy::{Act, DeleteRequest, Person, PolicyRequest};
+use crate::control::waiting::WaitingRequest;
 use crate::present::human_bytes;
 
 #[derive(clap::Args)]
@@ -38,8 +39,8 @@ pub(super) struct Acting {
 
 #[derive(Subcommand)]
 enum Change {
-    /// Sets how long a class keeps; a new name makes a class. Floor and ceiling of a class that exists are
-    /// changed by two persons.
+    /// Sets how long a class keeps; a new name makes a class. What goes beyond its category waits three days, or for
+    /// a second person.
     #[command(after_help = "Example: scrinium-server policy class general --keep-days 180")]
     Class {
         name: String,
@@ -139,11 +140,45 @@ enum Change {
         #[command(flatten)]
         acting: Acting,
     },
-    /// Whether deleting an agent takes two persons.
+    /// Whether what waits takes two persons, and is never done by time alone.
     #[command(after_help = "Example: scrinium-server policy two-persons on")]
     TwoPersons {
         #[arg(value_parser = ["on", "off"])]
         switch: String,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        acting: Acting,
+    },
+    /// Shows what was asked for and waits, until when, and who wants it.
+    #[command(after_help = "Example: scrinium-server policy pending --json")]
+    Pending {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stops what waits; an agent that was removed is there again.
+    #[command(
+        after_help = "Example: scrinium-server policy stop 1f2e3d4c --reason 'nobody knows of it'"
+    )]
+    Stop {
+        /// What `policy pending` calls it.
+        id: String,
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        acting: Acting,
+    },
+    /// Says that another person wants what waits, too: it is done at once when two do.
+    #[command(
+        after_help = "Example: scrinium-server policy approve 1f2e3d4c --user bob --password-file FILE"
+    )]
+    Approve {
+        /// What `policy pending` calls it.
+        id: String,
         #[command(flatten)]
         data: Data,
         #[command(flatten)]
@@ -186,6 +221,23 @@ impl Policy {
                     false => preview_text(&rows, days),
                 });
             }
+            Change::Pending { data, json } => {
+                let rows = get(&data, "/policy/waiting").await?;
+                return say(&match json {
+                    true => serde_json::to_string_pretty(&rows)?,
+                    false => pending_text(&rows),
+                });
+            }
+            Change::Stop {
+                id,
+                reason,
+                data,
+                acting,
+            } => return answer_to(&data, "/policy/waiting/stop", id, reason, &acting).await,
+            Change::Approve { id, data, acting } => {
+                let route = "/policy/waiting/agree";
+                return answer_to(&data, route, id, String::new(), &acting).await;
+            }
             Change::Class {
                 name,
                 keep_days,
@@ -195,14 +247,14 @@ impl Policy {
                 data,
                 acting,
             } => {
-                let act = Act::Class {
+                let change = ClassChange {
                     name,
                     keep_days,
                     floor_days,
                     ceiling_days,
                     operations_days,
                 };
-                (act, data, acting)
+                (Act::Class(change), data, acting)
             }
             Change::Officer {
                 recipient,
@@ -310,6 +362,12 @@ pub(super) async fn delete_agent(data: &Data, request: &DeleteRequest) -> Result
     close(client, running).await;
     let answer = answer?;
     let number = |key: &str| answer.get(key).and_then(Value::as_u64).unwrap_or(0);
+    if let Some(said) = answer.get("said").and_then(Value::as_str) {
+        return say(&format!(
+            "removed agent {}: it is refused and nobody reads what it sent; its keys are destroyed later.\n{said}",
+            request.name
+        ));
+    }
     let Some(word) = answer.get("confirm").and_then(Value::as_str) else {
         return say(&format!(
             "deleted agent {} and {} entries; the certificates are in the server's stream 'deletions'",
@@ -318,13 +376,30 @@ pub(super) async fn delete_agent(data: &Data, request: &DeleteRequest) -> Result
         ));
     };
     say(&format!(
-        "this deletes agent {} and all that is archived of it, for good: {} streams, {} entries, {}.\n\
+        "this removes agent {} and all that is archived of it: {} streams, {} entries, {}.\n\
+         Nobody reads it from then on; after 72 hours, in which anybody entitled can stop it, it is gone for good.\n\
          Nothing was deleted. If that is wanted, say it again with: --confirm {word}",
         request.name,
         number("streams"),
         number("entries"),
         human_bytes(number("bytes")),
     ))
+}
+
+/// `policy stop` and `policy approve`.
+async fn answer_to(
+    data: &Data,
+    route: &str,
+    id: String,
+    reason: String,
+    acting: &Acting,
+) -> Result<()> {
+    let person = acting.person()?;
+    let (client, running) = client(data).await?;
+    let request = WaitingRequest { id, reason, person };
+    let done = client.post(route, &request).await.map(drop);
+    close(client, running).await;
+    done
 }
 
 async fn get(data: &Data, route: &str) -> Result<Value> {
@@ -403,9 +478,43 @@ fn policy_text(policy: &Value) -> String {
     out.push_str(if two {
         "\ndeleting an agent takes two persons"
     } else {
-        "\ndeleting an agent takes one person"
+        "\ndeleting an agent takes one person and three days, or two persons"
     });
+    for waiting in rows(policy, "waiting") {
+        out.push_str(&format!("\nwaits: {}", waiting_text(waiting)));
+    }
     out
+}
+
+fn pending_text(pending: &Value) -> String {
+    let lines: Vec<String> = pending
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(waiting_text)
+        .collect();
+    if lines.is_empty() {
+        return "nothing waits".to_owned();
+    }
+    lines.join("\n")
+}
+
+fn waiting_text(waiting: &Value) -> String {
+    let due = match text(waiting, "due") {
+        "" => "never by time alone".to_owned(),
+        due => format!("done {due}"),
+    };
+    let mut line = format!(
+        "{} {}; {due}; asked {} by {}",
+        text(waiting, "id"),
+        text(waiting, "what"),
+        text(waiting, "asked"),
+        text(waiting, "wanted_by")
+    );
+    if let Some(hindered) = waiting.get("hindered").and_then(Value::as_str) {
+        line.push_str(&format!("; NOT done: {hindered}"));
+    }
+    line
 }
 
 fn preview_text(preview: &Value, days: u32) -> String {

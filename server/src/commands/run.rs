@@ -15,7 +15,8 @@ use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
 use crate::volume::Volume;
 use crate::{
-    backup, certificates, console, control, evidence, listener, silence, statistics, verification,
+    backup, certificates, console, control, evidence, listener, silence, statistics, stopped,
+    verification,
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -24,12 +25,12 @@ pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(dir, config).await?;
     info!(data = %dir.display(), "the server is ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    info!("stopping");
-    server.stop().await;
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    info!(signal, "stopping");
+    server.stop(signal).await;
     Ok(())
 }
 
@@ -59,6 +60,8 @@ impl Server {
 
         let running = Running::open(volume, address, &config)?;
         let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
+        // Nothing can fail from here on, and nothing is in the trail of this run before its start.
+        stopped::begin(&running.core).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(control::run(running.core.clone(), control));
         for socket in udp {
@@ -83,6 +86,7 @@ impl Server {
         }
         tasks.spawn(silence::watch(running.core.clone()));
         tasks.spawn(certificates::run(running.core.clone()));
+        tasks.spawn(control::waiting::run(running.core.clone()));
         tasks.spawn(copies::run(running.core.clone()));
         tasks.spawn(statistics::run(running.core.clone()));
         tasks.spawn(verification::nightly(running.core.clone()));
@@ -101,9 +105,10 @@ impl Server {
         })
     }
 
-    /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk.
-    pub(crate) async fn stop(mut self) {
+    /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk. `by` is what ends it.
+    pub(crate) async fn stop(mut self, by: &str) {
         self.tasks.shutdown().await;
+        stopped::end(&self.running.core, by).await;
         let socket = self.running.core.data_dir().join("control.sock");
         self.running.close().await;
         drop(std::fs::remove_file(socket));

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{Data, client, close, say};
-use crate::control::{Client, json_of};
+use crate::audit::NotWritten;
+use crate::control::{Client, caller, json_of};
 use crate::core::public_key;
 use crate::volume::{Binding, BoundTo, UseTpm, Volume};
 
@@ -150,17 +151,12 @@ async fn audit(data: &Data, binding: &Binding, new_shares: bool) -> Result<()> {
     let written = match &running {
         Some(running) => {
             let audit = &running.core.audit;
-            audit
-                .record("local command", "volume rekeyed", detail)
-                .await
+            audit.note(&caller::local(), "volume rekeyed", detail).await
         }
-        None => false,
+        None => Err(NotWritten::Unavailable),
     };
     close(client, running).await;
-    if !written {
-        bail!("the archive takes nothing now, so the act cannot be written down and is refused");
-    }
-    Ok(())
+    Ok(written?)
 }
 
 /// Shows recovery shares, or writes them to a file.

@@ -1,5 +1,6 @@
 //! Signing in and out, and who asks.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use askama::Template;
@@ -16,11 +17,28 @@ use zeroize::Zeroizing;
 use super::i18n::Language;
 use super::pages::{Frame, html};
 use crate::accounts::{Session, SignInError};
+use crate::audit::Actor;
 use crate::core::Core;
+
+/// The address of the browser whose connection a request came on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl<S: Send + Sync> FromRequestParts<S> for Peer {
+    type Rejection = Response;
+
+    /// A request without one is answered to nobody: what it does could not be written down.
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
+        let peer = parts.extensions.get::<Self>().copied();
+        peer.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    }
+}
 
 /// A request with a living session; without one the extractor answers with the sign-in page.
 pub(crate) struct SignedIn {
     pub(crate) session: Session,
+    /// Who that is for the audit trail, with the browser's address.
+    pub(crate) actor: Actor,
     pub(crate) id: String,
     pub(crate) language: Language,
 }
@@ -40,7 +58,9 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
         };
         let chosen = core.accounts.language(&session.user);
         let language = chosen.and_then(|code| Language::from_code(&code));
+        let Peer(address) = Peer::from_request_parts(parts, core).await?;
         Ok(Self {
+            actor: Actor::signed_in(&session.user, address),
             language: language.unwrap_or_else(|| language_of(&parts.headers)),
             session,
             id,
@@ -77,6 +97,7 @@ pub(crate) struct SignInForm {
 /// Checks name and password.
 pub(crate) async fn sign_in(
     State(core): State<Arc<Core>>,
+    Peer(address): Peer,
     headers: HeaderMap,
     Form(form): Form<SignInForm>,
 ) -> Response {
@@ -104,7 +125,13 @@ pub(crate) async fn sign_in(
         Err(SignInError::Locked { .. }) => "sign-in refused: account locked",
     };
     let known: String = user.chars().take(64).collect();
-    let written = core.audit.record(&known, action, json!({})).await;
+    let actor = Actor::peer(&known, address);
+    // A name that nobody can have is not shown in full.
+    let detail = match user.len() > known.len() {
+        true => json!({ "name_bytes": user.len() }),
+        false => json!({}),
+    };
+    let written = core.audit.note(&actor, action, detail).await.is_ok();
     let problem = match outcome {
         Ok((id, _)) if written => {
             let cookie =
@@ -144,9 +171,7 @@ pub(crate) async fn sign_out(
 ) -> Response {
     if who.session.has_csrf(&form.csrf) {
         core.accounts.sign_out(&who.id);
-        core.audit
-            .record(&who.session.user, "signed out", json!({}))
-            .await;
+        drop(core.audit.note(&who.actor, "signed out", json!({})).await);
     }
     Redirect::to("/sign-in").into_response()
 }

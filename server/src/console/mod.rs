@@ -23,12 +23,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
 use tracing::debug;
 
 use crate::core::Core;
@@ -44,8 +46,15 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAccept
         let Ok(permit) = connections.clone().acquire_owned().await else {
             return;
         };
-        let (stream, _) = accept(&listener).await;
-        let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));
+        let (stream, address) = accept(&listener).await;
+        // Whoever acts is written down with the address of the connection.
+        let service = router
+            .clone()
+            .map_request(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(auth::Peer(address));
+                request
+            });
+        let (tls, service) = (tls.clone(), TowerToHyperService::new(service));
         tasks.spawn(async move {
             let _permit = permit;
             let Ok(Ok(stream)) = tokio::time::timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await
@@ -80,6 +89,8 @@ fn router(core: Arc<Core>) -> Router {
             "/alarms/{id}/acknowledge",
             post(pages::overview::acknowledge),
         )
+        .route("/waiting/{id}/stop", post(pages::waiting::stop))
+        .route("/waiting/{id}/agree", post(pages::waiting::agree))
         .route("/enrol", get(pages::enrol::page).post(pages::enrol::make))
         .route("/enrol/{token}/state", get(pages::enrol::state))
         .route("/search", get(pages::search::page))

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::policy::Person;
-use super::{Failure, Refused, audit_as};
+use super::{Failure, Refused, audit_as, caller};
 use crate::archive::container::{Access, Opening};
+use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::records::{Group, StoredSecret};
 use crate::clock::{self, Day};
 use crate::core::Core;
@@ -71,7 +72,8 @@ pub(super) async fn handle_open(
         keys,
         person,
     } = request;
-    let actor = person.name(&core).await?;
+    let actor = person.actor(&core).await?;
+    bounds::check("--purpose", &purpose, REASON_LEN_MAX)?;
     let until_us = clock::unix_us().saturating_add(hours.saturating_mul(3_600_000_000));
     let days: Vec<String> = keys
         .iter()
@@ -97,7 +99,7 @@ pub(super) async fn handle_open(
     let word = core
         .archive
         .openings()
-        .begin(actor, purpose, until_us, opened)?;
+        .begin(actor.name, purpose, until_us, opened)?;
     Ok(Json(
         json!({ "opening": word, "until": present::rfc3339(until_us) }),
     ))
@@ -107,7 +109,7 @@ pub(super) async fn handle_close(
     State(core): State<Arc<Core>>,
     Json(request): Json<CloseRequest>,
 ) -> Result<Json<Value>, Failure> {
-    audit_as(&core, super::LOCAL, "container closed", json!({})).await?;
+    audit_as(&core, &caller::local(), "container closed", json!({})).await?;
     let was_open = core.archive.openings().end(&request.opening);
     Ok(Json(json!({ "was_open": was_open })))
 }

@@ -15,8 +15,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Failure, LOCAL, audit_as, container};
+use super::{Failure, audit_as, caller, container};
 use crate::archive::container::{Access, parse_recipient};
+use crate::audit::Actor;
+use crate::bounds::{
+    self, NAME_LEN_MAX, QUERY_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX, STREAM_LEN_MAX,
+};
 use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
@@ -85,13 +89,16 @@ pub(super) async fn handle(
     State(core): State<Arc<Core>>,
     Json(request): Json<ExportRequest>,
 ) -> Result<Response, Failure> {
-    Ok(begin(core, request, LOCAL).await?.into_response())
+    Ok(begin(core, request, &caller::local())
+        .await?
+        .into_response())
 }
 
 /// A body that is what `by` asks for; it breaks off if the export fails. It is in the audit trail first.
-pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &str) -> Result<Body> {
+pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -> Result<Body> {
+    request.check_texts()?;
     let access = core.archive.openings().access(request.opening.as_deref())?;
-    let about = request.about(by, &access);
+    let about = request.about(&by.name, &access);
     let order = request.order(&core, about.clone())?;
     let audited = json!({
         "format": request.format, "request": about, "container": container::said_of(&access),
@@ -147,8 +154,24 @@ impl ExportRequest {
             .collect()
     }
 
+    /// Whether what was written into it keeps to its bounds.
+    fn check_texts(&self) -> Result<()> {
+        let fields = [
+            ("--agent", &self.agent, NAME_LEN_MAX),
+            ("--path", &self.path, STREAM_LEN_MAX),
+            ("--query", &self.query, QUERY_LEN_MAX),
+            ("--authority", &self.authority, REFERENCE_LEN_MAX),
+            ("--reference", &self.reference, REFERENCE_LEN_MAX),
+            ("--purpose", &self.purpose, REASON_LEN_MAX),
+            ("--recipient", &self.recipient, REASON_LEN_MAX),
+        ];
+        let mut fields = fields.into_iter();
+        fields.try_for_each(|(field, text, max)| bounds::check_given(field, text.as_deref(), max))
+    }
+
     /// Whether it can be asked for.
     pub(crate) fn check(&self, core: &Core) -> Result<()> {
+        self.check_texts()?;
         self.order(core, BTreeMap::new()).map(drop)
     }
 

@@ -7,7 +7,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
 use super::export::ExportRequest;
-use super::{Failure, LOCAL};
+use super::{Failure, caller};
 use crate::catalogue::records::LinkRecord;
 use crate::clock;
 use crate::core::Core;
@@ -56,12 +56,16 @@ pub(super) async fn handle_make(
     State(core): State<Arc<Core>>,
     Json(request): Json<ExportRequest>,
 ) -> Result<Json<Link>, Failure> {
-    Ok(Json(Link::of(&links::make(&core, request, LOCAL).await?)))
+    Ok(Json(Link::of(
+        &links::make(&core, request, &caller::local()).await?,
+    )))
 }
 
 pub(super) async fn handle_end(
     State(core): State<Arc<Core>>,
     Json(EndRequest { id }): Json<EndRequest>,
 ) -> Result<Json<Link>, Failure> {
-    Ok(Json(Link::of(&links::end(&core, &id, LOCAL).await?)))
+    Ok(Json(Link::of(
+        &links::end(&core, &id, &caller::local()).await?,
+    )))
 }

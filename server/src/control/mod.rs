@@ -3,17 +3,19 @@
 //! A command reaches the running server through the socket; on a stopped server it opens the volume
 //! itself and calls the very same routes in its own process.
 
+pub(crate) mod caller;
 pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod links;
 pub(crate) mod policy;
+pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, StatusCode};
@@ -33,11 +35,13 @@ use tracing::warn;
 use crate::agents::NewAgent;
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{EVER, verify};
+use crate::audit::{Actor, long_text};
 use crate::backup;
 use crate::backup::target::Location;
+use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
-use crate::core::{Core, OWN_NAME};
+use crate::core::Core;
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
 use crate::listener::ACCEPT_RETRY;
@@ -106,6 +110,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/backup/create", post(handle_backup))
         .route("/backup/verify", post(handle_backup_verify))
         .route("/policy/preview", get(policy::handle_preview))
+        .route("/policy/waiting", get(waiting::handle_list))
+        .route("/policy/waiting/agree", post(waiting::handle_agree))
+        .route("/policy/waiting/stop", post(waiting::handle_stop))
         .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
         .route("/agents/enroll", post(handle_enrol))
@@ -132,9 +139,10 @@ pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
         };
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         tasks.spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let http = hyper::server::conn::http1::Builder::new();
+            let user = caller::user_of(&stream);
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            let served = caller::serving(user, connection).await;
             if let Err(error) = served {
                 warn!(%error, "a command's connection broke");
             }
@@ -251,6 +259,7 @@ async fn handle_search(
     State(core): State<Arc<Core>>,
     Json(request): Json<SearchRequest>,
 ) -> Result<Response, Failure> {
+    bounds::check("the query", &request.query, QUERY_LEN_MAX)?;
     let access = core.archive.openings().access(request.opening.as_deref())?;
     let opening = container::said_of(&access);
     let detail = json!({ "query": request.query, "count": request.count, "container": opening });
@@ -325,7 +334,10 @@ async fn handle_backup(
     let BackupRequest { location, keys } = request;
     audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
     let to = Location::parse(&location).context("--to")?;
-    Ok(Json(backup::create(&core, &to, &keys).await?))
+    let done = backup::create(&core, &to, &keys).await;
+    Ok(Json(
+        or_said(&core, &caller::local(), "backup", done).await?,
+    ))
 }
 
 async fn handle_backup_status(
@@ -381,16 +393,18 @@ async fn handle_enrol(
     State(core): State<Arc<Core>>,
     Json(request): Json<EnrolRequest>,
 ) -> Result<Json<Value>, Failure> {
-    if request.name == OWN_NAME {
-        return Err(anyhow!("'{OWN_NAME}' is the server itself; choose another name").into());
-    }
-    audit(&core, "token made", json!({ "agent": request.name })).await?;
     let address = request.address.as_deref().unwrap_or(&core.address);
     let agent = NewAgent {
         name: &request.name,
         site: &request.site,
         tenant: &request.tenant,
     };
+    core.agents.check_new(&agent, address, request.ttl_s)?;
+    let detail = json!({
+        "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address,
+        "ttl_s": request.ttl_s,
+    });
+    audit(&core, "token made", detail).await?;
     let token = core
         .agents
         .make_token(&agent, address, *core.noise.public(), request.ttl_s)?;
@@ -417,7 +431,8 @@ async fn handle_enabled(
         json!({ "agent": name, "enabled": enabled }),
     )
     .await?;
-    core.agents.set_enabled(name, enabled)?;
+    let done = core.agents.set_enabled(name, enabled);
+    or_said(&core, &caller::local(), "agent enabled", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -436,7 +451,8 @@ async fn handle_approve(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     audit(&core, "agent approved", json!({ "agent": request.name })).await?;
-    core.agents.approve(&request.name, None)?;
+    let done = core.agents.approve(&request.name, None);
+    or_said(&core, &caller::local(), "agent approved", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -447,7 +463,8 @@ async fn handle_integrity_only(
     let AgentRequest { name, allow, .. } = request;
     let detail = json!({ "agent": name, "allowed": allow });
     audit(&core, "sending in clear", detail).await?;
-    core.agents.set_integrity_only(&name, allow)?;
+    let done = core.agents.set_integrity_only(&name, allow);
+    or_said(&core, &caller::local(), "sending in clear", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -456,9 +473,10 @@ async fn handle_configure(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     let AgentRequest { name, text, .. } = request;
-    let detail = json!({ "agent": name, "text": text });
+    let detail = json!({ "agent": name, "configuration": long_text(&text) });
     audit(&core, "agent configured", detail).await?;
-    let version = core.agents.configure(&name, &text)?;
+    let done = core.agents.configure(&name, &text);
+    let version = or_said(&core, &caller::local(), "agent configured", done).await?;
     Ok(Json(json!({ "version": version })))
 }
 
@@ -478,7 +496,8 @@ async fn handle_acknowledge(
 ) -> Result<Json<Value>, Failure> {
     let id = request.get("id").copied().unwrap_or_default();
     audit(&core, "alarm acknowledged", json!({ "id": id })).await?;
-    core.alarms.acknowledge(id, "local")?;
+    let done = core.alarms.acknowledge(id, "local");
+    or_said(&core, &caller::local(), "alarm acknowledged", done).await?;
     Ok(Json(json!({})))
 }
 
@@ -489,20 +508,41 @@ async fn handle_password(
     let text = |key: &str| request.get(key).cloned().unwrap_or_default();
     let (name, password) = (text("name"), zeroize::Zeroizing::new(text("password")));
     audit(&core, "password set", json!({ "user": name })).await?;
-    tokio::task::spawn_blocking(move || core.accounts.set_password(&name, &password)).await??;
+    let done = {
+        let core = core.clone();
+        let set = move || core.accounts.set_password(&name, &password);
+        tokio::task::spawn_blocking(set).await?
+    };
+    or_said(&core, &caller::local(), "password set", done).await?;
     Ok(Json(json!({})))
 }
 
 async fn audit(core: &Core, action: &str, detail: Value) -> Result<()> {
-    audit_as(core, LOCAL, action, detail).await
+    audit_as(core, &caller::local(), action, detail).await
 }
 
 /// Writes down what `actor` does; it must not be done when that fails.
-pub(crate) async fn audit_as(core: &Core, actor: &str, action: &str, detail: Value) -> Result<()> {
-    if core.audit.record(actor, action, detail).await {
-        return Ok(());
+pub(crate) async fn audit_as(
+    core: &Core,
+    actor: &Actor,
+    action: &str,
+    detail: Value,
+) -> Result<()> {
+    Ok(core.audit.note(actor, action, detail).await?)
+}
+
+/// Writes down that an act, which is in the trail already, was not done after all.
+pub(crate) async fn or_said<T>(
+    core: &Core,
+    actor: &Actor,
+    action: &str,
+    done: Result<T>,
+) -> Result<T> {
+    if let Err(error) = &done {
+        let detail = json!({ "action": action, "problem": format!("{error:#}") });
+        audit_as(core, actor, "not done", detail).await?;
     }
-    bail!("the archive takes nothing now, so the act cannot be written down and is refused")
+    done
 }
 
 /// Who acts through the socket and names no account.

@@ -2,27 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Json;
 use axum::extract::{Query, State};
+use data_encoding::HEXLOWER;
 use scrinium_protocol::kdf::sha256;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::{Failure, LOCAL, Refused, audit_as};
+use super::waiting::{self, Asked};
+use super::{Failure, Refused, audit_as, caller, or_said};
 use crate::accounts::SignInError;
-use crate::archive::retention::{self, Due, Reason};
+use crate::agents::check_name;
+use crate::archive::retention::{self, Due};
+use crate::audit::Actor;
+use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::records::{
-    ClassRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
+    ClassChange, HoldRecord, OfficerRecord, PolicySettings, RuleRecord, WaitingAct, WaitingRecord,
 };
 use crate::clock::{self, Day};
 use crate::core::Core;
 use crate::ingest::Submission;
-use crate::policy::GRACE_DAYS;
+use crate::policy::waiting::DELAY_US;
+use crate::policy::{GRACE_DAYS, Policy};
+use crate::present;
 
 /// Who acts: an account that proves itself, or whoever may open the socket.
 #[derive(Default, Deserialize, Serialize)]
@@ -42,14 +48,7 @@ pub(crate) struct PolicyRequest {
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Act {
-    /// How long a class keeps. What is not given stays, or is as it is in class `general`.
-    Class {
-        name: String,
-        keep_days: Option<u32>,
-        floor_days: Option<u32>,
-        ceiling_days: Option<u32>,
-        operations_days: Option<u32>,
-    },
+    Class(ClassChange),
     Officer {
         officer: OfficerRecord,
     },
@@ -89,29 +88,40 @@ pub(crate) struct PreviewQuery {
 }
 
 impl Person {
-    /// The name of who acts.
-    pub(super) async fn name(self, core: &Arc<Core>) -> Result<String> {
+    /// Who acts. A wrong password is written down.
+    pub(super) async fn actor(self, core: &Arc<Core>) -> Result<Actor> {
         let (Some(user), Some(password)) = (self.user, self.password) else {
-            return Ok(LOCAL.to_owned());
+            return Ok(caller::local());
         };
-        let core = core.clone();
-        let (signed_in, user) = tokio::task::spawn_blocking(move || {
-            let signed_in = core.accounts.sign_in(&user, &password);
-            if let Ok((session, _)) = &signed_in {
-                core.accounts.sign_out(session);
-            }
-            (signed_in, user)
-        })
-        .await?;
-        match signed_in {
-            Ok(_) => Ok(user),
-            Err(SignInError::Wrong) => {
-                Err(Refused(format!("--user '{user}': name or password is wrong")).into())
-            }
-            Err(SignInError::Locked { minutes }) => {
-                Err(Refused(format!("--user '{user}' is locked for {minutes} minutes")).into())
-            }
-        }
+        let (signed_in, user) = {
+            let core = core.clone();
+            let check = move || {
+                let signed_in = core.accounts.sign_in(&user, &password);
+                if let Ok((session, _)) = &signed_in {
+                    core.accounts.sign_out(session);
+                }
+                (signed_in.map(drop), user)
+            };
+            tokio::task::spawn_blocking(check).await?
+        };
+        let known: String = user.chars().take(64).collect();
+        let (action, text) = match signed_in {
+            Ok(()) => return Ok(caller::account(&user)),
+            Err(SignInError::Wrong) => (
+                "sign-in refused: wrong name or password",
+                format!("--user '{known}': name or password is wrong"),
+            ),
+            Err(SignInError::Locked { minutes }) => (
+                "sign-in refused: account locked",
+                format!("--user '{known}' is locked for {minutes} minutes"),
+            ),
+        };
+        let actor = Actor {
+            name: known,
+            ..caller::local()
+        };
+        audit_as(core, &actor, action, json!({})).await?;
+        Err(Refused(text).into())
     }
 }
 
@@ -125,7 +135,7 @@ pub(super) async fn handle_show(State(core): State<Arc<Core>>) -> Json<Value> {
     let holds = policy.holds().into_iter().map(|hold| {
         json!({
             "name": hold.name, "reason": hold.reason, "by": hold.by,
-            "since": crate::present::rfc3339(hold.since_us), "tenant": hold.tenant, "site": hold.site,
+            "since": present::rfc3339(hold.since_us), "tenant": hold.tenant, "site": hold.site,
             "agent": hold.agent, "stream": hold.stream, "from": hold.from.to_string(), "to": hold.to.to_string(),
         })
     });
@@ -143,6 +153,7 @@ pub(super) async fn handle_show(State(core): State<Arc<Core>>) -> Json<Value> {
         "containers": core.archive.keys().containers().len(),
         "contracts": contracts.collect::<Vec<_>>(),
         "two_persons": policy.settings().two_persons,
+        "waiting": waiting::list_json(&core),
     }))
 }
 
@@ -150,65 +161,109 @@ pub(super) async fn handle_act(
     State(core): State<Arc<Core>>,
     Json(request): Json<PolicyRequest>,
 ) -> Result<Json<Value>, Failure> {
+    let actor = request.person.actor(&core).await?;
+    if let Some((act, what)) = what_waits(&core.policy, &request.act)? {
+        return match waiting::ask(&core, &actor, act, what).await? {
+            Asked::Done(_) => Ok(Json(json!({}))),
+            Asked::Waits(waits) => Err(Refused(waiting::explained(&core, &waits)).into()),
+        };
+    }
     let detail = serde_json::to_value(&request.act)?;
-    let actor = request.person.name(&core).await?;
     audit_as(&core, &actor, "policy changed", detail).await?;
-    let policy = &core.policy;
-    match request.act {
-        Act::Class {
-            name,
-            keep_days,
-            floor_days,
-            ceiling_days,
-            operations_days,
-        } => {
-            let classes = policy.classes();
-            let named = |name: &str| classes.iter().find(|class| class.name == name);
-            let before = named(&name).or_else(|| named(crate::policy::GENERAL_CLASS));
-            let before = before.context("the policy has no class 'general'")?;
-            let class = ClassRecord {
-                keep_days: keep_days.unwrap_or(before.keep_days),
-                floor_days: floor_days.unwrap_or(before.floor_days),
-                ceiling_days: ceiling_days.unwrap_or(before.ceiling_days),
-                operations_days: operations_days.unwrap_or(before.operations_days),
-                name,
-            };
-            let bounds = (class.floor_days, class.ceiling_days);
-            let moves = named(&class.name)
-                .is_some_and(|before| bounds != (before.floor_days, before.ceiling_days));
-            if moves {
-                let what = format!(
-                    "class {} with floor {} and ceiling {} days",
-                    class.name, class.floor_days, class.ceiling_days
-                );
-                two_persons(&core, &what, &actor)?;
-            }
-            policy.set_class(class, moves)?;
-        }
-        Act::Officer { officer } => policy.set_officer(officer)?,
-        Act::Rules { rules } => policy.set_rules(rules)?,
+    let done = change(&core.policy, request.act, &actor);
+    or_said(&core, &actor, "policy changed", done).await?;
+    Ok(Json(json!({})))
+}
+
+fn change(policy: &Policy, act: Act, actor: &Actor) -> Result<()> {
+    match act {
+        Act::Class(change) => policy.set_class(policy.changed_class(&change)?.0, false),
+        Act::Officer { officer } => policy.set_officer(officer),
+        Act::Rules { rules } => policy.set_rules(rules),
         Act::Hold { mut hold } => {
-            hold.by = actor;
+            hold.by.clone_from(&actor.name);
             hold.since_us = clock::unix_us();
-            policy.hold(*hold)?;
+            policy.hold(*hold)
         }
-        Act::Release { name, .. } => drop(policy.release(&name)?),
+        Act::Release { name, .. } => policy.release(&name).map(drop),
         Act::Contract {
             tenant,
             end,
             grace_days,
         } => {
             let grace_days = grace_days.unwrap_or(GRACE_DAYS);
-            policy.set_contract(&tenant, end.map(|end| (end, grace_days)))?;
+            policy.set_contract(&tenant, end.map(|end| (end, grace_days)))
         }
-        Act::TwoPersons { on } => {
-            if policy.settings().two_persons && !on {
-                two_persons(&core, "deleting without a second person", &actor)?;
-            }
-            policy.set_settings(PolicySettings { two_persons: on })?;
-        }
+        Act::TwoPersons { on } => policy.set_settings(PolicySettings { two_persons: on }),
     }
-    Ok(Json(json!({})))
+}
+
+/// What no single person does at once (ADR 9), and its sentence: who asks for the same says the same.
+fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>> {
+    Ok(match act {
+        Act::Class(change) => {
+            let (class, why) = policy.changed_class(change)?;
+            why.map(|why| {
+                let what = format!(
+                    "{why}; it will keep {} days, between {} and {}, and operations will read {}",
+                    class.keep_days, class.floor_days, class.ceiling_days, class.operations_days
+                );
+                (WaitingAct::Class(change.clone()), what)
+            })
+        }
+        Act::Rules { rules } => policy.changed_rules(rules)?.map(|why| {
+            let text = serde_json::to_string(rules).unwrap_or_default();
+            let digest = HEXLOWER.encode(&sha256(&[text.as_bytes()]));
+            let act = WaitingAct::Rules {
+                rules: rules.clone(),
+                before: policy.rules(),
+            };
+            (
+                act,
+                format!("{why} (rules {})", digest.get(..16).unwrap_or_default()),
+            )
+        }),
+        Act::Officer { officer } => {
+            let before = policy.officers().into_iter();
+            let mut before = before.filter(|before| before.tenant == officer.tenant);
+            policy.check_officer(officer)?;
+            before.next().filter(|before| before != officer).map(|_| {
+                let OfficerRecord { tenant, recipient } = officer;
+                let what = format!("the second container of {tenant} is opened by {recipient}");
+                (WaitingAct::Officer(officer.clone()), what)
+            })
+        }
+        Act::Contract {
+            tenant,
+            end: Some(end),
+            grace_days,
+        } => {
+            check_name("tenant", tenant)?;
+            let grace_days = grace_days.unwrap_or(GRACE_DAYS);
+            let last = end.plus(grace_days);
+            let soonest = Day::of(clock::unix_us().saturating_add(DELAY_US));
+            (last < soonest).then(|| {
+                let act = WaitingAct::Contract {
+                    tenant: tenant.clone(),
+                    end: *end,
+                    grace_days,
+                };
+                let what = format!(
+                    "all of tenant {tenant} is deleted, whose contract ended on {end} and was kept until {last}"
+                );
+                (act, what)
+            })
+        }
+        Act::TwoPersons { on: false } if policy.settings().two_persons => Some((
+            WaitingAct::OnePerson,
+            "deleting without a second person".to_owned(),
+        )),
+        Act::Release { reason, .. } => {
+            bounds::check("--reason", reason, REASON_LEN_MAX)?;
+            None
+        }
+        Act::Contract { .. } | Act::TwoPersons { .. } | Act::Hold { .. } => None,
+    })
 }
 
 /// What the next days delete, and what holds keep from it.
@@ -249,7 +304,8 @@ fn row_of(due: &Due, on: Day) -> Value {
     })
 }
 
-/// Asked once, it tells what would go; asked again with the answer's word, it goes.
+/// Asked once, it tells what would go; asked again with the answer's word, nobody reads it any more, and its keys are
+/// destroyed after the delay.
 pub(super) async fn handle_delete(
     State(core): State<Arc<Core>>,
     Json(request): Json<DeleteRequest>,
@@ -260,18 +316,21 @@ pub(super) async fn handle_delete(
         confirm,
         person,
     } = request;
-    let actor = person.name(&core).await?;
-    let agent = core
-        .agents
-        .find(&name)
-        .with_context(|| format!("no agent is named '{name}'"))?;
+    let actor = person.actor(&core).await?;
+    bounds::check("--reason", &why, REASON_LEN_MAX)?;
     if why.trim().is_empty() {
         return Err(anyhow::anyhow!("--reason must not be empty").into());
     }
-    let reason = Reason::AgentDeleted {
-        by: actor.clone(),
-        why: why.clone(),
-    };
+    let agent = core.agents.find(&name).with_context(|| {
+        let waiting = core.policy.waiting.list().into_iter();
+        let mut removed = waiting.filter(|waiting| {
+            matches!(&waiting.act, WaitingAct::Agent { name: removed, .. } if *removed == name)
+        });
+        match removed.next() {
+            Some(waiting) => waiting::explained(&core, &waiting),
+            None => format!("no agent is named '{name}'"),
+        }
+    })?;
     let streams = core.archive.streams_of(agent);
     let entries: u64 = streams.iter().map(|stream| stream.entries).sum();
     let bytes: u64 = streams.iter().map(|stream| stream.bytes).sum();
@@ -281,67 +340,35 @@ pub(super) async fn handle_delete(
         name.as_bytes(),
         why.as_bytes(),
     ]);
-    let word = data_encoding::HEXLOWER.encode(word.first_chunk::<4>().unwrap_or(&[0; 4]));
-    let sealed = retention::of_agent(&core.archive, &core.policy, agent, &reason);
-    let mut holding = sealed.err().unwrap_or_default();
-    // What came last is not sealed yet.
-    let owner = core.policy.owner_of(agent);
-    for stream in &streams {
-        let day = Day::of(stream.last_us);
-        holding.extend(core.policy.holds_on(&owner, &stream.name, day));
-    }
-    refuse_held(&name, &holding)?;
+    let word = HEXLOWER.encode(word.first_chunk::<4>().unwrap_or(&[0; 4]));
+    waiting::refuse_held(&core, agent, &name)?;
     if confirm.as_deref() != Some(&word) {
         return Ok(Json(json!({
             "agent": name, "streams": streams.len(), "entries": entries, "bytes": bytes, "confirm": word,
         })));
     }
-    let detail = json!({ "agent": name, "reason": why, "entries": entries, "bytes": bytes });
-    audit_as(&core, &actor, "agent deletion", detail).await?;
-    let mut by = vec![actor.clone()];
-    if core.policy.settings().two_persons {
-        by.push(two_persons(
-            &core,
-            &format!("delete agent {name} ({word})"),
-            &actor,
-        )?);
-    }
-    let reason = Reason::AgentDeleted {
-        by: by.join(" and "),
+    let enabled = core.agents.get(agent).is_some_and(|agent| agent.enabled);
+    let what = format!("delete agent {name} ({word}), {entries} entries: {why}");
+    // More may have come since the first person said it.
+    let same = |waiting: &WaitingRecord| matches!(&waiting.act, WaitingAct::Agent { agent: id, why: said, .. } if *id == agent && *said == why);
+    let known = core.policy.waiting.list().into_iter().find(same);
+    let what = known.map_or(what, |known| known.what);
+    let act = WaitingAct::Agent {
+        agent,
+        name: name.clone(),
         why,
+        enabled,
     };
-    core.agents.set_enabled(&name, false)?;
-    // What its session had submitted is in the log that is finished then.
-    for _ in 0..STEPS_MAX {
-        if !core.agents.is_connected(agent) {
-            break;
+    match waiting::ask(&core, &actor, act, what).await? {
+        Asked::Done(deleted) => Ok(Json(json!({ "agent": name, "deleted": deleted }))),
+        Asked::Waits(waits) if waits.needs_two => {
+            Err(Refused(waiting::explained(&core, &waits)).into())
         }
-        tokio::time::sleep(STEP).await;
+        Asked::Waits(waits) => Ok(Json(json!({
+            "agent": name, "waits": waits.id, "due": present::rfc3339(waits.due_us),
+            "said": waiting::explained(&core, &waits),
+        }))),
     }
-    let active = roll(&core).await?;
-    let archive = core.archive.clone();
-    let policy = core.policy.clone();
-    let deleted = core.upkeep.ask(active, move |upkeep| {
-        let due = retention::of_agent(&archive, &policy, agent, &reason);
-        let due = match due {
-            Ok(due) => due,
-            Err(holding) => return Ok(Err(holding)),
-        };
-        upkeep.forget(&due)?;
-        Ok(Ok(due.iter().map(Due::entries).sum::<u64>()))
-    });
-    let deleted = match deleted.await? {
-        Ok(deleted) => deleted,
-        Err(holding) => {
-            refuse_held(&name, &holding)?;
-            0
-        }
-    };
-    core.agents.remove(agent)?;
-    crate::certificates::publish(&core).await?;
-    let detail = json!({ "agent": name, "entries": deleted });
-    audit_as(&core, &actor, "agent deleted", detail).await?;
-    Ok(Json(json!({ "agent": name, "deleted": deleted })))
 }
 
 /// Finishes the log that is written now, so that everything before can be sealed; the number of the next.
@@ -354,29 +381,4 @@ pub(crate) async fn roll(core: &Arc<Core>) -> Result<u64> {
     rolled.await.context("the disk takes no new log now")
 }
 
-fn refuse_held(name: &str, holding: &BTreeSet<String>) -> Result<(), Refused> {
-    if holding.is_empty() {
-        return Ok(());
-    }
-    let holds: Vec<&str> = holding.iter().map(String::as_str).collect();
-    Err(Refused(format!(
-        "agent '{name}' is under legal hold ({}); release it first: scrinium-server policy release NAME",
-        holds.join(", ")
-    )))
-}
-
-/// Goes on when somebody else asked for the very same before; returns who.
-fn two_persons(core: &Core, what: &str, actor: &str) -> Result<String> {
-    let first = core.policy.approve(what, actor, clock::unix_us())?;
-    let waits = || {
-        Refused(format!(
-            "this takes two persons: '{actor}' asked for it now; within seven days somebody else has to ask for the same (--user NAME --password-file FILE)"
-        ))
-    };
-    Ok(first.ok_or_else(waits)?)
-}
-
-/// How long a session that was told to end is waited for.
-const STEP: Duration = Duration::from_millis(20);
-const STEPS_MAX: u32 = 500;
 const PREVIEW_DAYS_MAX: u32 = 366;

@@ -4,6 +4,9 @@
 //! 1. `floor_days <= keep_days <= ceiling_days` for every class, whoever asks for what.
 //! 2. Age counts from the day of receipt, never from a time that a log line claims.
 
+mod law;
+pub(crate) mod waiting;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -11,22 +14,27 @@ use anyhow::{Context as _, Result, ensure};
 use globset::{GlobBuilder, GlobMatcher};
 use scrinium_protocol::identity::{AgentId, StreamKind};
 
+use self::law::{DAYS_MAX, check_bounds, check_rules, check_selector};
+use self::waiting::Waiting;
 use crate::agents::{Agents, check_name};
 use crate::archive::container::parse_recipient;
 use crate::archive::retention::Reason;
 use crate::audit::STATISTICS;
+use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
-    ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, OfficerRecord, PolicySettings,
-    RuleRecord, RulesRecord, StreamRecord, WishRecord, operations_days,
+    ClassChange, ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, OfficerRecord,
+    PolicySettings, RuleRecord, RulesRecord, StreamRecord, operations_days,
 };
-use crate::clock::{DAY_US, Day};
+use crate::clock::Day;
 use crate::core::OWN_NAME;
 
 /// Every class, rule and hold.
 pub(crate) struct Policy {
     catalogue: Arc<Catalogue>,
     agents: Arc<Agents>,
+    /// What is done after a delay.
+    pub(crate) waiting: Waiting,
     state: RwLock<State>,
 }
 
@@ -36,8 +44,6 @@ struct State {
     rules: Vec<(RuleRecord, GlobMatcher)>,
     holds: BTreeMap<String, (HoldRecord, GlobMatcher)>,
     contracts: BTreeMap<String, ContractRecord>,
-    /// What waits for a second person.
-    wishes: BTreeMap<String, WishRecord>,
     settings: PolicySettings,
     officers: BTreeMap<String, OfficerRecord>,
 }
@@ -74,14 +80,12 @@ impl Policy {
         for contract in catalogue.load::<ContractRecord>()? {
             state.contracts.insert(contract.tenant.clone(), contract);
         }
-        for wish in catalogue.load::<WishRecord>()? {
-            state.wishes.insert(wish.what.clone(), wish);
-        }
         for officer in catalogue.load::<OfficerRecord>()? {
             state.officers.insert(officer.tenant.clone(), officer);
         }
         state.settings = catalogue.load()?.pop().unwrap_or_default();
         Ok(Self {
+            waiting: Waiting::load(catalogue.clone())?,
             catalogue,
             agents,
             state: RwLock::new(state),
@@ -170,10 +174,15 @@ impl Policy {
         is_old.then(|| officer.recipient.clone())
     }
 
+    /// Whether somebody can open the second container of a tenant.
+    pub(crate) fn check_officer(&self, officer: &OfficerRecord) -> Result<()> {
+        check_name("tenant", &officer.tenant)?;
+        parse_recipient(&officer.recipient).map(drop)
+    }
+
     /// Sets who opens the second container of a tenant.
     pub(crate) fn set_officer(&self, officer: OfficerRecord) -> Result<()> {
-        check_name("tenant", &officer.tenant)?;
-        parse_recipient(&officer.recipient)?;
+        self.check_officer(&officer)?;
         let mut state = self.write();
         self.catalogue.put(&officer)?;
         state.officers.insert(officer.tenant.clone(), officer);
@@ -226,27 +235,6 @@ impl Policy {
         Ok(())
     }
 
-    /// Notes that `by` wants something done that takes two persons. Returns who wanted the very same before, when
-    /// that was somebody else and not too long ago: it may be done now.
-    pub(crate) fn approve(&self, what: &str, by: &str, now_us: u64) -> Result<Option<String>> {
-        let mut state = self.write();
-        let fresh = |wish: &&WishRecord| now_us.saturating_sub(wish.since_us) < WISH_LIFE_US;
-        let before = state.wishes.get(what).filter(fresh).cloned();
-        if let Some(before) = before.filter(|wish| wish.by != by) {
-            self.catalogue.write(|changes| changes.remove(&before))?;
-            state.wishes.remove(what);
-            return Ok(Some(before.by));
-        }
-        let wish = WishRecord {
-            what: what.to_owned(),
-            by: by.to_owned(),
-            since_us: now_us,
-        };
-        self.catalogue.put(&wish)?;
-        state.wishes.insert(what.to_owned(), wish);
-        Ok(None)
-    }
-
     /// The holds that keep what was received on `day` from a stream.
     pub(crate) fn holds_on(&self, owner: &Owner, stream: &str, day: Day) -> Vec<String> {
         let state = self.read();
@@ -256,6 +244,40 @@ impl Policy {
                 && pattern.is_match(stream)
         });
         holding.map(|(hold, _)| hold.name.clone()).collect()
+    }
+
+    /// What a class becomes by a change, and why it has to wait, if it does.
+    pub(crate) fn changed_class(
+        &self,
+        change: &ClassChange,
+    ) -> Result<(ClassRecord, Option<String>)> {
+        check_name("class", &change.name)?;
+        let state = self.read();
+        let general = state.classes.get(GENERAL_CLASS);
+        let general = general.context("the policy has no class 'general'")?;
+        let known = state.classes.get(&change.name);
+        let before = known.unwrap_or(general);
+        let class = ClassRecord {
+            name: change.name.clone(),
+            keep_days: change.keep_days.unwrap_or(before.keep_days),
+            floor_days: change.floor_days.unwrap_or(before.floor_days),
+            ceiling_days: change.ceiling_days.unwrap_or(before.ceiling_days),
+            operations_days: change.operations_days.unwrap_or(before.operations_days),
+        };
+        check_bounds(&class)?;
+        let why = law::why_class_waits(&class, known, general);
+        Ok((class, why))
+    }
+
+    /// Whether rules can be set, and why they have to wait, if they do.
+    pub(crate) fn changed_rules(&self, rules: &[RuleRecord]) -> Result<Option<String>> {
+        let state = self.read();
+        check_rules(rules, &state.classes)?;
+        compiled(rules.to_vec())?;
+        let general = state.classes.get(GENERAL_CLASS);
+        let general = general.context("the policy has no class 'general'")?;
+        let before: Vec<RuleRecord> = state.rules.iter().map(|(rule, _)| rule.clone()).collect();
+        Ok(law::why_rules_wait(rules, &before, &state.classes, general))
     }
 
     /// Adds a class, or changes how long one keeps. Floor and ceiling of a class that exists are changed
@@ -272,25 +294,7 @@ impl Policy {
                 class.name
             );
         }
-        let ClassRecord {
-            name,
-            keep_days,
-            floor_days,
-            ceiling_days,
-            operations_days: _,
-        } = &class;
-        ensure!(
-            (1..=DAYS_MAX).contains(floor_days) && (*floor_days..=DAYS_MAX).contains(ceiling_days),
-            "class '{name}': floor_days and ceiling_days must be between 1 and {DAYS_MAX}, the floor below the ceiling"
-        );
-        ensure!(
-            keep_days >= floor_days,
-            "class '{name}': keep_days {keep_days} is below its floor of {floor_days} days"
-        );
-        ensure!(
-            keep_days <= ceiling_days,
-            "class '{name}': keep_days {keep_days} is above its ceiling of {ceiling_days} days"
-        );
+        check_bounds(&class)?;
         self.catalogue.put(&class)?;
         state.classes.insert(class.name.clone(), class);
         Ok(())
@@ -299,18 +303,7 @@ impl Policy {
     /// Replaces the rules. What is sealed already stays in the class it was sealed in.
     pub(crate) fn set_rules(&self, rules: Vec<RuleRecord>) -> Result<()> {
         let mut state = self.write();
-        for rule in &rules {
-            ensure!(
-                state.classes.contains_key(&rule.class),
-                "a rule names class '{}', which does not exist",
-                rule.class
-            );
-            ensure!(
-                !is_own_class(&rule.class),
-                "class '{}' is for what the server itself writes",
-                rule.class
-            );
-        }
+        check_rules(&rules, &state.classes)?;
         let compiled = compiled(rules.clone())?;
         self.catalogue.put(&RulesRecord { rules })?;
         state.rules = compiled;
@@ -321,6 +314,15 @@ impl Policy {
     pub(crate) fn hold(&self, hold: HoldRecord) -> Result<()> {
         check_name("hold", &hold.name)?;
         ensure!(!hold.reason.trim().is_empty(), "a hold needs a reason");
+        bounds::check("the reason of a hold", &hold.reason, REASON_LEN_MAX)?;
+        let HoldRecord {
+            tenant,
+            site,
+            agent,
+            stream,
+            ..
+        } = &hold;
+        check_selector(tenant, site, agent, stream)?;
         ensure!(hold.from <= hold.to, "a hold's first day is after its last");
         let pattern = pattern(&hold.stream)?;
         let mut state = self.write();
@@ -420,10 +422,6 @@ pub(crate) const AUDIT_CLASS: &str = "audit";
 pub(crate) const STATISTICS_CLASS: &str = "statistics";
 /// Days after the end of a contract, when nothing else was agreed.
 pub(crate) const GRACE_DAYS: u32 = 15;
-/// How long the first of two persons is waited with.
-const WISH_LIFE_US: u64 = 7 * DAY_US;
-/// A hundred years.
-const DAYS_MAX: u32 = 36_525;
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ use ed25519_dalek::{Signature, SigningKey, Verifier as _};
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::ENTRY_LEN_MAX;
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
@@ -594,6 +595,7 @@ impl Year {
         let signed = format!("{SIGNED_AS}{body}}}");
         let key = self.signing.verifying_key();
         key.verify(signed.as_bytes(), &signature).unwrap();
+        assert!(text.len() <= ENTRY_LEN_MAX, "a certificate is one entry");
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         value["entries"].as_u64().unwrap()
     }
@@ -618,7 +620,8 @@ fn agent_record(agent: u8, signing: &SigningKey) -> AgentRecord {
     AgentRecord {
         id: AgentId([agent; 16]),
         name: format!("agent{agent}"),
-        site: String::new(),
+        // An earlier version took a site of any length.
+        site: "S".repeat(if agent == 1 { 66_000 } else { 0 }),
         static_public: [agent; 32],
         signing_public: signing.verifying_key().to_bytes(),
         credential: StoredSecret(Secret::new([agent; 32])),
@@ -636,6 +639,7 @@ fn agent_record(agent: u8, signing: &SigningKey) -> AgentRecord {
         quarantine: None,
         restored: false,
         integrity_only: false,
+        set_aside: false,
         instance: [0; 16],
         configuration: None,
         tenant: format!("tenant{}", tenant_of(agent)),

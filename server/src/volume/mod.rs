@@ -92,10 +92,15 @@ impl Volume {
         })
     }
 
-    /// Opens the volume with recovery shares and binds it to this machine.
-    pub(crate) fn recover(dir: &Path, shares: &[String]) -> Result<Self> {
+    /// Opens the volume with recovery shares and binds it to this machine; what `before` says goes first.
+    pub(crate) fn recover(
+        dir: &Path,
+        shares: &[String],
+        before: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let (lock, slots) = Slots::read(dir)?;
         let (volume, slots) = Self::rebind(dir, lock, slots, shares)?;
+        before(&volume)?;
         slots.write(&dir.join(SLOTS_FILE))?;
         Ok(volume)
     }
@@ -259,12 +264,17 @@ mod tests {
             let pair = [shares[one].to_string(), shares[two].to_string()];
             std::fs::remove_file(dir.join(INSTALL_FILE)).unwrap();
             assert!(Volume::open(&dir).is_err());
-            assert_eq!(Volume::recover(&dir, &pair).unwrap().key("test"), key);
+            assert_eq!(
+                Volume::recover(&dir, &pair, |_| Ok(()))
+                    .unwrap()
+                    .key("test"),
+                key
+            );
             assert_eq!(Volume::open(&dir).unwrap().key("test"), key);
         }
-        assert!(Volume::recover(&dir, &[shares[0].to_string()]).is_err());
+        assert!(Volume::recover(&dir, &[shares[0].to_string()], |_| Ok(())).is_err());
         let twice = [shares[0].to_string(), shares[0].to_string()];
-        assert!(Volume::recover(&dir, &twice).is_err());
+        assert!(Volume::recover(&dir, &twice, |_| Ok(())).is_err());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

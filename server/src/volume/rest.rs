@@ -48,6 +48,33 @@ pub(crate) fn write(volume: &Volume) -> Result<()> {
     copy::write(&volume.dir().join(REST_FILE), &key, NUMBER, &rest, &[])
 }
 
+/// Adds a file that a command on the stopped volume wrote, so that it is missed when it goes.
+pub(crate) fn add(volume: &Volume, name: &str) -> Result<()> {
+    let (path, key) = (volume.dir().join(REST_FILE), volume.key("rest"));
+    let mut rest = Rest {
+        files: BTreeMap::new(),
+    };
+    if path.try_exists()? {
+        // One that cannot be read stays as it is: the start says so.
+        let Ok((found, _)) = copy::read::<Rest>(&path, &key) else {
+            return Ok(());
+        };
+        rest = found;
+    }
+    let written = resting(&volume.dir().join(name), true)?;
+    rest.files.insert(name.to_owned(), written);
+    copy::write(&path, &key, NUMBER, &rest, &[])
+}
+
+/// Forgets how the files lay but for `name`: a command makes the others anew.
+pub(crate) fn forget_but(volume: &Volume, name: &str) -> Result<()> {
+    discard(volume.dir())?;
+    if volume.dir().join(name).try_exists()? {
+        add(volume, name)?;
+    }
+    Ok(())
+}
+
 /// Compares the files with what the last clean stop wrote down, and removes that.
 ///
 /// # Errors
@@ -68,8 +95,7 @@ pub(crate) fn take(volume: &Volume) -> Result<Changed> {
     Ok(changed)
 }
 
-/// Removes what a clean stop wrote down: a command changes what it speaks of.
-pub(crate) fn discard(dir: &Path) -> Result<()> {
+fn discard(dir: &Path) -> Result<()> {
     durable::remove(&dir.join(REST_FILE))?;
     Ok(())
 }
@@ -96,7 +122,7 @@ impl Changed {
 /// The files there are.
 fn look(dir: &Path) -> Result<BTreeMap<String, Resting>> {
     let mut files = BTreeMap::new();
-    for name in SMALL {
+    for name in SMALL.into_iter().chain([ACTS_FILE]) {
         let path = dir.join(name);
         if path.try_exists()? {
             files.insert(name.to_owned(), resting(&path, true)?);
@@ -148,6 +174,8 @@ impl std::io::Write for Hashing<'_> {
     }
 }
 
+/// Acts on the stopped volume that wait for the audit trail.
+pub(crate) const ACTS_FILE: &str = "acts.pending";
 const REST_FILE: &str = "rest";
 /// Names the file while it is written; 0 and 1 are the copies' of the catalogue.
 const NUMBER: u64 = 2;

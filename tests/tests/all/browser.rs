@@ -415,6 +415,40 @@ fn an_alarm_is_seen_and_a_quarantined_agent_approved_in_the_console() {
     lab.wait_for_bytes("web1", &log, 8, Duration::from_secs(40));
 }
 
+/// What waits is shown on the overview, and a click stops it.
+#[test]
+fn what_waits_is_seen_and_stopped_in_the_console() {
+    if !has_tool("chromedriver") || !has_tool("chromium") {
+        return;
+    }
+    let lab = Lab::start("browser-waiting");
+    let words = [
+        "policy",
+        "class",
+        "forever",
+        "--keep-days",
+        "3650",
+        "--ceiling-days",
+        "3650",
+    ];
+    assert_eq!(lab.server(&words).status.code(), Some(4));
+    let visits = ["en", "it", "fr"].map(|language| [(language, 1280), (language, 390)]);
+    for (language, width) in visits.into_iter().flatten() {
+        let browser = Browser::start(width, language);
+        sign_in(&browser, &lab);
+        assert!(browser.text("main").contains("local command"));
+        assert!(browser.fits(), "{language} at {width}");
+        browser.screenshot(&screenshots().join(format!("waiting-{language}-{width}.png")));
+    }
+    let browser = Browser::start(1280, "en");
+    sign_in(&browser, &lab);
+    browser.click("form[action$='/stop'] button");
+    wait_until("it is stopped", Duration::from_secs(10), || {
+        let pending = lab.server(&["policy", "pending"]).stdout;
+        String::from_utf8_lossy(&pending).contains("nothing waits")
+    });
+}
+
 /// K1 and K2, as a person sees them.
 #[test]
 fn a_configuration_is_sent_from_the_console_and_what_became_of_it_is_shown() {

@@ -130,7 +130,7 @@ fn a_spoiled_record_is_noticed_the_session_ends_and_the_next_one_loses_nothing()
             "came again",
             "was dropped or held back",
             "was altered",
-            "app.log",
+            "\"stream\":\"scrinium-agent\"",
         ] {
             assert!(seen.contains(what), "{what}: {seen}");
         }

@@ -67,8 +67,8 @@ fn a_log_that_was_acknowledged_and_is_gone_is_named_with_its_streams_and_an_alar
     assert!(alarm.contains("up to sequence 199"), "{alarm}");
     // The agent sends again what its file still has; that it was gone stays said.
     let log = lab.log("app.log");
-    let len = std::fs::metadata(&log).unwrap().len();
-    lab.wait_for_bytes("web1", &log, len as usize, Duration::from_secs(20));
+    let len = std::fs::read(&log).unwrap().len();
+    lab.wait_for_bytes("web1", &log, len, Duration::from_secs(20));
     let (code, said) = lab.verify();
     assert!(code == 3 && said.contains("it is gone"), "{said}");
 }

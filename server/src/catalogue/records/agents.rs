@@ -45,6 +45,9 @@ pub(crate) struct AgentRecord {
     /// It may use the suite without encryption.
     #[serde(default)]
     pub(crate) integrity_only: bool,
+    /// It was removed: nobody reads what it sent, and its keys are destroyed when the delay is over.
+    #[serde(default)]
+    pub(crate) set_aside: bool,
     /// The process that was last let in.
     #[serde(default, with = "hex")]
     pub(crate) instance: [u8; 16],

@@ -1,13 +1,16 @@
 //! What the catalogue holds. Fields may be added with a default; none is ever reused.
 
+mod acts;
 mod agents;
 mod archive;
 mod policy;
+mod waiting;
 
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub(crate) use self::acts::{LateActRecord, RunRecord};
 pub(crate) use self::agents::{AgentConfiguration, AgentRecord, Quarantine, TokenRecord};
 pub(crate) use self::archive::{
     AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, ChainRecord, Group, GroupKeys,
@@ -19,6 +22,7 @@ pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
     RulesRecord, WishRecord, operations_days,
 };
+pub(crate) use self::waiting::{ClassChange, Voice, WaitingAct, WaitingRecord};
 use super::Stored;
 use crate::alarms::AlarmKind;
 use crate::clock::Day;
@@ -113,6 +117,9 @@ pub(crate) struct UserRecord {
     pub(crate) password_hash: String,
     /// Language chosen in the console.
     pub(crate) language: Option<String>,
+    /// When it was made, or last given a password, Unix µs; 0 when an earlier version did.
+    #[serde(default)]
+    pub(crate) changed_us: u64,
 }
 
 impl Stored for UserRecord {

@@ -57,7 +57,7 @@ pub(crate) struct RulesRecord {
 }
 
 /// One rule. An empty field matches everything.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RuleRecord {
     pub(crate) class: String,
@@ -121,7 +121,7 @@ impl Stored for ContractRecord {
     }
 }
 
-/// What one person wants and another has to want too.
+/// What version 0.1.0 had one person want and another want too. None is made any more.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct WishRecord {
     /// All of it, in words and numbers: whoever approves wants the very same.
@@ -141,7 +141,7 @@ impl Stored for WishRecord {
 /// Settings of the policy that are about all of it; one row.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PolicySettings {
-    /// Deleting an agent takes two persons.
+    /// What waits takes two persons, and is never done by time alone.
     pub(crate) two_persons: bool,
 }
 

@@ -13,12 +13,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::configuration::Editor;
-use super::{Frame, ago, html};
+use super::{Frame, ago, html, unwritten};
 use crate::agents::Live;
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
+use crate::control::or_said;
 use crate::core::Core;
 use crate::present::{self, human_bytes, last_durable_us, rfc3339, state_of};
 
@@ -257,7 +258,9 @@ pub(crate) async fn set_enabled(
     if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
         return refused;
     }
-    outcome(core.agents.set_enabled(&name, form.enabled), &name)
+    let done = core.agents.set_enabled(&name, form.enabled);
+    let done = or_said(&core, &who.actor, "agent enabled", done).await;
+    outcome(done, &name)
 }
 
 #[derive(Deserialize)]
@@ -283,7 +286,9 @@ pub(crate) async fn approve(
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
-    outcome(core.agents.approve(&name, Some(form.since_us)), &name)
+    let done = core.agents.approve(&name, Some(form.since_us));
+    let done = or_said(&core, &who.actor, "agent approved", done).await;
+    outcome(done, &name)
 }
 
 /// Writes down what `who` is about to do; the answer when that must not go on.
@@ -297,11 +302,11 @@ pub(super) async fn act(
     if !who.session.has_csrf(csrf) {
         return Err(StatusCode::FORBIDDEN.into_response());
     }
-    if !core.audit.record(&who.session.user, action, detail).await {
-        let text = who.language.text("error.unwritable").to_owned();
-        return Err((StatusCode::SERVICE_UNAVAILABLE, text).into_response());
-    }
-    Ok(())
+    let written = core.audit.note(&who.actor, action, detail).await;
+    written.map_err(|problem| {
+        let text = unwritten(who.language, problem);
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    })
 }
 
 pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {

@@ -9,9 +9,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::agents::{act, outcome};
+use crate::audit::long_text;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
+use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
 
 /// The configuration of one agent, to be read and changed.
@@ -78,9 +80,11 @@ pub(crate) async fn send(
 ) -> Response {
     // Browsers end lines as the network does.
     let text = form.text.replace("\r\n", "\n");
-    let detail = json!({ "agent": name, "text": text });
+    let detail = json!({ "agent": name, "configuration": long_text(&text) });
     if let Err(refused) = act(&core, &who, &form.csrf, "agent configured", detail).await {
         return refused;
     }
-    outcome(core.agents.configure(&name, &text).map(drop), &name)
+    let done = core.agents.configure(&name, &text).map(drop);
+    let done = or_said(&core, &who.actor, "agent configured", done).await;
+    outcome(done, &name)
 }

@@ -110,7 +110,7 @@ pub(crate) async fn make(
         return StatusCode::FORBIDDEN.into_response();
     }
     let made = match wish.request(who.language) {
-        Ok(request) => links::make(&core, request, &who.session.user).await,
+        Ok(request) => links::make(&core, request, &who.actor).await,
         Err(error) => Err(error),
     };
     match made {
@@ -135,7 +135,7 @@ pub(crate) async fn fetch(
     UrlQuery(Opened { opening }): UrlQuery<Opened>,
 ) -> Response {
     let link = core.links.list().into_iter().find(|link| link.id == id);
-    match links::fetch(core, &id, opening, &who.session.user).await {
+    match links::fetch(core, &id, opening, &who.actor).await {
         Ok(Fetched::Package(body)) => {
             let name = link.map_or("scrinium", |link| link.request.file_name());
             let disposition = format!("attachment; filename=\"{name}\"");
@@ -169,7 +169,7 @@ pub(crate) async fn end(
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    match links::end(&core, &id, &who.session.user).await {
+    match links::end(&core, &id, &who.actor).await {
         Ok(_) => Redirect::to("/downloads").into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response(),
     }

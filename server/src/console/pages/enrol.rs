@@ -8,10 +8,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Form, Json};
 use data_encoding::HEXLOWER;
+use scrinium_protocol::token::Token;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Frame, html};
+use super::{Frame, html, unwritten};
 use crate::agents::NewAgent;
 use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
@@ -68,28 +69,12 @@ pub(crate) async fn make(
         return StatusCode::FORBIDDEN.into_response();
     }
     let t = who.language;
-    let written = core
-        .audit
-        .record(
-            &who.session.user,
-            "token made",
-            json!({ "agent": form.name }),
-        )
-        .await;
-    let made = if written {
-        core.agents.make_token(
-            &NewAgent {
-                name: form.name.trim(),
-                site: form.site.trim(),
-                tenant: FIRST_TENANT,
-            },
-            form.address.trim(),
-            *core.noise.public(),
-            TTL_S,
-        )
-    } else {
-        Err(anyhow::anyhow!("{}", t.text("error.unwritable")))
+    let agent = NewAgent {
+        name: form.name.trim(),
+        site: form.site.trim(),
+        tenant: FIRST_TENANT,
     };
+    let made = make_token(&core, &who, &agent, form.address.trim()).await;
     let (made, problem) = match made {
         Ok(token) => (
             Some(Made {
@@ -109,6 +94,23 @@ pub(crate) async fn make(
         problem,
         made,
     })
+}
+
+/// Makes a token, which is in the audit trail before.
+async fn make_token(
+    core: &Core,
+    who: &SignedIn,
+    agent: &NewAgent<'_>,
+    address: &str,
+) -> anyhow::Result<Token> {
+    core.agents.check_new(agent, address, TTL_S)?;
+    let detail = json!({
+        "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address, "ttl_s": TTL_S,
+    });
+    let written = core.audit.note(&who.actor, "token made", detail).await;
+    written.map_err(|problem| anyhow::anyhow!(unwritten(who.language, problem)))?;
+    core.agents
+        .make_token(agent, address, *core.noise.public(), TTL_S)
 }
 
 /// How far an enrolment is: `waiting`, `connected`, or `receiving` with the first entry.

@@ -6,6 +6,7 @@ pub(crate) mod downloads;
 pub(crate) mod enrol;
 pub(crate) mod overview;
 pub(crate) mod search;
+pub(crate) mod waiting;
 
 use askama::Template;
 use axum::http::StatusCode;
@@ -15,6 +16,7 @@ use tracing::error;
 use super::assets;
 use super::auth::SignedIn;
 use super::i18n::Language;
+use crate::audit::NotWritten;
 
 /// What every page shows around its content.
 pub(crate) struct Frame {
@@ -65,6 +67,14 @@ pub(crate) fn html(page: &impl Template) -> Response {
             error!(%problem, "a page could not be rendered");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
+    }
+}
+
+/// Why what somebody wants is refused when it cannot be written down.
+pub(crate) fn unwritten(t: Language, problem: NotWritten) -> String {
+    match problem {
+        NotWritten::Unavailable => t.text("error.unwritable").to_owned(),
+        NotWritten::TooLong { .. } => problem.to_string(),
     }
 }
 

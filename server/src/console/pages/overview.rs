@@ -11,6 +11,7 @@ use axum::{Form, Json};
 use serde_json::{Value, json};
 
 use super::agents::{PlainForm, act};
+use super::waiting::WaitingRow;
 use super::{Frame, ago, html};
 use crate::archive::container::Access;
 use crate::archive::disk_bytes;
@@ -19,6 +20,7 @@ use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::i18n::Language;
+use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
@@ -50,6 +52,8 @@ struct OverviewPage {
     /// What alarms about the server itself name.
     own_name: &'static str,
     alarms: Vec<AlarmRow>,
+    /// What is done after a delay, unless somebody stops it.
+    waiting: Vec<WaitingRow>,
     address: String,
 }
 
@@ -98,7 +102,8 @@ pub(crate) async fn acknowledge(
     if let Err(refused) = act(&core, &who, &form.csrf, "alarm acknowledged", detail).await {
         return refused;
     }
-    match core.alarms.acknowledge(id, &who.session.user) {
+    let done = core.alarms.acknowledge(id, &who.session.user);
+    match or_said(&core, &who.actor, "alarm acknowledged", done).await {
         Ok(()) => Redirect::to("/").into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
     }
@@ -205,6 +210,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         attention,
         own_name: OWN_NAME,
         alarms: AlarmRow::standing(t, &core, now),
+        waiting: WaitingRow::all(t, &core, &who.session.user, now),
         address: core.address.clone(),
     })
 }

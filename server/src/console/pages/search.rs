@@ -13,7 +13,8 @@ use scrinium_protocol::identity::AgentId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Frame, html};
+use super::{Frame, html, unwritten};
+use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
@@ -222,7 +223,7 @@ pub(crate) async fn export(
         opening: params.opening,
         ..ExportRequest::package(who.language)
     };
-    let body = match control_export::begin(core, request, &who.session.user).await {
+    let body = match control_export::begin(core, request, &who.actor).await {
         Ok(body) => body,
         Err(error) => {
             return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response();
@@ -270,6 +271,7 @@ async fn run(
     hits_max: usize,
     names: &BTreeMap<AgentId, String>,
 ) -> anyhow::Result<(Found, (u64, u64), u64)> {
+    bounds::check("q", &params.q, QUERY_LEN_MAX)?;
     let mut query = Query::parse(&params.q)?;
     let openings = core.archive.openings();
     let access = openings.access(params.opening.as_deref())?;
@@ -277,9 +279,8 @@ async fn run(
     let detail = json!({
         "query": params.q, "range": range, "container": said_of(&access),
     });
-    if !core.audit.record(&who.session.user, "search", detail).await {
-        anyhow::bail!("{}", who.language.text("error.unwritable"));
-    }
+    let written = core.audit.note(&who.actor, "search", detail).await;
+    written.map_err(|problem| anyhow::anyhow!(unwritten(who.language, problem)))?;
     let now = clock::unix_us();
     let span_us = match range {
         "15m" => 900_000_000,

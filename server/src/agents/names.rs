@@ -1,0 +1,213 @@
+//! Names: of agents, of accounts, and of what else is typed in commands.
+//!
+//! Names are shown in tables, are part of addresses and of files, and are what a person goes by in the audit trail.
+//! So the rule for agents is held in the one place where agents are made, for tokens of an earlier version too.
+//! An agent that an earlier version let in keeps its name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, bail, ensure};
+use scrinium_protocol::identity::AgentId;
+
+use crate::catalogue::records::AgentRecord;
+use crate::core::OWN_NAME;
+
+/// The rule for names of agents.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_agent_name(name: &str) -> Result<()> {
+    check_plain("agent name", name, &RESERVED)
+}
+
+/// The rule for names of accounts that are made.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_account_name(name: &str) -> Result<()> {
+    check_plain("user name", name, &ACTORS)
+}
+
+fn check_plain(field: &str, name: &str, reserved: &[&str]) -> Result<()> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    ensure!(
+        (1..=LEN_MAX).contains(&name.len()) && name.chars().all(fine),
+        "{field} '{}' must be 1 to {LEN_MAX} of a-z, A-Z, 0-9, '-', '_' and '.'",
+        name.escape_debug()
+    );
+    ensure!(
+        !name.starts_with(['-', '.']),
+        "{field} '{name}' must not begin with '-' or '.'"
+    );
+    ensure!(
+        !reserved.iter().any(|word| word.eq_ignore_ascii_case(name)),
+        "{field} '{name}' is a word that means the server or a part of it; choose another name"
+    );
+    Ok(())
+}
+
+/// Refuses a name that differs from one in use by nothing, or by case alone.
+pub(super) fn check_unused<'a>(
+    name: &str,
+    mut others: impl Iterator<Item = &'a AgentRecord>,
+) -> Result<()> {
+    match others.find(|agent| agent.name.eq_ignore_ascii_case(name)) {
+        Some(agent) if agent.set_aside => bail!(
+            "an agent named '{}' was removed and waits for its end; its name is free then",
+            agent.name
+        ),
+        Some(agent) => bail!(
+            "an agent named '{}' exists; choose another name or delete it",
+            agent.name
+        ),
+        None => Ok(()),
+    }
+}
+
+/// What agents are called when they are shown or asked for: their names. One whose name an earlier version should
+/// have refused, because it is the server's or another agent's, is told apart by its id.
+pub(super) fn shown<'a>(
+    agents: impl Iterator<Item = &'a AgentRecord>,
+) -> BTreeMap<AgentId, String> {
+    let mut agents: Vec<&AgentRecord> = agents.collect();
+    agents.sort_by_key(|agent| (agent.enrolled_us, agent.id));
+    let mut taken = BTreeSet::new();
+    let named = agents.into_iter().map(|agent| {
+        let is_own = !agent.name.eq_ignore_ascii_case(OWN_NAME) && taken.insert(&agent.name);
+        let name = if is_own {
+            agent.name.clone()
+        } else {
+            let id = agent.id.to_string();
+            format!("{}~{}", agent.name, id.get(..8).unwrap_or(&id))
+        };
+        (agent.id, name)
+    });
+    named.collect()
+}
+
+/// The rule for other names: tenants, classes, holds.
+pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
+    let fine = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
+        bail!(
+            "{field} '{}' must be 1 to 128 bytes of letters, digits, '-', '_' or '.'",
+            name.escape_debug()
+        );
+    }
+    Ok(())
+}
+
+const LEN_MAX: usize = 64;
+/// What no agent is called.
+const RESERVED: [&str; 7] = [
+    OWN_NAME,
+    "local",
+    "admin",
+    "administrator",
+    "root",
+    "system",
+    "scrinium",
+];
+/// What the audit trail calls those who have no account.
+const ACTORS: [&str; 6] = [OWN_NAME, "local", "agent", "signal", "system", "scrinium"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::Agents;
+    use crate::catalogue::Catalogue;
+
+    #[test]
+    fn a_name_is_plain_short_and_nobodys_word() {
+        for name in ["web1", "WEB-1.example_net", "a", &"x".repeat(64), "3"] {
+            check_agent_name(name).unwrap();
+        }
+        let long = "x".repeat(65);
+        for name in [
+            "",
+            ".",
+            "..",
+            ".web1",
+            "-web1",
+            "web 1",
+            "web1\n",
+            "w\u{435}b1",
+            "a/b",
+            "server",
+            "SERVER",
+            "Admin",
+            "local",
+            &long,
+        ] {
+            assert!(check_agent_name(name).is_err(), "{name}");
+        }
+        check_account_name("admin").unwrap();
+        assert!(check_account_name("Server").is_err());
+        assert!(check_account_name("local command").is_err());
+    }
+
+    #[test]
+    fn an_agent_of_an_earlier_version_is_told_from_the_server_and_from_others() {
+        let agents = [
+            agent("server", 1, 1),
+            agent("web1", 2, 3),
+            agent("web1", 3, 2),
+            agent("w\u{435}b1", 4, 4),
+        ];
+        let shown = shown(agents.iter());
+        let names: Vec<&str> = shown.values().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            ["server~01010101", "web1~02020202", "web1", "w\u{435}b1"]
+        );
+        assert!(check_unused("WEB1", agents.iter()).is_err());
+        check_unused("web2", agents.iter()).unwrap();
+    }
+
+    #[test]
+    fn an_old_agent_called_server_is_found_by_no_name_of_the_server() {
+        let name = format!("scrinium-names-{}.db", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        drop(std::fs::remove_file(&path));
+        let key = scrinium_protocol::secret::Secret::new([1; 32]);
+        let catalogue = std::sync::Arc::new(Catalogue::open(&path, &key).unwrap());
+        for agent in [agent("Server", 1, 1), agent("..", 2, 2)] {
+            catalogue.put(&agent).unwrap();
+        }
+        let agents = Agents::load(catalogue, 1).unwrap();
+        assert_eq!(agents.find("server"), None);
+        assert_eq!(agents.find("Server"), None);
+        let (old, shown) = (AgentId([1; 16]), "Server~01010101");
+        assert_eq!(agents.find(shown), Some(old));
+        assert_eq!(agents.find(".."), Some(AgentId([2; 16])));
+        assert_eq!(agents.list()[1].0.name, shown);
+        assert_eq!(agents.signers()[&old].0, shown);
+        // Rules and holds that name it hold for it as before.
+        assert_eq!(agents.get(old).unwrap().name, "Server");
+        agents.set_enabled(shown, false).unwrap();
+        assert_eq!(agents.get(old).unwrap().name, "Server");
+        // Removed, it is nobody's to read, and can be brought back.
+        agents.set_aside(old, |_| Ok(())).unwrap();
+        assert_eq!(agents.find(shown), None);
+        assert_eq!(agents.list().len(), 1);
+        assert_eq!(agents.signers().len(), 2);
+        agents.bring_back(old, true, |_| Ok(())).unwrap();
+        assert_eq!(agents.find(shown), Some(old));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    fn agent(name: &str, id: u8, enrolled_us: u64) -> AgentRecord {
+        let zero = "00".repeat(32);
+        let mut agent: AgentRecord = serde_json::from_value(serde_json::json!({
+            "id": HEX16, "name": name, "site": "", "static_public": zero, "signing_public": zero,
+            "credential": zero, "credential_next": null, "credential_superseded": null, "generation": 0,
+            "enabled": true, "token_id": HEX16, "enrolled_us": enrolled_us, "host_name": "", "version": "",
+            "os": "", "fingerprint": [],
+        }))
+        .unwrap();
+        agent.id = AgentId([id; 16]);
+        agent
+    }
+
+    const HEX16: &str = "00000000000000000000000000000000";
+}

@@ -1,0 +1,95 @@
+//! What waits before it is done, on the overview: anybody who signs in stops it there, or agrees to it.
+
+use std::sync::Arc;
+
+use axum::Form;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+
+use super::agents::PlainForm;
+use crate::console::auth::SignedIn;
+use crate::console::i18n::Language;
+use crate::control::waiting::{self, Asked};
+use crate::core::Core;
+use crate::present::format_time;
+
+/// One act, as the overview shows it.
+pub(super) struct WaitingRow {
+    pub(super) id: String,
+    pub(super) what: String,
+    pub(super) asked: String,
+    pub(super) due: String,
+    pub(super) hindered: Option<String>,
+    /// Whether this user has not said yet that it is wanted.
+    pub(super) may_agree: bool,
+}
+
+impl WaitingRow {
+    /// What waits now.
+    pub(super) fn all(t: Language, core: &Core, user: &str, now_us: u64) -> Vec<Self> {
+        let waiting = core.policy.waiting.list().into_iter();
+        let rows = waiting.map(|waiting| Self {
+            asked: t.with("waiting.asked", waiting.wanted_by()),
+            due: if waiting.needs_two {
+                t.text("waiting.needs_two").to_owned()
+            } else {
+                let hours = waiting.due_us.saturating_sub(now_us).div_ceil(HOUR_US);
+                let at = format_time(waiting.due_us, "%Y-%m-%d %H:%M");
+                format!("{} ({at} UTC)", t.with("waiting.due", hours))
+            },
+            may_agree: !waiting
+                .voices
+                .iter()
+                .any(|voice| voice.is_account && voice.by == user),
+            hindered: waiting
+                .hindered
+                .map(|hindered| t.with("waiting.hindered", hindered)),
+            id: waiting.id,
+            what: waiting.what,
+        });
+        rows.collect()
+    }
+}
+
+/// Ends it without doing it.
+pub(crate) async fn stop(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(id): Path<String>,
+    Form(form): Form<PlainForm>,
+) -> Response {
+    if !who.session.has_csrf(&form.csrf) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    answer(waiting::stop(&core, &who.actor, &id, "").await)
+}
+
+/// Says that this user wants it, too.
+pub(crate) async fn agree(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    Path(id): Path<String>,
+    Form(form): Form<PlainForm>,
+) -> Response {
+    if !who.session.has_csrf(&form.csrf) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    match waiting::agree(&core, &who.actor, &id).await {
+        Ok(Asked::Waits(waits)) => {
+            let text = waiting::explained(&core, &waits);
+            (StatusCode::ACCEPTED, text).into_response()
+        }
+        Ok(Asked::Done(_)) => answer(Ok(())),
+        Err(error) => answer(Err(error)),
+    }
+}
+
+fn answer(done: anyhow::Result<()>) -> Response {
+    match done {
+        Ok(()) => Redirect::to("/").into_response(),
+        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+    }
+}
+
+const HOUR_US: u64 = 3_600_000_000;

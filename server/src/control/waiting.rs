@@ -1,0 +1,398 @@
+//! Acts that wait: asked for, agreed to, stopped, and done when they are due.
+//!
+//! Each step is in the audit trail before it is done. One that is cut off by a crash is done again: it stands in the
+//! catalogue until the last of it is durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use axum::Json;
+use axum::extract::State;
+use scrinium_protocol::identity::AgentId;
+use scrinium_segment::fault;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tracing::{error, warn};
+
+use super::policy::{Person, roll};
+use super::{Failure, Refused, audit_as};
+use crate::archive::retention::{self, Due, Reason};
+use crate::audit::Actor;
+use crate::bounds::{self, REASON_LEN_MAX};
+use crate::catalogue::records::{PolicySettings, WaitingAct, WaitingRecord};
+use crate::clock::{self, Day};
+use crate::core::{Core, OWN_NAME};
+use crate::policy::waiting::{DELAY_H, is_due, is_settled};
+use crate::present::rfc3339;
+
+/// What became of an act that was asked for.
+pub(crate) enum Asked {
+    Waits(WaitingRecord),
+    /// Two persons want it, and it is done. How many entries went with it.
+    Done(u64),
+}
+
+/// Why a due act is not done now.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Hindered(String);
+
+/// Which act, and who stops it or agrees to it.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct WaitingRequest {
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) reason: String,
+    pub(crate) person: Person,
+}
+
+/// Has `act` wait, or adds a voice where the same waits already; done at once when two persons want it.
+pub(crate) async fn ask(
+    core: &Arc<Core>,
+    actor: &Actor,
+    act: WaitingAct,
+    what: String,
+) -> Result<Asked> {
+    let waiting = &core.policy.waiting;
+    let _turn = waiting.turn.lock().await;
+    let now_us = clock::unix_us();
+    if let Some(same) = waiting.find(&what) {
+        return agree_in_turn(core, actor, same).await;
+    }
+    let needs_two = core.policy.settings().two_persons;
+    let made = waiting.make(act, what, needs_two, actor, now_us)?;
+    audit_as(core, actor, "asked, and waits", said_of(&made)).await?;
+    match &made.act {
+        // Nobody reads it from now on; with two persons, from the second one on.
+        WaitingAct::Agent { agent, .. } if !needs_two => {
+            let agent = *agent;
+            waiting.put(made.clone(), |made| {
+                core.agents.set_aside(agent, |changes| changes.put(made))
+            })?;
+        }
+        WaitingAct::Agent { .. }
+        | WaitingAct::Class(_)
+        | WaitingAct::Rules { .. }
+        | WaitingAct::Officer(_)
+        | WaitingAct::Contract { .. }
+        | WaitingAct::OnePerson => waiting.save(made.clone())?,
+    }
+    fault::point("server: act waits");
+    Ok(Asked::Waits(made))
+}
+
+/// `actor` wants what waits as `id`, too.
+pub(crate) async fn agree(core: &Arc<Core>, actor: &Actor, id: &str) -> Result<Asked> {
+    let _turn = core.policy.waiting.turn.lock().await;
+    let waiting = core.policy.waiting.get(id)?;
+    if !actor.is_account {
+        return Err(Refused(
+            "a second person is an account that signs in: --user NAME --password-file FILE".into(),
+        )
+        .into());
+    }
+    agree_in_turn(core, actor, waiting).await
+}
+
+async fn agree_in_turn(
+    core: &Arc<Core>,
+    actor: &Actor,
+    mut waiting: WaitingRecord,
+) -> Result<Asked> {
+    audit_as(core, actor, "agreed to what waits", said_of(&waiting)).await?;
+    waiting.agree(actor, clock::unix_us());
+    waiting.is_agreed |= waiting.has_two(|name| core.accounts.changed_us(name));
+    core.policy.waiting.save(waiting.clone())?;
+    if !waiting.is_agreed {
+        return Ok(Asked::Waits(waiting));
+    }
+    fault::point("server: act agreed");
+    Ok(Asked::Done(carry_out(core, &waiting).await?))
+}
+
+/// Ends what waits as `id` without doing it; an agent that was set aside is there again.
+pub(crate) async fn stop(core: &Arc<Core>, actor: &Actor, id: &str, reason: &str) -> Result<()> {
+    bounds::check("--reason", reason, REASON_LEN_MAX)?;
+    let _turn = core.policy.waiting.turn.lock().await;
+    let waiting = core.policy.waiting.get(id)?;
+    let mut detail = said_of(&waiting);
+    if let Some(detail) = detail.as_object_mut() {
+        detail.insert("reason".into(), reason.into());
+    }
+    audit_as(core, actor, "stopped what waits", detail).await?;
+    end(core, &waiting)
+}
+
+/// What waits goes without being done.
+fn end(core: &Core, waiting: &WaitingRecord) -> Result<()> {
+    let acts = &core.policy.waiting;
+    match &waiting.act {
+        WaitingAct::Agent { agent, enabled, .. } if core.agents.is_set_aside(*agent) => {
+            acts.take(waiting, |remove| {
+                core.agents
+                    .bring_back(*agent, *enabled, |changes| remove(changes))
+            })
+        }
+        WaitingAct::Agent { .. }
+        | WaitingAct::Class(_)
+        | WaitingAct::Rules { .. }
+        | WaitingAct::Officer(_)
+        | WaitingAct::Contract { .. }
+        | WaitingAct::OnePerson => acts.end(waiting),
+    }
+}
+
+/// Does what is due, until the task is dropped.
+pub(crate) async fn run(core: Arc<Core>) {
+    let mut tried = BTreeMap::new();
+    loop {
+        tried.retain(|_, at: &mut Instant| clock::now().duration_since(*at) < RETRY_INTERVAL);
+        for waiting in core.policy.waiting.list() {
+            if tried.contains_key(&waiting.id) {
+                continue;
+            }
+            let _turn = core.policy.waiting.turn.lock().await;
+            // It may have been stopped meanwhile.
+            let Ok(waiting) = core.policy.waiting.get(&waiting.id) else {
+                continue;
+            };
+            if !is_due(&waiting, clock::unix_us()) {
+                continue;
+            }
+            if let Err(error) = carry_out(&core, &waiting).await {
+                let error = format!("{error:#}");
+                error!(
+                    error,
+                    id = waiting.id,
+                    "what is due could not be done; it is tried again while it waits"
+                );
+                tried.insert(waiting.id, clock::now());
+            }
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Does it; returns how many entries went. What hinders it is kept with it, and said.
+async fn carry_out(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
+    let done = do_it(core, waiting).await;
+    let Err(error) = &done else {
+        return done;
+    };
+    let hindered = format!("{error:#}");
+    let still_waits = core.policy.waiting.get(&waiting.id).is_ok();
+    if still_waits && waiting.hindered.as_ref() != Some(&hindered) {
+        warn!(hindered, id = waiting.id, "what waits cannot be done now");
+        core.policy.waiting.save(WaitingRecord {
+            hindered: Some(hindered),
+            ..waiting.clone()
+        })?;
+    }
+    done
+}
+
+async fn do_it(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
+    let policy = &core.policy;
+    // Who wanted it does it; the server only waited for the time.
+    let actor = Actor::of(&waiting.wanted_by());
+    if let WaitingAct::Agent { .. } = &waiting.act {
+        return delete_agent(core, &actor, waiting).await;
+    }
+    if let Some(problem) = why_not(core, &waiting.act) {
+        // It is no longer what was asked for, and will not be.
+        let mut detail = said_of(waiting);
+        if let Some(detail) = detail.as_object_mut() {
+            detail.insert("problem".into(), problem.clone().into());
+        }
+        audit_as(core, &Actor::of(OWN_NAME), "not done", detail).await?;
+        policy.waiting.end(waiting)?;
+        return Err(Hindered(problem).into());
+    }
+    audit_as(core, &actor, "policy changed", said_of(waiting)).await?;
+    match &waiting.act {
+        WaitingAct::Class(change) => policy.set_class(policy.changed_class(change)?.0, true)?,
+        WaitingAct::Rules { rules, .. } => policy.set_rules(rules.clone())?,
+        WaitingAct::Officer(officer) => policy.set_officer(officer.clone())?,
+        WaitingAct::Contract {
+            tenant,
+            end,
+            grace_days,
+        } => policy.set_contract(tenant, Some((*end, *grace_days)))?,
+        WaitingAct::OnePerson => policy.set_settings(PolicySettings { two_persons: false })?,
+        WaitingAct::Agent { .. } => {}
+    }
+    fault::point("server: waiting act done");
+    policy.waiting.end(waiting)?;
+    Ok(0)
+}
+
+/// Why an act can no longer be done.
+fn why_not(core: &Core, act: &WaitingAct) -> Option<String> {
+    let policy = &core.policy;
+    let problem = match act {
+        WaitingAct::Class(change) => policy.changed_class(change).err(),
+        WaitingAct::Rules { rules, before } => {
+            let now = policy.rules();
+            if now != *before && now != *rules {
+                return Some("the rules were changed meanwhile: ask again".to_owned());
+            }
+            policy.changed_rules(rules).err()
+        }
+        WaitingAct::Officer(_)
+        | WaitingAct::Contract { .. }
+        | WaitingAct::OnePerson
+        | WaitingAct::Agent { .. } => None,
+    };
+    problem.map(|problem| format!("{problem:#}"))
+}
+
+/// Destroys the keys of everything that is there of an agent, and forgets it.
+async fn delete_agent(core: &Arc<Core>, actor: &Actor, waiting: &WaitingRecord) -> Result<u64> {
+    let WaitingAct::Agent {
+        agent, name, why, ..
+    } = &waiting.act
+    else {
+        return Ok(0);
+    };
+    let (agent, name) = (*agent, name.clone());
+    refuse_held(core, agent, &name)?;
+    audit_as(core, actor, "agent deletion", said_of(waiting)).await?;
+    if !core.agents.is_set_aside(agent) && core.agents.get(agent).is_some() {
+        core.agents.set_aside(agent, |_| Ok(()))?;
+    }
+    // What its session had submitted is in the log that is finished then.
+    for _ in 0..STEPS_MAX {
+        if !core.agents.is_connected(agent) {
+            break;
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    let reason = Reason::AgentDeleted {
+        by: waiting.wanted_by(),
+        why: why.clone(),
+    };
+    let active = roll(core).await?;
+    let (archive, policy) = (core.archive.clone(), core.policy.clone());
+    let deleted = core.upkeep.ask(active, move |upkeep| {
+        let due = match retention::of_agent(&archive, &policy, agent, &reason) {
+            Ok(due) => due,
+            Err(holding) => return Ok(Err(holding)),
+        };
+        upkeep.forget(&due)?;
+        Ok(Ok(due.iter().map(Due::entries).sum::<u64>()))
+    });
+    let deleted = deleted.await?;
+    let deleted = deleted.map_err(|holding| held(&name, &holding))?;
+    fault::point("server: agent's keys destroyed");
+    let acts = &core.policy.waiting;
+    acts.take(waiting, |remove| {
+        core.agents.remove(agent, |changes| remove(changes))
+    })?;
+    crate::certificates::publish(core).await?;
+    let detail = json!({ "agent": name, "entries": deleted, "id": waiting.id });
+    audit_as(core, actor, "agent deleted", detail).await?;
+    Ok(deleted)
+}
+
+/// Refuses what a legal hold forbids, of what is sealed and of what came last.
+pub(crate) fn refuse_held(core: &Core, agent: AgentId, name: &str) -> Result<(), Refused> {
+    let reason = Reason::AgentDeleted {
+        by: String::new(),
+        why: String::new(),
+    };
+    let sealed = retention::of_agent(&core.archive, &core.policy, agent, &reason);
+    let mut holding = sealed.err().unwrap_or_default();
+    let owner = core.policy.owner_of(agent);
+    for stream in core.archive.streams_of(agent) {
+        let day = Day::of(stream.last_us);
+        holding.extend(core.policy.holds_on(&owner, &stream.name, day));
+    }
+    if holding.is_empty() {
+        return Ok(());
+    }
+    Err(held(name, &holding))
+}
+
+fn held(name: &str, holding: &BTreeSet<String>) -> Refused {
+    let holds: Vec<&str> = holding.iter().map(String::as_str).collect();
+    Refused(format!(
+        "agent '{name}' is under legal hold ({}); release it first: scrinium-server policy release NAME",
+        holds.join(", ")
+    ))
+}
+
+/// What the trail says of an act that waits.
+fn said_of(waiting: &WaitingRecord) -> Value {
+    json!({
+        "id": waiting.id, "what": waiting.what, "act": waiting.act, "wanted_by": waiting.wanted_by(),
+        "asked": rfc3339(waiting.since_us), "due": due_of(waiting),
+    })
+}
+
+/// When it is done; none when time alone does not do it.
+fn due_of(waiting: &WaitingRecord) -> Option<String> {
+    (!waiting.needs_two).then(|| rfc3339(waiting.due_us))
+}
+
+/// What waits, for commands and programs.
+pub(crate) fn list_json(core: &Core) -> Value {
+    let waiting = core.policy.waiting.list().into_iter().map(|waiting| {
+        let mut said = said_of(&waiting);
+        if let Some(said) = said.as_object_mut() {
+            said.insert("hindered".into(), waiting.hindered.into());
+        }
+        said
+    });
+    Value::Array(waiting.collect())
+}
+
+/// What is answered to who asked for something that waits.
+pub(crate) fn explained(core: &Core, waiting: &WaitingRecord) -> String {
+    let WaitingRecord { id, what, .. } = waiting;
+    let when = match due_of(waiting) {
+        Some(due) => format!("it is done {DELAY_H} hours after it was asked for, at {due}"),
+        None => "this takes two persons and is never done by time alone".to_owned(),
+    };
+    let settled = waiting.voices.iter().filter(|voice| {
+        let changed_us = core.accounts.changed_us(&voice.by);
+        voice.is_account && changed_us.is_some_and(|at| is_settled(at, waiting.since_us))
+    });
+    format!(
+        "{what}: waits as {id}; {when}. Anybody entitled stops it: scrinium-server policy stop {id}. With two persons it is done at once ({} of 2 so far): scrinium-server policy approve {id} --user NAME --password-file FILE; a person is an account that signs in and was neither made nor given a password in the {DELAY_H} hours before",
+        settled.count()
+    )
+}
+
+pub(super) async fn handle_list(State(core): State<Arc<Core>>) -> Json<Value> {
+    Json(list_json(&core))
+}
+
+pub(super) async fn handle_agree(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<WaitingRequest>,
+) -> Result<Json<Value>, Failure> {
+    let actor = request.person.actor(&core).await?;
+    match agree(&core, &actor, &request.id).await? {
+        Asked::Done(deleted) => Ok(Json(json!({ "done": true, "deleted": deleted }))),
+        Asked::Waits(waiting) => Err(Refused(explained(&core, &waiting)).into()),
+    }
+}
+
+pub(super) async fn handle_stop(
+    State(core): State<Arc<Core>>,
+    Json(request): Json<WaitingRequest>,
+) -> Result<Json<Value>, Failure> {
+    let actor = request.person.actor(&core).await?;
+    stop(&core, &actor, &request.id, &request.reason).await?;
+    Ok(Json(json!({})))
+}
+
+/// How long a session that was told to end is waited for.
+const STEP: Duration = Duration::from_millis(20);
+const STEPS_MAX: u32 = 500;
+/// How often it is looked for what is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long one that could not be done is left alone.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);

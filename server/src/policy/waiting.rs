@@ -1,0 +1,264 @@
+//! What waits before it is done, so that no single person goes around the law (ADR 9).
+//!
+//! ```text
+//! asked ─▶ waits three days ─▶ due ─▶ done
+//!             │        └─ two persons want it ─▶ done at once
+//!             └─ anybody entitled stops it
+//! ```
+//!
+//! Invariants:
+//! 1. Nothing that waits is done by time before it is due, and what needs two persons never by time.
+//! 2. A person is an account that proved itself and that was neither made nor given a password in the three days
+//!    before the act was asked for. The local command is nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+use data_encoding::HEXLOWER;
+use scrinium_segment::random;
+
+use crate::audit::Actor;
+use crate::catalogue::records::{Voice, WaitingAct, WaitingRecord, WishRecord};
+use crate::catalogue::{Catalogue, Changes};
+
+/// Every act that waits.
+pub(crate) struct Waiting {
+    catalogue: Arc<Catalogue>,
+    state: Mutex<BTreeMap<String, WaitingRecord>>,
+    /// Held while one is asked for, agreed to, stopped or done: two persons at once come one after the other.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+}
+
+impl Waiting {
+    pub(crate) fn load(catalogue: Arc<Catalogue>) -> Result<Self> {
+        // Wishes of an earlier version counted the local command as a person: whoever wants it asks again.
+        let wishes = catalogue.load::<WishRecord>()?;
+        if !wishes.is_empty() {
+            catalogue.write(|changes| wishes.iter().try_for_each(|wish| changes.remove(wish)))?;
+        }
+        let waiting = catalogue.load::<WaitingRecord>()?.into_iter();
+        let state = waiting.map(|waiting| (waiting.id.clone(), waiting));
+        Ok(Self {
+            state: Mutex::new(state.collect()),
+            turn: tokio::sync::Mutex::default(),
+            catalogue,
+        })
+    }
+
+    /// What waits, the first due first.
+    pub(crate) fn list(&self) -> Vec<WaitingRecord> {
+        let mut list: Vec<WaitingRecord> = self.lock().values().cloned().collect();
+        list.sort_by(|a, b| (a.due_us, &a.id).cmp(&(b.due_us, &b.id)));
+        list
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Result<WaitingRecord> {
+        let waiting = self.lock().get(id).cloned();
+        waiting.with_context(|| {
+            format!("nothing waits as '{id}'; see: scrinium-server policy pending")
+        })
+    }
+
+    /// The same act, if it waits already.
+    pub(crate) fn find(&self, what: &str) -> Option<WaitingRecord> {
+        let state = self.lock();
+        state.values().find(|waiting| waiting.what == what).cloned()
+    }
+
+    /// An act that `actor` asks for at `now_us`; it does not wait before it is put.
+    pub(crate) fn make(
+        &self,
+        act: WaitingAct,
+        what: String,
+        needs_two: bool,
+        actor: &Actor,
+        now_us: u64,
+    ) -> Result<WaitingRecord> {
+        ensure!(
+            self.lock().len() < WAITING_MAX,
+            "{WAITING_MAX} acts wait already; stop some first: scrinium-server policy stop ID"
+        );
+        let id: [u8; 4] = random()?;
+        Ok(WaitingRecord {
+            id: HEXLOWER.encode(&id),
+            act,
+            what,
+            voices: vec![voice(actor, now_us)],
+            since_us: now_us,
+            due_us: now_us.saturating_add(DELAY_US),
+            needs_two,
+            is_agreed: false,
+            hindered: None,
+        })
+    }
+
+    /// Has an act wait, or changes one that does; `write` is what makes it durable, with what else goes with it.
+    pub(crate) fn put(
+        &self,
+        waiting: WaitingRecord,
+        write: impl FnOnce(&WaitingRecord) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        write(&waiting)?;
+        state.insert(waiting.id.clone(), waiting);
+        Ok(())
+    }
+
+    /// The same alone.
+    pub(crate) fn save(&self, waiting: WaitingRecord) -> Result<()> {
+        self.put(waiting, |waiting| self.catalogue.put(waiting))
+    }
+
+    /// An act waits no longer; `write` is what makes that durable.
+    pub(crate) fn take(
+        &self,
+        waiting: &WaitingRecord,
+        write: impl FnOnce(&dyn Fn(&Changes<'_>) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        write(&|changes| changes.remove(waiting))?;
+        state.remove(&waiting.id);
+        Ok(())
+    }
+
+    /// The same alone.
+    pub(crate) fn end(&self, waiting: &WaitingRecord) -> Result<()> {
+        self.take(waiting, |remove| {
+            self.catalogue.write(|changes| remove(changes))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, WaitingRecord>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WaitingRecord {
+    /// Adds a voice; somebody who wants it already has none more.
+    pub(crate) fn agree(&mut self, actor: &Actor, now_us: u64) {
+        let has_spoken =
+            |voice: &Voice| (&voice.by, voice.is_account) == (&actor.name, actor.is_account);
+        if self.voices.len() < VOICES_MAX && !self.voices.iter().any(has_spoken) {
+            self.voices.push(voice(actor, now_us));
+        }
+    }
+
+    /// Whether two persons want it. `changed_us` says when an account was made or last given a password.
+    pub(crate) fn has_two(&self, changed_us: impl Fn(&str) -> Option<u64>) -> bool {
+        let voices = self.voices.iter();
+        let persons = voices.filter(|voice| {
+            voice.is_account
+                && changed_us(&voice.by).is_some_and(|changed| is_settled(changed, self.since_us))
+        });
+        let persons: BTreeSet<&str> = persons.map(|voice| voice.by.as_str()).collect();
+        persons.len() >= 2
+    }
+
+    /// Who wants it, for certificate and trail.
+    pub(crate) fn wanted_by(&self) -> String {
+        let voices: Vec<&str> = self.voices.iter().map(|voice| voice.by.as_str()).collect();
+        voices.join(" and ")
+    }
+}
+
+/// Whether an act is to be done: two persons wanted it, or its time has come. This is the only place that decides it.
+pub(crate) fn is_due(waiting: &WaitingRecord, now_us: u64) -> bool {
+    waiting.is_agreed || !waiting.needs_two && now_us >= waiting.due_us
+}
+
+/// Whether an account is a person's own since long enough to have a voice in what was asked for at `since_us`.
+pub(crate) fn is_settled(changed_us: u64, since_us: u64) -> bool {
+    changed_us.saturating_add(DELAY_US) <= since_us
+}
+
+fn voice(actor: &Actor, time_us: u64) -> Voice {
+    Voice {
+        by: actor.name.clone(),
+        address: actor.address.clone(),
+        is_account: actor.is_account,
+        time_us,
+    }
+}
+
+/// How long an act waits.
+pub(crate) const DELAY_US: u64 = DELAY_H * 3_600_000_000;
+/// The same in hours.
+pub(crate) const DELAY_H: u64 = 72;
+const WAITING_MAX: usize = 200;
+const VOICES_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_alone_does_what_one_person_wants_and_never_what_needs_two() {
+        let (one, mut two) = (waiting(), waiting());
+        two.needs_two = true;
+        for (now_us, due) in [
+            (one.due_us - 1, false),
+            (one.due_us, true),
+            (u64::MAX, true),
+        ] {
+            assert_eq!(is_due(&one, now_us), due);
+            assert!(!is_due(&two, now_us));
+        }
+        two.is_agreed = true;
+        assert!(is_due(&two, 0));
+    }
+
+    #[test]
+    fn two_persons_are_two_accounts_that_nobody_made_for_it() {
+        let since_us = waiting().since_us;
+        let changed = |name: &str| match name {
+            "old" | "older" => Some(since_us - DELAY_US),
+            "young" => Some(since_us - DELAY_US + 1),
+            "later" => Some(since_us + 1),
+            _ => None,
+        };
+        let agreed = |voices: &[(&str, bool)]| {
+            let mut waiting = waiting();
+            waiting.voices.clear();
+            for &(name, is_account) in voices {
+                let actor = Actor {
+                    is_account,
+                    ..Actor::of(name)
+                };
+                waiting.agree(&actor, since_us);
+            }
+            waiting.has_two(changed)
+        };
+        assert!(agreed(&[("old", true), ("older", true)]));
+        assert!(agreed(&[
+            ("local command", false),
+            ("old", true),
+            ("older", true)
+        ]));
+        for voices in [
+            [("old", true), ("old", true)],
+            [("old", true), ("local command", false)],
+            [("old", true), ("older", false)],
+            [("old", true), ("young", true)],
+            [("old", true), ("later", true)],
+            [("old", true), ("deleted", true)],
+        ] {
+            assert!(!agreed(&voices), "{voices:?}");
+        }
+    }
+
+    fn waiting() -> WaitingRecord {
+        let now_us = 10 * DELAY_US;
+        WaitingRecord {
+            id: "00000000".into(),
+            act: WaitingAct::OnePerson,
+            what: "something".into(),
+            voices: vec![voice(&Actor::of("local command"), now_us)],
+            since_us: now_us,
+            due_us: now_us + DELAY_US,
+            needs_two: false,
+            is_agreed: false,
+            hindered: None,
+        }
+    }
+}
