@@ -4,6 +4,8 @@
 //! *and* a random install secret. Only what every user of the machine may read is used: a volume
 //! made by root must open for the service's own user.
 
+use std::collections::BTreeMap;
+
 use scrinium_protocol::kdf::hmac_sha256;
 use scrinium_protocol::secret::Secret;
 
@@ -51,6 +53,20 @@ pub fn bind<'a>(
         Some(&input),
         &[b"scrinium machine binding v1"],
     ))
+}
+
+/// A byte of a keyed hash of each of the characteristics called `names` that this machine has.
+#[must_use]
+pub fn hints(names: &[String], install: &Secret<32>) -> BTreeMap<String, u8> {
+    let present = characteristics().into_iter();
+    let named = present.filter(|found| names.iter().any(|name| name == found.name));
+    named
+        .map(|found| {
+            let about = [b"scrinium hint v1", found.name.as_bytes(), &found.value];
+            let [first, ..] = hmac_sha256(install.expose(), &about);
+            (found.name.to_owned(), first)
+        })
+        .collect()
 }
 
 /// A characteristic that a key is bound to is not there.

@@ -32,6 +32,8 @@ pub struct Config {
     pub(crate) log_bytes_max: u64,
     /// A log is finished at this age, whatever its length.
     pub(crate) log_age_max: Duration,
+    /// Days within which every byte of the archive is read again.
+    pub(crate) reread_days: u32,
     /// What is written from now on is sealed with.
     pub(crate) cipher: Cipher,
     /// How often an interval is sealed.
@@ -152,6 +154,7 @@ impl Config {
             },
             log_bytes_max: raw.archive.log_mib_max.saturating_mul(1 << 20),
             log_age_max: Duration::from_secs(raw.archive.log_minutes_max.saturating_mul(60)),
+            reread_days: raw.archive.reread_days,
             cipher: Cipher::named(&raw.archive.cipher).with_context(|| {
                 let names = Cipher::ALL.map(Cipher::name).join(", ");
                 format!("archive.cipher must be one of {names}")
@@ -189,6 +192,9 @@ impl Config {
         }
         if !(1 << 20..=4096 << 20).contains(&self.log_bytes_max) {
             bail!("archive.log_mib_max must be between 1 and 4096");
+        }
+        if !(1..=365).contains(&self.reread_days) {
+            bail!("archive.reread_days must be between 1 and 365");
         }
         if !(1..=1440).contains(&(self.log_age_max.as_secs() / 60)) {
             bail!("archive.log_minutes_max must be between 1 and 1440");
@@ -327,6 +333,7 @@ mod raw {
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Archive {
         pub(super) log_mib_max: u64,
+        pub(super) reread_days: u32,
         pub(super) log_minutes_max: u64,
         pub(super) cipher: String,
     }
@@ -335,6 +342,7 @@ mod raw {
         fn default() -> Self {
             Self {
                 log_mib_max: 64,
+                reread_days: 7,
                 log_minutes_max: 60,
                 cipher: "aes-256-gcm".into(),
             }
@@ -425,6 +433,7 @@ mod tests {
             ("[agents]\nsessions_max = 0", "agents.sessions_max"),
             ("[listen]\nsl_integrity = ['x']", "listen.sl_integrity"),
             ("[archive]\nlog_mib_max = 0", "archive.log_mib_max"),
+            ("[archive]\nreread_days = 0", "archive.reread_days"),
             ("[archive]\nlog_minutes_max = 0", "archive.log_minutes_max"),
             (
                 "[archive]\nlog_minutes_max = 1441",

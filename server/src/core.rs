@@ -59,6 +59,8 @@ pub(crate) struct Core {
     /// What every session needs.
     pub(crate) sessions: Shared,
     pub(crate) silent_after: Duration,
+    /// Days within which every byte of the archive is read again.
+    pub(crate) reread_days: u32,
     /// How often a backup is made by itself, and where.
     pub(crate) backup: Option<config::Backup>,
     /// Held while a backup is made or read: they share scratch files.
@@ -155,6 +157,7 @@ impl Running {
             certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
             keep_alive: config.keep_alive,
             silent_after: config.silent_after,
+            reread_days: config.reread_days,
             backup: config.backup.clone(),
             backing_up: Mutex::new(()),
             admission: Arc::new(Admission::new(config.handshakes)),

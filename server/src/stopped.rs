@@ -33,6 +33,7 @@ use crate::control::caller;
 use crate::core::Core;
 use crate::present::rfc3339;
 use crate::volume::Volume;
+use crate::volume::refusals;
 use crate::volume::rest::{self, ACTS_FILE};
 
 /// Writes down what this command does to a stopped volume; durable when this returns.
@@ -121,6 +122,7 @@ fn act(actor: &Actor, action: &str, detail: Value) -> Result<LateActRecord> {
 /// Writes down what waits and that the server starts; nothing else is in the trail of this run before it.
 pub(crate) async fn begin(core: &Arc<Core>) -> Result<()> {
     publish(core).await?;
+    tell_refusals(core).await;
     let last = core.catalogue.load::<RunRecord>()?.pop();
     core.catalogue.put(&RunRecord {
         version: VERSION.to_owned(),
@@ -153,6 +155,29 @@ pub(crate) async fn begin(core: &Arc<Core>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Openings of the volume that were refused on another machine are in the trail too.
+async fn tell_refusals(core: &Core) {
+    let told = async {
+        let refused = refusals::read(core.data_dir())?;
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let detail = json!({ "times": refused.len(), "refusals": refused });
+        let action = "openings of the volume on another machine were refused";
+        let actor = Actor::of(SERVER);
+        let note = core.audit.note(&actor, action, detail);
+        tokio::time::timeout(PATIENCE, note).await??;
+        refusals::remove(core.data_dir())
+    };
+    if let Err(error) = told.await {
+        let error: anyhow::Error = error;
+        error!(
+            error = format!("{error:#}"),
+            "refused openings could not be told"
+        );
+    }
 }
 
 /// Writes down that the server stops, and by what.

@@ -1,6 +1,6 @@
 //! Verifications: by hand, of a range, of what is new; and one by itself every night.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ pub(crate) enum Extent {
     All,
     /// What was sealed since the last time; of the rest that it is there and follows.
     New,
+    /// The same, and so much of the rest that every byte is read again within so many days.
+    Night(u32),
     /// What was collected in a range, Unix µs, both ends included.
     Range(u64, u64),
 }
@@ -29,19 +31,33 @@ pub(crate) enum Extent {
 /// Verifies, and remembers what it found when it was not a range.
 pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result<Report> {
     let before = last(core)?;
-    let scope = match (extent, &before) {
-        (Extent::All, _) | (Extent::New, None) => Scope::all(),
-        (Extent::New, Some(before)) => Scope {
-            verified: before.segments.iter().copied().collect(),
-            times_us: EVER,
-        },
-        (Extent::Range(from_us, to_us), _) => Scope {
+    let (segments, _) = core.archive.parts();
+    let now = clock::unix_us();
+    let known = |number| before.as_ref().and_then(|before| before.read_us(number));
+    let scope = match extent {
+        Extent::All => Scope::all(),
+        Extent::New | Extent::Night(_) => {
+            let mut verified: BTreeMap<u64, u64> = segments
+                .iter()
+                .filter_map(|segment| Some((segment.number, known(segment.number)?)))
+                .collect();
+            if let Extent::Night(days) = extent {
+                let lens = segments.iter().map(|segment| (segment.number, segment.len));
+                for number in turns(&verified, &lens.collect(), days, now) {
+                    verified.remove(&number);
+                }
+            }
+            Scope {
+                verified: verified.into_keys().collect(),
+                times_us: EVER,
+            }
+        }
+        Extent::Range(from_us, to_us) => Scope {
             verified: BTreeSet::new(),
             times_us: (from_us, to_us),
         },
     };
-    let is_full = scope.verified.is_empty();
-    let (segments, _) = core.archive.parts();
+    let again = scope.verified.clone();
     let key = core.signing.verifying_key();
     let expected = Expected {
         signed: core.archive.acked().signed(),
@@ -61,25 +77,47 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
     if matches!(extent, Extent::Range(..)) {
         return Ok(report);
     }
-    let now = clock::unix_us();
-    let verified = segments.iter().map(|segment| segment.number);
+    let mut read: BTreeMap<u64, u64> = segments
+        .iter()
+        .map(|segment| {
+            let number = segment.number;
+            let kept = again.contains(&number).then(|| known(number)).flatten();
+            (number, kept.unwrap_or(now))
+        })
+        .collect();
+    // All of it since then: what is not sealed yet is read each time.
+    let full_us = read.values().copied().min().unwrap_or(now);
+    report.read_since_us = Some(full_us);
+    if !report.whole {
+        // What was found damaged is looked at again.
+        read.clear();
+    }
     core.catalogue.put(&VerificationRecord {
         time_us: now,
         whole: report.whole,
         findings: report.findings.len() as u64,
-        full_us: match &before {
-            _ if is_full => now,
-            Some(before) => before.full_us,
-            None => 0,
-        },
-        // What was found damaged is looked at again.
-        segments: if report.whole {
-            verified.collect()
-        } else {
-            Vec::new()
-        },
+        full_us,
+        segments: read.keys().copied().collect(),
+        read,
     })?;
     Ok(report)
+}
+
+/// The segments whose turn it is to be read again: so many bytes a night that all are within `days`, the oldest first,
+/// and whatever would be too old the next night.
+fn turns(read: &BTreeMap<u64, u64>, lens: &BTreeMap<u64, u64>, days: u32, now: u64) -> Vec<u64> {
+    let total: u64 = read.keys().filter_map(|number| lens.get(number)).sum();
+    let share = total.div_ceil(u64::from(days.max(1)));
+    let oldest_us = now.saturating_sub(u64::from(days.saturating_sub(1)) * DAY_US);
+    let mut order: Vec<(u64, u64)> = read.iter().map(|(number, at)| (*at, *number)).collect();
+    order.sort_unstable();
+    let mut taken = 0;
+    let turns = order.into_iter().take_while(|(at, number)| {
+        let is_due = taken < share || *at <= oldest_us;
+        taken += lens.get(number).copied().unwrap_or(0);
+        is_due
+    });
+    turns.map(|(_, number)| number).collect()
 }
 
 /// The last verification of everything, or of everything new.
@@ -87,8 +125,8 @@ pub(crate) fn last(core: &Core) -> Result<Option<VerificationRecord>> {
     Ok(core.catalogue.load()?.pop())
 }
 
-/// Verifies what is new once a day and everything once a week, until the task is dropped; an archive that is not
-/// whole is an alarm.
+/// Verifies what is new once a day, and everything again within `archive.reread_days`, a part each night, until the task
+/// is dropped; an archive that is not whole is an alarm.
 pub(crate) async fn nightly(core: Arc<Core>) {
     if let Err(error) = tell_losses(&core).await {
         let error = format!("{error:#}");
@@ -166,7 +204,7 @@ async fn tell_losses(core: &Core) -> Result<()> {
 fn verify_if_due(core: &Core) -> Result<Option<Report>> {
     let now = clock::unix_us();
     let last = last(core)?;
-    let (time_us, full_us) = last.map_or((0, 0), |last| (last.time_us, last.full_us));
+    let time_us = last.map_or(0, |last| last.time_us);
     // A new volume has nothing to verify; its first night comes.
     if time_us == 0 && core.archive.parts().0.is_empty() {
         return Ok(None);
@@ -174,13 +212,33 @@ fn verify_if_due(core: &Core) -> Result<Option<Report>> {
     if now.saturating_sub(time_us) < DAY_US {
         return Ok(None);
     }
-    let extent = if now.saturating_sub(full_us) < 7 * DAY_US {
-        Extent::New
-    } else {
-        Extent::All
-    };
-    run(core, extent, &[]).map(Some)
+    run(core, Extent::Night(core.reread_days), &[]).map(Some)
 }
 
 /// How often it is looked whether a verification is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_segment_has_its_turn_within_the_days_stated_and_the_oldest_first() {
+        let lens: BTreeMap<u64, u64> = (1..=20).map(|number| (number, number * 1000)).collect();
+        let mut read: BTreeMap<u64, u64> = lens.keys().map(|number| (*number, DAY_US)).collect();
+        for night in 2..60 {
+            let now = night * DAY_US;
+            let turns = turns(&read, &lens, 7, now);
+            let bytes: u64 = turns.iter().map(|number| lens[number]).sum();
+            assert!(bytes >= 210_000 / 7, "night {night}: {bytes}");
+            for number in turns {
+                read.insert(number, now);
+            }
+            let oldest = read.values().min().unwrap();
+            assert!(now - oldest < 7 * DAY_US, "night {night}");
+        }
+        // A server that was away for a month reads all of it the first night.
+        assert_eq!(turns(&read, &lens, 7, 100 * DAY_US).len(), 20);
+        assert!(turns(&BTreeMap::new(), &lens, 7, DAY_US).is_empty());
+    }
+}

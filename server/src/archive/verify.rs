@@ -43,6 +43,9 @@ pub(crate) struct Report {
     /// Entries that were deleted lawfully, each named in a certificate.
     #[serde(default)]
     pub(crate) pruned: u64,
+    /// When the bytes were read that were read longest ago, Unix µs; none of a range.
+    #[serde(default)]
+    pub(crate) read_since_us: Option<u64>,
     /// What is no damage, and worth knowing.
     #[serde(default)]
     pub(crate) notes: Vec<String>,
@@ -547,6 +550,12 @@ impl Report {
             text.push_str(&format!(
                 "{} entries more were verified before and were not read again\n",
                 self.verified_before
+            ));
+        }
+        if let Some(since_us) = self.read_since_us {
+            text.push_str(&format!(
+                "every byte was read again since {}\n",
+                present::rfc3339(since_us)
             ));
         }
         for note in &self.notes {

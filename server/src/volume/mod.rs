@@ -10,6 +10,7 @@
 //! `volume.json` holds the slots; it shows which characteristics are bound, never their values.
 //! Slots are rewritten when the machine changes; what the master key protects is not.
 
+pub(crate) mod refusals;
 pub(crate) mod rest;
 mod shares;
 mod slots;
@@ -27,7 +28,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 pub(crate) use self::slots::{Binding, UseTpm};
-use self::slots::{Slots, read_install_secret, write_install_secret};
+use self::slots::{OtherMachine, Slots, read_install_secret, write_install_secret};
 
 /// What must be as it was for a volume to open.
 #[derive(Debug, Serialize)]
@@ -83,7 +84,13 @@ impl Volume {
     /// Opens the volume of this machine.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let (lock, slots) = Slots::read(dir)?;
-        let master = open_slots(dir, &slots)?;
+        let opened = open_slots(dir, &slots);
+        if let Err(error) = &opened
+            && let Some(refused) = error.downcast_ref::<OtherMachine>()
+        {
+            refusals::note(dir, &refused.differs);
+        }
+        let master = opened?;
         Ok(Self {
             dir: dir.to_owned(),
             id: slots.volume_id,

@@ -1,5 +1,6 @@
 //! `volume.json`: the master key, wrapped once for this machine and once for the recovery shares.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +38,10 @@ pub(super) struct MachineSlot {
     /// What its TPM must give besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tpm: Option<SealedSecret>,
+    /// A byte of a keyed hash of each characteristic: enough to say which one differs, too little to find a value by.
+    /// None of version 0.1.0.
+    #[serde(default)]
+    hints: BTreeMap<String, u8>,
     wrapped: String,
 }
 
@@ -65,6 +70,26 @@ pub(crate) enum UseTpm {
     /// That one, or it is an error.
     At(PathBuf),
     No,
+}
+
+/// The volume is bound to another machine.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this volume is bound to another machine: {}{problem}. What it is bound to (machine id, processor, board, TPM) is not what it was made on. Open it with two recovery shares: scrinium-server recover --data DIR",
+    differs_in_words(differs)
+)]
+pub(super) struct OtherMachine {
+    /// Names of characteristics that are others, as far as that is known.
+    pub(super) differs: Vec<String>,
+    problem: String,
+}
+
+fn differs_in_words(differs: &[String]) -> String {
+    if differs.is_empty() {
+        "which characteristic differs is not known".to_owned()
+    } else {
+        format!("{} differs", differs.join(", "))
+    }
 }
 
 impl Slots {
@@ -119,12 +144,15 @@ impl Slots {
 
     /// The master key, by this machine.
     pub(super) fn open(&self, install: &Secret<32>) -> Result<Secret<32>> {
-        let refused = "this volume is bound to another machine: what it is bound to (machine id, processor, \
-                       board, TPM) is not what it was made on. Open it with two recovery shares: \
-                       scrinium-server recover --data DIR";
-        let key = self.machine.key(install);
-        let key = key.map_err(|missing| anyhow::anyhow!("{refused} ({missing:#})"))?;
-        unwrap(&key, &self.machine.wrapped, &self.volume_id).context(refused)
+        let refused = |missing: Option<anyhow::Error>| OtherMachine {
+            differs: self.machine.differs(install),
+            problem: missing.map_or_else(String::new, |missing| format!(" ({missing:#})")),
+        };
+        let key = match self.machine.key(install) {
+            Ok(key) => key,
+            Err(missing) => return Err(refused(Some(missing)).into()),
+        };
+        unwrap(&key, &self.machine.wrapped, &self.volume_id).ok_or_else(|| refused(None).into())
     }
 
     /// The master key, by recovery shares.
@@ -177,13 +205,29 @@ impl MachineSlot {
             characteristics,
             may_change,
             tpm: sealed(&binding.tpm)?,
+            hints: BTreeMap::new(),
             wrapped: String::new(),
         };
+        slot.hints = machine::hints(&slot.characteristics, install);
         if slot.characteristics.is_empty() && slot.tpm.is_none() {
             bail!("--may-change: something must stay, or anybody's machine opens the volume");
         }
         slot.wrapped = wrap(&slot.key(install)?, master, volume_id)?;
         Ok(slot)
+    }
+
+    /// The characteristics that are not what they were, as far as the hints tell.
+    fn differs(&self, install: &Secret<32>) -> Vec<String> {
+        let now = machine::hints(&self.characteristics, install);
+        let hints = self.hints.iter();
+        let mut differs: Vec<String> = hints
+            .filter(|(name, hint)| now.get(*name) != Some(hint))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if differs.is_empty() && self.tpm.is_some() {
+            differs.push("TPM".to_owned());
+        }
+        differs
     }
 
     fn key(&self, install: &Secret<32>) -> Result<Secret<32>> {

@@ -38,9 +38,17 @@ fn a_copied_volume_refuses_another_machine_and_two_shares_open_it() {
     );
     assert_eq!(refused.0, 1);
     assert!(
-        refused.1.contains("bound to another machine"),
+        refused
+            .1
+            .contains("bound to another machine: machine-id differs"),
         "{}",
         refused.1
+    );
+    // Written down where it happened, without a value; the trail of whoever opens it has it.
+    let noted = std::fs::read_to_string(copy.join("refused-openings")).unwrap();
+    assert!(
+        noted.lines().count() == 1 && noted.contains("\"differs\":[\"machine-id\"]"),
+        "{noted}"
     );
 
     let one = format!(

@@ -1,5 +1,7 @@
 //! What is archived, what opens it, and what was deleted.
 
+use std::collections::BTreeMap;
+
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::evidence::interval::Reached;
@@ -327,6 +329,17 @@ pub(crate) struct VerificationRecord {
     pub(crate) full_us: u64,
     /// The segments that were found as they were sealed.
     pub(crate) segments: Vec<u64>,
+    /// When every byte of each was read last, Unix µs; of version 0.1.0 that is `full_us`.
+    #[serde(default)]
+    pub(crate) read: BTreeMap<u64, u64>,
+}
+
+impl VerificationRecord {
+    /// When every byte of a segment was read last, if it was found as it was sealed.
+    pub(crate) fn read_us(&self, segment: u64) -> Option<u64> {
+        let known = self.segments.contains(&segment);
+        known.then(|| self.read.get(&segment).copied().unwrap_or(self.full_us))
+    }
 }
 
 impl Stored for VerificationRecord {
