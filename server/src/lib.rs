@@ -37,6 +37,7 @@ mod silence;
 #[cfg(test)]
 mod simulation;
 mod statistics;
+mod time;
 mod verification;
 mod volume;
 mod wrap;

@@ -42,6 +42,8 @@ pub(crate) struct Sealed {
     pub(crate) interval: u64,
     /// End of the interval, Unix µs.
     pub(crate) to_us: u64,
+    /// What the server's clock showed then, Unix µs, if its time was not confirmed.
+    pub(crate) doubted_us: Option<u64>,
     /// How many intervals the checkpoint signs, and of which archive.
     pub(crate) leaves: u64,
     pub(crate) origin: String,
@@ -127,6 +129,7 @@ impl Evidence {
                         head: reached.head,
                         interval: included.interval,
                         to_us: included.to_us,
+                        doubted_us: included.doubt.map(|doubt| doubt.wall_us),
                         leaves: included.checkpoint.leaves,
                         origin: included.checkpoint.origin,
                         stamped: seen,

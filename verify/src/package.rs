@@ -243,6 +243,17 @@ impl Manifest {
                 sealed.origin
             ));
         }
+        let doubted = seen.last_sealed.as_ref();
+        if let Some((sealed, shown_us)) =
+            doubted.and_then(|sealed| Some((sealed, sealed.doubted_us?)))
+        {
+            not_proven.push(format!(
+                "that interval {} ended at {}: the server's clock was not confirmed then, and showed {}",
+                sealed.interval,
+                time(sealed.to_us / 1_000_000),
+                time(shown_us / 1_000_000)
+            ));
+        }
         if seen.sealed < shown {
             not_proven.push(format!(
                 "that the server has not changed {} entries of {stream} since they came: nothing was sealed over them yet",

@@ -16,7 +16,7 @@ use super::container::Access;
 use super::keys::Unreadable;
 use super::{Archive, EVER, Extent};
 use crate::catalogue::records::{PrunedRange, SegmentRecord};
-use crate::evidence::Claims;
+use crate::evidence::{Claims, Doubted};
 
 /// The outcome of a verification.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -43,6 +43,9 @@ pub(crate) struct Report {
     #[serde(default)]
     pub(crate) pruned: u64,
     pub(crate) findings: Vec<Finding>,
+    /// What is no damage, and to be known: times that were not confirmed.
+    #[serde(default)]
+    pub(crate) notes: Vec<String>,
 }
 
 /// Something that is not as it was sealed.
@@ -390,6 +393,8 @@ impl Run<'_> {
     /// Everything that was sealed is here, as it was.
     fn intervals(&mut self) {
         self.report.intervals = self.claims.intervals;
+        let doubted = self.claims.doubted.iter();
+        self.report.notes.extend(doubted.map(Doubted::sentence));
         for problem in core::mem::take(&mut self.claims.problems) {
             self.find_file("evidence".into(), problem);
         }
@@ -506,6 +511,9 @@ impl Report {
                 finding.sequences.1.saturating_sub(1),
                 finding.problem
             ));
+        }
+        for note in &self.notes {
+            text.push_str(&format!("note: {note}\n"));
         }
         text.push_str(if self.whole {
             "the archive is whole\n"

@@ -15,7 +15,8 @@ use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
 use crate::volume::Volume;
 use crate::{
-    backup, certificates, console, control, evidence, listener, silence, statistics, verification,
+    backup, certificates, console, control, evidence, listener, silence, statistics, time,
+    verification,
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -82,6 +83,10 @@ impl Server {
             }
         }
         tasks.spawn(silence::watch(running.core.clone()));
+        tasks.spawn(time::watch::run(
+            running.core.clone(),
+            config.clock_offset_max,
+        ));
         tasks.spawn(certificates::run(running.core.clone()));
         tasks.spawn(copies::run(running.core.clone()));
         tasks.spawn(statistics::run(running.core.clone()));

@@ -3,6 +3,7 @@
 mod agents;
 mod archive;
 mod policy;
+mod time;
 
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
@@ -18,6 +19,7 @@ pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
     RulesRecord, WishRecord, operations_days,
 };
+pub(crate) use self::time::{SpansRecord, Step, StepKind, TimeRecord, TimeSpan};
 use super::Stored;
 use crate::alarms::AlarmKind;
 use crate::clock::Day;
