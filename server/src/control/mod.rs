@@ -7,6 +7,7 @@ pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod links;
 pub(crate) mod policy;
+pub(crate) mod status;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -97,6 +98,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/links/end", post(links::handle_end))
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
+        .route("/status", get(status::handle))
         .route("/compact", post(handle_compact))
         .route("/container/list", post(container::handle_list))
         .route("/container/open", post(container::handle_open))
