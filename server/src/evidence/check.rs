@@ -50,7 +50,11 @@ impl Doubted {
         Self {
             first: interval.number,
             last: interval.number,
-            from_us: interval.from_us,
+            // The first of all begins nowhere.
+            from_us: match interval.number {
+                0 => interval.to_us,
+                _ => interval.from_us,
+            },
             to_us: interval.to_us,
             ahead_us: (ahead_us, ahead_us),
         }

@@ -8,7 +8,7 @@
 //! 1. Server time runs with boot time. It jumps forward alone, and only to a wall clock that is confirmed.
 //! 2. A wall clock that stands before a confirmed time, a checkpoint or a time stamp is never confirmed, and never one
 //!    that the median of three or more agents contradicts.
-//! 3. A wall clock that was set away from a confirmed one moves server time after the wait at the earliest.
+//! 3. A wall clock that was set while the machine ran moves server time after the wait at the earliest.
 
 use crate::catalogue::records::{Step, StepKind, TimeRecord, TimeSpan};
 use crate::clock::Clocks;
@@ -40,7 +40,7 @@ pub(crate) enum Verdict {
     Behind { floor_us: u64, by_us: u64 },
     /// The median of so many agents is so far ahead of it, µs.
     Contradicted { agents: usize, median_us: i64 },
-    /// It was set away from a confirmed time: so long until it is believed.
+    /// It was set while the machine ran: so long until it is believed.
     Held { left_us: u64 },
     /// Nobody says anything: so long until it ran steadily for a day.
     Nobody { left_us: u64 },
@@ -103,6 +103,7 @@ impl TimeRecord {
         if self.run.is_empty() {
             self.scale_us = ahead_us;
             self.begin_run(look);
+            self.is_estimate = true;
             return;
         }
         if self.run != look.clocks.run || boot_us < self.boot_us {
@@ -133,14 +134,15 @@ impl TimeRecord {
         if moved_us > STEP_US_MAX {
             let expected_us = boot_us.saturating_add_signed(self.ahead_us);
             self.step(StepKind::Set, expected_us, look, events);
-            self.is_held |= self.is_confirmed;
+            self.is_held |= self.is_estimate;
             self.doubt(boot_us);
             self.steady_from_us = boot_us;
             self.take_measure(ahead_us, boot_us);
-            if self.confirmed_us == 0 {
-                // A new volume knows nothing better than what the clock shows.
+            if self.server_us(boot_us) < RELEASED_US {
+                // A new volume under a dead clock: it knows nothing better than what the clock shows now.
                 self.catch_up(wall_us, boot_us, events);
                 self.doubt(boot_us);
+                self.is_held = false;
             }
         } else if boot_us.saturating_sub(self.ahead_taken_us) >= MEASURE_US {
             self.take_measure(ahead_us, boot_us);
@@ -154,6 +156,7 @@ impl TimeRecord {
         self.steady_from_us = boot_us;
         self.take_measure(distance(look.clocks.wall_us, boot_us), boot_us);
         self.is_held = false;
+        self.is_estimate = false;
         self.doubt(boot_us);
     }
 
@@ -221,6 +224,7 @@ impl TimeRecord {
             }
             self.unconfirmed_from_us = None;
             self.is_confirmed = true;
+            self.is_estimate = true;
             self.is_held = false;
             events.push(Event::Confirmed);
         }
@@ -244,7 +248,7 @@ impl TimeRecord {
         let Clocks {
             wall_us, boot_us, ..
         } = look.clocks;
-        let floor_us = self.confirmed_us.max(look.floor_us);
+        let floor_us = self.confirmed_us.max(look.floor_us).max(RELEASED_US);
         if wall_us.saturating_add(STEP_US_MAX) < floor_us {
             let by_us = floor_us.saturating_sub(wall_us);
             return Verdict::Behind { floor_us, by_us };
@@ -297,6 +301,8 @@ pub(crate) const AGENTS_MIN: usize = 3;
 pub(crate) const AGENTS_US_MAX: u64 = 300_000_000;
 /// How long a wall clock runs steadily until it is believed without a witness.
 pub(crate) const STEADY_US: u64 = 86_400_000_000;
+/// 2026-01-01: no clock that stands before this program was written is right.
+const RELEASED_US: u64 = 1_767_225_600_000_000;
 /// Steps that wait for the trail; of more the oldest are not told.
 const UNTOLD_MAX: usize = 64;
 /// Small corrections within this time count together.

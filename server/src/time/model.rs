@@ -284,12 +284,28 @@ fn a_new_volume_follows_the_clock_until_it_is_confirmed() {
     machine.look();
     assert_eq!(machine.server_us(), machine.true_us);
     assert_eq!(machine.spans.day_of_receipt(labelled_us - 1), truly);
+    // It follows a clock that may be right nowhere, not even then.
+    let mut machine = Machine::new(NOW_US);
+    machine.look();
+    machine.wrong_us = days(400);
+    machine.look();
+    assert_eq!(machine.server_us(), machine.true_us);
+    // A dead clock is never believed, however steadily it runs.
+    let mut machine = Machine::new(NOW_US);
+    machine.wrong_us = -(NOW_US as i64);
+    machine.look();
+    machine.pass(3 * STEADY_US);
+    assert!(matches!(machine.look().0, Verdict::Behind { .. }));
     // One that ran ahead goes back once it is confirmed.
     let mut machine = Machine::new(NOW_US);
     machine.wrong_us = days(400);
     machine.look();
     machine.wrong_us = 0;
     machine.synchronised = Some(true);
+    assert!(matches!(machine.look().0, Verdict::Held { .. }));
+    machine.pass(DAY_US - LOOK_US);
+    machine.true_us += LOOK_US;
+    machine.boot_us += LOOK_US;
     assert!(machine.look().1.contains(&Event::WentBack));
     assert_eq!(machine.server_us(), machine.true_us);
 }

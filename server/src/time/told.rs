@@ -204,7 +204,7 @@ fn why(verdict: Verdict) -> String {
         ),
         Verdict::Contradicted { agents, median_us } => contradiction(agents, median_us),
         Verdict::Held { left_us } => format!(
-            "the clock was set away from a confirmed time; {} are left to see whether it stays so",
+            "the clock was set away from the server's time; {} are left to see whether it stays so",
             duration(left_us)
         ),
         Verdict::Nobody { left_us } => format!(

@@ -23,7 +23,9 @@ pub(crate) struct TimeRecord {
     /// The latest wall clock that was confirmed, Unix µs; 0 before the first.
     pub(crate) confirmed_us: u64,
     pub(crate) is_confirmed: bool,
-    /// Server time was on a confirmed scale when the clock was set: it stays there until the wait is over.
+    /// Server time is what a clock showed, and not only where it stood when the machine was stopped.
+    pub(crate) is_estimate: bool,
+    /// The clock was set away from such a server time: that stays where it is until the wait is over.
     pub(crate) is_held: bool,
     /// The boot time of what deletion waits for.
     pub(crate) wait_from_us: Option<u64>,
