@@ -36,6 +36,8 @@ use crate::time::Spans;
 /// What is to be forgotten of one group.
 pub(crate) struct Due {
     pub(crate) group: Group,
+    /// The day its age counts from: that of the group, or a later one where the server's time had been behind.
+    pub(crate) received: Day,
     pub(crate) reason: Reason,
     /// The streams that go, with what the archive has of them there.
     pub(crate) gone: BTreeMap<StreamId, Gone>,
@@ -95,7 +97,7 @@ pub(crate) fn due(archive: &Archive, policy: &Policy, spans: &Spans, today: Day)
     let due = groups.filter_map(|group| {
         let received = spans.counted_from(group.day);
         let reason = policy.reason_to_forget(&group, received, today)?;
-        let due = of_group(archive, group, reason, |stream, day| {
+        let due = of_group(archive, group, received, reason, |stream, day| {
             let owner = policy.owner_of(stream.agent);
             holds_between(policy, &owner, &stream.name, (day, received))
         });
@@ -131,6 +133,7 @@ fn days_between(first: Day, last: Day) -> impl Iterator<Item = Day> {
 pub(crate) fn of_agent(
     archive: &Archive,
     policy: &Policy,
+    spans: &Spans,
     agent: AgentId,
     reason: &Reason,
 ) -> Result<Vec<Due>, BTreeSet<String>> {
@@ -138,11 +141,13 @@ pub(crate) fn of_agent(
     let mut found = Vec::new();
     let mut holding = BTreeSet::new();
     for group in archive.keys().groups() {
-        let due = of_group(archive, group, reason.clone(), |stream, day| {
+        let received = spans.counted_from(group.day);
+        let due = of_group(archive, group, received, reason.clone(), |stream, day| {
             if stream.agent != agent {
                 return vec![String::new()]; // somebody else's stays
             }
-            holding.extend(policy.holds_on(&owner, &stream.name, day));
+            let days = (day, received);
+            holding.extend(holds_between(policy, &owner, &stream.name, days));
             Vec::new()
         });
         if !due.gone.is_empty() {
@@ -159,6 +164,7 @@ pub(crate) fn of_agent(
 fn of_group(
     archive: &Archive,
     group: Group,
+    received: Day,
     reason: Reason,
     mut holds: impl FnMut(&Introduced, Day) -> Vec<String>,
 ) -> Due {
@@ -168,6 +174,7 @@ fn of_group(
     let still = archive.keys().kept(&group);
     let mut due = Due {
         group,
+        received,
         reason,
         gone: BTreeMap::new(),
         kept: BTreeMap::new(),
@@ -409,6 +416,7 @@ fn certificate(
         "class": due.group.class,
         "rule": rule,
         "day": due.group.day.to_string(),
+        "counted_from": due.received.to_string(),
         "entries": part.entries,
         "streams": part.streams,
         "streams_kept": due.kept.len(),

@@ -289,12 +289,13 @@ pub(super) async fn handle_delete(
         why.as_bytes(),
     ]);
     let word = data_encoding::HEXLOWER.encode(word.first_chunk::<4>().unwrap_or(&[0; 4]));
-    let sealed = retention::of_agent(&core.archive, &core.policy, agent, &reason);
+    let spans = core.time.spans();
+    let sealed = retention::of_agent(&core.archive, &core.policy, &spans, agent, &reason);
     let mut holding = sealed.err().unwrap_or_default();
     // What came last is not sealed yet.
     let owner = core.policy.owner_of(agent);
     for stream in &streams {
-        let day = Day::of(stream.last_us);
+        let day = core.time.day_of_receipt(stream.last_us);
         holding.extend(core.policy.holds_on(&owner, &stream.name, day));
     }
     refuse_held(&name, &holding)?;
@@ -329,7 +330,8 @@ pub(super) async fn handle_delete(
     let archive = core.archive.clone();
     let policy = core.policy.clone();
     let deleted = core.upkeep.ask(active, move |upkeep| {
-        let due = retention::of_agent(&archive, &policy, agent, &reason);
+        let spans = upkeep.time.spans();
+        let due = retention::of_agent(&archive, &policy, &spans, agent, &reason);
         let due = match due {
             Ok(due) => due,
             Err(holding) => return Ok(Err(holding)),

@@ -23,9 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
+use scrinium_protocol::evidence::interval::Doubt;
 use tracing::{error, info, warn};
 
-use self::confirmation::{Event, Look, Verdict};
+use self::confirmation::{Event, Look, STEP_US_MAX, Verdict};
 pub(crate) use self::spans::Spans;
 pub(crate) use self::told::{Said, Waits, duration};
 use crate::agents::Agents;
@@ -155,8 +156,7 @@ impl ServerTime {
         self.today().err()
     }
 
-    /// The time that is confirmed now, Unix µs; it goes with the time that passes, and is none while nothing that
-    /// cannot be undone may be done. Delays that end in such an act are measured with it.
+    /// The time that is confirmed now, Unix µs; none while nothing that cannot be undone may be done.
     pub(crate) fn confirmed_us(&self) -> Option<u64> {
         let (state, clocks) = self.looked();
         let waits = self.waits_in(&state, &clocks).is_some();
@@ -178,12 +178,35 @@ impl ServerTime {
     }
 
     /// What an interval says of the time it ends at; none while it is confirmed.
-    pub(crate) fn doubt(&self) -> Option<scrinium_protocol::evidence::interval::Doubt> {
+    pub(crate) fn doubt(&self) -> Option<Doubt> {
         let (state, clocks) = self.looked();
-        let is_confirmed = state.record.is_confirmed;
-        (!is_confirmed).then_some(scrinium_protocol::evidence::interval::Doubt {
-            wall_us: clocks.wall_us,
-        })
+        let wall_us = clocks.wall_us;
+        // Server time that is still being slowed down to the wall clock is ahead of what is confirmed.
+        let ahead_us = state
+            .record
+            .server_us(clocks.boot_us)
+            .saturating_sub(wall_us);
+        let is_certain = state.record.is_confirmed && ahead_us <= STEP_US_MAX;
+        (!is_certain).then_some(Doubt { wall_us })
+    }
+
+    /// How long the machine has run since a server time, µs; none while nothing that cannot be undone may be done.
+    /// Delays that end in such an act are measured so: a clock that is set, and a machine that is off, shorten none.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "for acts that a person delays; they come with the policy"
+        )
+    )]
+    pub(crate) fn passed_us(&self, since_us: u64) -> Option<u64> {
+        let (state, clocks) = self.looked();
+        if self.waits_in(&state, &clocks).is_some() {
+            return None;
+        }
+        let now_us = state.record.server_us(clocks.boot_us);
+        let jumped_us = state.spans.jumped_us(since_us);
+        Some(now_us.saturating_sub(since_us).saturating_sub(jumped_us))
     }
 
     /// The day on which something was received that carries a server time.
@@ -258,3 +281,90 @@ impl State {
 const SAVE_US: u64 = 600_000_000;
 /// Server time that may have passed since then.
 const UNSAVED_US_MAX: u64 = 3_600_000_000;
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::secret::Secret;
+
+    use super::*;
+    use crate::clock::{DAY_US, VIRTUAL, VirtualClocks};
+
+    #[test]
+    fn a_step_while_the_server_is_down_is_seen_told_once_and_waited_for() {
+        let dir = std::env::temp_dir().join(format!("scrinium-time-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        std::fs::create_dir_all(&dir).unwrap();
+        let open = || {
+            let path = dir.join("catalogue.db");
+            let catalogue = Catalogue::open(&path, &Secret::new([1; 32])).unwrap();
+            let catalogue = Arc::new(catalogue);
+            let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
+            // A process that begins knows no server time yet.
+            set(|clocks| clocks.scale = None);
+            ServerTime::open(catalogue, agents, Duration::from_secs(86_400), 0, 0).unwrap()
+        };
+        set(|clocks| {
+            clocks.wall_us = BEGIN_US;
+            clocks.synchronised = Some(true);
+        });
+        let time = open();
+        assert_eq!(time.today(), Ok(Day::of(BEGIN_US)));
+        assert_eq!(time.doubt(), None);
+        let asked_us = clock::unix_us();
+        drop(time);
+
+        // An hour later, with the clock 400 days ahead.
+        set(|clocks| {
+            clocks.boot_us += HOUR_US;
+            clocks.wall_us += HOUR_US + 400 * DAY_US;
+        });
+        let time = open();
+        let waits = time.today().unwrap_err();
+        assert!(waits.why.contains("forward by 400 days"), "{}", waits.why);
+        assert_eq!(waits.until_us, Some(BEGIN_US + HOUR_US + DAY_US));
+        assert_eq!(clock::unix_us(), BEGIN_US + HOUR_US);
+        assert_eq!(time.passed_us(asked_us), None);
+        assert!(time.doubt().is_some());
+        drop(time);
+        let time = open();
+        let step = time.untold().unwrap();
+        assert_eq!(step.shown_us - step.expected_us, 400 * DAY_US);
+        time.told(step);
+        drop(time);
+
+        // Right again: that is a step too, and the wait begins again with it.
+        set(|clocks| {
+            clocks.boot_us += HOUR_US;
+            clocks.wall_us = BEGIN_US + 2 * HOUR_US;
+        });
+        let time = open();
+        let step = time.untold().unwrap();
+        assert_eq!(step.expected_us - step.shown_us, 400 * DAY_US);
+        assert!(time.today().is_err());
+        assert_eq!(time.confirmed_us(), None);
+        assert_eq!(time.doubt(), None);
+        set(|clocks| {
+            clocks.boot_us += DAY_US;
+            clocks.wall_us += DAY_US;
+        });
+        assert_eq!(time.today(), Ok(Day::of(BEGIN_US + DAY_US)));
+        assert_eq!(time.passed_us(asked_us), Some(2 * HOUR_US + DAY_US));
+
+        // A checkpoint that is later than the clock.
+        time.raise_floor(BEGIN_US + 3 * DAY_US);
+        let waits = time.today().unwrap_err();
+        assert_eq!(waits.until_us, None);
+        assert!(waits.why.contains("46 hours before"), "{}", waits.why);
+        VIRTUAL.set(None);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    fn set(change: impl FnOnce(&mut VirtualClocks)) {
+        let mut clocks = VIRTUAL.get().unwrap_or_default();
+        change(&mut clocks);
+        VIRTUAL.set(Some(clocks));
+    }
+
+    const BEGIN_US: u64 = 1_800_000_000_000_000;
+    const HOUR_US: u64 = 3_600_000_000;
+}

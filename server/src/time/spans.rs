@@ -19,10 +19,10 @@ impl Spans {
         &self.0
     }
 
-    /// Adds the last one, if days depend on it; whether they do.
+    /// Adds the last one, if anything depends on it: a day, or a delay; whether it does.
     pub(crate) fn add(&mut self, span: TimeSpan) -> bool {
         let true_end_us = span.to_us.saturating_add(span.behind_us);
-        if Day::of(span.from_us) == Day::of(true_end_us) {
+        if Day::of(span.from_us) == Day::of(true_end_us) && span.behind_us < TOLD_US_MIN {
             return false;
         }
         self.0.push(span);
@@ -40,6 +40,12 @@ impl Spans {
             );
         }
         true
+    }
+
+    /// By how much server time jumped forward after `since_us`.
+    pub(crate) fn jumped_us(&self, since_us: u64) -> u64 {
+        let after = self.0.iter().filter(|span| span.to_us >= since_us);
+        after.fold(0, |sum: u64, span| sum.saturating_add(span.behind_us))
     }
 
     /// The day on which something was received that carries a server time.
@@ -70,6 +76,8 @@ impl TimeSpan {
     }
 }
 
+/// Jumps of less are too short to be remembered for themselves.
+const TOLD_US_MIN: u64 = 600_000_000;
 /// Past this many the oldest two become one.
 const SPANS_MAX: usize = 512;
 
@@ -102,10 +110,13 @@ mod tests {
         let short = TimeSpan {
             from_us: hours(50 * 24 + 8),
             to_us: hours(50 * 24 + 9),
-            behind_us: hours(1),
+            behind_us: TOLD_US_MIN - 1,
         };
         assert!(!spans.add(short));
         assert_eq!(spans.list().len(), 1);
+        // A delay does not get shorter by what server time jumped meanwhile.
+        assert_eq!(spans.jumped_us(span.to_us + 1), 0);
+        assert_eq!(spans.jumped_us(span.from_us), span.behind_us);
     }
 
     #[test]
