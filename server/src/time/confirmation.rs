@@ -103,7 +103,6 @@ impl TimeRecord {
         if self.run.is_empty() {
             self.scale_us = ahead_us;
             self.begin_run(look);
-            self.is_estimate = true;
             return;
         }
         if self.run != look.clocks.run || boot_us < self.boot_us {
@@ -134,7 +133,8 @@ impl TimeRecord {
         if moved_us > STEP_US_MAX {
             let expected_us = boot_us.saturating_add_signed(self.ahead_us);
             self.step(StepKind::Set, expected_us, look, events);
-            self.is_held |= self.is_estimate;
+            // One that stood before what is certain was wrong: whoever sets it may be right.
+            self.is_held |= expected_us.saturating_add(STEP_US_MAX) >= self.floor_us(look);
             self.doubt(boot_us);
             self.steady_from_us = boot_us;
             self.take_measure(ahead_us, boot_us);
@@ -156,7 +156,6 @@ impl TimeRecord {
         self.steady_from_us = boot_us;
         self.take_measure(distance(look.clocks.wall_us, boot_us), boot_us);
         self.is_held = false;
-        self.is_estimate = false;
         self.doubt(boot_us);
     }
 
@@ -224,7 +223,6 @@ impl TimeRecord {
             }
             self.unconfirmed_from_us = None;
             self.is_confirmed = true;
-            self.is_estimate = true;
             self.is_held = false;
             events.push(Event::Confirmed);
         }
@@ -244,11 +242,16 @@ impl TimeRecord {
         verdict
     }
 
+    /// No clock that stands before this is right, Unix µs.
+    fn floor_us(&self, look: &Look) -> u64 {
+        self.confirmed_us.max(look.floor_us).max(RELEASED_US)
+    }
+
     fn verdict(&self, look: &Look) -> Verdict {
         let Clocks {
             wall_us, boot_us, ..
         } = look.clocks;
-        let floor_us = self.confirmed_us.max(look.floor_us).max(RELEASED_US);
+        let floor_us = self.floor_us(look);
         if wall_us.saturating_add(STEP_US_MAX) < floor_us {
             let by_us = floor_us.saturating_sub(wall_us);
             return Verdict::Behind { floor_us, by_us };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use scrinium_tests::days::{Days, ship_a_line};
 use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::package;
 use scrinium_tests::refusals::Refusals;
 use scrinium_tests::{pause, unix_s, wait_until};
 use serde_json::Value;
@@ -63,6 +64,15 @@ fn a_clock_set_far_forward_deletes_nothing_and_says_what_waits() {
         assert!(
             report.contains("its clock was not confirmed then"),
             "{report}"
+        );
+        let package = lab.dir.join("package.tar");
+        let out = package.display().to_string();
+        let _exported = ok(lab, &["export", "--query", "MARKERTWO", "--out", &out]);
+        let (code, said) = package::verify(&package, &[]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(
+            said.contains("the server's clock was not confirmed then"),
+            "{said}"
         );
 
         // Right again: nothing is gone; and when their days are over, all of it goes.

@@ -23,9 +23,8 @@ pub(crate) struct TimeRecord {
     /// The latest wall clock that was confirmed, Unix µs; 0 before the first.
     pub(crate) confirmed_us: u64,
     pub(crate) is_confirmed: bool,
-    /// Server time is what a clock showed, and not only where it stood when the machine was stopped.
-    pub(crate) is_estimate: bool,
-    /// The clock was set away from such a server time: that stays where it is until the wait is over.
+    /// The clock was set while the machine ran, away from a time that may have been right: server time stays where it
+    /// is until the wait is over.
     pub(crate) is_held: bool,
     /// The boot time of what deletion waits for.
     pub(crate) wait_from_us: Option<u64>,
