@@ -4,8 +4,9 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use scrinium_tests::console::Console;
 use scrinium_tests::days::{Days, ship_a_line};
-use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::lab::{Lab, PASSWORD, text};
 use scrinium_tests::package;
 use scrinium_tests::refusals::Refusals;
 use scrinium_tests::{pause, unix_s, wait_until};
@@ -29,7 +30,7 @@ fn a_clock_set_far_forward_deletes_nothing_and_says_what_waits() {
         let audited = lab.count("stream:audit \"clock stepped\"");
         assert!(audited >= 1, "the trail has both times");
 
-        // What waits is said in three places.
+        // What waits is said by `status`, `policy preview` and the overview.
         let status = status(lab);
         assert_eq!(status["running"], true);
         assert_eq!(status["health"], "attention");
@@ -54,6 +55,12 @@ fn a_clock_set_far_forward_deletes_nothing_and_says_what_waits() {
         assert!(rows.iter().any(|row| row["waits"].is_string()), "{rows:?}");
         let shown = text(&ok(lab, &["status"]).stdout);
         assert!(shown.contains("NOT confirmed"), "{shown}");
+
+        let page = Console::sign_in(lab, PASSWORD).get("/");
+        assert!(
+            page.contains("entries waits: the clock was set forward by 400 days"),
+            "{page}"
+        );
 
         // What is received carries the true time, and intervals go on.
         ship_a_line(&mut days.lab, "web2", "MARKERTWO of web2\n");
