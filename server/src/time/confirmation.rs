@@ -40,6 +40,8 @@ pub(crate) enum Verdict {
     Behind { floor_us: u64, by_us: u64 },
     /// The median of so many agents is so far ahead of it, µs.
     Contradicted { agents: usize, median_us: i64 },
+    /// Agents contradicted it, and too few were heard since to take that back: so long until they are given up.
+    Unheard { left_us: u64 },
     /// It was set while the machine ran: so long until it is believed.
     Held { left_us: u64 },
     /// Nobody says anything: so long until it ran steadily for a day.
@@ -52,6 +54,7 @@ impl Verdict {
             Self::Kernel | Self::Agents { .. } | Self::Steady | Self::Still => true,
             Self::Behind { .. }
             | Self::Contradicted { .. }
+            | Self::Unheard { .. }
             | Self::Held { .. }
             | Self::Nobody { .. } => false,
         }
@@ -117,6 +120,7 @@ impl TimeRecord {
             let waits = self.wait_from_us.is_some();
             self.begin_run(look);
             self.wait_from_us = waits.then_some(boot_us);
+            self.contradicted_us = self.contradicted_us.map(|_| boot_us);
             let kind = if wall_us.saturating_add(STEP_US_MAX) < expected_us {
                 Some(StepKind::Behind)
             } else if wall_us > expected_us.saturating_add(look.wait_us) {
@@ -207,6 +211,17 @@ impl TimeRecord {
             wall_us, boot_us, ..
         } = look.clocks;
         let verdict = self.verdict(look);
+        match verdict {
+            Verdict::Contradicted { .. } => self.contradicted_us = Some(boot_us),
+            // The server may have been started again, and its agents not have come back yet.
+            Verdict::Unheard { .. } | Verdict::Behind { .. } => {}
+            Verdict::Kernel
+            | Verdict::Agents { .. }
+            | Verdict::Steady
+            | Verdict::Still
+            | Verdict::Held { .. }
+            | Verdict::Nobody { .. } => self.contradicted_us = None,
+        }
         if !verdict.is_confirmed() {
             if self.is_confirmed {
                 self.doubt(boot_us);
@@ -261,6 +276,14 @@ impl TimeRecord {
         let near = median_us.map(|median_us| median_us.unsigned_abs() <= AGENTS_US_MAX);
         if let (Some(median_us), Some(false)) = (median_us, near) {
             return Verdict::Contradicted { agents, median_us };
+        }
+        if near.is_none()
+            && let Some(contradicted_us) = self.contradicted_us
+        {
+            let left_us = STEADY_US.saturating_sub(boot_us.saturating_sub(contradicted_us));
+            if left_us > 0 {
+                return Verdict::Unheard { left_us };
+            }
         }
         let steady_us = boot_us.saturating_sub(self.steady_from_us);
         let believed = if look.clocks.synchronised == Some(true) {

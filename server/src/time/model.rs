@@ -259,6 +259,28 @@ fn three_agents_confirm_and_veto_and_two_do_neither() {
     }
 }
 
+/// A server that is started again knows no agent for a moment: what they said before still counts.
+#[test]
+fn a_contradiction_outlives_the_agents_that_made_it() {
+    let mut machine = Machine::confirmed();
+    machine.wrong_us = days(400);
+    machine.synchronised = Some(true);
+    machine.agents_us = vec![0, 0, 0];
+    machine.pass(3 * DAY_US);
+    assert!(matches!(machine.look().0, Verdict::Contradicted { .. }));
+    machine.agents_us = vec![0, 0];
+    assert_eq!(machine.look().0, Verdict::Unheard { left_us: DAY_US });
+    machine.restart(HOUR_US, days(400));
+    machine.pass(DAY_US - LOOK_US);
+    assert!(matches!(machine.look().0, Verdict::Unheard { .. }));
+    machine.wrong_us = 0;
+    machine.agents_us = vec![0, 0, 0];
+    assert_eq!(machine.look().0, Verdict::Held { left_us: DAY_US });
+    machine.pass(DAY_US);
+    assert_eq!(machine.look().0, Verdict::Kernel);
+    assert_eq!(machine.server_us(), machine.true_us);
+}
+
 #[test]
 fn what_a_time_stamp_says_is_certain() {
     let mut machine = Machine::confirmed();

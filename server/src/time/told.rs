@@ -96,6 +96,14 @@ impl Waits {
                 );
                 (reason, None)
             }
+            Verdict::Unheard { left_us } => {
+                let until_us = until(left_us);
+                let reason = format!(
+                    "Agents' clocks contradicted it: it is confirmed when {AGENTS_MIN} agree with it, or when so many were not heard until {}",
+                    rfc3339(until_us)
+                );
+                (reason, Some(until_us))
+            }
             Verdict::Contradicted { agents, median_us } => {
                 let reason = format!(
                     "{}: it is confirmed when it has been set right, or theirs have",
@@ -203,6 +211,10 @@ fn why(verdict: Verdict) -> String {
             rfc3339(floor_us)
         ),
         Verdict::Contradicted { agents, median_us } => contradiction(agents, median_us),
+        Verdict::Unheard { left_us } => format!(
+            "agents' clocks contradicted the clock, and fewer than {AGENTS_MIN} were heard since; {} are left until they are given up",
+            duration(left_us)
+        ),
         Verdict::Held { left_us } => format!(
             "the clock was set away from the server's time; {} are left to see whether it stays so",
             duration(left_us)

@@ -26,6 +26,8 @@ pub(crate) struct TimeRecord {
     /// The clock was set while the machine ran, away from a time that may have been right: server time stays where it
     /// is until the wait is over.
     pub(crate) is_held: bool,
+    /// The boot time at which agents contradicted the clock last, until as many agree with it.
+    pub(crate) contradicted_us: Option<u64>,
     /// The boot time of what deletion waits for.
     pub(crate) wait_from_us: Option<u64>,
     /// What was seen last of a clock that went another way.
