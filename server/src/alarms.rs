@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::AlarmRecord;
 use crate::clock;
+use crate::core::OWN_NAME;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -35,6 +36,8 @@ pub(crate) enum AlarmKind {
     EvidenceStopped,
     /// The server's own clock was set.
     ClockStepped,
+    /// An agent's clock is far from the server's.
+    AgentClock,
     /// A backup that was due could not be made.
     BackupFailed,
     /// What is archived is not what was sealed.
@@ -57,6 +60,7 @@ impl AlarmKind {
             Self::AgentTrouble => "agent-trouble",
             Self::EvidenceStopped => "evidence-stopped",
             Self::ClockStepped => "clock-stepped",
+            Self::AgentClock => "agent-clock",
             Self::BackupFailed => "backup-failed",
             Self::ArchiveDamaged => "archive-damaged",
             Self::Interference => "interference",
@@ -162,6 +166,30 @@ impl Alarms {
             }
         }
         Some(alarm)
+    }
+
+    /// What was wrong with `agent` is over: its alarm stands no longer.
+    pub(crate) async fn end(&self, kind: AlarmKind, agent: &str, why: &str) {
+        let standing: Vec<u64> = {
+            let state = self.lock();
+            let of_agent = state.values().filter(|alarm| {
+                alarm.acknowledged_by.is_none() && alarm.kind == kind && alarm.agent == agent
+            });
+            of_agent.map(|alarm| alarm.id).collect()
+        };
+        for id in standing {
+            if let Err(error) = self.acknowledge(id, OWN_NAME) {
+                error!(
+                    error = format!("{error:#}"),
+                    "the end of an alarm could not be made durable"
+                );
+                continue;
+            }
+            let detail = json!({ "id": id, "kind": kind.name(), "agent": agent, "text": why });
+            if !self.audit.record(OWN_NAME, "alarm ended", detail).await {
+                error!("the end of an alarm could not be written to the audit stream");
+            }
+        }
     }
 
     /// Notes that `user` has seen alarm `id`.

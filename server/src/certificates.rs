@@ -12,7 +12,7 @@ use tracing::error;
 
 use crate::audit::DELETIONS;
 use crate::catalogue::records::CertificateRecord;
-use crate::clock::{self, DAY_US};
+use crate::clock::DAY_US;
 use crate::core::Core;
 
 /// Publishes certificates as they are made, until the task is dropped.
@@ -43,7 +43,8 @@ pub(crate) async fn publish(core: &Core) -> Result<()> {
             let durable = core.audit.write(DELETIONS, text).await;
             anyhow::ensure!(durable, "the archive takes nothing now");
         }
-        if clock::unix_us().saturating_sub(certificate.made_us) > KEPT_US {
+        let now_us = core.time.confirmed_us().unwrap_or(0);
+        if now_us.saturating_sub(certificate.made_us) > KEPT_US {
             core.catalogue
                 .write(|changes| changes.remove(&certificate))?;
         }

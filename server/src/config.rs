@@ -27,6 +27,10 @@ pub struct Config {
     pub(crate) machine_changes_max: usize,
     /// An enrolled agent that was not heard for this long raises an alarm.
     pub(crate) silent_after: Duration,
+    /// An agent whose clock is further from the server's raises an alarm.
+    pub(crate) clock_offset_max: Duration,
+    /// How long after a step of the clock nothing is deleted.
+    pub(crate) step_wait: Duration,
     pub(crate) handshakes: Handshakes,
     /// A log is finished, and then sealed, at this length.
     pub(crate) log_bytes_max: u64,
@@ -147,6 +151,8 @@ impl Config {
             keep_alive: Duration::from_secs(raw.agents.keep_alive_s),
             machine_changes_max: raw.agents.machine_changes_max,
             silent_after: Duration::from_secs(raw.agents.silent_after_s),
+            clock_offset_max: Duration::from_secs(raw.agents.clock_offset_max_s),
+            step_wait: Duration::from_secs(raw.retention.step_wait_h.saturating_mul(3600)),
             handshakes: Handshakes {
                 per_second: raw.agents.handshakes_per_s,
                 half_open_max: raw.agents.half_open_max,
@@ -229,6 +235,12 @@ impl Config {
         if !(10..=30 * 86_400).contains(&self.silent_after.as_secs()) {
             bail!("agents.silent_after_s must be between 10 and 2592000");
         }
+        if !(1..=86_400).contains(&self.clock_offset_max.as_secs()) {
+            bail!("agents.clock_offset_max_s must be between 1 and 86400");
+        }
+        if !(1..=720).contains(&(self.step_wait.as_secs() / 3600)) {
+            bail!("retention.step_wait_h must be between 1 and 720");
+        }
         for (field, value, max) in [
             (
                 "handshakes_per_s",
@@ -275,6 +287,7 @@ mod raw {
         pub(super) agents: Agents,
         pub(super) archive: Archive,
         pub(super) evidence: Evidence,
+        pub(super) retention: Retention,
         pub(super) backup: Backup,
         pub(super) mail: Mail,
         pub(super) console: Console,
@@ -310,6 +323,7 @@ mod raw {
         pub(super) keep_alive_s: u64,
         pub(super) machine_changes_max: usize,
         pub(super) silent_after_s: u64,
+        pub(super) clock_offset_max_s: u64,
         pub(super) handshakes_per_s: u32,
         pub(super) half_open_max: usize,
         pub(super) sessions_max: usize,
@@ -322,6 +336,7 @@ mod raw {
                 keep_alive_s: 10,
                 machine_changes_max: 1,
                 silent_after_s: 300,
+                clock_offset_max_s: 60,
                 handshakes_per_s: 50,
                 half_open_max: 512,
                 sessions_max: 20_000,
@@ -368,6 +383,18 @@ mod raw {
                 witnesses: Vec::new(),
                 mail_to: Vec::new(),
             }
+        }
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Retention {
+        pub(super) step_wait_h: u64,
+    }
+
+    impl Default for Retention {
+        fn default() -> Self {
+            Self { step_wait_h: 24 }
         }
     }
 
@@ -428,6 +455,17 @@ mod tests {
             ("[listen]\nsl = ['here']", "listen.sl"),
             ("[agents]\nkeep_alive_s = 0", "agents.keep_alive_s"),
             ("[agents]\nsilent_after_s = 9", "agents.silent_after_s"),
+            (
+                "[agents]\nclock_offset_max_s = 0",
+                "agents.clock_offset_max_s",
+            ),
+            (
+                "[agents]\nclock_offset_max_s = 86401",
+                "agents.clock_offset_max_s",
+            ),
+            ("[retention]\nstep_wait_h = 0", "retention.step_wait_h"),
+            ("[retention]\nstep_wait_h = 721", "retention.step_wait_h"),
+            ("[retention]\nwait = 1", "wait"),
             ("[agents]\nhandshakes_per_s = 0", "agents.handshakes_per_s"),
             ("[agents]\nhalf_open_max = 65537", "agents.half_open_max"),
             ("[agents]\nsessions_max = 0", "agents.sessions_max"),

@@ -29,6 +29,7 @@ use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
 use crate::policy::Policy;
 use crate::session::receiver::Shared;
+use crate::time::ServerTime;
 use crate::volume::{Volume, rest};
 use crate::{clock, config, ingest, local};
 
@@ -43,6 +44,7 @@ pub(crate) struct Core {
     /// Held while certificates are published.
     pub(crate) publishing: tokio::sync::Mutex<()>,
     pub(crate) evidence: Evidence,
+    pub(crate) time: Arc<ServerTime>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
@@ -99,9 +101,26 @@ impl Running {
         let (finished, work) = sync_channel(WORK_MAX);
         let upkeep = UpkeepQueue(finished.clone());
         let signing = SigningKey::from_bytes(keys.signing.0.expose());
+        let evidence = Evidence::open(
+            &volume,
+            config.cipher,
+            signing.clone(),
+            config.checkpoint_copies.clone(),
+        )
+        .context("opening the evidence")?;
+        let streams = archive.streams().into_values();
+        let received_us = streams.map(|stream| stream.last_us).max().unwrap_or(0);
+        let time = Arc::new(ServerTime::open(
+            catalogue.clone(),
+            agents.clone(),
+            config.step_wait,
+            evidence.certain_us(),
+            received_us,
+        )?);
         let upkeep_thread = {
             let (archive, catalogue) = (archive.clone(), catalogue.clone());
-            let upkeep = Upkeep::new(archive, catalogue, policy.clone(), signing.clone());
+            let (signing, time) = (signing.clone(), time.clone());
+            let upkeep = Upkeep::new(archive, catalogue, policy.clone(), signing, time);
             let run = move || upkeep.run(&work);
             std::thread::Builder::new()
                 .name("upkeep".into())
@@ -125,15 +144,9 @@ impl Running {
             entries,
         ));
         let audit = Audit::new(local.clone());
-        let evidence = Evidence::open(
-            &volume,
-            config.cipher,
-            signing.clone(),
-            config.checkpoint_copies.clone(),
-        )
-        .context("opening the evidence")?;
         let core = Core {
             evidence,
+            time,
             sessions: Shared {
                 agents: agents.clone(),
                 archive: archive.clone(),
@@ -198,6 +211,8 @@ impl Running {
             );
             return;
         };
+        core.time.save();
+        let doubt = core.time.doubt();
         drop(core.audit);
         drop(core.alarms);
         drop(local_task.await);
@@ -211,7 +226,7 @@ impl Running {
             drop(ingest.join());
             drop(upkeep.join());
             // What was received since the last interval is in one before the server is gone.
-            let sealed = evidence.seal(&archive, clock::unix_us());
+            let sealed = evidence.seal(&archive, clock::unix_us(), doubt);
             let sealed = sealed.and_then(|_note| evidence.register(&others.2));
             if let Err(error) = sealed {
                 let error = format!("{error:#}");

@@ -39,6 +39,7 @@ mod silence;
 mod simulation;
 mod statistics;
 mod stopped;
+mod time;
 mod verification;
 mod volume;
 mod wrap;

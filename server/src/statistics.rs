@@ -27,7 +27,7 @@ use crate::archive::block::StoredBatch;
 use crate::archive::container::Access;
 use crate::audit::STATISTICS;
 use crate::catalogue::records::{Group, StatisticsMark, StreamRecord};
-use crate::clock::{self, DAY_US, Day};
+use crate::clock::{DAY_US, Day};
 use crate::core::Core;
 
 /// A machine that sent something: an agent's, or one that sends syslog itself.
@@ -84,12 +84,12 @@ impl Counts {
         count.machines.insert(machine);
     }
 
-    /// Counts what of a stream was received on the day.
+    /// Counts what of a stream was received; on the day, where one is given.
     fn add_batches(
         &mut self,
         core: &Core,
         stream: &StreamRecord,
-        day: Day,
+        day: Option<Day>,
         batches: &[StoredBatch],
     ) {
         let Some(kind) = kind_of(stream.kind) else {
@@ -101,7 +101,8 @@ impl Counts {
             Machine::Agent(stream.agent)
         };
         for batch in batches {
-            if Day::of(batch.received_us) != day {
+            let received = core.time.day_of_receipt(batch.received_us);
+            if day.is_some_and(|day| received != day) {
                 continue;
             }
             let hour = batch.received_us % DAY_US / HOUR_US;
@@ -171,7 +172,11 @@ pub(crate) async fn run(core: Arc<Core>) {
 }
 
 async fn write_due(core: &Arc<Core>) -> Result<()> {
-    let last = Day::of(clock::unix_us().saturating_sub(DAY_US + REST_US));
+    // What is sent is not taken back: it is of days that are over on a confirmed time.
+    let Some(now_us) = core.time.confirmed_us() else {
+        return Ok(());
+    };
+    let last = Day::of(now_us.saturating_sub(DAY_US + REST_US));
     let mark = core.catalogue.load::<StatisticsMark>()?.pop();
     let begun = mark.map_or(Day(0), |mark| mark.day);
     let mut day = begun.max(last.before(DAYS_BACK));
@@ -246,6 +251,8 @@ fn count(core: &Core, day: Day) -> BTreeMap<String, Counts> {
         if sealed.is_some_and(|group| group.day != day) {
             continue;
         }
+        // What is sealed is of its group's day; what is not may be of several.
+        let wanted = sealed.is_none().then_some(day);
         let Some(stream) = streams.get(&extent.stream) else {
             continue;
         };
@@ -253,7 +260,7 @@ fn count(core: &Core, day: Day) -> BTreeMap<String, Counts> {
         let counts = counted.entry(tenant).or_default();
         // What is damaged is the verification's to name.
         match core.archive.read(extent, &access) {
-            Ok(batches) => counts.add_batches(core, stream, day, &batches),
+            Ok(batches) => counts.add_batches(core, stream, wanted, &batches),
             Err(_) => counts.is_incomplete = true,
         }
     }

@@ -4,7 +4,8 @@
  *
  *     OPERATION PART-OF-THE-PATH ERRNO        OPERATION: open, read, write, sync, rename, unlink
  *
- * `create` is an open that may write; `clock now SECONDS` moves the wall clock. Rules are looked up at every call, so a test can change them. */
+ * `create` is an open that may write. `clock now SECONDS` moves the wall clock, `clock boot SECONDS` the time since the
+ * machine was started; `clock kept 1` has the kernel say that the wall clock is kept right, `clock loose 1` that it is not. Rules are looked up at every call, so a test can change them. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/timex.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -114,5 +116,21 @@ int clock_gettime(clockid_t id, struct timespec *now)
     int outcome = syscall(SYS_clock_gettime, id, now);
     if (outcome == 0 && id == CLOCK_REALTIME)
         now->tv_sec += rule("clock", "now");
+    if (outcome == 0 && id == CLOCK_BOOTTIME)
+        now->tv_sec += rule("clock", "boot");
+    return outcome;
+}
+
+int adjtimex(struct timex *state)
+{
+    int outcome = syscall(SYS_adjtimex, state);
+    if (rule("clock", "kept")) {
+        state->status &= ~STA_UNSYNC;
+        return TIME_OK;
+    }
+    if (rule("clock", "loose")) {
+        state->status |= STA_UNSYNC;
+        return TIME_ERROR;
+    }
     return outcome;
 }

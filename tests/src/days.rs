@@ -29,8 +29,20 @@ impl Days {
 
     /// So many hours of a day pass while the server runs.
     pub fn pass_hours(&self, day: u32, hours: u32) {
-        let seconds = day * 86_400 + hours * 3600;
-        self.refusals.rule(&format!("clock now {seconds}"));
+        self.clocks(i64::from(day * 24 + hours), 0, "");
+    }
+
+    /// So many hours have passed, and the wall clock shows so many more. `kernel` is what it says of the wall clock:
+    /// `kept`, `loose`, or what this machine's says.
+    pub fn clocks(&self, hours: i64, wrong_hours: i64, kernel: &str) {
+        let (now, boot) = ((hours + wrong_hours) * 3600, hours * 3600);
+        let kernel = if kernel.is_empty() {
+            String::new()
+        } else {
+            format!("\nclock {kernel} 1")
+        };
+        self.refusals
+            .rule(&format!("clock now {now}\nclock boot {boot}{kernel}"));
     }
 
     /// Starts the server again so many days from now.
@@ -42,7 +54,7 @@ impl Days {
 
     /// From now on it is so many days from now.
     pub fn set(&self, day: u32) {
-        self.refusals.rule(&format!("clock now {}", day * 86_400));
+        self.clocks(i64::from(day * 24), 0, "");
     }
 }
 

@@ -1,4 +1,4 @@
-//! A double of the operating system's answers (`tests/refusals/refuse.c`): errors, and the wall clock.
+//! A double of the operating system's answers (`tests/refusals/refuse.c`): errors, and the clocks.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -39,10 +39,13 @@ impl Refusals {
         Some(refusals)
     }
 
-    /// From now on this is refused.
+    /// From now on this is refused, in place of what was; in one step, so that nobody reads half of it.
     pub fn rule(&self, rule: &str) {
-        let mut file = File::create(&self.rules).unwrap();
+        let new = self.rules.with_extension("new");
+        let mut file = File::create(&new).unwrap();
         writeln!(file, "{rule}").unwrap();
+        #[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
+        std::fs::rename(new, &self.rules).unwrap();
     }
 
     /// What a process needs in its environment to be behind it.

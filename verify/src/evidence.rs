@@ -44,6 +44,8 @@ pub(crate) struct Sealed {
     pub(crate) interval: u64,
     /// End of the interval, Unix µs.
     pub(crate) to_us: u64,
+    /// What the server's clock showed then, Unix µs, if its time was not confirmed.
+    pub(crate) doubted_us: Option<u64>,
     /// How many intervals the checkpoint signs, and of which archive.
     pub(crate) leaves: u64,
     pub(crate) origin: String,
@@ -132,6 +134,7 @@ impl Evidence {
                         head: reached.head,
                         interval: opened.interval.number,
                         to_us: opened.interval.to_us,
+                        doubted_us: opened.interval.doubt.map(|doubt| doubt.wall_us),
                         leaves: opened.checkpoint.leaves,
                         origin: opened.checkpoint.origin.clone(),
                         stamped: seen,

@@ -392,6 +392,17 @@ impl Teller<'_> {
                 shown::name(&sealed.origin)
             ));
         }
+        let doubted = seen.last_sealed.as_ref();
+        if let Some((sealed, shown_us)) =
+            doubted.and_then(|sealed| Some((sealed, sealed.doubted_us?)))
+        {
+            self.not_proven(format!(
+                "that interval {} ended at {}: the server's clock was not confirmed then, and showed {}",
+                sealed.interval,
+                time(sealed.to_us / 1_000_000),
+                time(shown_us / 1_000_000)
+            ));
+        }
         if seen.sealed < shown {
             self.not_proven(format!(
                 "that the server has not changed {} entries of {stream} since they came: nothing was sealed over them yet, they are in no interval (sequences {})",

@@ -4,7 +4,7 @@
 use ed25519_dalek::VerifyingKey;
 
 use super::checkpoint::{Checkpoint, InvalidCheckpoint};
-use super::interval::{Interval, Reached};
+use super::interval::{Doubt, Interval, Reached};
 use crate::codec::Codec as _;
 use crate::error::InvalidMessage;
 use crate::identity::StreamId;
@@ -28,6 +28,8 @@ pub struct Included {
     pub interval: u64,
     /// End of the interval, Unix µs.
     pub to_us: u64,
+    /// That end was not confirmed when the interval was sealed.
+    pub doubt: Option<Doubt>,
     pub checkpoint: Checkpoint,
 }
 
@@ -71,6 +73,7 @@ impl Inclusion {
             reached: *found.ok_or(InvalidInclusion::OtherStream)?,
             interval: interval.number,
             to_us: interval.to_us,
+            doubt: interval.doubt,
             checkpoint,
         })
     }
@@ -119,6 +122,7 @@ mod tests {
                     number: u64::from(n),
                     from_us: 0,
                     to_us: 1,
+                    doubt: None,
                     streams: vec![reached],
                 };
                 let leaf = interval.encoded();

@@ -3,7 +3,11 @@
 //! ```text
 //! version 1 (1) | number (8) | from, to: Unix µs (8, 8) | streams (4)
 //! | per stream, in the order of their ids: id (16) | epoch (16) | next sequence (8) | head (32)
+//! version 2 (1) | the same, with what the wall clock showed: Unix µs (8) behind from and to
 //! ```
+//!
+//! Version 2 is for an interval whose end nobody confirmed: the server's clock had been set, or was not yet believed.
+//! Its times are the server's own count, which never goes back.
 
 use crate::codec::{Codec, Reader};
 use crate::error::InvalidMessage;
@@ -16,8 +20,17 @@ pub struct Interval {
     pub number: u64,
     pub from_us: u64,
     pub to_us: u64,
+    /// Its end is not confirmed.
+    pub doubt: Option<Doubt>,
     /// The streams that moved, in the order of their ids.
     pub streams: Vec<Reached>,
+}
+
+/// What is known of an end that nobody confirmed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Doubt {
+    /// What the wall clock showed then, Unix µs.
+    pub wall_us: u64,
 }
 
 /// Where a stream stood at the end of an interval.
@@ -32,9 +45,15 @@ pub struct Reached {
 
 impl Codec for Interval {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(VERSION);
+        out.push(match self.doubt {
+            None => VERSION,
+            Some(_) => VERSION_DOUBTED,
+        });
         for number in [self.number, self.from_us, self.to_us] {
             out.extend_from_slice(&number.to_be_bytes());
+        }
+        if let Some(doubt) = self.doubt {
+            out.extend_from_slice(&doubt.wall_us.to_be_bytes());
         }
         let count = u32::try_from(self.streams.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&count.to_be_bytes());
@@ -48,7 +67,7 @@ impl Codec for Interval {
 
     fn read(r: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
         let version = r.u8("interval version")?;
-        if version != VERSION {
+        if ![VERSION, VERSION_DOUBTED].contains(&version) {
             return Err(InvalidMessage::UnknownType(version));
         }
         let (number, from_us, to_us) = (
@@ -56,6 +75,12 @@ impl Codec for Interval {
             r.u64("begin of the interval")?,
             r.u64("end of the interval")?,
         );
+        let doubt = if version == VERSION_DOUBTED {
+            let wall_us = r.u64("wall clock of the interval")?;
+            Some(Doubt { wall_us })
+        } else {
+            None
+        };
         let count = r.u32("number of streams")?;
         if count > STREAMS_MAX {
             return Err(InvalidMessage::TooLong("number of streams"));
@@ -73,6 +98,7 @@ impl Codec for Interval {
             number,
             from_us,
             to_us,
+            doubt,
             streams,
         })
     }
@@ -81,6 +107,7 @@ impl Codec for Interval {
 /// Streams of one interval: what a record of a segment holds.
 pub const STREAMS_MAX: u32 = 800_000;
 const VERSION: u8 = 1;
+const VERSION_DOUBTED: u8 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -92,6 +119,7 @@ mod tests {
             number: 7,
             from_us: 1,
             to_us: 2,
+            doubt: None,
             streams: vec![Reached {
                 stream: StreamId([1; 16]),
                 epoch: Epoch([2; 16]),
@@ -120,5 +148,24 @@ mod tests {
         let mut many = bytes;
         many[25..29].copy_from_slice(&(STREAMS_MAX + 1).to_be_bytes());
         assert!(Interval::decode(&many, "interval").is_err());
+    }
+
+    #[test]
+    fn an_interval_whose_end_is_not_confirmed_says_what_the_clock_showed() {
+        let doubted = Interval {
+            doubt: Some(Doubt { wall_us: 5 }),
+            ..sample()
+        };
+        let (bytes, plain) = (doubted.encoded(), sample().encoded());
+        assert_eq!(bytes[..25], [&[2], &plain[1..25]].concat());
+        assert_eq!(bytes[25..33], 5_u64.to_be_bytes());
+        assert_eq!(bytes[33..], plain[25..]);
+        assert_eq!(Interval::decode(&bytes, "interval").unwrap(), doubted);
+        for len in 0..bytes.len() {
+            assert!(Interval::decode(&bytes[..len], "interval").is_err());
+        }
+        let mut unknown = bytes;
+        unknown[0] = 3;
+        assert!(Interval::decode(&unknown, "interval").is_err());
     }
 }

@@ -84,6 +84,8 @@ pub(crate) struct Live {
     pub(crate) marks: BTreeMap<StreamId, Sequence>,
     /// Its clock minus ours, µs.
     pub(crate) clock_offset_us: i64,
+    /// What its clock showed, Unix µs, and our boot time then; of its last keep-alive.
+    pub(crate) clock_us: Option<(u64, u64)>,
     /// Why its last session broke, or why the server refused it.
     pub(crate) trouble: Option<String>,
     /// The server refused it.
@@ -186,6 +188,7 @@ impl Agents {
                 .time_us
                 .cast_signed()
                 .saturating_sub(now.cast_signed());
+            live.clock_us = Some((keep_alive.time_us, clock::boot_us()));
             for (stream, next) in &keep_alive.marks {
                 if live.marks.len() < MARKS_MAX || live.marks.contains_key(stream) {
                     live.marks.insert(*stream, *next);
@@ -359,6 +362,25 @@ impl Agents {
         })
     }
 
+    /// What the clocks of connected agents show at a boot time, Unix µs; of those that were heard a short time ago.
+    pub(crate) fn clocks(&self, boot_us: u64) -> Vec<u64> {
+        let named = self.named_clocks(boot_us).into_iter();
+        named.map(|(_, _, shown_us)| shown_us).collect()
+    }
+
+    /// The same, with whose they are.
+    pub(crate) fn named_clocks(&self, boot_us: u64) -> Vec<(AgentId, String, u64)> {
+        let state = self.lock();
+        let shown = state.live.iter().filter_map(|(id, live)| {
+            let (shown_us, at_us) = live.clock_us.filter(|_| live.connected)?;
+            let passed_us = boot_us.checked_sub(at_us)?;
+            let agent = state.agents.get(id).filter(|agent| agent.enabled)?;
+            let shown_us = shown_us.saturating_add(passed_us);
+            (passed_us <= CLOCK_FRESH_US).then(|| (*id, agent.name.clone(), shown_us))
+        });
+        shown.collect()
+    }
+
     pub(crate) fn is_connected(&self, id: AgentId) -> bool {
         let state = self.lock();
         state.live.get(&id).is_some_and(|live| live.connected)
@@ -486,6 +508,8 @@ fn proven_rival(rivals: &mut BTreeMap<AgentId, Rival>, id: AgentId, now_us: u64)
     rivals.remove(&id)
 }
 
+/// How long what an agent's clock showed says something of it.
+const CLOCK_FRESH_US: u64 = 600_000_000;
 const RIVAL_PROOF_US: u64 = 1_500_000;
 /// High-water marks remembered per agent.
 const MARKS_MAX: usize = 4096;

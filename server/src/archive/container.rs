@@ -131,8 +131,12 @@ impl Upkeep {
     }
 
     fn enclose_groups(&self, today: Day, enclosed: &mut u32) -> Result<()> {
+        let spans = self.time.spans();
         for group in self.archive.keys().groups() {
-            let Some(recipient) = self.policy.officer_of(&group, today) else {
+            let Some(recipient) =
+                self.policy
+                    .officer_of(&group, spans.counted_from(group.day), today)
+            else {
                 continue;
             };
             let mut streams = std::collections::BTreeSet::new();

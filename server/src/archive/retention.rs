@@ -9,7 +9,8 @@
 //! 1. Nothing is forgotten before its class says so, or a person did; nothing that is held.
 //! 2. Keys and certificate change in one step: nothing goes without a certificate, and no certificate speaks
 //!    of what can still be read.
-//! 3. A crash anywhere leaves files that nobody can read; the start removes them.
+//! 3. Age counts from the true day of receipt, on a time that is confirmed: see [`crate::time`].
+//! 4. A crash anywhere leaves files that nobody can read; the start removes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,12 +30,15 @@ use crate::catalogue::records::{
     CertificateRecord, Group, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord,
 };
 use crate::clock::{self, Day};
-use crate::policy::Policy;
+use crate::policy::{Owner, Policy};
 use crate::present;
+use crate::time::Spans;
 
 /// What is to be forgotten of one group.
 pub(crate) struct Due {
     pub(crate) group: Group,
+    /// The day its age counts from: that of the group, or a later one where the server's time had been behind.
+    pub(crate) received: Day,
     pub(crate) reason: Reason,
     /// The streams that go, with what the archive has of them there.
     pub(crate) gone: BTreeMap<StreamId, Gone>,
@@ -89,26 +93,48 @@ impl Due {
 }
 
 /// What is to be forgotten on `today`.
-pub(crate) fn due(archive: &Archive, policy: &Policy, today: Day) -> Vec<Due> {
+pub(crate) fn due(archive: &Archive, policy: &Policy, spans: &Spans, today: Day) -> Vec<Due> {
     let groups = archive.keys().groups().into_iter();
     let due = groups.filter_map(|group| {
-        let reason = policy.reason_to_forget(&group, today)?;
-        let due = of_group(archive, group, reason, |stream, day| {
+        let received = spans.counted_from(group.day);
+        let reason = policy.reason_to_forget(&group, received, today)?;
+        let due = of_group(archive, group, received, reason, |stream, day| {
             let owner = policy.owner_of(stream.agent);
-            policy.holds_on(&owner, &stream.name, day)
+            holds_between(policy, &owner, &stream.name, (day, received))
         });
         // What may be held and cannot be told apart stays.
-        let doubtful = !due.unreadable.is_empty() && policy.holds_day(due.group.day);
+        let mut days = days_between(due.group.day, received);
+        let doubtful = !due.unreadable.is_empty() && days.any(|day| policy.holds_day(day));
         let goes = !due.gone.is_empty() || due.kept.is_empty();
         (goes && !doubtful).then_some(due)
     });
     due.collect()
 }
 
+/// The holds that keep what was received on one of the days from the first to the last.
+fn holds_between(
+    policy: &Policy,
+    owner: &Owner,
+    stream: &str,
+    (first, last): (Day, Day),
+) -> Vec<String> {
+    let holds = days_between(first, last).flat_map(|day| policy.holds_on(owner, stream, day));
+    let holds: BTreeSet<String> = holds.collect();
+    holds.into_iter().collect()
+}
+
+/// The first and the last day, and those between; of very many the ends.
+fn days_between(first: Day, last: Day) -> impl Iterator<Item = Day> {
+    let between = last.0.saturating_sub(first.0).min(DAYS_BETWEEN_MAX);
+    let days = (0..=between).map(move |n| first.plus(n));
+    days.chain([last])
+}
+
 /// What is there of an agent, to be forgotten now, or the holds that forbid it.
 pub(crate) fn of_agent(
     archive: &Archive,
     policy: &Policy,
+    spans: &Spans,
     agent: AgentId,
     reason: &Reason,
 ) -> Result<Vec<Due>, BTreeSet<String>> {
@@ -116,11 +142,13 @@ pub(crate) fn of_agent(
     let mut found = Vec::new();
     let mut holding = BTreeSet::new();
     for group in archive.keys().groups() {
-        let due = of_group(archive, group, reason.clone(), |stream, day| {
+        let received = spans.counted_from(group.day);
+        let due = of_group(archive, group, received, reason.clone(), |stream, day| {
             if stream.agent != agent {
                 return vec![String::new()]; // somebody else's stays
             }
-            holding.extend(policy.holds_on(&owner, &stream.name, day));
+            let days = (day, received);
+            holding.extend(holds_between(policy, &owner, &stream.name, days));
             Vec::new()
         });
         if !due.gone.is_empty() {
@@ -137,6 +165,7 @@ pub(crate) fn of_agent(
 fn of_group(
     archive: &Archive,
     group: Group,
+    received: Day,
     reason: Reason,
     mut holds: impl FnMut(&Introduced, Day) -> Vec<String>,
 ) -> Due {
@@ -146,6 +175,7 @@ fn of_group(
     let still = archive.keys().kept(&group);
     let mut due = Due {
         group,
+        received,
         reason,
         gone: BTreeMap::new(),
         kept: BTreeMap::new(),
@@ -207,7 +237,8 @@ fn add_range(ranges: &mut Vec<PrunedRange>, range: PrunedRange) {
 impl Upkeep {
     /// Forgets everything that is due today.
     pub(crate) fn expire(&self, today: Day) -> Result<()> {
-        self.forget(&due(&self.archive, &self.policy, today))
+        let spans = self.time.spans();
+        self.forget(&due(&self.archive, &self.policy, &spans, today))
     }
 
     /// Forgets what is due; the certificates are durable when this returns, and nothing of it can be read.
@@ -386,6 +417,7 @@ fn certificate(
         "class": due.group.class,
         "rule": rule,
         "day": due.group.day.to_string(),
+        "counted_from": due.received.to_string(),
         "entries": part.entries,
         "streams": part.streams,
         "streams_kept": due.kept.len(),
@@ -407,3 +439,5 @@ pub(crate) const SIGNED_AS: &str = "scrinium deletion v1\n";
 const PART_LEN_MAX: usize = 48 << 10;
 /// Ranges of a stream in one certificate.
 const RANGES_MAX: usize = 100;
+/// Days of receipt of one group that holds are looked for on.
+const DAYS_BETWEEN_MAX: u32 = 40_000;

@@ -18,8 +18,8 @@ use super::log::{Log, apply};
 use super::segment::{BLOCK_LEN, Introduced, Packing, SegmentBuilder};
 use super::upkeep::Upkeep;
 use crate::catalogue::records::{ArchiveMark, Group, SegmentRecord, StreamRecord};
-use crate::clock::Day;
 use crate::policy::Policy;
+use crate::time::ServerTime;
 
 /// Seals one log.
 pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
@@ -27,12 +27,14 @@ pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
         archive,
         catalogue,
         policy,
+        time,
         ..
     } = upkeep;
     let number = log.number();
     let mut sealing = Sealing {
         archive,
         policy,
+        time,
         open: BTreeMap::new(),
         mark: archive.mark(),
         streams: BTreeMap::new(),
@@ -94,6 +96,7 @@ pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
 struct Sealing<'a> {
     archive: &'a Archive,
     policy: &'a Policy,
+    time: &'a ServerTime,
     open: BTreeMap<Group, SegmentBuilder<'a>>,
     mark: ArchiveMark,
     /// The streams touched, as these segments leave them.
@@ -111,7 +114,8 @@ impl Sealing<'_> {
             }
         };
         apply(stream, &batch.header, batch.received_us);
-        let group = self.policy.group_of(stream, Day::of(batch.received_us));
+        let day = self.time.day_of_receipt(batch.received_us);
+        let group = self.policy.group_of(stream, day);
         let introduced = Introduced {
             agent: stream.agent,
             kind: stream.kind,

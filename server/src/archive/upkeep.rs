@@ -1,5 +1,6 @@
 //! The one thread that changes what is archived: it seals, compacts and forgets.
 //!
+//! What cannot be undone is done on a confirmed time alone; sealing and compaction go on without one.
 //! One after the other: a key that is destroyed is never one that something is being sealed with.
 
 use std::collections::BTreeSet;
@@ -10,12 +11,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
 use tokio::sync::oneshot;
-use tracing::error;
+use tracing::{error, info};
 
 use super::{Archive, sealer};
 use crate::catalogue::Catalogue;
 use crate::clock::{self, Day};
 use crate::policy::Policy;
+use crate::time::ServerTime;
 
 /// What the thread works on.
 pub(crate) struct Upkeep {
@@ -23,6 +25,7 @@ pub(crate) struct Upkeep {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(super) policy: Arc<Policy>,
     pub(super) signing: SigningKey,
+    pub(crate) time: Arc<ServerTime>,
     /// Segments that cannot be compacted.
     pub(super) damaged: Mutex<BTreeSet<u64>>,
 }
@@ -43,12 +46,14 @@ impl Upkeep {
         catalogue: Arc<Catalogue>,
         policy: Arc<Policy>,
         signing: SigningKey,
+        time: Arc<ServerTime>,
     ) -> Self {
         Self {
             archive,
             catalogue,
             policy,
             signing,
+            time,
             damaged: Mutex::default(),
         }
     }
@@ -57,6 +62,7 @@ impl Upkeep {
     pub(crate) fn run(&self, work: &Receiver<Work>) {
         let mut active_from = 0;
         let mut looked = None;
+        let mut waited = false;
         let mut patience = RETRY_INTERVAL;
         loop {
             match work.recv_timeout(patience) {
@@ -85,14 +91,29 @@ impl Upkeep {
             let due = looked.is_none_or(|at| now.duration_since(at) >= EXPIRY_INTERVAL);
             if due && active_from > 0 {
                 looked = Some(now);
-                if let Err(error) = self.expire(today).and_then(|()| self.enclose(today)) {
-                    let error = format!("{error:#}");
-                    error!(
-                        error,
-                        "what is due could not be deleted or enclosed; it is tried again"
-                    );
+                match self.time.today() {
+                    Ok(today) => {
+                        waited = false;
+                        self.do_what_is_due(today);
+                    }
+                    Err(waits) if !waited => {
+                        waited = true;
+                        info!(why = waits.why, "nothing is deleted or enclosed for now");
+                    }
+                    Err(_) => {}
                 }
             }
+        }
+    }
+
+    /// Deletes and encloses what is due on a confirmed day.
+    fn do_what_is_due(&self, today: Day) {
+        if let Err(error) = self.expire(today).and_then(|()| self.enclose(today)) {
+            let error = format!("{error:#}");
+            error!(
+                error,
+                "what is due could not be deleted or enclosed; it is tried again"
+            );
         }
     }
 

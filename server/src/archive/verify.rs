@@ -16,7 +16,7 @@ use super::container::Access;
 use super::keys::Unreadable;
 use super::{Archive, EVER, Extent};
 use crate::catalogue::records::{LossRecord, PrunedRange, SegmentRecord, UnmetReceipt};
-use crate::evidence::Claims;
+use crate::evidence::{Claims, Doubted};
 use crate::present;
 
 /// The outcome of a verification.
@@ -440,6 +440,8 @@ impl Run<'_> {
     fn intervals(&mut self) {
         self.report.intervals = self.claims.intervals;
         self.report.notes.append(&mut self.claims.notes);
+        let doubted = self.claims.doubted.iter();
+        self.report.notes.extend(doubted.map(Doubted::sentence));
         for (file, problem) in core::mem::take(&mut self.claims.problems) {
             self.find_file(file, problem);
         }

@@ -9,6 +9,7 @@ mod fsck;
 mod link;
 mod policy;
 mod run;
+mod status;
 mod volume;
 
 use std::io::Write as _;
@@ -185,6 +186,14 @@ enum Command {
     /// Copies the archive elsewhere, checks the copy, makes a volume of it.
     #[command(subcommand)]
     Backup(Backup),
+    /// Shows how the running server does: health, its time, what waits and why. Exits 1 when it does not run.
+    #[command(after_help = "Example: scrinium-server status --json")]
+    Status {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
     /// Seals what came so far and packs all of it as hard as a day that is over; the server does that by itself.
     #[command(after_help = "Example: scrinium-server compact")]
     Compact {
@@ -340,6 +349,7 @@ impl Command {
                     return Ok(ExitCode::from(3));
                 }
             }
+            Self::Status { data, json } => return status::run(&data.data, json).await,
             Self::Compact { data, json } => {
                 let (client, running) = client(&data).await?;
                 let done = client.post("/compact", &json!({})).await;

@@ -216,10 +216,11 @@ impl Policy {
         let (act, data, acting) = match change {
             Change::Preview { days, data, json } => {
                 let rows = get(&data, &format!("/policy/preview?days={days}")).await?;
-                return say(&match json {
-                    true => serde_json::to_string_pretty(&rows)?,
-                    false => preview_text(&rows, days),
-                });
+                if json {
+                    return say(&serde_json::to_string_pretty(&rows)?);
+                }
+                let status = get(&data, "/status").await?;
+                return say(&preview_text(&rows, &status, days));
             }
             Change::Pending { data, json } => {
                 let rows = get(&data, "/policy/waiting").await?;
@@ -517,8 +518,13 @@ fn waiting_text(waiting: &Value) -> String {
     line
 }
 
-fn preview_text(preview: &Value, days: u32) -> String {
+fn preview_text(preview: &Value, status: &Value, days: u32) -> String {
     let mut out = String::new();
+    for waits in rows(status, "waits") {
+        out.push_str(text(waits, "sentence"));
+        out.push('\n');
+    }
+    let waits = out.len();
     for row in preview.as_array().into_iter().flatten() {
         out.push_str(&format!(
             "{}  {} {} of {}: {} entries of {} streams, {}; {} streams held\n",
@@ -532,8 +538,8 @@ fn preview_text(preview: &Value, days: u32) -> String {
             number(row, "streams_held"),
         ));
     }
-    if out.is_empty() {
-        out = format!("nothing is deleted within {days} days\n");
+    if out.len() == waits {
+        out.push_str(&format!("nothing is deleted within {days} days\n"));
     }
     out.trim_end().to_owned()
 }

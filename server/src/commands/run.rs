@@ -15,7 +15,7 @@ use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
 use crate::volume::Volume;
 use crate::{
-    backup, certificates, console, control, evidence, listener, silence, statistics, stopped,
+    backup, certificates, console, control, evidence, listener, silence, statistics, stopped, time,
     verification,
 };
 
@@ -85,6 +85,10 @@ impl Server {
             }
         }
         tasks.spawn(silence::watch(running.core.clone()));
+        tasks.spawn(time::watch::run(
+            running.core.clone(),
+            config.clock_offset_max,
+        ));
         tasks.spawn(certificates::run(running.core.clone()));
         tasks.spawn(control::waiting::run(running.core.clone()));
         tasks.spawn(copies::run(running.core.clone()));

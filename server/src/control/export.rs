@@ -111,7 +111,11 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
             chunks: chunks.clone(),
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
-        if is_package && let Err(error) = core.evidence.publish(&core.archive, clock::unix_us()) {
+        if is_package
+            && let Err(error) =
+                core.evidence
+                    .publish(&core.archive, clock::unix_us(), core.time.doubt())
+        {
             // The package says what is in no interval.
             let error = format!("{error:#}");
             warn!(error, "no interval was published before an export");

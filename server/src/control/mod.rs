@@ -8,6 +8,7 @@ pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod links;
 pub(crate) mod policy;
+pub(crate) mod status;
 pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
@@ -102,6 +103,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/links/end", post(links::handle_end))
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
+        .route("/status", get(status::handle))
         .route("/compact", post(handle_compact))
         .route("/container/list", post(container::handle_list))
         .route("/container/open", post(container::handle_open))

@@ -277,20 +277,26 @@ pub(super) async fn handle_preview(
 }
 
 fn preview(core: &Core, days: u32) -> Vec<Value> {
-    let today = Day::of(clock::unix_us());
+    let (today, waits) = match core.time.today() {
+        Ok(today) => (today, None),
+        // What would go today if the clock were right.
+        Err(waits) => (core.time.latest_day(), Some(waits.why)),
+    };
+    let spans = core.time.spans();
     let mut seen = BTreeSet::new();
     let mut rows = Vec::new();
     for day in (0..=days).map(|n| today.plus(n)) {
-        for due in retention::due(&core.archive, &core.policy, day) {
+        for due in retention::due(&core.archive, &core.policy, &spans, day) {
             if seen.insert(due.group.clone()) {
-                rows.push(row_of(&due, day));
+                let waits = waits.as_ref().filter(|_| day == today);
+                rows.push(row_of(&due, day, waits));
             }
         }
     }
     rows
 }
 
-fn row_of(due: &Due, on: Day) -> Value {
+fn row_of(due: &Due, on: Day, waits: Option<&String>) -> Value {
     json!({
         "on": on.to_string(),
         "tenant": due.group.tenant,
@@ -301,6 +307,7 @@ fn row_of(due: &Due, on: Day) -> Value {
         "entries": due.entries(),
         "bytes": due.file_bytes(),
         "streams_held": due.kept.len(),
+        "waits": waits,
     })
 }
 

@@ -22,7 +22,7 @@ use crate::archive::retention::{self, Due, Reason};
 use crate::audit::Actor;
 use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::records::{PolicySettings, WaitingAct, WaitingRecord};
-use crate::clock::{self, Day};
+use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::policy::waiting::{DELAY_H, is_due, is_settled};
 use crate::present::rfc3339;
@@ -158,7 +158,7 @@ pub(crate) async fn run(core: Arc<Core>) {
             let Ok(waiting) = core.policy.waiting.get(&waiting.id) else {
                 continue;
             };
-            if !is_due(&waiting, clock::unix_us()) {
+            if !is_due(&waiting, core.time.passed_us(waiting.since_us)) {
                 continue;
             }
             if let Err(error) = carry_out(&core, &waiting).await {
@@ -276,7 +276,8 @@ async fn delete_agent(core: &Arc<Core>, actor: &Actor, waiting: &WaitingRecord) 
     let active = roll(core).await?;
     let (archive, policy) = (core.archive.clone(), core.policy.clone());
     let deleted = core.upkeep.ask(active, move |upkeep| {
-        let due = match retention::of_agent(&archive, &policy, agent, &reason) {
+        let spans = upkeep.time.spans();
+        let due = match retention::of_agent(&archive, &policy, &spans, agent, &reason) {
             Ok(due) => due,
             Err(holding) => return Ok(Err(holding)),
         };
@@ -302,11 +303,12 @@ pub(crate) fn refuse_held(core: &Core, agent: AgentId, name: &str) -> Result<(),
         by: String::new(),
         why: String::new(),
     };
-    let sealed = retention::of_agent(&core.archive, &core.policy, agent, &reason);
+    let spans = core.time.spans();
+    let sealed = retention::of_agent(&core.archive, &core.policy, &spans, agent, &reason);
     let mut holding = sealed.err().unwrap_or_default();
     let owner = core.policy.owner_of(agent);
     for stream in core.archive.streams_of(agent) {
-        let day = Day::of(stream.last_us);
+        let day = core.time.day_of_receipt(stream.last_us);
         holding.extend(core.policy.holds_on(&owner, &stream.name, day));
     }
     if holding.is_empty() {

@@ -14,6 +14,7 @@ use scrinium_protocol::merkle::MerkleTree;
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Serialize};
 
+use super::Ends;
 use super::leaves::Position;
 use crate::backup::copy;
 
@@ -21,7 +22,7 @@ use crate::backup::copy;
 pub(super) struct Memory {
     pub(super) tree: MerkleTree,
     pub(super) count: u64,
-    pub(super) to_us: u64,
+    pub(super) ends: Ends,
     pub(super) reached: BTreeMap<StreamId, Reached>,
     pub(super) end: Position,
 }
@@ -30,6 +31,9 @@ pub(super) struct Memory {
 struct Manifest {
     count: u64,
     to_us: u64,
+    /// None in what an earlier version wrote, whose intervals were all taken for confirmed.
+    #[serde(default)]
+    confirmed_us: Option<u64>,
     frontier: Vec<String>,
     /// Where each stream stood, as an interval of its own, in base 64.
     reached: String,
@@ -42,12 +46,14 @@ pub(super) fn write(dir: &Path, key: &Secret<32>, memory: Memory) -> Result<()> 
     let reached = Interval {
         number: memory.count,
         from_us: 0,
-        to_us: memory.to_us,
+        to_us: memory.ends.last_us,
+        doubt: None,
         streams: memory.reached.into_values().collect(),
     };
     let manifest = Manifest {
         count: memory.count,
-        to_us: memory.to_us,
+        to_us: memory.ends.last_us,
+        confirmed_us: Some(memory.ends.confirmed_us),
         frontier: frontier.map(|hash| HEXLOWER.encode(hash)).collect(),
         reached: BASE64.encode(&reached.encoded()),
         end: memory.end,
@@ -72,7 +78,10 @@ pub(super) fn read(dir: &Path, key: &Secret<32>) -> Result<Memory> {
     Ok(Memory {
         tree: tree.context("the frontier does not fit")?,
         count: manifest.count,
-        to_us: manifest.to_us,
+        ends: Ends {
+            last_us: manifest.to_us,
+            confirmed_us: manifest.confirmed_us.unwrap_or(manifest.to_us),
+        },
         reached: reached
             .streams
             .into_iter()

@@ -24,13 +24,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::evidence::checkpoint::Checkpoint;
-use scrinium_protocol::evidence::interval::{Interval, Reached};
+use scrinium_protocol::evidence::interval::{Doubt, Interval, Reached};
 use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::merkle::MerkleTree;
 use scrinium_protocol::secret::Secret;
@@ -39,7 +39,7 @@ use scrinium_segment::{durable, fault};
 use tracing::{error, info, warn};
 
 use self::chain::{Chain, Link};
-pub(crate) use self::check::{Claims, Expected, check};
+pub(crate) use self::check::{Claims, Doubted, Expected, check};
 pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
 use self::leaves::{Leaf, Leaves};
 pub(crate) use self::letter::Correspondence;
@@ -93,7 +93,7 @@ struct State {
     begun: Vec<(u64, [u8; 32])>,
     tree: MerkleTree,
     count: u64,
-    to_us: u64,
+    ends: Ends,
     /// Where each stream stood at the end of the last interval.
     reached: BTreeMap<StreamId, Reached>,
     /// Why no more intervals are made.
@@ -120,7 +120,7 @@ impl Evidence {
             begun: Vec::new(),
             tree: MerkleTree::new(),
             count: 0,
-            to_us: 0,
+            ends: Ends::default(),
             reached: BTreeMap::new(),
             broken: None,
         };
@@ -139,7 +139,7 @@ impl Evidence {
             from = Some(memory.end);
             state.tree = memory.tree;
             state.count = memory.count;
-            state.to_us = memory.to_us;
+            state.ends = memory.ends;
             state.reached = memory.reached;
         }
         let (mut unsigned, mut begun) = (None, Vec::new());
@@ -160,7 +160,7 @@ impl Evidence {
             }
             state.tree.push(&[leaf]);
             state.count += 1;
-            state.to_us = interval.to_us;
+            state.ends.add(&interval);
             for reached in interval.streams {
                 state.reached.insert(reached.stream, reached);
             }
@@ -215,7 +215,7 @@ impl Evidence {
         let memory = Memory {
             tree: state.tree.clone(),
             count: state.count,
-            to_us: state.to_us,
+            ends: state.ends,
             reached: state.reached.clone(),
             end,
         };
@@ -225,15 +225,21 @@ impl Evidence {
     /// How many intervals are sealed, and when the last one ended, Unix µs.
     pub(crate) fn sealed(&self) -> (u64, u64) {
         let state = self.lock();
-        (state.count, state.to_us)
+        (state.count, state.ends.last_us)
     }
 
-    /// Seals the interval that ends now, and copies its checkpoint.
+    /// What is certain of the time: the end of the last interval that was confirmed, and the last time stamp. Unix µs.
+    pub(crate) fn certain_us(&self) -> u64 {
+        let confirmed_us = self.lock().ends.confirmed_us;
+        confirmed_us.max(timestamp::last_us(&self.dir))
+    }
+
+    /// Seals the interval that ends now, and copies its checkpoint. `doubt` says that the time is not confirmed.
     ///
     /// # Errors
     /// What is wrong, in a sentence.
-    fn work(&self, archive: &Archive, now_us: u64) -> Result<Signed, String> {
-        let sealed = self.seal(archive, now_us);
+    fn work(&self, archive: &Archive, now_us: u64, doubt: Option<Doubt>) -> Result<Signed, String> {
+        let sealed = self.seal(archive, now_us, doubt);
         let note = sealed.map_err(|error| {
             format!(
                 "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
@@ -343,22 +349,23 @@ impl Evidence {
         self.origin.replace('/', "-")
     }
 
-    /// Seals the interval that ends now; returns the signed checkpoint.
+    /// Seals the interval that ends now; returns the signed checkpoint. Ends never go back: one before the last is that
+    /// one, in doubt. An interval in doubt says so, and what the wall clock showed.
     ///
     /// # Errors
     /// The evidence is not whole, or the disk does not take it: the interval goes on.
-    pub(crate) fn seal(&self, archive: &Archive, now_us: u64) -> Result<String> {
+    pub(crate) fn seal(
+        &self,
+        archive: &Archive,
+        now_us: u64,
+        doubt: Option<Doubt>,
+    ) -> Result<String> {
         let mut state = self.lock();
         if let Some(broken) = &state.broken {
             bail!("{broken}");
         }
-        let ahead_us = state.to_us.saturating_sub(now_us);
-        if ahead_us > CLOCK_STEP_MAX_US {
-            bail!(
-                "the clock is {} s before the end of the last interval: it was set back, and nothing is sealed until it has passed that",
-                ahead_us / 1_000_000
-            );
-        }
+        let is_behind = state.ends.last_us.saturating_sub(now_us) > BEHIND_US_MAX;
+        let doubt = doubt.or_else(|| is_behind.then_some(Doubt { wall_us: now_us }));
         // Before it is looked where the streams stand: what is noted in the files before is in this interval.
         let introduced = archive.introduced();
         let acked = archive.acked().begin(&introduced)?;
@@ -371,8 +378,9 @@ impl Evidence {
             .collect();
         let interval = Interval {
             number: state.count,
-            from_us: state.to_us,
-            to_us: now_us.max(state.to_us),
+            from_us: state.ends.last_us,
+            to_us: now_us.max(state.ends.last_us),
+            doubt,
             streams: moved,
         };
         let leaf = interval.encoded();
@@ -383,7 +391,7 @@ impl Evidence {
         // At this point it is part of the tree; if we die before signing it, the next checkpoint covers it.
         state.tree.push(&[&leaf]);
         state.count += 1;
-        state.to_us = interval.to_us;
+        state.ends.add(&interval);
         for reached in interval.streams {
             state.reached.insert(reached.stream, reached);
         }
@@ -392,7 +400,7 @@ impl Evidence {
             origin: self.origin.clone(),
             leaves: state.count,
             root: state.tree.root(),
-            time_s: state.to_us / 1_000_000,
+            time_s: state.ends.last_us / 1_000_000,
         };
         let note = checkpoint.to_note(&self.signing);
         durable::write_file(&self.dir.join(CHECKPOINT_FILE), note.as_bytes())
@@ -415,9 +423,14 @@ impl Evidence {
     ///
     /// # Errors
     /// As [`Evidence::seal`].
-    pub(crate) fn publish(&self, archive: &Archive, now_us: u64) -> Result<()> {
+    pub(crate) fn publish(
+        &self,
+        archive: &Archive,
+        now_us: u64,
+        doubt: Option<Doubt>,
+    ) -> Result<()> {
         if self.is_live.load(Ordering::Relaxed) {
-            self.seal(archive, now_us)?;
+            self.seal(archive, now_us, doubt)?;
         }
         Ok(())
     }
@@ -484,6 +497,24 @@ impl Evidence {
     }
 }
 
+/// Where intervals end, Unix µs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ends {
+    last_us: u64,
+    /// The end of the last one whose end was confirmed.
+    confirmed_us: u64,
+}
+
+impl Ends {
+    /// The last interval is this one.
+    fn add(&mut self, interval: &Interval) {
+        self.last_us = interval.to_us;
+        if interval.doubt.is_none() {
+            self.confirmed_us = interval.to_us;
+        }
+    }
+}
+
 /// The day of a time in UTC, as `2026-01-31`.
 fn day(time_us: u64) -> Result<String> {
     let seconds = i64::try_from(time_us / 1_000_000)?;
@@ -514,31 +545,20 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
 pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewhere) {
     core.evidence.is_live.store(true, Ordering::Relaxed);
     let mut told = None;
-    let mut before = (clock::now(), clock::unix_us());
     loop {
-        let now = (clock::now(), clock::unix_us());
-        if let Some(step_us) = step(before, now) {
-            core.alarms
-                .raise(Raise {
-                    kind: AlarmKind::ClockStepped,
-                    agent: OWN_NAME.to_owned(),
-                    text: format!(
-                        "this server's clock was set by {:+.1} s, or the machine slept. Times of what was received before and after it do not compare.",
-                        step_us as f64 / 1e6
-                    ),
-                    key: format!("{}", now.1),
-                })
-                .await;
-        }
-        before = now;
+        let begun = clock::now();
+        let now_us = clock::unix_us();
         let worked = {
             let core = core.clone();
-            let work = move || core.evidence.work(&core.archive, now.1);
+            let work = move || {
+                let doubt = core.time.doubt();
+                core.evidence.work(&core.archive, now_us, doubt)
+            };
             tokio::task::spawn_blocking(work).await
         };
         let failed = match worked {
             Ok(Ok(signed)) => {
-                let shown = core.evidence.show(&elsewhere, &signed, now.1).await.err();
+                let shown = core.evidence.show(&elsewhere, &signed, now_us).await.err();
                 let registered = core.evidence.register(&core.catalogue);
                 let registered = registered
                     .err()
@@ -548,6 +568,8 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
             Ok(Err(failed)) => Some(failed),
             Err(error) => Some(error.to_string()),
         };
+        // A time stamp that came is certain too.
+        core.time.raise_floor(core.evidence.certain_us());
         if let Some(failed) = failed
             .clone()
             .filter(|failed| told.as_ref() != Some(failed))
@@ -565,20 +587,12 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
             info!("intervals are sealed, and their checkpoints leave, again");
         }
         told = failed;
-        tokio::time::sleep_until((now.0 + interval).into()).await;
+        tokio::time::sleep_until((begun + interval).into()).await;
     }
 }
 
-/// By how much the wall clock went other ways than the time that passed, if that is more than clocks drift.
-fn step(before: (Instant, u64), now: (Instant, u64)) -> Option<i64> {
-    let passed = i64::try_from(now.0.duration_since(before.0).as_micros()).ok()?;
-    let shown = now.1.cast_signed() - before.1.cast_signed();
-    let step = shown - passed;
-    (step.unsigned_abs() > CLOCK_STEP_MAX_US).then_some(step)
-}
-
-/// Clocks that are set by less are being kept right.
-const CLOCK_STEP_MAX_US: u64 = 2_000_000;
+/// The end of an interval is in doubt when the time stands further before the last one.
+const BEHIND_US_MAX: u64 = 2_000_000;
 /// Intervals that a start reads at most.
 const REMEMBERED_EVERY: u64 = 64;
 const CHECKPOINT_FILE: &str = "checkpoint";
@@ -586,18 +600,6 @@ const CHECKPOINT_FILE: &str = "checkpoint";
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_clock_that_is_set_is_told_from_one_that_is_kept_right() {
-        let begun = clock::now();
-        let at = |seconds: u64, shown_us: u64| (begun + Duration::from_secs(seconds), shown_us);
-        let before = at(0, 1_000_000_000);
-        assert_eq!(step(before, at(300, 1_300_000_000)), None);
-        assert_eq!(step(before, at(300, 1_302_000_000)), None);
-        assert_eq!(step(before, at(300, 1_302_000_001)), Some(2_000_001));
-        assert_eq!(step(before, at(300, 1_297_999_999)), Some(-2_000_001));
-        assert_eq!(step(before, at(300, 0)), Some(-1_300_000_000));
-    }
 
     /// Somebody who took the server's key and the key of the present interval rewrites what an earlier one says, signs
     /// everything anew, and is found; so is a chain that begins anew.
@@ -616,7 +618,7 @@ mod tests {
                 // A stop in between: the key of the next interval is on the disk.
                 evidence = open();
             }
-            evidence.seal(&archive, minute * 60_000_000).unwrap();
+            evidence.seal(&archive, minute * 60_000_000, None).unwrap();
             evidence.register(&catalogue).unwrap();
         }
         drop(evidence);
@@ -654,6 +656,7 @@ mod tests {
             number: 2,
             from_us: 120_000_000,
             to_us: 180_000_000,
+            doubt: None,
             streams: vec![Reached {
                 stream: StreamId([9; 16]),
                 epoch: scrinium_protocol::identity::Epoch([1; 16]),

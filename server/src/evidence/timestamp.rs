@@ -7,6 +7,8 @@
 //! What comes back is stored as it is, once it answers our question; whether its signature is to be believed is
 //! for whoever trusts that authority to check, with `openssl ts -verify`.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::kdf::sha256;
 use scrinium_segment::random;
@@ -68,6 +70,48 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     out
 }
 
+/// The time of the last token in a directory of evidence, Unix µs; 0 where there is none.
+pub(super) fn last_us(dir: &Path) -> u64 {
+    let Ok(files) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    let paths = files.flatten().map(|file| file.path());
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "tsr"))
+        .collect();
+    // Their names are days.
+    paths.sort();
+    let last = paths.iter().rev().take(LOOKED_AT).filter_map(|path| {
+        let note = std::fs::read(path.with_extension("checkpoint")).ok()?;
+        time_us(&std::fs::read(path).ok()?, &sha256(&[&note]))
+    });
+    last.max().unwrap_or(0)
+}
+
+/// When a token over `digest` says that it was made, Unix µs.
+//= https://www.rfc-editor.org/rfc/rfc3161#section-2.4.2
+//# genTime is the time at which the time-stamp token has been created by the TSA.
+fn time_us(token: &[u8], digest: &[u8; 32]) -> Option<u64> {
+    let imprint = der(0x04, &[digest]);
+    let at = token
+        .windows(imprint.len())
+        .position(|window| window == imprint)?;
+    // Behind the imprint follow the token's serial number and its time.
+    let rest = token.get(at + imprint.len()..)?;
+    let (0x02, _, rest) = element(rest)? else {
+        return None;
+    };
+    let (0x18, text, _) = element(rest)? else {
+        return None;
+    };
+    let text = core::str::from_utf8(text).ok()?;
+    let text = text.trim_end_matches('Z');
+    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
+    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", whole).ok()?;
+    let time = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    u64::try_from(time.timestamp().as_microsecond()).ok()
+}
+
 /// Checks that the answer grants, and that it is one to this question.
 fn check(response: &[u8], digest: &[u8; 32], nonce: &[u8; 8]) -> Result<()> {
     let malformed = "its answer is no time-stamp response";
@@ -106,6 +150,8 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((*tag, content, rest))
 }
 
+/// Tokens that are read for the last one: the clock that named them may have been set meanwhile.
+const LOOKED_AT: usize = 8;
 /// The object identifier of SHA-256: 2.16.840.1.101.3.4.2.1.
 const SHA256: &[u8] = &[
     0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01,
@@ -129,6 +175,22 @@ mod tests {
         assert_eq!(HEXLOWER.encode(&made), expected);
         assert_eq!(integer(&[0, 0]), [2, 1, 0]);
         assert_eq!(integer(&[0, 0x7f]), [2, 1, 0x7f]);
+    }
+
+    #[test]
+    fn a_token_says_when_it_was_made() {
+        let digest = [0x11; 32];
+        let token = |time: &[u8]| {
+            let imprint = der(0x30, &[&der(0x30, &[SHA256]), &der(0x04, &[&digest])]);
+            der(0x30, &[&imprint, &integer(&[9, 9]), &der(0x18, &[time])])
+        };
+        let at = |time: &[u8]| time_us(&token(time), &digest);
+        assert_eq!(at(b"20261122101112Z"), Some(1_795_342_272_000_000));
+        assert_eq!(at(b"20261122101112.25Z"), Some(1_795_342_272_000_000));
+        for wrong in [&b"20261322101112Z"[..], b"", b"now", b"2026112210"] {
+            assert_eq!(at(wrong), None);
+        }
+        assert_eq!(time_us(&token(b"20261122101112Z"), &[0x12; 32]), None);
     }
 
     #[test]

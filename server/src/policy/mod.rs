@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. `floor_days <= keep_days <= ceiling_days` for every class, whoever asks for what.
-//! 2. Age counts from the day of receipt, never from a time that a log line claims.
+//! 2. Age counts from the day of receipt on the server's time ([`crate::time`]), never from a time that a log line
+//!    claims, and never from a clock that nobody confirmed.
 
 mod law;
 pub(crate) mod waiting;
@@ -150,8 +151,14 @@ impl Policy {
         state.holds.values().map(|(hold, _)| hold.clone()).collect()
     }
 
-    /// Why a group is no longer kept on `today`; none while it is. A class that is gone keeps its days for ever.
-    pub(crate) fn reason_to_forget(&self, group: &Group, today: Day) -> Option<Reason> {
+    /// Why a group whose age counts from `received` is no longer kept on `today`; none while it is. A class that is gone
+    /// keeps its days for ever.
+    pub(crate) fn reason_to_forget(
+        &self,
+        group: &Group,
+        received: Day,
+        today: Day,
+    ) -> Option<Reason> {
         let state = self.read();
         let contract = state.contracts.get(&group.tenant);
         if let Some(contract) = contract.filter(|contract| contract.is_over(today)) {
@@ -160,17 +167,18 @@ impl Policy {
             });
         }
         let keep_days = state.classes.get(&group.class)?.keep_days;
-        let kept_until = group.day.plus(keep_days);
+        let kept_until = received.plus(keep_days);
         (today > kept_until).then_some(Reason::Expired { keep_days })
     }
 
-    /// The officer under whose key a group belongs on `today`; none while operations may read it.
-    pub(crate) fn officer_of(&self, group: &Group, today: Day) -> Option<String> {
+    /// The officer under whose key a group belongs on `today` whose age counts from `received`; none while operations
+    /// may read it.
+    pub(crate) fn officer_of(&self, group: &Group, received: Day, today: Day) -> Option<String> {
         let state = self.read();
         let officer = state.officers.get(&group.tenant)?;
         let class = state.classes.get(&group.class)?;
         // What the server did has to be read by whoever runs it; numbers say nothing of anybody.
-        let is_old = today > group.day.plus(class.operations_days) && !is_own_class(&group.class);
+        let is_old = today > received.plus(class.operations_days) && !is_own_class(&group.class);
         is_old.then(|| officer.recipient.clone())
     }
 

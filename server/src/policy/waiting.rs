@@ -162,9 +162,11 @@ impl WaitingRecord {
     }
 }
 
-/// Whether an act is to be done: two persons wanted it, or its time has come. This is the only place that decides it.
-pub(crate) fn is_due(waiting: &WaitingRecord, now_us: u64) -> bool {
-    waiting.is_agreed || !waiting.needs_two && now_us >= waiting.due_us
+/// Whether an act is to be done: two persons wanted it, or it has waited long enough. `passed_us` is how long the machine
+/// ran since it was asked for; none while the time is not confirmed. This is the only place that decides it.
+pub(crate) fn is_due(waiting: &WaitingRecord, passed_us: Option<u64>) -> bool {
+    let has_waited = passed_us.is_some_and(|passed| passed >= DELAY_US);
+    waiting.is_agreed || !waiting.needs_two && has_waited
 }
 
 /// Whether an account is a person's own since long enough to have a voice in what was asked for at `since_us`.
@@ -196,16 +198,17 @@ mod tests {
     fn time_alone_does_what_one_person_wants_and_never_what_needs_two() {
         let (one, mut two) = (waiting(), waiting());
         two.needs_two = true;
-        for (now_us, due) in [
-            (one.due_us - 1, false),
-            (one.due_us, true),
-            (u64::MAX, true),
+        for (passed_us, due) in [
+            (None, false),
+            (Some(DELAY_US - 1), false),
+            (Some(DELAY_US), true),
+            (Some(u64::MAX), true),
         ] {
-            assert_eq!(is_due(&one, now_us), due);
-            assert!(!is_due(&two, now_us));
+            assert_eq!(is_due(&one, passed_us), due);
+            assert!(!is_due(&two, passed_us));
         }
         two.is_agreed = true;
-        assert!(is_due(&two, 0));
+        assert!(is_due(&two, None));
     }
 
     #[test]

@@ -197,7 +197,7 @@ fn build(dir: &Path, signing: &SigningKey) {
         // One an hour, for the sake of the time this takes: a start reads 64 of them at most.
         for interval in 1..=INTERVALS_A_DAY {
             let now_us = begin_us + interval * (DAY_US / INTERVALS_A_DAY);
-            evidence.seal(&archive, now_us).unwrap();
+            evidence.seal(&archive, now_us, None).unwrap();
         }
     }
     mark.log = DAYS;

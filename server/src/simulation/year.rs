@@ -1,12 +1,14 @@
 //! More than a year of an archive, in virtual time: what is kept, what is forgotten, and what is said of it.
 //!
 //! Three tenants, forty streams, holds that come and go, classes that change how long they keep, lines that say
-//! they are of another year, an agent that is deleted, a contract that ends, and a process that dies at any
-//! fault point. A small model says what must be readable; after every week:
+//! they are of another year, an agent that is deleted, a contract that ends, a clock that is set wrong for hours or
+//! dead after a start, and a process that dies at any fault point. A small model says what must be readable; after every
+//! week:
 //!
 //! 1. exactly that is, in order; `verify` finds the archive whole and nothing called tampering;
 //! 2. nothing is gone before the floor of its class, nothing is readable after the ceiling unless it is held;
-//! 3. the certificates speak of exactly what is gone, and the server signed them.
+//! 3. nothing was deleted while the clock was wrong or for a day after, and every day has its interval;
+//! 4. the certificates speak of exactly what is gone, and the server signed them.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -41,10 +43,11 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
     AgentRecord, CertificateRecord, ClassRecord, HoldRecord, RuleRecord, StoredSecret,
 };
-use crate::clock::{DAY_US, Day, VIRTUAL_US};
+use crate::clock::{self, DAY_US, Day, VIRTUAL, VirtualClocks};
 use crate::evidence::{self, Evidence};
 use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
+use crate::time::ServerTime;
 use crate::volume::{Binding, Volume};
 
 /// A year and the days its longest class keeps; 2028 has a leap day in it.
@@ -77,6 +80,18 @@ struct Year {
     deaths: u64,
     /// The last day on which what was due was forgotten.
     expired_on: Option<Day>,
+    /// The wall clock minus true time.
+    wrong_us: i64,
+    /// How often the machine was started, and when it was last, Unix µs.
+    runs: u64,
+    started_us: u64,
+    /// Somebody keeps the clock right when nothing is wrong with it.
+    is_kept: bool,
+    /// Steps of the clock, and days on which nothing could be deleted for them.
+    steps: u64,
+    waited: u64,
+    /// Nothing goes wrong with the clock any more.
+    is_calm: bool,
 }
 
 struct Process {
@@ -87,6 +102,7 @@ struct Process {
     policy: Arc<Policy>,
     upkeep: Upkeep,
     evidence: Evidence,
+    time: Arc<ServerTime>,
     ingest: Ingest,
 }
 
@@ -134,6 +150,13 @@ impl Year {
             compressor: Compressor::new(1),
             deaths: 0,
             expired_on: None,
+            wrong_us: 0,
+            runs: 0,
+            started_us: first.begin_us() - DAY_US,
+            is_kept: seed.is_multiple_of(2),
+            steps: 0,
+            waited: 0,
+            is_calm: false,
         };
         year.set_clock(0);
         let volume = Volume::open(&year.dir).unwrap();
@@ -174,7 +197,50 @@ impl Year {
     }
 
     fn set_clock(&self, into_the_day_us: u64) {
-        VIRTUAL_US.set(Some(self.today.begin_us() + into_the_day_us));
+        let true_us = self.today.begin_us() + into_the_day_us;
+        VIRTUAL.set(Some(VirtualClocks {
+            wall_us: true_us.saturating_add_signed(self.wrong_us),
+            boot_us: true_us - self.started_us,
+            run: self.runs,
+            synchronised: Some(self.is_kept && self.wrong_us == 0),
+            scale: VIRTUAL.get().and_then(|clocks| clocks.scale),
+        }));
+        if let Some(process) = &self.process {
+            process.time.look();
+        }
+    }
+
+    /// Now and then the clock goes wrong; what is wrong is set right at the end of the day at the latest.
+    fn upset_the_clock(&mut self, into_the_day_us: u64) {
+        if self.is_calm || !self.random.one_in(12) {
+            return;
+        }
+        if self.wrong_us != 0 {
+            self.wrong_us = 0;
+        } else {
+            let days = |days: i64| days * DAY_US.cast_signed();
+            let wrong = [days(400), days(-400), days(1) + 7_200_000_000];
+            self.wrong_us = wrong[self.random.size(3)];
+            if self.random.one_in(3) {
+                // The machine was started, and its clock has no battery.
+                self.wrong_us = -(self.today.begin_us() + into_the_day_us).cast_signed();
+                self.runs += 1;
+                self.started_us = self.today.begin_us() + into_the_day_us - 1_000_000;
+                self.process = None;
+                self.set_clock(into_the_day_us);
+                let fuse = self.fuse.take();
+                self.start();
+                self.fuse.set(fuse);
+            }
+        }
+        self.steps += 1;
+        self.set_clock(into_the_day_us);
+    }
+
+    /// The end of a day: the clock is right again.
+    fn settle_the_clock(&mut self) {
+        self.wrong_us = 0;
+        self.set_clock(DAY_US - 1);
     }
 
     fn start(&mut self) {
@@ -185,14 +251,30 @@ impl Year {
         let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
         let policy = Arc::new(Policy::load(catalogue.clone(), agents.clone()).unwrap());
         let signing = self.signing.clone();
+        let evidence =
+            Evidence::open(&volume, Cipher::default(), signing.clone(), Vec::new()).unwrap();
+        let streams = archive.streams().into_values();
+        let received_us = streams.map(|stream| stream.last_us).max().unwrap_or(0);
+        // A process that begins knows no server time yet.
+        VIRTUAL.set(VIRTUAL.get().map(|clocks| VirtualClocks {
+            scale: None,
+            ..clocks
+        }));
+        let time = ServerTime::open(
+            catalogue.clone(),
+            agents.clone(),
+            core::time::Duration::from_secs(86_400),
+            evidence.certain_us(),
+            received_us,
+        );
+        let time = Arc::new(time.unwrap());
         let upkeep = Upkeep::new(
             archive.clone(),
             catalogue.clone(),
             policy.clone(),
             signing.clone(),
+            time.clone(),
         );
-        let evidence =
-            Evidence::open(&volume, Cipher::default(), signing.clone(), Vec::new()).unwrap();
         let (finished, _nobody) = sync_channel(1);
         let ingest = Ingest::new(
             archive.clone(),
@@ -212,6 +294,7 @@ impl Year {
             policy,
             upkeep,
             evidence,
+            time,
             ingest,
         });
     }
@@ -248,10 +331,19 @@ impl Year {
                 self.check();
             }
         }
+        // When nothing is wrong any more, everything goes that is due.
+        self.is_calm = true;
+        for n in days..days + 3 {
+            self.today = self.first.plus(n);
+            self.one_day();
+        }
+        assert_eq!(self.expired_on, Some(self.today));
         self.check();
         fault::listen(None);
-        VIRTUAL_US.set(None);
+        VIRTUAL.set(None);
         assert!(self.deaths > 10, "{} deaths", self.deaths);
+        assert!(self.steps > 50, "{} steps", self.steps);
+        assert!(self.waited > 20, "{} days waited", self.waited);
         std::fs::remove_dir_all(&self.dir).unwrap();
     }
 
@@ -261,35 +353,66 @@ impl Year {
         if self.random.one_in(3) {
             self.fuse.set(Some(self.random.below(60)));
         }
+        self.upset_the_clock(begun);
         self.receive();
         let later = begun + self.random.below(DAY_US / 2);
         self.set_clock(later);
+        self.upset_the_clock(later);
         self.change_policy();
         // What is at rest is sealed most days; when it is not, one log spans two days.
-        if !self.random.one_in(5) {
+        if self.is_calm || !self.random.one_in(5) {
             self.act(|year| {
                 let process = year.process.as_mut().unwrap();
                 let (answer, mut rolled) = oneshot::channel();
                 process.ingest.round(vec![Submission::Roll(answer)]);
                 process.upkeep.seal(rolled.try_recv().unwrap());
             });
-            self.act(|year| year.up().upkeep.expire(year.today).unwrap());
+            self.upset_the_clock(later);
+            self.expire();
+            self.upset_the_clock(later);
             self.act(|year| {
                 let upkeep = &year.up().upkeep;
                 while upkeep.compact_some(year.today.before(1)).unwrap() {}
             });
-            self.forget_in_the_model();
-            self.expired_on = Some(self.today);
         }
         if self.deleted.is_none() && self.today >= self.first.plus(200) {
             self.delete_an_agent();
         }
         self.act(|year| {
+            year.set_clock(DAY_US - 1);
             let process = year.up();
-            let now = year.today.begin_us() + DAY_US - 1;
-            process.evidence.seal(&process.archive, now).unwrap();
+            let (now, doubt) = (clock::unix_us(), process.time.doubt());
+            let sealed = process.evidence.sealed();
+            process.evidence.seal(&process.archive, now, doubt).unwrap();
+            let after = process.evidence.sealed();
+            assert!(
+                after.0 > sealed.0 && after.1 >= sealed.1,
+                "an interval is published"
+            );
         });
         self.fuse.set(None);
+        self.settle_the_clock();
+    }
+
+    /// Deletes what is due, if the time allows it now.
+    fn expire(&mut self) {
+        let expired = Cell::new(false);
+        self.act(|year| {
+            let upkeep = &year.up().upkeep;
+            let Ok(today) = upkeep.time.today() else {
+                return;
+            };
+            assert_eq!(year.wrong_us, 0, "deleted on a wrong clock");
+            assert_eq!(today, year.today, "deleted on another day");
+            upkeep.expire(today).unwrap();
+            expired.set(true);
+        });
+        if expired.get() {
+            self.forget_in_the_model();
+            self.expired_on = Some(self.today);
+        } else {
+            self.waited += 1;
+        }
     }
 
     /// Does something that may die in it: then all of it is done again.
@@ -465,7 +588,8 @@ impl Year {
             let (answer, mut rolled) = oneshot::channel();
             process.ingest.round(vec![Submission::Roll(answer)]);
             process.upkeep.seal(rolled.try_recv().unwrap());
-            match of_agent(&process.archive, &process.policy, id, &reason) {
+            let spans = process.time.spans();
+            match of_agent(&process.archive, &process.policy, &spans, id, &reason) {
                 Ok(due) => {
                     process.upkeep.forget(&due).unwrap();
                     deleted.set(true);
@@ -542,7 +666,9 @@ impl Year {
                 let age = self.today.0 - line.received.0;
                 !line.gone && age > ceiling + 4 && !is_held(&self.holds, stream, line)
             });
-            assert!(late.is_none(), "above the ceiling");
+            // While the clock is not believed everything waits.
+            let is_late = late.is_some() && self.expired_on == Some(self.today);
+            assert!(!is_late, "above the ceiling");
         }
         let expected = evidence::Expected {
             signed: process.archive.acked().signed(),
@@ -577,7 +703,8 @@ impl Year {
             .sum();
         assert_eq!(certified, gone, "certificates speak of what is gone");
         // A second look the same day finds nothing more.
-        let more = due(&process.archive, &process.policy, self.today);
+        let spans = process.time.spans();
+        let more = due(&process.archive, &process.policy, &spans, self.today);
         let more: u64 = more.iter().map(Due::entries).sum();
         assert!(
             more == 0 || self.expired_on != Some(self.today),

@@ -10,6 +10,7 @@ mod backup;
 mod backup_elsewhere;
 mod browser;
 mod ciphers;
+mod clock;
 mod conserved;
 mod container;
 mod demo;

@@ -4,6 +4,7 @@ mod acts;
 mod agents;
 mod archive;
 mod policy;
+mod time;
 mod waiting;
 
 use scrinium_protocol::identity::AgentId;
@@ -22,6 +23,7 @@ pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
     RulesRecord, WishRecord, operations_days,
 };
+pub(crate) use self::time::{SpansRecord, Step, StepKind, TimeRecord, TimeSpan};
 pub(crate) use self::waiting::{ClassChange, Voice, WaitingAct, WaitingRecord};
 use super::Stored;
 use crate::alarms::AlarmKind;

@@ -21,6 +21,7 @@ use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::i18n::Language;
 use crate::control::or_said;
+use crate::control::status;
 use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Wanted, search};
@@ -54,6 +55,8 @@ struct OverviewPage {
     alarms: Vec<AlarmRow>,
     /// What is done after a delay, unless somebody stops it.
     waiting: Vec<WaitingRow>,
+    /// What waits for the time to be confirmed, and why; when a person has something to see in it.
+    waits: Option<(String, String)>,
     address: String,
 }
 
@@ -211,8 +214,27 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         own_name: OWN_NAME,
         alarms: AlarmRow::standing(t, &core, now),
         waiting: WaitingRow::all(t, &core, &who.session.user, now),
+        waits: waits_said(t, &core).await,
         address: core.address.clone(),
     })
+}
+
+/// What waits for the time, and why. That a young server's clock is not confirmed yet, and nothing is due, is no news.
+async fn waits_said(t: Language, core: &Arc<Core>) -> Option<(String, String)> {
+    let waits = core.time.waits()?;
+    let core = core.clone();
+    let waiting = tokio::task::spawn_blocking(move || status::waiting(&core));
+    let waiting = waiting.await.unwrap_or_default();
+    let entries = waiting.iter().map(|waiting| waiting.entries).sum();
+    if entries == 0 && !waits.is_news {
+        return None;
+    }
+    let what = if entries > 0 {
+        t.with("overview.deletion_waits", t.number(entries))
+    } else {
+        t.text("overview.deletion_would_wait").to_owned()
+    };
+    Some((what, waits.why))
 }
 
 /// When the last backup was made, or that none was.
