@@ -213,27 +213,29 @@ impl Running {
         };
         core.time.save();
         let doubt = core.time.doubt();
-        drop(core.audit);
-        drop(core.alarms);
+        // All else goes here: the ways to the writers, which then end, and what holds the catalogue.
+        let (archive, evidence, catalogue, volume) = {
+            let core = core;
+            (core.archive, core.evidence, core.catalogue, core.volume)
+        };
         drop(local_task.await);
-        drop(core.ingest);
-        drop(core.upkeep);
         // The writer finishes its log; the upkeep ends after what it is at.
-        let (archive, evidence, volume) = (core.archive, core.evidence, core.volume);
-        let others = (core.agents, core.accounts, core.links, core.policy);
-        let others = (others, core.sessions, core.catalogue);
         let rest = move || {
             drop(ingest.join());
             drop(upkeep.join());
             // What was received since the last interval is in one before the server is gone.
             let sealed = evidence.seal(&archive, clock::unix_us(), doubt);
-            let sealed = sealed.and_then(|_note| evidence.register(&others.2));
+            let sealed = sealed.and_then(|_note| evidence.register(&catalogue));
             if let Err(error) = sealed {
                 let error = format!("{error:#}");
                 error!(error, "no interval was published at the stop");
             }
             // The last that holds the catalogue closes its file.
-            drop((others, archive, evidence));
+            drop((archive, evidence));
+            if Arc::into_inner(catalogue).is_none() {
+                warn!("something still holds the catalogue at the stop");
+                return;
+            }
             if let Err(error) = rest::write(&volume) {
                 let error = format!("{error:#}");
                 error!(error, "how the volume lies could not be written down");

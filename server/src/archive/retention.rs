@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use data_encoding::{BASE64, HEXLOWER};
 use ed25519_dalek::{Signer as _, SigningKey};
 use scrinium_protocol::identity::{AgentId, StreamId};
@@ -54,6 +54,8 @@ pub(crate) struct Due {
 pub(crate) struct Gone {
     stream: Introduced,
     ranges: Vec<PrunedRange>,
+    /// Bytes of its entries.
+    bytes: u64,
 }
 
 /// Why something is forgotten.
@@ -194,6 +196,7 @@ fn of_group(
                 due.gone.entry(id).or_insert_with(|| Gone {
                     stream: stream.clone(),
                     ranges: Vec::new(),
+                    bytes: 0,
                 });
             } else {
                 due.kept.insert(id, holds);
@@ -207,6 +210,7 @@ fn of_group(
         let mut blocks = blocks.remove(id).unwrap_or_default();
         blocks.sort_by_key(|block| block.order);
         for block in blocks {
+            gone.bytes += block.bytes;
             let range = PrunedRange {
                 epoch: block.epoch,
                 sequences: block.sequences,
@@ -340,7 +344,9 @@ fn parts(due: &Due, policy: &Policy) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for (id, gone) in &due.gone {
         let owner = policy.owner_of(gone.stream.agent);
-        for ranges in gone.ranges.chunks(RANGES_MAX) {
+        for (nth, ranges) in gone.ranges.chunks(RANGES_MAX).enumerate() {
+            // Said once, with the first of its ranges.
+            let bytes = if nth == 0 { gone.bytes } else { 0 };
             let entries = ranges
                 .iter()
                 .map(|range| range.sequences.1 - range.sequences.0)
@@ -354,14 +360,16 @@ fn parts(due: &Due, policy: &Policy) -> Vec<Part> {
             let stream = json!({
                 "id": id.to_string(), "agent": owner.agent, "site": bounds::shortened(&owner.site),
                 "kind": gone.stream.kind.name(), "stream": gone.stream.name,
-                "entries": entries, "ranges": ranges.collect::<Vec<_>>(),
+                "entries": entries, "bytes": bytes, "ranges": ranges.collect::<Vec<_>>(),
             });
             let len = stream.to_string().len();
             match parts.last_mut() {
-                Some(part) if part.len + len <= PART_LEN_MAX => part.add(stream, entries, len),
+                Some(part) if part.len + len <= PART_LEN_MAX => {
+                    part.add(stream, (entries, bytes), len)
+                }
                 _ => {
                     let mut part = Part::default();
-                    part.add(stream, entries, len);
+                    part.add(stream, (entries, bytes), len);
                     parts.push(part);
                 }
             }
@@ -379,13 +387,15 @@ fn parts(due: &Due, policy: &Policy) -> Vec<Part> {
 struct Part {
     streams: Vec<serde_json::Value>,
     entries: u64,
+    bytes: u64,
     len: usize,
 }
 
 impl Part {
-    fn add(&mut self, stream: serde_json::Value, entries: u64, len: usize) {
+    fn add(&mut self, stream: serde_json::Value, (entries, bytes): (u64, u64), len: usize) {
         self.streams.push(stream);
         self.entries += entries;
+        self.bytes += bytes;
         self.len += len;
     }
 }
@@ -403,6 +413,15 @@ fn certificate(
         .classes()
         .into_iter()
         .find(|class| class.name == due.group.class);
+    // What no class speaks of any more has no floor.
+    let floor_ended = rule.as_ref().map(|rule| due.received.plus(rule.floor_days));
+    let inside_floor = floor_ended.is_some_and(|ended| Day::of(clock::unix_us()) <= ended);
+    ensure!(
+        !inside_floor || !matches!(due.reason, Reason::Expired { .. }),
+        "{} of class {} is inside its floor: it is kept",
+        due.group.day,
+        due.group.class
+    );
     let holds: BTreeSet<&String> = due
         .kept
         .values()
@@ -418,7 +437,10 @@ fn certificate(
         "rule": rule,
         "day": due.group.day.to_string(),
         "counted_from": due.received.to_string(),
+        "floor_ended": floor_ended.map(|day| day.to_string()),
+        "inside_floor": inside_floor,
         "entries": part.entries,
+        "bytes": part.bytes,
         "streams": part.streams,
         "streams_kept": due.kept.len(),
         "holds": holds,

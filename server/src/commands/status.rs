@@ -72,13 +72,14 @@ fn text_of(status: &Value) -> String {
     });
     lines.push(match status.pointer("/verification/whole") {
         Some(whole) => format!(
-            "verification: {}, {}",
+            "verification: {}, {}; every byte was read since {}",
             text("/verification/last"),
             if whole == &Value::Bool(true) {
                 "whole"
             } else {
                 "NOT whole"
-            }
+            },
+            text("/verification/full")
         ),
         None => "verification: none yet".to_owned(),
     });

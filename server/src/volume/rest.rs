@@ -129,7 +129,11 @@ fn look(dir: &Path) -> Result<BTreeMap<String, Resting>> {
         }
     }
     for sub in [LOG_DIR, ACKED_DIR, ARCHIVE_DIR, EVIDENCE_DIR] {
-        for entry in std::fs::read_dir(dir.join(sub))? {
+        let path = dir.join(sub);
+        if !path.try_exists()? {
+            continue; // of version 0.1.0
+        }
+        for entry in std::fs::read_dir(path)? {
             let entry = entry?;
             if !entry.file_type()?.is_file() {
                 continue;

@@ -14,6 +14,7 @@ mod clock;
 mod conserved;
 mod container;
 mod demo;
+mod earlier;
 mod enrolment;
 mod evidence;
 mod export;

@@ -80,6 +80,8 @@ fn what_is_due_is_forgotten_and_certified_and_what_is_held_stays() {
         serde_json::from_str(certificate[0]["text"].as_str().unwrap()).unwrap();
     assert_eq!(certificate["reason"]["expired"]["keep_days"], 30);
     assert_eq!(certificate["holds"], serde_json::json!(["case-12"]));
+    assert!(certificate["bytes"].as_u64() > Some(0), "{certificate}");
+    assert_eq!(certificate["inside_floor"], false);
     let names: Vec<&str> = certificate["streams"]
         .as_array()
         .unwrap()

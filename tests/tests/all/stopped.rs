@@ -62,7 +62,7 @@ fn a_log_that_was_acknowledged_and_is_gone_is_named_with_its_streams_and_an_alar
     );
     lab.start_server();
     let alarm = lab.wait_for_alarm("archive-damaged", "server");
-    assert!(alarm.contains("it is gone"), "{alarm}");
+    assert!(alarm.contains(".log: it is"), "{alarm}");
     let alarm = lab.wait_for_alarm("receipt-unmet", "web1");
     assert!(alarm.contains("up to sequence 199"), "{alarm}");
     // The agent sends again what its file still has; that it was gone stays said.
