@@ -303,7 +303,7 @@ mod tests {
             drop(std::fs::remove_dir_all(&dir));
             let (volume, _shares) =
                 crate::volume::Volume::create(&dir, &crate::volume::Binding::default()).unwrap();
-            let catalogue = Arc::new(crate::core::open_catalogue(&volume).unwrap());
+            let catalogue = Arc::new(crate::core::make_catalogue(&volume).unwrap());
             let cipher = scrinium_segment::cipher::Cipher::default();
             let archive = Arc::new(Archive::open(&volume, &catalogue, cipher).unwrap());
             Self {

@@ -170,7 +170,7 @@ mod tests {
         let path = std::env::temp_dir().join(name);
         drop(std::fs::remove_file(&path));
         let key = scrinium_protocol::secret::Secret::new([1; 32]);
-        let catalogue = std::sync::Arc::new(Catalogue::open(&path, &key).unwrap());
+        let catalogue = std::sync::Arc::new(Catalogue::create(&path, &key).unwrap());
         for agent in [agent("Server", 1, 1), agent("..", 2, 2)] {
             catalogue.put(&agent).unwrap();
         }

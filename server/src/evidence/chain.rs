@@ -162,6 +162,20 @@ impl Chain {
         Ok(begun)
     }
 
+    /// What somebody signs who took the keys that are there.
+    #[cfg(test)]
+    pub(super) fn forge(&self, number: u64, leaf: &[u8], next: [u8; 32]) -> (u8, Vec<u8>) {
+        let (_, key) = self.keys.iter().flatten().next().unwrap();
+        let signature = key.sign(&signed_text(&self.origin, number, leaf, &next));
+        let signature = signature.to_bytes();
+        Link::Signed {
+            number,
+            next,
+            signature,
+        }
+        .encode()
+    }
+
     /// Destroys keys of intervals before `number`.
     pub(super) fn destroy_before(&mut self, number: u64) -> Result<()> {
         let old: Vec<u64> = self.keys.iter().flatten().map(|(of, _)| *of).collect();

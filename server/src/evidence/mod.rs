@@ -634,7 +634,7 @@ mod tests {
 
         let evidence_dir = volume.dir().join(EVIDENCE_DIR);
         let origin = format!("scrinium/{}", volume.id());
-        let mut stolen = Chain::open(
+        let stolen = Chain::open(
             &evidence_dir,
             &volume.key("keys of intervals"),
             origin.clone(),
@@ -706,13 +706,11 @@ mod tests {
                 .iter()
                 .any(|(_, problem)| problem.contains("interval 2 is not signed"))
         );
-        let mut signed = Vec::new();
-        let sign = |kind, payload: &[u8]| {
-            signed.push((kind, payload.to_vec()));
-            Ok(())
+        let (kind, payload) = &altered[at + 1];
+        let Link::Signed { next, .. } = Link::decode(*kind, payload).unwrap() else {
+            panic!("it is signed behind it");
         };
-        stolen.sign(&server, 6, &forged_leaf, sign).unwrap();
-        altered[at + 1] = signed.pop().unwrap();
+        altered[at + 1] = stolen.forge(2, &forged_leaf, next);
         write(&altered);
         assert!(
             problems()

@@ -222,10 +222,10 @@ impl World {
             }
         }
         // A handshake that was altered on the way looks like a wrong credential, and is said to be one.
-        let unexplained = server
-            .alarms
-            .iter()
-            .find(|alarm| self.spoils == 0 || alarm.kind != AlarmKind::WrongCredential);
+        let unexplained = server.alarms.iter().find(|alarm| {
+            let of_spoils = [AlarmKind::WrongCredential, AlarmKind::Interference];
+            self.spoils == 0 || !of_spoils.contains(&alarm.kind)
+        });
         ensure!(
             unexplained.is_none(),
             "an alarm without reason: {unexplained:?}"

@@ -289,7 +289,7 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let open = || {
             let path = dir.join("catalogue.db");
-            let catalogue = Catalogue::open(&path, &Secret::new([1; 32])).unwrap();
+            let catalogue = Catalogue::create(&path, &Secret::new([1; 32])).unwrap();
             let catalogue = Arc::new(catalogue);
             let agents = Arc::new(Agents::load(catalogue.clone(), 1).unwrap());
             // A process that begins knows no server time yet.
