@@ -211,6 +211,8 @@ impl Running {
             );
             return;
         };
+        // A clock that was set since the last look is seen before it is written down how the clocks stand.
+        core.time.look();
         core.time.save();
         let doubt = core.time.doubt();
         // All else goes here: the ways to the writers, which then end, and what holds the catalogue.

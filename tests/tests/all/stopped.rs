@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use scrinium_tests::lab::{Lab, text};
-use scrinium_tests::pause;
 use scrinium_tests::writer::append;
+use scrinium_tests::{pause, wait_until};
 
 /// The files that `docs/SEGMENT.md` says hold no evidence: they are made again, or speak of the others.
 const CACHES: [&str; 9] = [
@@ -63,8 +63,15 @@ fn a_log_that_was_acknowledged_and_is_gone_is_named_with_its_streams_and_an_alar
     lab.start_server();
     let alarm = lab.wait_for_alarm("archive-damaged", "server");
     assert!(alarm.contains(".log: it is"), "{alarm}");
-    let alarm = lab.wait_for_alarm("receipt-unmet", "web1");
-    assert!(alarm.contains("up to sequence 199"), "{alarm}");
+    wait_until(
+        "the agent shows its receipt",
+        Duration::from_secs(20),
+        || {
+            let alarms = lab.alarms();
+            let mut texts = alarms.iter().map(|alarm| alarm["text"].as_str().unwrap());
+            texts.any(|text| text.contains("app.log up to sequence 199"))
+        },
+    );
     // The agent sends again what its file still has; that it was gone stays said.
     let log = lab.log("app.log");
     let len = std::fs::read(&log).unwrap().len();
