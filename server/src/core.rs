@@ -20,8 +20,8 @@ use crate::alarms::Alarms;
 use crate::archive::upkeep::{Upkeep, UpkeepQueue};
 use crate::archive::{Archive, losses};
 use crate::audit::Audit;
-use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
+use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
 use crate::evidence::Evidence;
 use crate::links::Links;
@@ -108,6 +108,7 @@ impl Running {
             config.checkpoint_copies.clone(),
         )
         .context("opening the evidence")?;
+        losses::write_down_entries(&catalogue, evidence.behind(&archive))?;
         let streams = archive.streams().into_values();
         let received_us = streams.map(|stream| stream.last_us).max().unwrap_or(0);
         let time = Arc::new(ServerTime::open(
@@ -232,6 +233,13 @@ impl Running {
                 let error = format!("{error:#}");
                 error!(error, "no interval was published at the stop");
             }
+            if let Err(error) = copies::write_rest(&volume, &catalogue) {
+                let error = format!("{error:#}");
+                error!(
+                    error,
+                    "the catalogue's copy could not be written at the stop"
+                );
+            }
             // The last that holds the catalogue closes its file.
             drop((archive, evidence));
             if Arc::into_inner(catalogue).is_none() {
@@ -313,7 +321,7 @@ pub(crate) fn make_keys(catalogue: &Catalogue) -> Result<()> {
 
 fn load_keys(catalogue: &Catalogue) -> Result<ServerKeys> {
     let keys = catalogue.load::<ServerKeys>()?.pop();
-    keys.context("the catalogue has no server keys: init was interrupted; remove the directory and run it again")
+    keys.context("the catalogue has no server keys. On a new volume init was interrupted: remove the directory and run it again. On any other the catalogue is damaged: scrinium-server fsck --rebuild, or restore a backup")
 }
 
 /// The key that others know the server of a stopped volume by: what it signs is checked with it.

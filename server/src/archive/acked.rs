@@ -8,7 +8,12 @@
 //! record 1: log (8) | its committed bytes (8) | generation of the catalogue (8) | signed intervals (8)
 //!           | for each stream that moved: id (16) | epoch (16) | next sequence (8) | head (32)
 //! record 2: a stream that no segment knows, as the log introduces it
+//!
+//! head: nonce (12) | log (8), its committed bytes (8), sealed with AES-256-GCM | tag (16)
 //! ```
+//!
+//! `head` is overwritten in place with each round: files that only grow can be cut to an earlier moment together, this
+//! one cannot.
 //!
 //! Invariants:
 //! 1. A receipt leaves only after the record of its round was handed to the kernel: a killed server has
@@ -17,19 +22,25 @@
 //! 3. What is in a file that was removed is in a signed interval.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use aes_gcm::aead::Aead as _;
+use aes_gcm::{Aes256Gcm, KeyInit as _};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use scrinium_protocol::codec::{Codec as _, Reader};
 use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{Epoch, Head, Sequence, StreamId};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
+use scrinium_segment::key::derive;
 use scrinium_segment::reader::{Next, Record, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
-use scrinium_segment::{Error, HEADER_LEN, Kind, durable, fault, segment_name, segment_numbers};
+use scrinium_segment::{
+    Error, HEADER_LEN, Kind, durable, fault, random, segment_name, segment_numbers,
+};
 
 use super::log::{decode_stream, encode_stream};
 use crate::catalogue::Catalogue;
@@ -52,6 +63,8 @@ pub(crate) struct Acked {
     /// The log and its committed bytes, as noted last.
     log: (u64, u64),
     signed: u64,
+    head: Option<File>,
+    head_cipher: Aes256Gcm,
 }
 
 /// What the files say.
@@ -68,6 +81,8 @@ pub(crate) struct Remembered {
     pub(crate) signed: u64,
     /// Records of each file.
     pub(super) records: BTreeMap<u64, u64>,
+    /// The file that is overwritten with each round is there.
+    pub(super) has_head: bool,
     /// What is wrong with the files themselves, with their names.
     pub(super) damage: Vec<(String, String)>,
 }
@@ -82,6 +97,8 @@ impl Acked {
         remembered: &Remembered,
     ) -> Self {
         Self {
+            head: None,
+            head_cipher: head_cipher(&key),
             dir,
             key,
             cipher,
@@ -131,6 +148,13 @@ impl Acked {
         }
         self.number = number;
         self.mark = Some((number, self.records));
+        if self.head.is_none() {
+            let path = self.dir.join(HEAD_FILE);
+            if !path.try_exists()? {
+                durable::write_file(&path, &seal_head(&self.head_cipher, self.log)?)?;
+            }
+            self.head = Some(OpenOptions::new().write(true).open(&path)?);
+        }
         fault::point("server: acknowledgements begun");
         // At this point it is there; if we die now, the start reads it beside the one before.
         let signed = self.signed;
@@ -159,6 +183,9 @@ impl Acked {
         let flushed = noted.and_then(|()| {
             let writer = self.writer.as_mut().context("it was begun")?;
             writer.flush()?;
+            if let Some(head) = &self.head {
+                write_at_start(head, &seal_head(&self.head_cipher, self.log)?)?;
+            }
             Ok(())
         });
         if flushed.is_err() {
@@ -267,6 +294,23 @@ impl Acked {
 /// The directory cannot be listed, or the disk does not answer.
 pub(super) fn read(dir: &Path, key: &Secret<32>) -> Result<Remembered> {
     let mut remembered = Remembered::default();
+    match std::fs::read(dir.join(HEAD_FILE)) {
+        Ok(bytes) => {
+            remembered.has_head = true;
+            match open_head(&head_cipher(key), &bytes) {
+                Some((log, committed)) if log > 0 => {
+                    remembered.logs.insert(log, committed);
+                }
+                Some(_) => {}
+                None => {
+                    let problem = "it was altered".to_owned();
+                    remembered.damage.push((HEAD_FILE.to_owned(), problem));
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
     for number in segment_numbers(dir, Kind::Acked)? {
         let name = segment_name(Kind::Acked, number);
         let path = dir.join(&name);
@@ -287,7 +331,6 @@ pub(super) fn read(dir: &Path, key: &Secret<32>) -> Result<Remembered> {
         };
         let mut cursor = reader.start();
         loop {
-            let at = cursor;
             match reader.next(&mut cursor) {
                 Ok(Next::Record(record)) => {
                     remembered
@@ -295,14 +338,9 @@ pub(super) fn read(dir: &Path, key: &Secret<32>) -> Result<Remembered> {
                         .with_context(|| path.display().to_string())?;
                     *remembered.records.entry(number).or_default() += 1;
                 }
-                Ok(Next::End | Next::Torn { .. }) => break,
-                Err(error @ Error::Record { .. }) => {
-                    remembered.damage.push((name.clone(), error.to_string()));
-                    if !reader.skip(&mut cursor, at)? {
-                        break;
-                    }
-                    *remembered.records.entry(number).or_default() += 1;
-                }
+                // After a power cut the end that was not synced may be anything. Whether what is behind was, the mark
+                // in the log tells.
+                Ok(Next::End | Next::Torn { .. }) | Err(Error::Record { .. }) => break,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -343,6 +381,38 @@ impl Remembered {
     }
 }
 
+fn head_cipher(key: &Secret<32>) -> Aes256Gcm {
+    Aes256Gcm::new(derive(key, None, &[b"head"]).expose().into())
+}
+
+fn seal_head(cipher: &Aes256Gcm, (log, committed): (u64, u64)) -> Result<Vec<u8>> {
+    let nonce: [u8; 12] = random()?;
+    let text = [log.to_be_bytes(), committed.to_be_bytes()].concat();
+    let sealed = cipher.encrypt(&nonce.into(), text.as_slice());
+    let sealed = sealed.map_err(|_| anyhow!("sealing how far the log is acknowledged"))?;
+    Ok([&nonce[..], &sealed].concat())
+}
+
+fn open_head(cipher: &Aes256Gcm, bytes: &[u8]) -> Option<(u64, u64)> {
+    let (nonce, sealed) = bytes.split_first_chunk::<12>()?;
+    let text = cipher.decrypt(&(*nonce).into(), sealed).ok()?;
+    let mut r = Reader::new(&text);
+    Some((r.u64("log").ok()?, r.u64("committed bytes").ok()?))
+}
+
+#[cfg(unix)]
+fn write_at_start(file: &File, bytes: &[u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, 0)
+}
+
+#[cfg(not(unix))]
+fn write_at_start(mut file: &File, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::{Seek as _, Write as _};
+    file.rewind()?;
+    file.write_all(bytes)
+}
+
+const HEAD_FILE: &str = "head";
 const RECORD_ROUND: u8 = 1;
 const RECORD_STREAM: u8 = 2;
 /// Streams of one record: some 14 MB.
@@ -407,7 +477,7 @@ mod tests {
         let mut altered = bytes.clone();
         altered[HEADER_LEN + 6] ^= 1;
         durable::write_file(&path, &altered).unwrap();
-        assert_eq!(read(&dir, &key).unwrap().damage.len(), 1);
+        assert_eq!(read(&dir, &key).unwrap().records.get(&1), Some(&0));
 
         durable::write_file(&path, &bytes).unwrap();
         let mut acked = open();

@@ -294,9 +294,11 @@ impl Keyring {
         before: Option<(u64, LogEnd)>,
     ) -> Result<Secret<32>> {
         let key = Secret::new(random()?);
+        // Before the catalogue is held: who makes a key holds the keys, and then waits for the catalogue.
+        let ended = before.and_then(|(number, end)| self.ended(number, end));
         self.catalogue.write(|changes| {
-            if let Some((number, end)) = before {
-                self.end_log(changes, number, end)?;
+            if let Some(ended) = &ended {
+                changes.put(ended)?;
             }
             changes.put(&LogKey {
                 number,
@@ -328,21 +330,21 @@ impl Keyring {
         logs.map(|(number, (_, end))| (*number, *end)).collect()
     }
 
-    /// A transaction of the catalogue the keys lie in.
-    pub(super) fn write(&self, changes: impl FnOnce(&Changes<'_>) -> Result<()>) -> Result<()> {
-        self.catalogue.write(changes)
-    }
-
-    /// Writes down how a log ended, as part of a transaction.
-    pub(crate) fn end_log(&self, changes: &Changes<'_>, number: u64, end: LogEnd) -> Result<()> {
-        let Some(key) = self.log_key(number) else {
-            return Ok(()); // sealed meanwhile
-        };
-        changes.put(&LogKey {
+    /// The row that says how a log ended; none when it was sealed meanwhile.
+    pub(super) fn ended(&self, number: u64, end: LogEnd) -> Option<LogKey> {
+        Some(LogKey {
             number,
-            key: StoredSecret(key),
+            key: StoredSecret(self.log_key(number)?),
             end: Some(end),
         })
+    }
+
+    /// Writes down how a log ended.
+    pub(super) fn end_log(&self, number: u64, end: LogEnd) -> Result<()> {
+        match self.ended(number, end) {
+            Some(ended) => self.catalogue.put(&ended),
+            None => Ok(()),
+        }
     }
 
     /// Destroys the key of a log, as part of a transaction; it stays in memory for those who still read.
@@ -354,15 +356,14 @@ impl Keyring {
         })
     }
 
-    /// Forgets keys of logs that are not there, as part of a transaction; what is missing of them is written down
-    /// in the same one.
-    pub(super) fn forget_logs_but(&self, changes: &Changes<'_>, present: &[u64]) -> Result<()> {
+    /// The logs that have a key and are not there: the transaction that writes down what is missing of them forgets
+    /// their keys.
+    pub(super) fn logs_but(&self, present: &[u64]) -> Vec<u64> {
         let gone = self.logs().into_keys();
-        let mut gone = gone.filter(|number| !present.contains(number));
-        gone.try_for_each(|number| Self::forget_log(changes, number))
+        gone.filter(|number| !present.contains(number)).collect()
     }
 
-    /// The transaction of [`Keyring::forget_logs_but`] is durable.
+    /// The keys of the logs that are not there are forgotten.
     pub(super) fn forgot_logs_but(&self, present: &[u64]) {
         let mut state = self.lock();
         state.logs.retain(|number, _| present.contains(number));

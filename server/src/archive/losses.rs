@@ -34,6 +34,8 @@ pub(super) struct Left<'a> {
     pub(super) streams: &'a BTreeMap<StreamId, StreamRecord>,
     /// How often the catalogue was written.
     pub(super) generation: u64,
+    /// It states for the first time what its rows are.
+    pub(super) is_begun: bool,
 }
 
 /// Compares what is there with what is remembered.
@@ -52,6 +54,18 @@ pub(super) fn find(left: &Left<'_>) -> Vec<LossRecord> {
     let remembered = left.remembered;
     for (name, problem) in &remembered.damage {
         lose(in_dir(ACKED_DIR, name), problem.clone(), None);
+    }
+    let has_files = !remembered.records.is_empty();
+    if has_files && (left.known.is_none() || left.is_begun) {
+        let problem = "what it knew of the acknowledgements, or of its own rows, was taken away";
+        lose("catalogue.db".into(), problem.into(), None);
+    }
+    if left.known.is_some() && !remembered.has_head {
+        lose(
+            in_dir(ACKED_DIR, "head"),
+            "it is gone: it says how far the log was acknowledged last".into(),
+            None,
+        );
     }
     if let Some(known) = left.known
         && !remembered.records.contains_key(&known.number)
@@ -165,6 +179,19 @@ pub(super) fn number(found: Vec<LossRecord>, known: &[LossRecord]) -> Vec<LossRe
         .collect()
 }
 
+/// Writes down entries that an interval has and the archive does not.
+pub(crate) fn write_down_entries(catalogue: &Catalogue, lost: Vec<LostEntries>) -> Result<()> {
+    let found = lost.into_iter().map(|entries| LossRecord {
+        number: 0,
+        time_us: clock::unix_us(),
+        file: LOG_DIR.to_owned(),
+        problem: "entries are missing that are in a published interval".to_owned(),
+        entries: Some(entries),
+        told: false,
+    });
+    keep(catalogue, found.collect())
+}
+
 /// Writes down what is not as it was left, found elsewhere than here.
 pub(crate) fn write_down(
     catalogue: &Catalogue,
@@ -178,7 +205,11 @@ pub(crate) fn write_down(
         entries: None,
         told: false,
     });
-    let new = number(found.collect(), &catalogue.load()?);
+    keep(catalogue, found.collect())
+}
+
+fn keep(catalogue: &Catalogue, found: Vec<LossRecord>) -> Result<()> {
+    let new = number(found, &catalogue.load()?);
     if new.is_empty() {
         return Ok(());
     }

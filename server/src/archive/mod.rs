@@ -53,8 +53,8 @@ use self::losses::Left;
 use self::segment::{Packing, SegmentBuilder};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
-    ArchiveMark, Group, LogEnd, PrunedRange, PrunedRecord, RemovedSegment, SegmentRecord,
-    StreamRecord,
+    AckedRecord, ArchiveMark, Group, LogEnd, PrunedRange, PrunedRecord, RemovedSegment,
+    SegmentRecord, StreamRecord,
 };
 use crate::volume::{ACKED_DIR, ARCHIVE_DIR, LOG_DIR, SEALING_DIR, Volume};
 
@@ -105,6 +105,11 @@ impl Archive {
         Self::open_with(volume, catalogue, Cipher::default(), false)
     }
 
+    /// What the files of acknowledgements are sealed with.
+    pub(crate) fn acked_key(volume: &Volume) -> Secret<32> {
+        volume.key("acknowledgements")
+    }
+
     fn open_with(
         volume: &Volume,
         catalogue: &Arc<Catalogue>,
@@ -113,7 +118,7 @@ impl Archive {
     ) -> Result<Self> {
         let acked_dir = volume.dir().join(ACKED_DIR);
         durable::create_dir(&acked_dir)?;
-        let acked_key = volume.key("acknowledgements");
+        let acked_key = Self::acked_key(volume);
         let remembered = acked::read(&acked_dir, &acked_key)?;
         let acked = Acked::new(acked_dir, acked_key, cipher, catalogue.clone(), &remembered);
         let archive = Self {
@@ -199,6 +204,7 @@ impl Archive {
             logs: found,
             streams: &state.streams,
             generation: catalogue.generation(),
+            is_begun: catalogue.is_begun(),
         });
         let losses = losses::number(losses, &catalogue.load()?);
         for loss in &losses {
@@ -209,19 +215,25 @@ impl Archive {
             );
         }
         let present: Vec<u64> = found.keys().copied().collect();
+        let gone = self.keys.logs_but(&present);
+        let ended = found.iter().filter_map(|(&number, found)| {
+            let (committed, finished) = (found.bytes, found.finished);
+            let end = LogEnd {
+                committed,
+                finished,
+            };
+            self.keys.ended(number, end)
+        });
+        let ended: Vec<_> = ended.collect();
         catalogue.write(|changes| {
             for loss in &losses {
                 changes.put(loss)?;
             }
-            for (&number, found) in found {
-                let (committed, finished) = (found.bytes, found.finished);
-                let end = LogEnd {
-                    committed,
-                    finished,
-                };
-                self.keys.end_log(changes, number, end)?;
+            for ended in &ended {
+                changes.put(ended)?;
             }
-            self.keys.forget_logs_but(changes, &present)
+            gone.iter()
+                .try_for_each(|&number| Keyring::forget_log(changes, number))
         })?;
         self.keys.forgot_logs_but(&present);
         // At this point what is missing is written down; if we die now, the same is found again.
@@ -241,6 +253,21 @@ impl Archive {
         acked.remove_before(number)
     }
 
+    /// A catalogue that was made again goes on where the files of acknowledgements stand.
+    pub(crate) fn adopt_acknowledgements(
+        &self,
+        catalogue: &Catalogue,
+        key: &Secret<32>,
+    ) -> Result<()> {
+        let remembered = acked::read(&self.dir.join(ACKED_DIR), key)?;
+        let Some(&number) = remembered.records.keys().max() else {
+            return Ok(());
+        };
+        catalogue.go_on_from(remembered.generation)?;
+        let signed = remembered.signed;
+        catalogue.put(&AckedRecord { number, signed })
+    }
+
     /// How far the log is acknowledged.
     pub(crate) fn acked(&self) -> MutexGuard<'_, Acked> {
         self.acked.lock().unwrap_or_else(PoisonError::into_inner)
@@ -248,8 +275,7 @@ impl Archive {
 
     /// Writes down how a log ended.
     pub(crate) fn end_log(&self, number: u64, end: LogEnd) -> Result<()> {
-        let keys = &self.keys;
-        keys.write(|changes| keys.end_log(changes, number, end))
+        self.keys.end_log(number, end)
     }
 
     /// Files of segments that the catalogue knows take their place, unfinished ones and removed ones go.

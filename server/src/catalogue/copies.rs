@@ -73,6 +73,12 @@ pub(crate) fn write(
     copy::write(path, key, number, &manifest, &rows)
 }
 
+/// Writes the copy of the rest.
+pub(crate) fn write_rest(volume: &Volume, catalogue: &Catalogue) -> Result<()> {
+    let (path, key) = rest_of(volume);
+    write(catalogue, &path, &key, is_of_the_rest)
+}
+
 /// Keeps the copy of the rest a second or two behind the catalogue, until the task is dropped.
 pub(crate) async fn run(core: Arc<Core>) {
     let mut copied = None;
@@ -80,10 +86,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         let generation = core.catalogue.generation();
         if copied != Some(generation) {
             let core = core.clone();
-            let write = move || {
-                let (path, key) = rest_of(&core.volume);
-                write(&core.catalogue, &path, &key, is_of_the_rest)
-            };
+            let write = move || write_rest(&core.volume, &core.catalogue);
             match tokio::task::spawn_blocking(write).await {
                 Ok(Ok(())) => copied = Some(generation),
                 Ok(Err(error)) => {

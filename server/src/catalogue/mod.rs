@@ -60,6 +60,7 @@ pub(crate) struct Catalogue {
     count: Count,
     /// What was found not to be as it was left: the file, and what is wrong.
     put_back: Vec<(String, String)>,
+    is_begun: bool,
 }
 
 impl Catalogue {
@@ -131,6 +132,7 @@ impl Catalogue {
                 }
             },
         };
+        let is_begun = matches!(generation, Begun::Now(_));
         let (Begun::Now(generation) | Begun::Before(generation)) = generation;
         let catalogue = Self {
             connection: Mutex::new(connection),
@@ -140,9 +142,26 @@ impl Catalogue {
             generation: AtomicU64::new(generation),
             count,
             put_back,
+            is_begun,
         };
         catalogue.count.write(&catalogue.cipher, generation)?;
         Ok(catalogue)
+    }
+
+    /// Whether it was stated for the first time what its rows are: it is new, or of version 0.1.0.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.is_begun
+    }
+
+    /// Counts on from a number of transactions.
+    pub(crate) fn go_on_from(&self, generation: u64) -> Result<()> {
+        {
+            let connection = self.lock();
+            let mut whole = whole::stated(&connection, &self.cipher)?.unwrap_or_default();
+            whole.generation = whole.generation.max(generation);
+            whole::state(&connection, &self.cipher, &whole)?;
+        }
+        self.write(|_| Ok(()))
     }
 
     /// What was found not to be as it was left when it was opened: the file, and what is wrong.

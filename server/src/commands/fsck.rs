@@ -36,6 +36,14 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
             }
         };
     }
+    let is_whole = open_catalogue(&volume).and_then(|catalogue| {
+        catalogue.check()?;
+        Ok(catalogue.put_back().is_empty())
+    });
+    if is_whole.unwrap_or(false) {
+        say("the catalogue is whole: it is not made again")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let rows =
         copies::read(&volume).context("the catalogue's copies cannot be read: restore a backup")?;
     // First of all, so that nothing is replaced without a word.
@@ -60,6 +68,7 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     catalogue.import(&rows)?;
     let archive = Archive::open_to_rebuild(&volume, &catalogue)?;
     let rebuilt = fsck::rebuild(&archive, &catalogue)?;
+    archive.adopt_acknowledgements(&catalogue, &Archive::acked_key(&volume))?;
     if json {
         say(&serde_json::to_string_pretty(&rebuilt)?)?;
     } else {

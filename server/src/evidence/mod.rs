@@ -48,7 +48,7 @@ use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
-use crate::catalogue::records::ChainRecord;
+use crate::catalogue::records::{ChainRecord, LostEntries};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::volume::{EVIDENCE_DIR, Volume};
@@ -416,6 +416,25 @@ impl Evidence {
                 .context("remembering where the evidence stands")?;
         }
         Ok(note)
+    }
+
+    /// Entries that an interval has and the archive does not: they were taken away since.
+    pub(crate) fn behind(&self, archive: &Archive) -> Vec<LostEntries> {
+        let state = self.lock();
+        let behind = state.reached.values().filter_map(|reached| {
+            let stream = archive.stream(reached.stream)?;
+            let position = &stream.position;
+            let is_behind = position.epoch == reached.epoch && position.next < reached.next;
+            is_behind.then(|| LostEntries {
+                stream: reached.stream,
+                name: Some(stream.name.clone()),
+                agent: stream.agent,
+                epoch: reached.epoch,
+                sequences: (position.next.0, reached.next.0),
+                head: reached.head,
+            })
+        });
+        behind.collect()
     }
 
     /// Publishes an interval for a package that is about to be made, so that all of it can be proven. A stopped volume

@@ -64,7 +64,14 @@ impl ServerTime {
         received_us: u64,
     ) -> Result<Self> {
         let mut record: TimeRecord = catalogue.load()?.pop().unwrap_or_default();
-        let stood_us = record.server_us(record.boot_us);
+        // In the same run of the machine boot time has counted since; in another one it is known how it stood alone.
+        let now = clock::clocks();
+        let at_us = if record.run == now.run {
+            now.boot_us
+        } else {
+            record.boot_us
+        };
+        let stood_us = record.server_us(at_us);
         // What came after the last time it was written down is later than that; how far, is bounded.
         let since_us = received_us.saturating_sub(stood_us);
         if since_us <= UNSAVED_US_MAX && !record.run.is_empty() {

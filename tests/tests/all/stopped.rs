@@ -80,6 +80,72 @@ fn a_log_that_was_acknowledged_and_is_gone_is_named_with_its_streams_and_an_alar
     assert!(code == 3 && said.contains("it is gone"), "{said}");
 }
 
+/// Files that only grow are cut to the same moment; then the server goes on, and its own streams with it.
+#[test]
+fn log_and_acknowledgements_cut_together_are_named_for_good() {
+    let mut lab = Lab::start("cut");
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    write(&lab, 1);
+    lab.kill_agent("web1");
+    lab.kill_server();
+    let left = lab.dir.join("left");
+    copy(&lab.data(), &left);
+    for keep in [88, 300, 1000] {
+        std::fs::remove_dir_all(lab.data()).unwrap();
+        copy(&left, &lab.data());
+        for dir in ["log", "acked"] {
+            for entry in std::fs::read_dir(lab.data().join(dir)).unwrap().flatten() {
+                let path = entry.path();
+                if path.extension().is_some() && entry.metadata().unwrap().len() > keep {
+                    Case::Cut(keep).make(&path, &path);
+                }
+            }
+        }
+        for _ in 0..2 {
+            lab.start_server();
+            lab.stop_server();
+            let (code, said) = verify(&lab.data());
+            assert!(code == 3 && said.contains("it was cut"), "{keep}: {said}");
+        }
+    }
+}
+
+/// Whoever writes SQL takes rows away, and what counts them.
+#[test]
+fn rows_taken_out_of_the_catalogue_with_what_counts_them_are_missed() {
+    if !scrinium_tests::has_tool("python3") {
+        return;
+    }
+    let mut lab = Lab::start("sql");
+    let hold = [
+        "policy", "hold", "case-1", "--reason", "kept", "--agent", "web1",
+    ];
+    assert!(lab.server(&hold).status.success());
+    lab.stop_server();
+    let left = lab.dir.join("left");
+    copy(&lab.data(), &left);
+    for sql in [
+        "delete from item where kind = 15",
+        "delete from item where kind in (15, 30); drop table whole",
+        "delete from item where kind = 15; delete from whole",
+    ] {
+        std::fs::remove_dir_all(lab.data()).unwrap();
+        copy(&left, &lab.data());
+        let edit = format!(
+            "import sqlite3\nc = sqlite3.connect({:?})\nc.executescript({sql:?})\nc.commit()\nc.close()",
+            lab.data().join("catalogue.db").display().to_string()
+        );
+        let edited = Command::new("python3").args(["-c", &edit]).status();
+        assert!(edited.unwrap().success());
+        for file in ["rest", "catalogue.count"] {
+            std::fs::remove_file(lab.data().join(file)).unwrap();
+        }
+        let (code, said) = verify(&lab.data());
+        assert!(code == 3 && said.contains("catalogue"), "{sql}: {said}");
+    }
+}
+
 /// A tail that was written and never acknowledged is no loss.
 #[test]
 fn a_torn_tail_that_was_never_acknowledged_is_no_loss() {
@@ -236,11 +302,13 @@ impl Case {
     /// After a kill a page of the catalogue may count in its write-ahead log alone, and the last record of what was
     /// acknowledged may be torn where the log has all of it: nothing was lost, and nothing is said.
     fn is_superseded(self, file: &str, stopped: &Path) -> bool {
-        let Self::Byte(at) = self else {
-            return false;
-        };
         let len = std::fs::metadata(stopped.join(file)).unwrap().len();
-        file == "catalogue.db" || (file.ends_with(".ack") && at == len - 1)
+        match self {
+            // It says how far at least.
+            Self::PutBack => file == "acked/head",
+            Self::Byte(at) => file == "catalogue.db" || (file.ends_with(".ack") && at == len - 1),
+            Self::Removed | Self::Cut(_) => false,
+        }
     }
 
     fn make(self, file: &Path, before: &Path) {
