@@ -253,6 +253,15 @@ impl Archive {
         acked.remove_before(number)
     }
 
+    /// How often the catalogue was written, as far as the files of acknowledgements remember.
+    pub(crate) fn writes_remembered(volume: &Volume) -> Result<u64> {
+        let dir = volume.dir().join(ACKED_DIR);
+        if !dir.try_exists()? {
+            return Ok(0);
+        }
+        Ok(acked::read(&dir, &Self::acked_key(volume))?.generation)
+    }
+
     /// A catalogue that was made again goes on where the files of acknowledgements stand.
     pub(crate) fn adopt_acknowledgements(
         &self,

@@ -25,6 +25,9 @@ use crate::volume::Volume;
 #[derive(Deserialize, Serialize)]
 struct Manifest {
     rows: usize,
+    /// How often the catalogue had been written; of version 0.1.0 it is not said.
+    #[serde(default)]
+    generation: u64,
 }
 
 /// Rows that open the archive, and what was deleted of it.
@@ -68,7 +71,10 @@ pub(crate) fn write(
     wanted: impl Fn(u8) -> bool,
 ) -> Result<()> {
     let rows = catalogue.export(wanted)?;
-    let manifest = Manifest { rows: rows.len() };
+    let manifest = Manifest {
+        rows: rows.len(),
+        generation: catalogue.generation(),
+    };
     let number = u64::from(path.ends_with("keys.copy"));
     copy::write(path, key, number, &manifest, &rows)
 }
@@ -103,14 +109,17 @@ pub(crate) async fn run(core: Arc<Core>) {
     }
 }
 
-/// The rows of both copies.
-pub(crate) fn read(volume: &Volume) -> Result<Vec<Row>> {
+/// The rows of both copies, and how often the catalogue had been written when that of the rest was.
+pub(crate) fn read(volume: &Volume) -> Result<(Vec<Row>, u64)> {
     let mut all = Vec::new();
+    let mut generation = 0;
     for (path, key) in [keys_of(volume), rest_of(volume)] {
-        let (_, rows): (Manifest, _) = copy::read(&path, &key)?;
+        let (manifest, rows): (Manifest, _) = copy::read(&path, &key)?;
+        // The rest comes last; the keys are written when they change.
+        generation = manifest.generation;
         all.extend(rows);
     }
-    Ok(all)
+    Ok((all, generation))
 }
 
 const INTERVAL: Duration = Duration::from_secs(1);

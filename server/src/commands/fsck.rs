@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use scrinium_segment::{durable, fault};
 use serde_json::json;
 
-use super::say;
+use super::{complain, say};
 use crate::archive::{Archive, fsck};
 use crate::catalogue::copies;
 use crate::clock;
@@ -44,13 +44,14 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
         say("the catalogue is whole: it is not made again")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let rows =
+    let (rows, generation) =
         copies::read(&volume).context("the catalogue's copies cannot be read: restore a backup")?;
+    let remembered = Archive::writes_remembered(&volume)?;
     // First of all, so that nothing is replaced without a word.
     stopped::note(
         &volume,
         "catalogue made again",
-        json!({ "rows": rows.len() }),
+        json!({ "rows": rows.len(), "copied_at_write": generation, "writes_remembered": remembered }),
     )?;
     fault::point("server: rebuilding noted");
     rest::forget_but(&volume, ACTS_FILE)?;
@@ -67,6 +68,12 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     let catalogue = Arc::new(make_catalogue(&volume)?);
     catalogue.import(&rows)?;
     let archive = Archive::open_to_rebuild(&volume, &catalogue)?;
+    let missed = remembered.saturating_sub(generation);
+    if missed > 0 {
+        complain(&format!(
+            "the copies are {missed} writes older than the catalogue was: look whether agents, accounts, holds and policy are what they must be; the trail says so too"
+        ))?;
+    }
     let rebuilt = fsck::rebuild(&archive, &catalogue)?;
     archive.adopt_acknowledgements(&catalogue, &Archive::acked_key(&volume))?;
     if json {
