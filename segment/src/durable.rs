@@ -112,6 +112,26 @@ fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(()) // a directory cannot be flushed; NTFS journals the rename
 }
 
+/// Overwrites what lies at `offset`, in place. Not synced.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileExt as _;
+        file.write_all_at(bytes, offset)?;
+    }
+    #[cfg(windows)]
+    {
+        use std::io::{Seek as _, SeekFrom};
+        let mut file = file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)?;
+    }
+    Ok(())
+}
+
 /// Fills `buffer` from `offset` on, without moving the file's position.
 ///
 /// # Errors

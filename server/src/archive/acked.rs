@@ -184,7 +184,7 @@ impl Acked {
             let writer = self.writer.as_mut().context("it was begun")?;
             writer.flush()?;
             if let Some(head) = &self.head {
-                write_at_start(head, &seal_head(&self.head_cipher, self.log)?)?;
+                durable::write_all_at(head, &seal_head(&self.head_cipher, self.log)?, 0)?;
             }
             Ok(())
         });
@@ -398,18 +398,6 @@ fn open_head(cipher: &Aes256Gcm, bytes: &[u8]) -> Option<(u64, u64)> {
     let text = cipher.decrypt(&(*nonce).into(), sealed).ok()?;
     let mut r = Reader::new(&text);
     Some((r.u64("log").ok()?, r.u64("committed bytes").ok()?))
-}
-
-#[cfg(unix)]
-fn write_at_start(file: &File, bytes: &[u8]) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, 0)
-}
-
-#[cfg(not(unix))]
-fn write_at_start(mut file: &File, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::{Seek as _, Write as _};
-    file.rewind()?;
-    file.write_all(bytes)
 }
 
 const HEAD_FILE: &str = "head";

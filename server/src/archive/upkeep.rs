@@ -98,7 +98,10 @@ impl Upkeep {
                     }
                     Err(waits) if !waited => {
                         waited = true;
-                        info!(why = waits.why, "nothing is deleted or enclosed for now");
+                        info!(
+                            why = waits.why,
+                            "nothing is deleted or enclosed while the time is not confirmed"
+                        );
                     }
                     Err(_) => {}
                 }

@@ -52,21 +52,9 @@ impl Count {
 
     /// Overwrites it.
     pub(super) fn write(&self, cipher: &Aes256Gcm, generation: u64) -> Result<()> {
-        write_at_start(&self.file, &seal(cipher, generation)?)?;
+        durable::write_all_at(&self.file, &seal(cipher, generation)?, 0)?;
         Ok(())
     }
-}
-
-#[cfg(unix)]
-fn write_at_start(file: &File, bytes: &[u8]) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, 0)
-}
-
-#[cfg(not(unix))]
-fn write_at_start(mut file: &File, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::{Seek as _, Write as _};
-    file.rewind()?;
-    file.write_all(bytes)
 }
 
 fn seal(cipher: &Aes256Gcm, generation: u64) -> Result<Vec<u8>> {

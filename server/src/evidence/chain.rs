@@ -219,7 +219,7 @@ impl Chain {
 
     fn overwrite(&self, number: u64, bytes: &[u8]) -> Result<()> {
         let at = slot_at(number);
-        write_at(&self.file, bytes, at).context("writing the key of an interval")?;
+        durable::write_all_at(&self.file, bytes, at).context("writing the key of an interval")?;
         self.file.sync_data()?;
         Ok(())
     }
@@ -360,18 +360,6 @@ fn slot_at(number: u64) -> u64 {
     } else {
         SLOT_AT as u64
     }
-}
-
-#[cfg(unix)]
-fn write_at(file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, at)
-}
-
-#[cfg(not(unix))]
-fn write_at(mut file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
-    use std::io::{Seek as _, SeekFrom, Write as _};
-    file.seek(SeekFrom::Start(at))?;
-    file.write_all(bytes)
 }
 
 /// Kinds of records beside the intervals'.
