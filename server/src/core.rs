@@ -83,11 +83,27 @@ pub(crate) struct Running {
 
 impl Running {
     /// Opens everything that stands on the volume; no listener yet.
-    pub(crate) fn open(volume: Volume, address: String, config: &Config) -> Result<Self> {
-        let changed = rest::take(&volume).context("looking how the last stop left the volume")?;
+    /// Everything is read before anything is written; one that acts `by_itself` deletes what is due, and compacts.
+    pub(crate) fn open(
+        volume: Volume,
+        address: String,
+        config: &Config,
+        by_itself: bool,
+    ) -> Result<Self> {
+        let mut volume = volume;
+        let found = rest::look(&volume).context("looking how the last stop left the volume")?;
         let catalogue = Arc::new(open_catalogue(&volume)?);
+        let changed = found.compare(&catalogue)?;
         let put_back = catalogue.put_back().iter().cloned();
         losses::write_down(&catalogue, changed.evidence.into_iter().chain(put_back))?;
+        catalogue.recount()?;
+        rest::taken(&volume, &catalogue)?;
+        if !volume.is_counted() {
+            // At this point the catalogue states what its rows are; if we die now, the next start does this.
+            volume
+                .count()
+                .context("binding the catalogue's sum to the volume")?;
+        }
         let keys = load_keys(&catalogue)?;
         let archive = Arc::new(
             Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
@@ -121,7 +137,8 @@ impl Running {
         let upkeep_thread = {
             let (archive, catalogue) = (archive.clone(), catalogue.clone());
             let (signing, time) = (signing.clone(), time.clone());
-            let upkeep = Upkeep::new(archive, catalogue, policy.clone(), signing, time);
+            let policy = policy.clone();
+            let upkeep = Upkeep::new(archive, catalogue, policy, signing, time, by_itself);
             let run = move || upkeep.run(&work);
             std::thread::Builder::new()
                 .name("upkeep".into())
@@ -233,6 +250,10 @@ impl Running {
                 let error = format!("{error:#}");
                 error!(error, "no interval was published at the stop");
             }
+            if let Err(error) = rest::announce(&volume, &catalogue) {
+                let error = format!("{error:#}");
+                error!(error, "how the volume lies is not written down");
+            }
             if let Err(error) = copies::write_rest(&volume, &catalogue) {
                 let error = format!("{error:#}");
                 error!(
@@ -287,7 +308,8 @@ impl Core {
 
 /// Opens the catalogue of a volume.
 pub(crate) fn open_catalogue(volume: &Volume) -> Result<Catalogue> {
-    Catalogue::open(&volume.dir().join("catalogue.db"), &volume.key("catalogue"))
+    let path = volume.dir().join("catalogue.db");
+    Catalogue::open(&path, &volume.key("catalogue"), volume.is_counted())
 }
 
 /// The same; makes it where there is none.

@@ -65,6 +65,16 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
         chains: core.catalogue.load()?,
     };
     let mut claims = evidence::check(&core.volume, &key, checkpoints, &expected);
+    if let Some(number) = claims.next_key
+        && core.evidence.last_key().is_none_or(|last| last < number)
+    {
+        let problem = format!(
+            "the key of interval {number} is gone: it was lost, or another chain of keys is to follow"
+        );
+        claims
+            .problems
+            .push(("evidence/interval.key".into(), problem));
+    }
     claims.losses = core.catalogue.load()?;
     claims.unmet = core.catalogue.load()?;
     if let Err(error) = core.catalogue.check() {
@@ -75,6 +85,9 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
     let mut report = verify::verify(&core.archive, &core.signers(), claims, scope);
     report.notes.extend(core.remade.iter().cloned());
     if matches!(extent, Extent::Range(..)) {
+        report
+            .notes
+            .push("only what was collected in the range was read".to_owned());
         return Ok(report);
     }
     let mut read: BTreeMap<u64, u64> = segments

@@ -262,19 +262,20 @@ impl Archive {
         Ok(acked::read(&dir, &Self::acked_key(volume))?.generation)
     }
 
-    /// A catalogue that was made again goes on where the files of acknowledgements stand.
+    /// A catalogue that was made again goes on where the files of acknowledgements stand; false where there are none.
     pub(crate) fn adopt_acknowledgements(
         &self,
         catalogue: &Catalogue,
         key: &Secret<32>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let remembered = acked::read(&self.dir.join(ACKED_DIR), key)?;
         let Some(&number) = remembered.records.keys().max() else {
-            return Ok(());
+            return Ok(false);
         };
         catalogue.go_on_from(remembered.generation)?;
         let signed = remembered.signed;
-        catalogue.put(&AckedRecord { number, signed })
+        catalogue.put(&AckedRecord { number, signed })?;
+        Ok(true)
     }
 
     /// How far the log is acknowledged.

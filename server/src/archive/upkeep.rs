@@ -28,6 +28,8 @@ pub(crate) struct Upkeep {
     pub(crate) time: Arc<ServerTime>,
     /// Segments that cannot be compacted.
     pub(super) damaged: Mutex<BTreeSet<u64>>,
+    /// What is due is done without being asked for. Not by a command on a stopped volume.
+    by_itself: bool,
 }
 
 /// What the thread is asked to do.
@@ -47,6 +49,7 @@ impl Upkeep {
         policy: Arc<Policy>,
         signing: SigningKey,
         time: Arc<ServerTime>,
+        by_itself: bool,
     ) -> Self {
         Self {
             archive,
@@ -55,6 +58,7 @@ impl Upkeep {
             signing,
             time,
             damaged: Mutex::default(),
+            by_itself,
         }
     }
 
@@ -76,6 +80,9 @@ impl Upkeep {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.seal(active_from);
+            if !self.by_itself {
+                continue;
+            }
             let today = Day::of(clock::unix_us());
             let worked = self.remove_what_nobody_reads();
             // One at a time: what comes meanwhile is sealed in between.

@@ -117,6 +117,9 @@ pub(crate) fn verify(
     }
     if !run.scope.is_range() {
         run.ends();
+    }
+    run.known();
+    if !run.scope.is_range() {
         run.intervals();
     }
     let mut report = run.report;
@@ -436,8 +439,8 @@ impl Run<'_> {
         before.next().is_some()
     }
 
-    /// Everything that was sealed is here, as it was.
-    fn intervals(&mut self) {
+    /// What is known to be wrong, whatever is read.
+    fn known(&mut self) {
         self.report.intervals = self.claims.intervals;
         self.report.notes.append(&mut self.claims.notes);
         let doubted = self.claims.doubted.iter();
@@ -451,6 +454,10 @@ impl Run<'_> {
         for receipt in core::mem::take(&mut self.claims.unmet) {
             self.find_unmet(receipt);
         }
+    }
+
+    /// Everything that was sealed is here, as it was.
+    fn intervals(&mut self) {
         let mut missing: BTreeMap<StreamId, (u64, u64)> = BTreeMap::new();
         for ((stream, epoch, next), (head, interval)) in core::mem::take(&mut self.claims.heads) {
             let pruned = self.pruned.get(&stream).into_iter().flatten();
@@ -513,7 +520,7 @@ impl Run<'_> {
         extents
             .list
             .iter()
-            .any(|extent| extent.sequences.0 == reached)
+            .any(|extent| extent.sequences.0 <= reached && reached < extent.sequences.1)
     }
 
     fn find(&mut self, segment: String, stream: StreamId, sequences: (u64, u64), problem: String) {

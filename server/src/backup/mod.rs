@@ -29,8 +29,8 @@ use self::target::{Location, Target};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::upkeep::Upkeep;
 use crate::catalogue::records::{
-    AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, GroupKeys, LogKey, PrunedRecord,
-    SegmentRecord, TenantRecord,
+    AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, ChainRecord, GroupKeys, LogKey,
+    PrunedRecord, SegmentRecord, TenantRecord,
 };
 use crate::catalogue::{Row, Stored as _};
 use crate::clock;
@@ -456,6 +456,15 @@ pub(crate) fn restore(dir: &Path, from: &Location, keys: &Path, shares: &[String
     let mut all: Vec<Row> = kept.collect();
     all.extend(key_rows);
     catalogue.import(&all)?;
+    // The keys of intervals are in no backup: another chain follows those that there were.
+    let chains = catalogue.load::<ChainRecord>()?;
+    catalogue.write(|changes| {
+        let mut ended = chains.into_iter().map(|chain| ChainRecord {
+            ended: true,
+            ..chain
+        });
+        ended.try_for_each(|chain| changes.put(&chain))
+    })?;
     let detail = json!({
         "from": from.to_string(), "generation": done.generation, "objects": done.objects,
         "forgotten_segments": done.forgotten,

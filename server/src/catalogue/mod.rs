@@ -11,7 +11,7 @@ pub(crate) mod records;
 mod whole;
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -57,18 +57,21 @@ pub(crate) struct Catalogue {
     whole_key: Secret<32>,
     /// Counts every change since the volume was made.
     generation: AtomicU64,
-    count: Count,
+    path: PathBuf,
+    /// Says the same beside it; none until what was found wrong with it is written down.
+    count: Mutex<Option<Count>>,
     /// What was found not to be as it was left: the file, and what is wrong.
     put_back: Vec<(String, String)>,
     is_begun: bool,
 }
 
 impl Catalogue {
-    /// Opens the file at `path`, which must be there.
+    /// Opens the file at `path`, which must be there; `is_counted` says that it must state what its rows are. Nothing
+    /// of it is changed but by [`Catalogue::write`], nor of what is said beside it of how often it was written.
     ///
     /// # Errors
-    /// It is missing or empty, or SQLite cannot open it.
-    pub(crate) fn open(path: &Path, key: &Secret<32>) -> Result<Self> {
+    /// It is missing or empty, has other tables, or SQLite cannot open it.
+    pub(crate) fn open(path: &Path, key: &Secret<32>, is_counted: bool) -> Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let len = std::fs::metadata(path).map(|meta| meta.len());
         anyhow::ensure!(
@@ -77,75 +80,92 @@ impl Catalogue {
             path.display(),
             if len.is_ok() { "empty" } else { "missing" }
         );
-        Self::open_with(path, key, flags)
+        Self::open_with(path, key, flags, is_counted)
     }
 
     /// Opens the file at `path`; makes it when it is not there. How often it was written before is not remembered.
     pub(crate) fn create(path: &Path, key: &Secret<32>) -> Result<Self> {
         Count::remove(path)?;
-        Self::open_with(path, key, OpenFlags::default())
+        let catalogue = Self::open_with(path, key, OpenFlags::default(), false)?;
+        catalogue.recount()?;
+        Ok(catalogue)
     }
 
-    fn open_with(path: &Path, key: &Secret<32>, flags: OpenFlags) -> Result<Self> {
+    fn open_with(
+        path: &Path,
+        key: &Secret<32>,
+        flags: OpenFlags,
+        is_counted: bool,
+    ) -> Result<Self> {
         let mut connection = Connection::open_with_flags(path, flags)
             .with_context(|| format!("opening the catalogue {}", path.display()))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "secure_delete", "ON")?;
-        connection.execute_batch(
-            "CREATE TABLE IF NOT EXISTS item (
-                kind INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
-                PRIMARY KEY (kind, name)) WITHOUT ROWID;
-             CREATE TABLE IF NOT EXISTS whole (id INTEGER PRIMARY KEY, value BLOB NOT NULL)",
-        )?;
+        connection.execute_batch(whole::TABLES)?;
+        whole::check_tables(&connection)?;
         let cipher = Aes256Gcm::new(derive(key, None, &[b"values"]).expose().into());
         let whole_key = derive(key, None, &[b"whole"]);
-        let generation = whole::begin(&mut connection, &cipher, &whole_key)?;
+        let begun = whole::begin(&mut connection, &cipher, &whole_key, is_counted)?;
         let mut put_back = Vec::new();
-        let count = match generation {
+        let mut problem = |file: &str, problem: String| put_back.push((file.to_owned(), problem));
+        let mut count = None;
+        match begun {
+            Begun::TakenAway => {
+                problem(
+                    "catalogue.db",
+                    "the sum of its rows was taken away".to_owned(),
+                );
+            }
             // The count begins, and with it what is remembered of it.
-            Begun::Now(generation) => {
+            Begun::Now(_) => {
                 if Count::is_there(path) {
-                    let problem = "the sum of its rows was taken away".to_owned();
-                    put_back.push(("catalogue.db".to_owned(), problem));
+                    problem(
+                        "catalogue.db",
+                        "the sum of its rows was taken away".to_owned(),
+                    );
                 }
-                Count::create(path, &cipher, generation)?
             }
             Begun::Before(generation) => match Count::open(path, &cipher) {
-                Ok((count, counted)) => {
-                    let problem = match counted {
-                        Ok(counted) if generation < counted => Some((
-                            "catalogue.db",
-                            format!(
-                                "it was put back: it was written {generation} times, and {counted} were counted"
-                            ),
-                        )),
-                        Ok(_) => None,
-                        Err(error) => Some(("catalogue.count", format!("{error:#}"))),
-                    };
-                    put_back.extend(problem.map(|(file, problem)| (file.to_owned(), problem)));
-                    count
-                }
-                Err(error) => {
-                    put_back.push(("catalogue.count".to_owned(), format!("{error:#}")));
-                    Count::create(path, &cipher, generation)?
+                Ok((_, Ok(counted))) if generation < counted => problem(
+                    "catalogue.db",
+                    format!(
+                        "it was put back: it was written {generation} times, and {counted} were counted"
+                    ),
+                ),
+                Ok((found, Ok(_))) => count = Some(found),
+                // Of version 0.1.0, and no server was started since.
+                Err(_) if !is_counted && !Count::is_there(path) => {}
+                Ok((_, Err(error))) | Err(error) => {
+                    problem("catalogue.count", format!("{error:#}"));
                 }
             },
+        }
+        let is_begun = matches!(begun, Begun::Now(_));
+        let generation = match begun {
+            Begun::Now(generation) | Begun::Before(generation) => generation,
+            Begun::TakenAway => 0,
         };
-        let is_begun = matches!(generation, Begun::Now(_));
-        let (Begun::Now(generation) | Begun::Before(generation)) = generation;
-        let catalogue = Self {
+        Ok(Self {
             connection: Mutex::new(connection),
             cipher,
             name_key: derive(key, None, &[b"names"]),
             whole_key,
             generation: AtomicU64::new(generation),
-            count,
+            path: path.to_owned(),
+            count: Mutex::new(count),
             put_back,
             is_begun,
-        };
-        catalogue.count.write(&catalogue.cipher, generation)?;
-        Ok(catalogue)
+        })
+    }
+
+    /// What was found wrong is written down: how often it is written is said beside it from now on.
+    pub(crate) fn recount(&self) -> Result<()> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        if count.is_none() {
+            *count = Some(Count::create(&self.path, &self.cipher, self.generation())?);
+        }
+        Ok(())
     }
 
     /// Whether it was stated for the first time what its rows are: it is new, or of version 0.1.0.
@@ -205,7 +225,11 @@ impl Catalogue {
         whole::state(&transaction, &self.cipher, &whole)?;
         transaction.commit().context("writing the catalogue")?;
         self.generation.store(whole.generation, Ordering::Relaxed);
-        self.count.write(&self.cipher, whole.generation)
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*count {
+            Some(count) => count.write(&self.cipher, whole.generation),
+            None => Ok(()),
+        }
     }
 
     /// Whether every row can be read, and they are all the rows there are.
@@ -332,7 +356,7 @@ impl Changes<'_> {
     fn insert(&self, kind: u8, name: &[u8], value: &[u8]) -> Result<()> {
         let sealed = self.catalogue.seal_value(kind, name, value)?;
         self.take_out(kind, name)?;
-        self.change(kind, name, &sealed);
+        self.put_in(kind, name, &sealed);
         self.transaction
             .prepare(INSERT)?
             .execute(params![kind, name, sealed])?;
@@ -348,13 +372,15 @@ impl Changes<'_> {
             .query_row(params![kind, name], |row| row.get(0))
             .optional()?;
         if let Some(sealed) = sealed {
-            self.change(kind, name, &sealed);
+            let mut sum = self.sum.get();
+            whole::take(&self.catalogue.whole_key, &mut sum, kind, name, &sealed);
+            self.sum.set(sum);
         }
         Ok(())
     }
 
-    /// Puts a row into the sum, or takes it out.
-    fn change(&self, kind: u8, name: &[u8], sealed: &[u8]) {
+    /// Puts the row as it will be into the sum.
+    fn put_in(&self, kind: u8, name: &[u8], sealed: &[u8]) {
         let mut sum = self.sum.get();
         whole::add(&self.catalogue.whole_key, &mut sum, kind, name, sealed);
         self.sum.set(sum);
@@ -385,9 +411,10 @@ mod tests {
             assert!(memchr::memmem::find(&bytes, b"MARKER").is_none());
         }
         drop(catalogue);
-        assert!(Catalogue::open(&path, &Secret::new([2; 32])).is_err());
+        assert!(Catalogue::open(&path, &Secret::new([2; 32]), true).is_err());
         scrinium_segment::durable::write_file(&path, b"").unwrap();
-        let empty = Catalogue::open(&path, &Secret::new([1; 32])).err().unwrap();
+        let key = Secret::new([1; 32]);
+        let empty = Catalogue::open(&path, &key, true).err().unwrap();
         assert!(empty.to_string().contains("is empty"), "{empty}");
         std::fs::remove_dir_all(&dir).unwrap();
     }

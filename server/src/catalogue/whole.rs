@@ -14,7 +14,8 @@ use scrinium_segment::random;
 
 use super::Catalogue;
 
-/// The rows' keyed hashes, one over the other: rows are a set, and nobody without the key knows a hash.
+/// The sum of the rows' keyed hashes modulo 2^256, least byte first: nobody without the key knows a hash, and a row that
+/// is there twice counts twice.
 pub(super) type Sum = [u8; 32];
 
 /// What is stated of all rows.
@@ -30,16 +31,22 @@ pub(super) enum Begun {
     Before(u64),
     /// A new catalogue, and one of version 0.1.0, begin the count.
     Now(u64),
+    /// It was stated before, and is not there: it stays so, and every look at the rows says it.
+    TakenAway,
 }
 
-/// Begins to state what the rows are, unless it is stated already.
+/// Begins to state what the rows are, unless it is stated already, or must have been.
 pub(super) fn begin(
     connection: &mut Connection,
     cipher: &Aes256Gcm,
     key: &Secret<32>,
+    is_counted: bool,
 ) -> Result<Begun> {
     if let Some(whole) = stated(connection, cipher)? {
         return Ok(Begun::Before(whole.generation));
+    }
+    if is_counted {
+        return Ok(Begun::TakenAway);
     }
     let transaction = connection.transaction()?;
     let whole = Whole {
@@ -106,6 +113,36 @@ pub(super) fn state(connection: &Connection, cipher: &Aes256Gcm, whole: &Whole) 
     Ok(())
 }
 
+/// Refuses a file that has other tables than this program's, or anything that acts when they are changed.
+pub(super) fn check_tables(connection: &Connection) -> Result<()> {
+    let known = Connection::open_in_memory()?;
+    known.execute_batch(TABLES)?;
+    ensure!(
+        tables(connection)? == tables(&known)?,
+        "the catalogue has other tables than this program made: it was altered. Make it again from its copies: scrinium-server fsck --rebuild"
+    );
+    Ok(())
+}
+
+/// Names and definitions of all that is in a file, with one blank between words.
+fn tables(connection: &Connection) -> Result<Vec<(String, String, String)>> {
+    let mut statement = connection.prepare("SELECT type, name, sql FROM sqlite_master")?;
+    let rows = statement.query_map([], |row| {
+        let sql: Option<String> = row.get(2)?;
+        let words: Vec<&str> = sql.as_deref().unwrap_or("").split_whitespace().collect();
+        Ok((row.get(0)?, row.get(1)?, words.join(" ")))
+    })?;
+    let mut tables: Vec<_> = rows.collect::<Result<_, _>>()?;
+    tables.sort();
+    Ok(tables)
+}
+
+/// What the catalogue's file has. A row has one name in its kind, and the file is in their order.
+pub(super) const TABLES: &str = "CREATE TABLE IF NOT EXISTS item (
+        kind INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
+        PRIMARY KEY (kind, name)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS whole (id INTEGER PRIMARY KEY, value BLOB NOT NULL)";
+
 /// The sum of every row there is.
 fn sum(connection: &Connection, key: &Secret<32>) -> Result<Sum> {
     let mut statement = connection.prepare("SELECT kind, name, value FROM item")?;
@@ -120,17 +157,35 @@ fn sum(connection: &Connection, key: &Secret<32>) -> Result<Sum> {
     Ok(sum)
 }
 
-/// Puts a row into a sum; the same again takes it out.
+/// Puts a row into a sum.
 pub(super) fn add(key: &Secret<32>, sum: &mut Sum, kind: u8, name: &[u8], sealed: &[u8]) {
-    let parts: [&[u8]; 4] = [&[kind], &(name.len() as u64).to_be_bytes(), name, sealed];
-    let hash = hmac_sha256(key.expose(), &parts);
-    for (byte, of_row) in sum.iter_mut().zip(hash) {
-        *byte ^= of_row;
+    let mut carry = 0;
+    for (byte, of_row) in sum.iter_mut().zip(hash(key, kind, name, sealed)) {
+        let (added, first) = byte.overflowing_add(of_row);
+        let (added, second) = added.overflowing_add(carry);
+        *byte = added;
+        carry = u8::from(first || second);
     }
 }
 
+/// Takes a row out of a sum.
+pub(super) fn take(key: &Secret<32>, sum: &mut Sum, kind: u8, name: &[u8], sealed: &[u8]) {
+    let mut borrow = 0;
+    for (byte, of_row) in sum.iter_mut().zip(hash(key, kind, name, sealed)) {
+        let (left, first) = byte.overflowing_sub(of_row);
+        let (left, second) = left.overflowing_sub(borrow);
+        *byte = left;
+        borrow = u8::from(first || second);
+    }
+}
+
+fn hash(key: &Secret<32>, kind: u8, name: &[u8], sealed: &[u8]) -> Sum {
+    let parts: [&[u8]; 4] = [&[kind], &(name.len() as u64).to_be_bytes(), name, sealed];
+    hmac_sha256(key.expose(), &parts)
+}
+
 /// What the sum is sealed with as its associated data.
-const ABOUT: &[u8] = b"scrinium catalogue v1";
+const ABOUT: &[u8] = b"scrinium catalogue v2";
 
 #[cfg(test)]
 mod tests {
@@ -173,7 +228,7 @@ mod tests {
                 .lock()
                 .execute("VACUUM INTO ?1", [dir.join("copy.db").to_str()])
                 .unwrap();
-            let copy = Catalogue::open(&dir.join("copy.db"), &key).unwrap();
+            let copy = Catalogue::open(&dir.join("copy.db"), &key, true).unwrap();
             // It has no count of its own, which is said; the rows are what they were.
             assert_eq!(copy.put_back().len(), 1);
             copy.check().unwrap();
@@ -181,7 +236,7 @@ mod tests {
             assert!(copy.check_whole().is_err(), "{sql}");
         }
         drop(catalogue);
-        let catalogue = Catalogue::open(&path, &key).unwrap();
+        let catalogue = Catalogue::open(&path, &key, true).unwrap();
         assert_eq!((catalogue.generation(), catalogue.put_back()), (5, &[][..]));
         let earlier = dir.join("earlier.db");
         let into = [earlier.to_str()];
@@ -191,10 +246,72 @@ mod tests {
         // One of an earlier time, and one without its sum, in the place of the present one.
         for (file, problem) in [(earlier, "put back"), (dir.join("copy.db"), "taken away")] {
             durable::rename(&file, &path).unwrap();
-            let found = Catalogue::open(&path, &key).unwrap();
-            assert!(found.put_back()[0].1.contains(problem), "{problem}");
+            // It is found again until it is written down.
+            for _ in 0..2 {
+                let found = Catalogue::open(&path, &key, true).unwrap();
+                assert!(found.put_back()[0].1.contains(problem), "{problem}");
+            }
+        }
+        // Written or not, a sum that was taken away does not come again.
+        let found = Catalogue::open(&path, &key, true).unwrap();
+        found.put(&Row("five".into(), Day(5))).unwrap();
+        found.recount().unwrap();
+        drop(found);
+        let found = Catalogue::open(&path, &key, true).unwrap();
+        assert!(found.check_whole().is_err());
+        drop(found);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_row_twice_and_what_acts_by_itself_are_refused() {
+        let dir = std::env::temp_dir().join(format!("scrinium-twice-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        std::fs::create_dir_all(&dir).unwrap();
+        let key = Secret::new([1; 32]);
+        // What was there before stands behind what is there now, twice, in a table that lets it.
+        let twice =
+            "CREATE TABLE old (kind INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL);
+            INSERT INTO old SELECT * FROM item; DROP TABLE item; ALTER TABLE old RENAME TO item;
+            INSERT INTO item SELECT * FROM item; INSERT INTO item SELECT * FROM item";
+        let trigger = "CREATE TRIGGER t BEFORE INSERT ON item BEGIN
+            DELETE FROM item WHERE kind = NEW.kind AND name = NEW.name; END";
+        for (number, sql) in [twice, trigger].into_iter().enumerate() {
+            let path = dir.join(format!("{number}.db"));
+            let catalogue = Catalogue::create(&path, &key).unwrap();
+            catalogue.put(&Row("one".into(), Day(1))).unwrap();
+            catalogue.lock().execute_batch(sql).unwrap();
+            if number == 0 {
+                assert!(catalogue.check_whole().is_err());
+            }
+            drop(catalogue);
+            let refused = Catalogue::open(&path, &key, true).err().unwrap();
+            assert!(refused.to_string().contains("other tables"), "{refused}");
         }
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_sum_gives_back_what_was_put_in_and_tells_two_from_none() {
+        let key = Secret::new([1; 32]);
+        let mut sum = Sum::default();
+        let rows: Vec<[u8; 2]> = (0..=255).map(|n| [n, n ^ 0x55]).collect();
+        for row in &rows {
+            add(&key, &mut sum, row[0], row, row);
+        }
+        let all = sum;
+        for _ in 0..2 {
+            add(&key, &mut sum, 1, b"name", b"value");
+        }
+        assert_ne!(sum, all);
+        for _ in 0..2 {
+            take(&key, &mut sum, 1, b"name", b"value");
+        }
+        assert_eq!(sum, all);
+        for row in &rows {
+            take(&key, &mut sum, row[0], row, row);
+        }
+        assert_eq!(sum, Sum::default());
     }
 
     #[derive(serde::Deserialize, serde::Serialize)]

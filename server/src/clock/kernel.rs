@@ -7,8 +7,41 @@
 
 use std::sync::OnceLock;
 
-/// µs since the machine was started, the time it slept included.
+/// µs since the machine was started, the time it slept included; in a time namespace too.
 pub(super) fn boot_us() -> u64 {
+    raw_boot_us().saturating_add_signed(offset_us().saturating_neg())
+}
+
+/// By how much the boot time of this process is moved: whoever starts a program may give it another one. Where that
+/// cannot be read there are no such namespaces.
+fn offset_us() -> i64 {
+    static OFFSET: OnceLock<i64> = OnceLock::new();
+    *OFFSET.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        parse_offset(&text)
+    })
+}
+
+/// The offset of boot time, from lines of clock, seconds and nanoseconds.
+fn parse_offset(text: &str) -> i64 {
+    let mut offsets = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        // Older kernels give the number of the clock.
+        words
+            .next()
+            .filter(|&clock| clock == "boottime" || clock == "7")?;
+        let seconds: i64 = words.next()?.parse().ok()?;
+        let nanoseconds: i64 = words.next()?.parse().ok()?;
+        Some(
+            seconds
+                .saturating_mul(1_000_000)
+                .saturating_add(nanoseconds / 1000),
+        )
+    });
+    offsets.next().unwrap_or(0)
+}
+
+fn raw_boot_us() -> u64 {
     // macOS counts the time asleep in this one too.
     #[cfg(not(target_os = "linux"))]
     const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC;
@@ -60,4 +93,20 @@ pub(super) fn run_of_the_machine() -> &'static str {
                 data_encoding::HEXLOWER.encode(&random)
             })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read_in_both_forms() {
+        assert_eq!(
+            parse_offset("monotonic           0         0\nboottime       300000   5000000\n"),
+            300_000_005_000
+        );
+        assert_eq!(parse_offset("1 0 0\n7 -60 0\n"), -60_000_000);
+        assert_eq!(parse_offset(""), 0);
+        assert_eq!(parse_offset("boottime x y"), 0);
+    }
 }

@@ -4,24 +4,33 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use scrinium_segment::{durable, fault};
 use serde_json::json;
 
 use super::{complain, say};
-use crate::archive::{Archive, fsck};
-use crate::catalogue::copies;
+use crate::archive::{Archive, fsck, losses};
+use crate::catalogue::{Catalogue, copies};
 use crate::clock;
 use crate::core::{make_catalogue, open_catalogue};
 use crate::stopped;
-use crate::volume::Volume;
 use crate::volume::rest::{self, ACTS_FILE};
+use crate::volume::{ACKED_DIR, Volume};
+
+/// Whether the catalogue is the one that was left, with every row.
+fn check(catalogue: &Catalogue) -> Result<()> {
+    catalogue.check()?;
+    match catalogue.put_back() {
+        [] => Ok(()),
+        [(file, problem), ..] => bail!("{file}: {problem}"),
+    }
+}
 
 /// Runs the command to its end.
 pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     let volume = Volume::open(dir)?;
     if !rebuild {
-        let checked = open_catalogue(&volume).and_then(|catalogue| catalogue.check());
+        let checked = open_catalogue(&volume).and_then(|catalogue| check(&catalogue));
         return match checked {
             Ok(()) => {
                 say("the catalogue is whole; whether the archive is, verify tells")?;
@@ -36,11 +45,8 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
             }
         };
     }
-    let is_whole = open_catalogue(&volume).and_then(|catalogue| {
-        catalogue.check()?;
-        Ok(catalogue.put_back().is_empty())
-    });
-    if is_whole.unwrap_or(false) {
+    let checked = open_catalogue(&volume).and_then(|catalogue| check(&catalogue));
+    if checked.is_ok() {
         say("the catalogue is whole: it is not made again")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -69,13 +75,28 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     catalogue.import(&rows)?;
     let archive = Archive::open_to_rebuild(&volume, &catalogue)?;
     let missed = remembered.saturating_sub(generation);
+    let mut losses = Vec::new();
     if missed > 0 {
+        let problem = format!(
+            "it was made again from copies that are {missed} writes older: agents, accounts, holds and policy are what they were then"
+        );
         complain(&format!(
-            "the copies are {missed} writes older than the catalogue was: look whether agents, accounts, holds and policy are what they must be; the trail says so too"
+            "catalogue.db: {problem}. Every verification says so from now on"
         ))?;
+        losses.push(("catalogue.db".to_owned(), problem));
     }
     let rebuilt = fsck::rebuild(&archive, &catalogue)?;
-    archive.adopt_acknowledgements(&catalogue, &Archive::acked_key(&volume))?;
+    let is_remembered = archive.adopt_acknowledgements(&catalogue, &Archive::acked_key(&volume))?;
+    if !is_remembered && volume.is_counted() {
+        let problem =
+            "the catalogue was made again, and nothing says how far the log was acknowledged";
+        complain(&format!(
+            "{ACKED_DIR}: {problem}. Every verification says so from now on"
+        ))?;
+        losses.push((ACKED_DIR.to_owned(), problem.to_owned()));
+    }
+    losses::write_down(&catalogue, losses.into_iter())?;
+    rest::expect(&catalogue)?;
     if json {
         say(&serde_json::to_string_pretty(&rebuilt)?)?;
     } else {

@@ -448,7 +448,7 @@ async fn client(data: &Data) -> Result<(Client, Option<Running>)> {
     }
     let config = load_config(data)?;
     let volume = Volume::open(&data.data)?;
-    let running = Running::open(volume, run::dialled_address(&config, None), &config)?;
+    let running = Running::open(volume, run::dialled_address(&config, None), &config, false)?;
     stopped::publish(&running.core).await?;
     let router = control::router(running.core.clone());
     Ok((Client::InProcess(router), Some(running)))

@@ -58,7 +58,7 @@ impl Server {
         let console_address = console.first().and_then(listener::local_address);
         let control = control::bind(dir)?;
 
-        let running = Running::open(volume, address, &config)?;
+        let running = Running::open(volume, address, &config, true)?;
         let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
         // Nothing can fail from here on, and nothing is in the trail of this run before its start.
         stopped::begin(&running.core).await?;

@@ -63,7 +63,7 @@ pub(crate) async fn ask(
     }
     let needs_two = core.policy.settings().two_persons;
     let made = waiting.make(act, what, needs_two, actor, now_us)?;
-    audit_as(core, actor, "asked, and waits", said_of(&made)).await?;
+    audit_as(core, actor, "asked, and waits", said_of(core, &made)).await?;
     match &made.act {
         // Nobody reads it from now on; with two persons, from the second one on.
         WaitingAct::Agent { agent, .. } if !needs_two => {
@@ -101,9 +101,9 @@ async fn agree_in_turn(
     actor: &Actor,
     mut waiting: WaitingRecord,
 ) -> Result<Asked> {
-    audit_as(core, actor, "agreed to what waits", said_of(&waiting)).await?;
+    audit_as(core, actor, "agreed to what waits", said_of(core, &waiting)).await?;
     waiting.agree(actor, clock::unix_us());
-    waiting.is_agreed |= waiting.has_two(|name| core.accounts.changed_us(name));
+    waiting.is_agreed |= waiting.has_two(|name, since_us| is_own(core, name, since_us));
     core.policy.waiting.save(waiting.clone())?;
     if !waiting.is_agreed {
         return Ok(Asked::Waits(waiting));
@@ -112,12 +112,20 @@ async fn agree_in_turn(
     Ok(Asked::Done(carry_out(core, &waiting).await?))
 }
 
+/// Whether an account is a person's own since long enough before `since_us`.
+fn is_own(core: &Core, name: &str, since_us: u64) -> bool {
+    core.accounts.changed_us(name).is_some_and(|changed_us| {
+        let jumped_us = core.time.spans().jumped_between_us(changed_us, since_us);
+        is_settled(changed_us, since_us, jumped_us)
+    })
+}
+
 /// Ends what waits as `id` without doing it; an agent that was set aside is there again.
 pub(crate) async fn stop(core: &Arc<Core>, actor: &Actor, id: &str, reason: &str) -> Result<()> {
     bounds::check("--reason", reason, REASON_LEN_MAX)?;
     let _turn = core.policy.waiting.turn.lock().await;
     let waiting = core.policy.waiting.get(id)?;
-    let mut detail = said_of(&waiting);
+    let mut detail = said_of(core, &waiting);
     if let Some(detail) = detail.as_object_mut() {
         detail.insert("reason".into(), reason.into());
     }
@@ -158,7 +166,8 @@ pub(crate) async fn run(core: Arc<Core>) {
             let Ok(waiting) = core.policy.waiting.get(&waiting.id) else {
                 continue;
             };
-            if !is_due(&waiting, core.time.passed_us(waiting.since_us)) {
+            let two_persons = core.policy.settings().two_persons;
+            if !is_due(&waiting, core.time.passed_us(waiting.since_us), two_persons) {
                 continue;
             }
             if let Err(error) = carry_out(&core, &waiting).await {
@@ -202,7 +211,7 @@ async fn do_it(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
     }
     if let Some(problem) = why_not(core, &waiting.act) {
         // It is no longer what was asked for, and will not be.
-        let mut detail = said_of(waiting);
+        let mut detail = said_of(core, waiting);
         if let Some(detail) = detail.as_object_mut() {
             detail.insert("problem".into(), problem.clone().into());
         }
@@ -210,7 +219,7 @@ async fn do_it(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
         policy.waiting.end(waiting)?;
         return Err(Hindered(problem).into());
     }
-    audit_as(core, &actor, "policy changed", said_of(waiting)).await?;
+    audit_as(core, &actor, "policy changed", said_of(core, waiting)).await?;
     match &waiting.act {
         WaitingAct::Class(change) => policy.set_class(policy.changed_class(change)?.0, true)?,
         WaitingAct::Rules { rules, .. } => policy.set_rules(rules.clone())?,
@@ -258,7 +267,7 @@ async fn delete_agent(core: &Arc<Core>, actor: &Actor, waiting: &WaitingRecord) 
     };
     let (agent, name) = (*agent, name.clone());
     refuse_held(core, agent, &name)?;
-    audit_as(core, actor, "agent deletion", said_of(waiting)).await?;
+    audit_as(core, actor, "agent deletion", said_of(core, waiting)).await?;
     if !core.agents.is_set_aside(agent) && core.agents.get(agent).is_some() {
         core.agents.set_aside(agent, |_| Ok(()))?;
     }
@@ -326,22 +335,23 @@ fn held(name: &str, holding: &BTreeSet<String>) -> Refused {
 }
 
 /// What the trail says of an act that waits.
-fn said_of(waiting: &WaitingRecord) -> Value {
+fn said_of(core: &Core, waiting: &WaitingRecord) -> Value {
     json!({
         "id": waiting.id, "what": waiting.what, "act": waiting.act, "wanted_by": waiting.wanted_by(),
-        "asked": rfc3339(waiting.since_us), "due": due_of(waiting),
+        "asked": rfc3339(waiting.since_us), "due": due_of(core, waiting),
     })
 }
 
 /// When it is done; none when time alone does not do it.
-fn due_of(waiting: &WaitingRecord) -> Option<String> {
-    (!waiting.needs_two).then(|| rfc3339(waiting.due_us))
+fn due_of(core: &Core, waiting: &WaitingRecord) -> Option<String> {
+    let needs_two = waiting.needs_two || core.policy.settings().two_persons;
+    (!needs_two).then(|| rfc3339(waiting.due_us))
 }
 
 /// What waits, for commands and programs.
 pub(crate) fn list_json(core: &Core) -> Value {
     let waiting = core.policy.waiting.list().into_iter().map(|waiting| {
-        let mut said = said_of(&waiting);
+        let mut said = said_of(core, &waiting);
         if let Some(said) = said.as_object_mut() {
             said.insert("hindered".into(), waiting.hindered.into());
         }
@@ -353,14 +363,14 @@ pub(crate) fn list_json(core: &Core) -> Value {
 /// What is answered to who asked for something that waits.
 pub(crate) fn explained(core: &Core, waiting: &WaitingRecord) -> String {
     let WaitingRecord { id, what, .. } = waiting;
-    let when = match due_of(waiting) {
+    let when = match due_of(core, waiting) {
         Some(due) => format!("it is done {DELAY_H} hours after it was asked for, at {due}"),
         None => "this takes two persons and is never done by time alone".to_owned(),
     };
-    let settled = waiting.voices.iter().filter(|voice| {
-        let changed_us = core.accounts.changed_us(&voice.by);
-        voice.is_account && changed_us.is_some_and(|at| is_settled(at, waiting.since_us))
-    });
+    let settled = waiting
+        .voices
+        .iter()
+        .filter(|voice| voice.is_account && is_own(core, &voice.by, waiting.since_us));
     format!(
         "{what}: waits as {id}; {when}. Anybody entitled stops it: scrinium-server policy stop {id}. With two persons it is done at once ({} of 2 so far): scrinium-server policy approve {id} --user NAME --password-file FILE; a person is an account that signs in and was neither made nor given a password in the {DELAY_H} hours before",
         settled.count()

@@ -184,6 +184,11 @@ impl Chain {
             .try_for_each(|of| self.destroy(of))
     }
 
+    /// The last interval there is a key of.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.keys.iter().flatten().map(|(of, _)| *of).max()
+    }
+
     fn key(&self, number: u64) -> Option<SigningKey> {
         let keys = self.keys.iter().flatten();
         let mut keys = keys.filter(|(of, _)| *of == number);
@@ -290,6 +295,11 @@ impl Follower {
             let problem = format!("interval {number} is not signed by the key of its time");
             self.problems.push(problem);
         }
+    }
+
+    /// The interval whose key is known and has signed nothing yet.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.key.map(|(number, _)| number)
     }
 
     pub(super) fn link(&mut self, origin: &str, server: &VerifyingKey, link: &Link) {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::evidence::checkpoint::Checkpoint;
-use scrinium_protocol::evidence::interval::{Doubt, Interval};
+use scrinium_protocol::evidence::interval::{Doubt, Interval, Reached};
 use scrinium_protocol::identity::{Epoch, Head, StreamId};
 use scrinium_protocol::merkle::MerkleTree;
 use scrinium_segment::cipher::Cipher;
 
-use super::chain::Follower;
+use super::chain::{Follower, KEY_FILE};
 use super::leaves::{Leaf, Leaves};
 use super::stamps::hashed;
 use super::{CHECKPOINT_FILE, read_checkpoint};
@@ -33,6 +33,8 @@ pub(crate) struct Claims {
     pub(crate) losses: Vec<LossRecord>,
     /// What is worth knowing.
     pub(crate) notes: Vec<String>,
+    /// The interval whose key must be there: its public key was signed.
+    pub(crate) next_key: Option<u64>,
     /// Receipts that agents hold for entries that were not there.
     pub(crate) unmet: Vec<UnmetReceipt>,
 }
@@ -173,6 +175,7 @@ pub(crate) fn check(
     let origin = format!("scrinium/{}", volume.id());
     let mut tree = MerkleTree::new();
     let mut roots = BTreeMap::new();
+    let mut said = Said::default();
     let mut follower = Follower::default();
     let leaves = Leaves::open(&dir, volume.key("evidence"), Cipher::default());
     let read = leaves.and_then(|mut leaves| {
@@ -196,8 +199,7 @@ pub(crate) fn check(
                 claims.doubt(Doubted::of(&interval, doubt));
             }
             for reached in interval.streams {
-                let at = (reached.stream, reached.epoch, reached.next.0);
-                claims.heads.insert(at, (reached.head, interval.number));
+                said.take(&mut claims, &reached, interval.number);
             }
             if signed
                 .iter()
@@ -231,6 +233,33 @@ pub(crate) fn check(
             claims.problems.push((EVIDENCE_DIR.to_owned(), problem));
         }
     }
+    claims.problems.extend(
+        said.problems
+            .drain(..)
+            .map(|problem| (EVIDENCE_DIR.to_owned(), problem)),
+    );
+    // One chain follows the other where the volume was restored, and nowhere else.
+    for pair in follower.roots.windows(2) {
+        let [(before, _), (number, _)] = pair else {
+            continue;
+        };
+        let chains = expected.chains.iter();
+        let mut registered = chains.filter(|chain| chain.number == *before);
+        if !registered.any(|chain| chain.ended) {
+            let problem = format!(
+                "a new chain of keys begins with interval {number}, and the one before had not ended: either {KEY_FILE} was lost, or what was there before was rewritten by who has the server's key"
+            );
+            claims.problems.push((EVIDENCE_DIR.to_owned(), problem));
+        }
+    }
+    let last = follower.roots.last().map(|(number, _)| *number);
+    let ended = expected
+        .chains
+        .iter()
+        .filter(|chain| Some(chain.number) == last);
+    if ended.clone().all(|chain| !chain.ended) {
+        claims.next_key = follower.next();
+    }
     for (number, public) in &follower.roots {
         claims.notes.push(format!(
             "from interval {number} on each is signed with a key of its own that is destroyed then; the first was {}",
@@ -261,6 +290,42 @@ pub(crate) fn check(
     claims
 }
 
+/// What the intervals said of each stream so far.
+#[derive(Default)]
+struct Said {
+    /// The farthest place in the present epoch, and the interval that said so.
+    last: BTreeMap<StreamId, (Epoch, u64, u64)>,
+    problems: Vec<String>,
+}
+
+impl Said {
+    /// Takes what interval `number` says of a stream: never another head at a place that was spoken of, nor an earlier
+    /// place.
+    fn take(&mut self, claims: &mut Claims, reached: &Reached, number: u64) {
+        let (stream, next) = (reached.stream, reached.next.0);
+        let at = (stream, reached.epoch, next);
+        let (head, by) = *claims.heads.entry(at).or_insert((reached.head, number));
+        let last = self.last.insert(stream, (reached.epoch, next, number));
+        let problem = if head != reached.head {
+            format!(
+                "intervals {by} and {number} say two different things of stream {stream} before sequence {next}: one was rewritten"
+            )
+        } else if let Some((epoch, stood, by)) = last
+            && epoch == reached.epoch
+            && next < stood
+        {
+            format!(
+                "interval {by} says that stream {stream} stood before sequence {stood}, and interval {number}, which is later, that it stood before {next}"
+            )
+        } else {
+            return;
+        };
+        if self.problems.len() < SAID_MAX {
+            self.problems.push(problem);
+        }
+    }
+}
+
 impl Claims {
     fn doubt(&mut self, next: Doubted) {
         let is_full = self.doubted.len() >= DOUBTED_MAX;
@@ -272,6 +337,8 @@ impl Claims {
     }
 }
 
+/// Contradictions that are told apart.
+const SAID_MAX: usize = 100;
 /// Rows of doubted intervals that are told apart.
 const DOUBTED_MAX: usize = 100;
 /// Smaller differences of clocks are not told.

@@ -228,6 +228,11 @@ impl Evidence {
         (state.count, state.ends.last_us)
     }
 
+    /// The last interval there is a key of.
+    pub(crate) fn last_key(&self) -> Option<u64> {
+        self.lock().chain.last()
+    }
+
     /// What is certain of the time: the end of the last interval that was confirmed, and the last time stamp. Unix µs.
     pub(crate) fn certain_us(&self) -> u64 {
         let confirmed_us = self.lock().ends.confirmed_us;
@@ -485,7 +490,11 @@ impl Evidence {
                         "the keys of intervals were lost, or the volume was restored: a new chain of keys begins"
                     );
                 }
-                catalogue.put(&ChainRecord { number, public })?;
+                catalogue.put(&ChainRecord {
+                    number,
+                    public,
+                    ended: false,
+                })?;
             }
         }
         stamps::register(&self.dir, catalogue)

@@ -144,13 +144,11 @@ impl WaitingRecord {
         }
     }
 
-    /// Whether two persons want it. `changed_us` says when an account was made or last given a password.
-    pub(crate) fn has_two(&self, changed_us: impl Fn(&str) -> Option<u64>) -> bool {
+    /// Whether two persons want it. Of an account,
+    /// `settled` whether it is a person's own since long enough before a time.
+    pub(crate) fn has_two(&self, settled: impl Fn(&str, u64) -> bool) -> bool {
         let voices = self.voices.iter();
-        let persons = voices.filter(|voice| {
-            voice.is_account
-                && changed_us(&voice.by).is_some_and(|changed| is_settled(changed, self.since_us))
-        });
+        let persons = voices.filter(|voice| voice.is_account && settled(&voice.by, self.since_us));
         let persons: BTreeSet<&str> = persons.map(|voice| voice.by.as_str()).collect();
         persons.len() >= 2
     }
@@ -163,15 +161,18 @@ impl WaitingRecord {
 }
 
 /// Whether an act is to be done: two persons wanted it, or it has waited long enough. `passed_us` is how long the machine
-/// ran since it was asked for; none while the time is not confirmed. This is the only place that decides it.
-pub(crate) fn is_due(waiting: &WaitingRecord, passed_us: Option<u64>) -> bool {
+/// ran since it was asked for; none while the time is not confirmed. `two_persons` is whether that is what holds now.
+/// This is the only place that decides it.
+pub(crate) fn is_due(waiting: &WaitingRecord, passed_us: Option<u64>, two_persons: bool) -> bool {
     let has_waited = passed_us.is_some_and(|passed| passed >= DELAY_US);
-    waiting.is_agreed || !waiting.needs_two && has_waited
+    waiting.is_agreed || !waiting.needs_two && !two_persons && has_waited
 }
 
-/// Whether an account is a person's own since long enough to have a voice in what was asked for at `since_us`.
-pub(crate) fn is_settled(changed_us: u64, since_us: u64) -> bool {
-    changed_us.saturating_add(DELAY_US) <= since_us
+/// Whether an account is a person's own since long enough to have a voice in what was asked for at `since_us`:
+/// `jumped_us` of the server time between was no time that passed.
+pub(crate) fn is_settled(changed_us: u64, since_us: u64, jumped_us: u64) -> bool {
+    let settled_us = changed_us.saturating_add(DELAY_US);
+    settled_us.saturating_add(jumped_us) <= since_us
 }
 
 fn voice(actor: &Actor, time_us: u64) -> Voice {
@@ -204,21 +205,23 @@ mod tests {
             (Some(DELAY_US), true),
             (Some(u64::MAX), true),
         ] {
-            assert_eq!(is_due(&one, passed_us), due);
-            assert!(!is_due(&two, passed_us));
+            assert_eq!(is_due(&one, passed_us, false), due);
+            assert!(!is_due(&one, passed_us, true));
+            assert!(!is_due(&two, passed_us, false));
         }
         two.is_agreed = true;
-        assert!(is_due(&two, None));
+        assert!(is_due(&two, None, true));
     }
 
     #[test]
     fn two_persons_are_two_accounts_that_nobody_made_for_it() {
         let since_us = waiting().since_us;
-        let changed = |name: &str| match name {
-            "old" | "older" => Some(since_us - DELAY_US),
-            "young" => Some(since_us - DELAY_US + 1),
-            "later" => Some(since_us + 1),
-            _ => None,
+        let settled = |name: &str, since_us: u64| match name {
+            "old" | "older" => is_settled(since_us - DELAY_US, since_us, 0),
+            "young" => is_settled(since_us - DELAY_US + 1, since_us, 0),
+            "jumped" => is_settled(since_us - DELAY_US, since_us, 1),
+            "later" => is_settled(since_us + 1, since_us, 0),
+            _ => false,
         };
         let agreed = |voices: &[(&str, bool)]| {
             let mut waiting = waiting();
@@ -230,7 +233,7 @@ mod tests {
                 };
                 waiting.agree(&actor, since_us);
             }
-            waiting.has_two(changed)
+            waiting.has_two(settled)
         };
         assert!(agreed(&[("old", true), ("older", true)]));
         assert!(agreed(&[
@@ -243,6 +246,7 @@ mod tests {
             [("old", true), ("local command", false)],
             [("old", true), ("older", false)],
             [("old", true), ("young", true)],
+            [("old", true), ("jumped", true)],
             [("old", true), ("later", true)],
             [("old", true), ("deleted", true)],
         ] {

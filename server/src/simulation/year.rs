@@ -274,6 +274,7 @@ impl Year {
             policy.clone(),
             signing.clone(),
             time.clone(),
+            true,
         );
         let (finished, _nobody) = sync_channel(1);
         let ingest = Ingest::new(

@@ -121,9 +121,13 @@ impl TimeRecord {
             self.begin_run(look);
             self.wait_from_us = waits.then_some(boot_us);
             self.contradicted_us = self.contradicted_us.map(|_| boot_us);
+            // So long the machine was off, if the clock is right: many short times count together.
+            self.off_us = self
+                .off_us
+                .saturating_add(wall_us.saturating_sub(expected_us));
             let kind = if wall_us.saturating_add(STEP_US_MAX) < expected_us {
                 Some(StepKind::Behind)
-            } else if wall_us > expected_us.saturating_add(look.wait_us) {
+            } else if self.off_us > look.wait_us {
                 Some(StepKind::Ahead)
             } else {
                 None
@@ -133,6 +137,11 @@ impl TimeRecord {
             }
             return;
         }
+        // A machine that runs for half a day may be off for a whole one.
+        let ran_us = boot_us.saturating_sub(self.boot_us);
+        self.off_us = self
+            .off_us
+            .saturating_sub(ran_us.saturating_mul(OFF_PER_RUN));
         let moved_us = ahead_us.abs_diff(self.ahead_us);
         if moved_us > STEP_US_MAX {
             let expected_us = boot_us.saturating_add_signed(self.ahead_us);
@@ -197,6 +206,7 @@ impl TimeRecord {
             shown_us: look.clocks.wall_us,
         };
         self.wait_from_us = Some(look.clocks.boot_us);
+        self.off_us = 0;
         self.step = Some(step);
         self.untold.push(step);
         if self.untold.len() > UNTOLD_MAX {
@@ -331,5 +341,7 @@ pub(crate) const STEADY_US: u64 = 86_400_000_000;
 const RELEASED_US: u64 = 1_767_225_600_000_000;
 /// Steps that wait for the trail; of more the oldest are not told.
 const UNTOLD_MAX: usize = 64;
+/// How long a machine may have been off for each time that it ran, before somebody is to confirm that it was.
+const OFF_PER_RUN: u64 = 2;
 /// Small corrections within this time count together.
 const MEASURE_US: u64 = 3_600_000_000;

@@ -107,6 +107,42 @@ impl Machine {
     }
 }
 
+/// A machine whose clock goes a little further at each of many starts, and a kernel that says it is right.
+#[test]
+fn many_short_times_off_count_together_and_a_machine_that_runs_as_long_has_them() {
+    let mut machine = Machine::confirmed();
+    machine.synchronised = Some(true);
+    let mut steps = 0;
+    for _ in 0..20 {
+        machine.wrong_us += 23 * HOUR_US as i64;
+        let wrong_us = machine.wrong_us;
+        machine.restart(1_000_000, wrong_us);
+        let (_, events) = machine.look();
+        steps += events
+            .iter()
+            .filter(|event| matches!(event, Event::Stepped(_)))
+            .count();
+    }
+    assert!(steps >= 9, "{steps}");
+    assert_eq!(machine.today(), None);
+
+    // Twelve hours off, twelve on, for a month: nobody is to confirm anything.
+    let mut machine = Machine::confirmed();
+    machine.synchronised = Some(true);
+    for _ in 0..30 {
+        machine.pass(12 * HOUR_US);
+        machine.restart(12 * HOUR_US, 0);
+        let (_, events) = machine.look();
+        assert!(
+            !events
+                .iter()
+                .any(|event| matches!(event, Event::Stepped(_))),
+            "{events:?}"
+        );
+        assert!(machine.today().is_some());
+    }
+}
+
 #[test]
 fn a_clock_set_far_forward_moves_nothing_and_back_again_neither() {
     let mut machine = Machine::confirmed();

@@ -42,6 +42,13 @@ impl Spans {
         true
     }
 
+    /// By how much server time jumped forward between two of its times.
+    pub(crate) fn jumped_between_us(&self, from_us: u64, to_us: u64) -> u64 {
+        let after_us = to_us.saturating_add(1);
+        self.jumped_us(from_us)
+            .saturating_sub(self.jumped_us(after_us))
+    }
+
     /// By how much server time jumped forward after `since_us`.
     pub(crate) fn jumped_us(&self, since_us: u64) -> u64 {
         let after = self.0.iter().filter(|span| span.to_us >= since_us);

@@ -47,6 +47,8 @@ pub(crate) struct Volume {
     dir: PathBuf,
     id: String,
     master: Secret<32>,
+    /// The catalogue states what all its rows are: one that does not was altered.
+    is_counted: bool,
     _lock: DirLock,
 }
 
@@ -76,6 +78,7 @@ impl Volume {
             dir: dir.to_owned(),
             id,
             master,
+            is_counted: true,
             _lock: lock,
         };
         Ok((volume, shares))
@@ -93,6 +96,7 @@ impl Volume {
         let master = opened?;
         Ok(Self {
             dir: dir.to_owned(),
+            is_counted: slots.is_counted(),
             id: slots.volume_id,
             master,
             _lock: lock,
@@ -154,6 +158,7 @@ impl Volume {
             dir: dir.to_owned(),
             id: slots.volume_id.clone(),
             master,
+            is_counted: slots.is_counted(),
             _lock: lock,
         };
         Ok((volume, slots))
@@ -183,6 +188,23 @@ impl Volume {
         fault::point("server: slots written");
         durable::rename(&next, &dir.join(INSTALL_FILE))?;
         Ok(dealt)
+    }
+
+    /// Whether the catalogue states what all its rows are.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.is_counted
+    }
+
+    /// From now on it does, and the volume does not open for whoever takes that back. Of a volume that version 0.1.0
+    /// had last.
+    pub(crate) fn count(&mut self) -> Result<()> {
+        let path = self.dir.join(SLOTS_FILE);
+        let mut slots = Slots::parse(&path)?;
+        let install = read_install_secret(&self.dir.join(INSTALL_FILE))?;
+        slots.count(&self.master, &install)?;
+        slots.write(&path)?;
+        self.is_counted = true;
+        Ok(())
     }
 
     /// What the volume in `dir` is bound to.

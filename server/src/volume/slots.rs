@@ -42,6 +42,10 @@ pub(super) struct MachineSlot {
     /// None of version 0.1.0.
     #[serde(default)]
     hints: BTreeMap<String, u8>,
+    /// The catalogue states what all its rows are. The key is wrapped for it: who alters this opens nothing. Not so in
+    /// a volume that version 0.1.0 had last.
+    #[serde(default)]
+    counted: bool,
     wrapped: String,
 }
 
@@ -50,6 +54,9 @@ pub(super) struct MachineSlot {
 struct RecoverySlot {
     shares: u8,
     needed: u8,
+    /// As in the slot of the machine.
+    #[serde(default)]
+    counted: bool,
     wrapped: String,
 }
 
@@ -100,10 +107,10 @@ impl Slots {
         install: &Secret<32>,
         binding: &Binding,
     ) -> Result<(Self, Vec<Zeroizing<String>>)> {
-        let (recovery, shares) = RecoverySlot::deal(master, &volume_id)?;
+        let (recovery, shares) = RecoverySlot::deal(master, &volume_id, true)?;
         let slots = Self {
             version: 1,
-            machine: MachineSlot::wrap(master, install, &volume_id, binding)?,
+            machine: MachineSlot::wrap(master, install, &volume_id, binding, true)?,
             recovery,
             volume_id,
         };
@@ -152,13 +159,28 @@ impl Slots {
             Ok(key) => key,
             Err(missing) => return Err(refused(Some(missing)).into()),
         };
-        unwrap(&key, &self.machine.wrapped, &self.volume_id).ok_or_else(|| refused(None).into())
+        let about = self.machine.about(&self.volume_id);
+        unwrap(&key, &self.machine.wrapped, &about).ok_or_else(|| refused(None).into())
+    }
+
+    /// Whether the catalogue states what its rows are.
+    pub(super) fn is_counted(&self) -> bool {
+        self.machine.counted || self.recovery.counted
+    }
+
+    /// From now on it does.
+    pub(super) fn count(&mut self, master: &Secret<32>, install: &Secret<32>) -> Result<()> {
+        let key = self.machine.key(install)?;
+        self.machine.counted = true;
+        self.machine.wrapped = wrap(&key, master, &self.machine.about(&self.volume_id))?;
+        Ok(())
     }
 
     /// The master key, by recovery shares.
     pub(super) fn recover(&self, shares: &[String]) -> Result<Secret<32>> {
         let recovery = shares::join(self.recovery.needed, shares)?;
-        let master = unwrap(&recovery, &self.recovery.wrapped, &self.volume_id);
+        let about = about(&self.volume_id, self.recovery.counted);
+        let master = unwrap(&recovery, &self.recovery.wrapped, &about);
         master.context("these shares belong to another volume, or were replaced by others")
     }
 
@@ -169,13 +191,14 @@ impl Slots {
         install: &Secret<32>,
         binding: &Binding,
     ) -> Result<()> {
-        self.machine = MachineSlot::wrap(master, install, &self.volume_id, binding)?;
+        let counted = self.is_counted();
+        self.machine = MachineSlot::wrap(master, install, &self.volume_id, binding, counted)?;
         Ok(())
     }
 
     /// Deals other shares; those before open nothing any more.
     pub(super) fn deal(&mut self, master: &Secret<32>) -> Result<Vec<Zeroizing<String>>> {
-        let (recovery, shares) = RecoverySlot::deal(master, &self.volume_id)?;
+        let (recovery, shares) = RecoverySlot::deal(master, &self.volume_id, self.machine.counted)?;
         self.recovery = recovery;
         Ok(shares)
     }
@@ -187,6 +210,7 @@ impl MachineSlot {
         install: &Secret<32>,
         volume_id: &str,
         binding: &Binding,
+        counted: bool,
     ) -> Result<Self> {
         let found = machine::characteristics().into_iter();
         let found: Vec<String> = found.map(|found| found.name.to_owned()).collect();
@@ -206,14 +230,20 @@ impl MachineSlot {
             may_change,
             tpm: sealed(&binding.tpm)?,
             hints: BTreeMap::new(),
+            counted,
             wrapped: String::new(),
         };
         slot.hints = machine::hints(&slot.characteristics, install);
         if slot.characteristics.is_empty() && slot.tpm.is_none() {
             bail!("--may-change: something must stay, or anybody's machine opens the volume");
         }
-        slot.wrapped = wrap(&slot.key(install)?, master, volume_id)?;
+        slot.wrapped = wrap(&slot.key(install)?, master, &slot.about(volume_id))?;
         Ok(slot)
+    }
+
+    /// What the master key is wrapped for.
+    fn about(&self, volume_id: &str) -> String {
+        about(volume_id, self.counted)
     }
 
     /// The characteristics that are not what they were, as far as the hints tell.
@@ -252,6 +282,15 @@ impl MachineSlot {
     }
 }
 
+/// What a master key is wrapped for.
+fn about(volume_id: &str, counted: bool) -> String {
+    if counted {
+        format!("{volume_id} counted")
+    } else {
+        volume_id.to_owned()
+    }
+}
+
 /// A new secret, sealed by the TPM that is to be used.
 fn sealed(wanted: &UseTpm) -> Result<Option<SealedSecret>> {
     let secret = Secret::new(random()?);
@@ -277,12 +316,17 @@ fn sealed(wanted: &UseTpm) -> Result<Option<SealedSecret>> {
 }
 
 impl RecoverySlot {
-    fn deal(master: &Secret<32>, volume_id: &str) -> Result<(Self, Vec<Zeroizing<String>>)> {
+    fn deal(
+        master: &Secret<32>,
+        volume_id: &str,
+        counted: bool,
+    ) -> Result<(Self, Vec<Zeroizing<String>>)> {
         let recovery = Secret::new(random()?);
         let slot = Self {
             shares: shares::DEALT,
             needed: shares::NEEDED,
-            wrapped: wrap(&recovery, master, volume_id)?,
+            counted,
+            wrapped: wrap(&recovery, master, &about(volume_id, counted))?,
         };
         Ok((slot, shares::deal(&recovery)))
     }

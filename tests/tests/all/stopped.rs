@@ -11,8 +11,7 @@ use scrinium_tests::writer::append;
 use scrinium_tests::{pause, wait_until};
 
 /// The files that `docs/SEGMENT.md` says hold no evidence: they are made again, or speak of the others.
-const CACHES: [&str; 9] = [
-    "evidence/interval.key",
+const CACHES: [&str; 8] = [
     "keys.copy",
     "catalogue.copy",
     "catalogue.count",
@@ -139,17 +138,100 @@ fn rows_taken_out_of_the_catalogue_with_what_counts_them_are_missed() {
     ] {
         std::fs::remove_dir_all(lab.data()).unwrap();
         copy(&left, &lab.data());
-        let edit = format!(
-            "import sqlite3\nc = sqlite3.connect({:?})\nc.executescript({sql:?})\nc.commit()\nc.close()",
-            lab.data().join("catalogue.db").display().to_string()
-        );
-        let edited = Command::new("python3").args(["-c", &edit]).status();
-        assert!(edited.unwrap().success());
+        edit(&lab, sql);
         for file in ["rest", "catalogue.count"] {
             std::fs::remove_file(lab.data().join(file)).unwrap();
         }
+        // What looks at the volume in between does not make it right.
+        for _ in 0..2 {
+            drop(lab.server(&["volume", "show"]));
+            drop(lab.server(&["fsck"]));
+            let (code, said) = verify(&lab.data());
+            assert!(code != 0 && said.contains("catalogue"), "{sql}: {said}");
+        }
+    }
+}
+
+/// Everything that speaks of the entries goes together: files, and the rows that know of them.
+#[test]
+fn a_volume_that_was_emptied_with_every_row_that_knows_of_it_is_not_whole() {
+    if !scrinium_tests::has_tool("python3") {
+        return;
+    }
+    let mut lab = Lab::start("emptied");
+    lab.add_agent("web1", lab.sl, "");
+    lab.start_agent("web1");
+    write(&lab, 1);
+    lab.kill_agent("web1");
+    lab.stop_server();
+    for dir in ["acked", "log", "evidence", "archive"] {
+        for entry in std::fs::read_dir(lab.data().join(dir)).unwrap().flatten() {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    for file in ["rest", "catalogue.count"] {
+        std::fs::remove_file(lab.data().join(file)).unwrap();
+    }
+    let kinds = "30,31,10,32,34,42,5,6,8,9,12,11,16,17,22";
+    edit(
+        &lab,
+        &format!("delete from whole; delete from item where kind in ({kinds})"),
+    );
+    for _ in 0..2 {
         let (code, said) = verify(&lab.data());
-        assert!(code == 3 && said.contains("catalogue"), "{sql}: {said}");
+        assert!(code == 3 && said.contains("sum of its rows"), "{said}");
+        lab.start_server();
+        lab.stop_server();
+    }
+    let checked = lab.server(&["fsck"]);
+    assert_eq!(checked.status.code(), Some(3), "{}", text(&checked.stdout));
+}
+
+/// What a stop wrote down is missed, and a start that fails takes nothing of it away.
+#[test]
+fn what_the_stop_wrote_down_is_missed_and_kept_by_a_start_that_fails() {
+    let mut lab = Lab::start("rest");
+    lab.stop_server();
+    let left = lab.dir.join("left");
+    copy(&lab.data(), &left);
+    let rest = lab.data().join("rest");
+    std::fs::remove_file(&rest).unwrap();
+    for _ in 0..2 {
+        let (code, said) = verify(&lab.data());
+        assert!(
+            code == 3 && said.contains("rest") && said.contains("is gone"),
+            "{said}"
+        );
+    }
+    std::fs::remove_dir_all(lab.data()).unwrap();
+    copy(&left, &lab.data());
+    let acked = std::fs::read_dir(lab.data().join("acked")).unwrap();
+    let acked = acked.flatten().map(|entry| entry.path());
+    let acked = acked
+        .filter(|path| path.extension().is_some())
+        .max()
+        .unwrap();
+    let len = std::fs::metadata(&acked).unwrap().len();
+    Case::Byte(len - 1).make(&acked, &acked);
+    let (catalogue, away) = (lab.data().join("catalogue.db"), lab.dir.join("away.db"));
+    std::fs::rename(&catalogue, &away).unwrap();
+    let (code, said) = verify(&lab.data());
+    assert!(code == 1 && rest.exists(), "{said}");
+    std::fs::rename(&away, &catalogue).unwrap();
+    let (code, said) = verify(&lab.data());
+    assert_eq!(code, 3, "{said}");
+}
+
+/// The keys that sign intervals go: another chain would follow, and what was before it could be another history.
+#[test]
+fn keys_of_intervals_that_are_gone_are_named_for_good() {
+    let mut lab = Lab::start("chain");
+    assert!(lab.server(&["search", "nothing"]).status.success());
+    lab.stop_server();
+    std::fs::remove_file(lab.data().join("evidence/interval.key")).unwrap();
+    for _ in 0..3 {
+        let (code, said) = verify(&lab.data());
+        assert!(code == 3 && said.contains("interval"), "{said}");
     }
 }
 
@@ -167,6 +249,16 @@ fn a_torn_tail_that_was_never_acknowledged_is_no_loss() {
     std::io::Write::write_all(&mut tail, &[0, 0, 1, 0, 1, 7, 7, 7]).unwrap();
     let (code, said) = verify(&lab.data());
     assert_eq!(code, 0, "{said}");
+}
+
+/// Changes the catalogue of a stopped server as whoever writes SQL does.
+fn edit(lab: &Lab, sql: &str) {
+    let edit = format!(
+        "import sqlite3\nc = sqlite3.connect({:?})\nc.executescript({sql:?})\nc.commit()\nc.close()",
+        lab.data().join("catalogue.db").display().to_string()
+    );
+    let edited = Command::new("python3").args(["-c", &edit]).status();
+    assert!(edited.unwrap().success());
 }
 
 /// Two logs sealed, one in the middle; what it was like before the last of it.
@@ -314,6 +406,8 @@ impl Case {
         match self {
             // It says how far at least.
             Self::PutBack => file == "acked/head",
+            // It has two places, of which one is in use.
+            Self::Byte(_) | Self::Cut(1..) if file == "evidence/interval.key" => true,
             Self::Byte(at) => file == "catalogue.db" || (file.ends_with(".ack") && at == len - 1),
             Self::Removed | Self::Cut(_) => false,
         }

@@ -26,6 +26,20 @@ impl Stored for LateActRecord {
     }
 }
 
+/// Whether the last stop wrote down how the volume lies; one row.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct RestRecord {
+    pub(crate) lies: bool,
+}
+
+impl Stored for RestRecord {
+    const KIND: u8 = 42;
+
+    fn name(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
 /// The last run of the server; one row.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct RunRecord {

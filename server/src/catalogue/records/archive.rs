@@ -229,6 +229,9 @@ pub(crate) struct ChainRecord {
     pub(crate) number: u64,
     #[serde(with = "hex")]
     pub(crate) public: [u8; 32],
+    /// The volume was restored since: another chain may follow.
+    #[serde(default)]
+    pub(crate) ended: bool,
 }
 
 impl Stored for ChainRecord {

@@ -34,6 +34,9 @@ pub(crate) struct TimeRecord {
     pub(crate) step: Option<Step>,
     /// Steps that are not in the trail yet, oldest first.
     pub(crate) untold: Vec<Step>,
+    /// How long the machine was off, as the wall clock says, less what it ran since, µs: more than the wait is a step.
+    #[serde(default)]
+    pub(crate) off_us: u64,
     /// Server time since which the time is not confirmed.
     pub(crate) unconfirmed_from_us: Option<u64>,
 }

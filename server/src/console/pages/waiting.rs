@@ -29,9 +29,10 @@ impl WaitingRow {
     /// What waits now.
     pub(super) fn all(t: Language, core: &Core, user: &str, now_us: u64) -> Vec<Self> {
         let waiting = core.policy.waiting.list().into_iter();
+        let two_persons = core.policy.settings().two_persons;
         let rows = waiting.map(|waiting| Self {
             asked: t.with("waiting.asked", waiting.wanted_by()),
-            due: if waiting.needs_two {
+            due: if waiting.needs_two || two_persons {
                 t.text("waiting.needs_two").to_owned()
             } else {
                 let hours = waiting.due_us.saturating_sub(now_us).div_ceil(HOUR_US);
