@@ -343,3 +343,40 @@ const SAID_MAX: usize = 100;
 const DOUBTED_MAX: usize = 100;
 /// Smaller differences of clocks are not told.
 const TOLD_US_MIN: u64 = 5_000_000;
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::identity::Sequence;
+
+    use super::*;
+
+    #[test]
+    fn intervals_that_contradict_one_another_are_told_and_the_first_word_stands() {
+        let reached = |epoch: u8, next: u64, head: u8| Reached {
+            stream: StreamId([1; 16]),
+            epoch: Epoch([epoch; 16]),
+            next: Sequence(next),
+            head: Head([head; 32]),
+        };
+        let (mut said, mut claims) = (Said::default(), Claims::default());
+        let right = [(1, 5, 1), (1, 5, 1), (1, 9, 2), (2, 3, 3)];
+        for (number, (epoch, next, head)) in (0..).zip(right) {
+            said.take(&mut claims, &reached(epoch, next, head), number);
+        }
+        assert!(said.problems.is_empty(), "{:?}", said.problems);
+        said.take(&mut claims, &reached(2, 3, 4), 4);
+        assert!(
+            said.problems[0].contains("intervals 3 and 4"),
+            "{:?}",
+            said.problems
+        );
+        let at = (StreamId([1; 16]), Epoch([2; 16]), 3);
+        assert_eq!(claims.heads[&at], (Head([3; 32]), 3));
+        said.take(&mut claims, &reached(2, 2, 5), 5);
+        assert!(
+            said.problems[1].contains("stood before 2"),
+            "{:?}",
+            said.problems
+        );
+    }
+}

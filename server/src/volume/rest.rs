@@ -139,11 +139,13 @@ impl Found {
             Some(Ok(Rest {
                 announced: Some(generation),
                 ..
-            })) => {
-                if lies && generation != catalogue.generation() {
-                    problem("it was put back".to_owned());
-                }
+            })) if lies && generation != catalogue.generation() => {
+                problem("it was put back".to_owned());
             }
+            // The stop was cut off between the two.
+            Some(Ok(Rest {
+                announced: Some(_), ..
+            })) => {}
             Some(Ok(mut rest)) => {
                 if !lies {
                     // A start that was cut off had compared the rest.

@@ -233,6 +233,13 @@ fn keys_of_intervals_that_are_gone_are_named_for_good() {
         let (code, said) = verify(&lab.data());
         assert!(code == 3 && said.contains("interval"), "{said}");
     }
+    // What is known to be wrong is said of a range as well.
+    let range = lab.server(&["verify", "--from", "2026-01-01"]);
+    let said = text(&range.stdout);
+    assert!(
+        range.status.code() == Some(3) && said.contains("in the range"),
+        "{said}"
+    );
 }
 
 /// A tail that was written and never acknowledged is no loss.
