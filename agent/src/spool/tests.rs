@@ -1,0 +1,303 @@
+//! The spool beside what it must keep, through crashes at any point.
+
+use std::path::PathBuf;
+
+use ed25519_dalek::SigningKey;
+use scrinium_protocol::batch::{BatchBuilder, Relation};
+use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::identity::{AgentId, StreamKind};
+
+use super::*;
+
+#[test]
+fn streams_take_turns_and_one_with_something_on_disk_is_backlog_until_that_is_acked() {
+    let mut rig = Rig::new("turns");
+    for _ in 0..3 {
+        rig.add(1);
+    }
+    rig.spool.spill().unwrap();
+    rig.add(1);
+    for _ in 0..3 {
+        rig.add(2);
+    }
+    rig.add(3);
+    assert_eq!(rig.send_all(Lane::Live), [2, 3, 2, 2]);
+    assert_eq!(rig.send_all(Lane::Backlog), [1, 1, 1, 1]);
+    rig.spool.restart();
+    rig.spool.ack(stream(1), Sequence(3));
+    assert!(rig.send_all(Lane::Backlog).is_empty());
+    let live = rig.send_all(Lane::Live);
+    assert_eq!(live.iter().filter(|&&stream| stream == 1).count(), 1);
+    assert_eq!(live.len(), 5);
+}
+
+#[test]
+fn what_follows_the_server_is_kept_and_everything_else_is_dropped() {
+    let mut rig = Rig::new("reconcile");
+    let positions: Vec<StreamPosition> = (0..4).map(|_| rig.add(1)).collect();
+    rig.spool.spill().unwrap();
+    rig.add(1);
+    let start = StreamPosition::start(AgentId([9; 16]), stream(1), Epoch([8; 16]));
+    // The server has the first two.
+    let server = &positions[1];
+    let reached = rig.spool.reconcile(stream(1), Some(server), start.clone());
+    assert_eq!(reached.unwrap().next, Sequence(5));
+    assert_eq!(rig.spool.entries(), 3);
+    // The server was restored from a backup: what waits follows nothing.
+    let reached = rig
+        .spool
+        .reconcile(stream(1), Some(&positions[0]), start.clone());
+    assert_eq!(reached.unwrap(), positions[0]);
+    rig.spool.remove_acked().unwrap();
+    assert_eq!((rig.spool.entries(), rig.spool.fill().bytes), (0, 0));
+    // A stream it does not know begins with what waits, whatever epoch that is of.
+    let first = rig.add(2);
+    let reached = rig.spool.reconcile(stream(2), None, start);
+    assert_eq!(reached.unwrap(), first);
+}
+
+#[test]
+fn a_backlog_in_ram_makes_room_for_others_by_going_to_the_disk() {
+    let mut rig = Rig::new("room");
+    rig.add(1);
+    rig.spool.spill().unwrap();
+    while rig.spool.has_ram() {
+        rig.add(1);
+    }
+    assert!(rig.spool.has_backlog_in_ram());
+    rig.add(2);
+    rig.spool.spill_backlog().unwrap();
+    assert!(rig.spool.has_ram() && !rig.spool.has_backlog_in_ram());
+    assert_eq!(rig.send_all(Lane::Live), [2]);
+}
+
+#[test]
+fn what_was_spilled_is_found_again_and_removed_when_it_is_acked() {
+    let mut rig = Rig::new("again");
+    let last = (0..3).map(|_| rig.add(1)).last().unwrap();
+    rig.spool.spill().unwrap();
+    let dir = rig.dir.clone();
+    let mut spool = Spool::open(&dir, &Secret::new([1; 32]), LIMITS, key()).unwrap();
+    assert_eq!(spool.ends(), BTreeMap::from([(stream(1), last)]));
+    spool.ack(stream(1), Sequence(3));
+    spool.remove_acked().unwrap();
+    assert_eq!((spool.entries(), spool.fill().disk_bytes), (0, 0));
+}
+
+/// Every byte of a small spool flipped, every file cut at every length, any two swapped, any one gone,
+/// or put back as it was before: what is found is what was there, in its order; nothing hangs.
+#[test]
+fn e2_a_spool_altered_anywhere_opens_and_gives_only_what_was_put_in() {
+    let mut rig = Rig::new("altered");
+    let mut early = Vec::new();
+    for n in 0..3 {
+        rig.add(1);
+        rig.add(2);
+        rig.spool.spill().unwrap();
+        rig.reopen();
+        if n == 1 {
+            early = files(&rig.dir);
+        }
+    }
+    let whole = files(&rig.dir);
+    assert_eq!(whole.len(), 3);
+    let whole_len: usize = whole.iter().map(|(_, bytes)| bytes.len()).sum();
+    let check = |altered: &[(PathBuf, Vec<u8>)], lost_max: u64| {
+        drop(std::fs::remove_dir_all(&rig.dir));
+        std::fs::create_dir(&rig.dir).unwrap();
+        for (path, bytes) in altered {
+            let mut file = std::fs::File::create(path).unwrap();
+            std::io::Write::write_all(&mut file, bytes).unwrap();
+        }
+        let mut spool = Spool::open(&rig.dir, &Secret::new([1; 32]), LIMITS, key()).unwrap();
+        assert!(
+            spool.entries() >= 6 - lost_max,
+            "{} entries left",
+            spool.entries()
+        );
+        for number in [1, 2] {
+            let id = stream(number);
+            let start = StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
+            let reached = spool.reconcile(id, None, start).unwrap();
+            assert!(reached.next <= Sequence(3));
+            let expected = &rig.positions[&id];
+            assert!(reached.next < expected.next || reached.head == expected.head);
+        }
+        while let Some(next) = spool.peek(Lane::Backlog).unwrap() {
+            spool.ack(next.header.stream, next.header.next());
+            spool.remove_acked().unwrap();
+        }
+        assert_eq!(spool.entries(), 0);
+    };
+    check(&whole, 0);
+    let mut flipped = 0;
+    for file in 0..3 {
+        for at in 0..whole[file].1.len() {
+            let mut altered = whole.clone();
+            altered[file].1[at] ^= 1 << (at % 8);
+            check(&altered, 2);
+            altered[file].1.truncate(at);
+            check(&altered, 2);
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, whole_len);
+    for (one, two) in [(0, 1), (0, 2), (1, 2)] {
+        let mut altered = whole.clone();
+        let kept = core::mem::take(&mut altered[one].1);
+        altered[one].1 = core::mem::replace(&mut altered[two].1, kept);
+        check(&altered, 4);
+    }
+    for gone in 0..3 {
+        let mut altered = whole.clone();
+        altered.remove(gone);
+        check(&altered, 2);
+    }
+    check(&early, 2);
+}
+
+/// A sender cannot be asked again: what is gone becomes as many gap entries, the rest is shipped after
+/// them, and a crash at any point of that changes nothing.
+#[test]
+fn what_waits_of_a_sender_after_a_lost_segment_follows_a_gap() {
+    for reached in 0..=6 {
+        let mut rig = Rig::new("sender");
+        for _ in 0..6 {
+            rig.add(100);
+            rig.spool.spill().unwrap();
+            rig.reopen(); // a segment each
+        }
+        let paths = files(&rig.dir);
+        std::fs::remove_file(&paths[2].0).unwrap();
+        std::fs::remove_file(&paths[3].0).unwrap();
+        rig.reopen();
+        let id = stream(100);
+        let start = StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
+        let mut server = start.clone();
+        let mut archived = Vec::new();
+        // The second time after a crash, when the server has `reached` batches.
+        for limit in [reached, usize::MAX] {
+            let known = (!archived.is_empty()).then_some(&server);
+            let end = rig.spool.reconcile(id, known, start.clone()).unwrap();
+            assert_eq!(end.next, Sequence(6));
+            while archived.len() < limit {
+                let Some(next) = rig.spool.peek(Lane::Backlog).unwrap() else {
+                    break;
+                };
+                assert_eq!(next.header.relation_to(&server), Relation::Follows);
+                next.header
+                    .verify_signature(&key().verifying_key())
+                    .unwrap();
+                let batch = SealedBatch::decode(&next.encoded, "batch").unwrap();
+                let entries = batch.open().unwrap();
+                archived.push(
+                    entries
+                        .iter()
+                        .filter(|(meta, _)| meta.flags.is_gap())
+                        .count(),
+                );
+                server = next.header.position_after();
+                rig.spool.advance(Lane::Backlog);
+            }
+            rig.reopen();
+        }
+        assert_eq!(archived, [0, 0, 2, 0, 0], "after {reached}");
+        assert_eq!(server.next, Sequence(6));
+    }
+}
+
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let read = |path: PathBuf| (path.clone(), std::fs::read(path).unwrap());
+    paths.into_iter().map(read).collect()
+}
+
+const LIMITS: Limits = Limits {
+    ram_bytes_max: 4000,
+    disk_bytes_max: 1 << 20,
+};
+
+struct Rig {
+    spool: Spool,
+    dir: PathBuf,
+    positions: BTreeMap<StreamId, StreamPosition>,
+}
+
+impl Rig {
+    fn new(name: &str) -> Self {
+        // Thousands of spools are opened, and durability is not what these tests are about.
+        let memory = Path::new("/dev/shm");
+        let base = match memory.is_dir() {
+            true => memory.to_owned(),
+            false => std::env::temp_dir(),
+        };
+        let dir = base.join(format!("scrinium-spool-{name}-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        Self {
+            spool: Spool::open(&dir, &Secret::new([1; 32]), LIMITS, key()).unwrap(),
+            dir,
+            positions: BTreeMap::new(),
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.spool = Spool::open(&self.dir, &Secret::new([1; 32]), LIMITS, key()).unwrap();
+    }
+
+    /// Adds a batch of one entry; returns the position after it.
+    fn add(&mut self, number: u8) -> StreamPosition {
+        let id = stream(number);
+        let start = || StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
+        let position = self.positions.entry(id).or_insert_with(start);
+        let mut builder = BatchBuilder::new();
+        let meta = EntryMeta {
+            time_us: 1,
+            flags: EntryFlags::NONE,
+        };
+        builder.push(b"line\n", meta);
+        let (batch, after) =
+            builder.seal(id, position, Vec::new(), &key(), &mut Compressor::new(1));
+        *position = after.clone();
+        self.spool.add(&name(number), &batch);
+        after
+    }
+
+    /// Sends everything a lane has; returns the streams in their order.
+    fn send_all(&mut self, lane: Lane) -> Vec<u8> {
+        let mut sent = Vec::new();
+        while let Some(next) = self.spool.peek(lane).unwrap() {
+            let StreamId([number, ..]) = next.header.stream;
+            sent.push(number);
+            self.spool.advance(lane);
+        }
+        sent
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.dir));
+    }
+}
+
+/// Streams from 100 on are of a sender.
+fn name(number: u8) -> StreamName {
+    StreamName {
+        kind: match number {
+            ..100 => StreamKind::File,
+            100.. => StreamKind::SyslogUdp,
+        },
+        name: "name".into(),
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[5; 32])
+}
+
+fn stream(number: u8) -> StreamId {
+    StreamId([number; 16])
+}
