@@ -1,5 +1,6 @@
 //! One agent's session at work: the [`Receiver`] between a socket and the writer.
 
+mod budget;
 pub(crate) mod receiver;
 
 use std::cell::RefCell;

@@ -683,7 +683,8 @@ impl Year {
             &process.agents.signers(),
             claims,
             Scope::all(),
-        );
+        )
+        .unwrap();
         assert!(
             report.whole,
             "seed {} on {}: {}",
