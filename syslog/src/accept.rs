@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
@@ -25,6 +26,14 @@ pub async fn accept(listener: &TcpListener, admission: &Admission) -> (TcpStream
             }
         }
     }
+}
+
+/// Limits what the kernel holds of what is sent on a connection: so it shows soon whether the other end takes it.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn limit_send_buffer(stream: &TcpStream, bytes: usize) -> std::io::Result<()> {
+    SockRef::from(stream).set_send_buffer_size(bytes)
 }
 
 /// Pause after a failed accept.

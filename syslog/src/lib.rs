@@ -25,7 +25,7 @@ use std::time::Instant;
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::StreamKind;
 
-pub use self::accept::accept;
+pub use self::accept::{accept, limit_send_buffer};
 pub use self::tcp::{run_tcp, tcp_limits, tell_refusals};
 pub use self::udp::{bind_udp, run_udp};
 #[cfg(unix)]

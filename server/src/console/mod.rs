@@ -27,7 +27,7 @@ use axum::routing::{get, post};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use scrinium_syslog::accept;
+use scrinium_syslog::{accept, limit_send_buffer};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -49,6 +49,10 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAccept
             debug!(%address, "a connection to the console was not admitted");
             continue;
         };
+        if let Err(error) = limit_send_buffer(&stream, SEND_BUFFER) {
+            debug!(%address, %error, "a connection to the console broke at once");
+            continue;
+        }
         let place = Arc::new(place);
         // Whoever acts is written down with the address of the connection, and has a place kept from then on.
         let peer = (auth::Peer(address), auth::Connection(place.clone()));
@@ -189,6 +193,9 @@ const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// A form comes within so long: 192 KiB do at 3 KiB/s.
 const BODY_MAX: Duration = Duration::from_secs(60);
+/// What the kernel holds of an answer, doubled by it. A third of it must be taken within the deadline of
+/// [`Progress`]: 3 KiB a second.
+const SEND_BUFFER: usize = 128 << 10;
 /// What one connection may have waiting in memory, each way; a request's head is not longer.
 const BUFFER_MAX: usize = 64 << 10;
 /// A configuration of which every byte is escaped.

@@ -101,5 +101,5 @@ impl AsyncWrite for Progress {
     }
 }
 
-/// As long as the slowest honest reader needs for one window of TCP.
+/// As long as the slowest honest reader needs for a third of the kernel's send buffer, which is when one can write again.
 const STALLED_MAX: Duration = Duration::from_secs(30);
