@@ -6,6 +6,7 @@
 #   SCRINIUM_TEST_SOAK_S=600      everything at once for longer than 20 s
 #   SCRINIUM_TEST_CACHE_MIB=100  a cache of this size and an outage of ten times as much, not 8 MiB and 24
 #   SCRINIUM_TEST_FILES=100000   follow so many old files, not 15,000
+#   SCRINIUM_TEST_STRANGERS=1    2,000 idle and 2,000 slow connections on every listener and 100,000 spoofed senders, not 1,000 each and 4,000
 #   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
 #   SCRINIUM_TEST_WORLDS=100000  live through more than 10,000 simulated worlds
 #   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls, 16 while days go by, and 2 at each step of upkeep
@@ -65,7 +66,7 @@ step "tests"
 # Mostly they wait: for a kill, a timeout, a disk. One command for all crates: another selection would
 # build every dependency again. Apart from them: what measures, and the power cuts, whose disks would
 # live on in the mount namespaces that other tests make meanwhile.
-alone="flood:: soak:: spool::e6 spool::l1 spool::l2 spool::a_link link::i10 files::f6"
+alone="flood:: strangers::everybody soak:: spool::e6 spool::l1 spool::l2 spool::a_link link::i10 files::f6"
 cuts="power:: upkeep::power"
 cargo test --workspace --locked --no-fail-fast -- --test-threads=3 $(printf -- '--skip %s ' $alone $cuts)
 

@@ -31,6 +31,7 @@ use clap::Parser as _;
 #[must_use]
 pub fn main() -> ExitCode {
     scrinium_segment::process::refuse_core_dumps();
+    scrinium_segment::process::raise_descriptors();
     let cli = commands::Cli::parse();
     log::start();
     match cli.run() {

@@ -323,6 +323,13 @@ impl BatchBuilder {
         self.count < BATCH_ENTRIES_MAX && self.bytes.len() + len <= BATCH_BYTES_MAX
     }
 
+    /// Whether `entries` entries of `len` bytes together still fit.
+    #[must_use]
+    pub fn has_room_for(&self, entries: u32, len: usize) -> bool {
+        self.count.saturating_add(entries) <= BATCH_ENTRIES_MAX
+            && self.bytes.len() + len <= BATCH_BYTES_MAX
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0

@@ -46,6 +46,12 @@ pub(crate) enum AlarmKind {
     Interference,
     /// An agent holds receipts for entries that are not there.
     ReceiptUnmet,
+    /// A listener refused connections, or closed some for others.
+    PlacesShort,
+    /// More new senders of syslog came than become streams of their own.
+    ManySenders,
+    /// An agent wants more streams than it may have.
+    TooManyStreams,
 }
 
 impl AlarmKind {
@@ -65,6 +71,9 @@ impl AlarmKind {
             Self::ArchiveDamaged => "archive-damaged",
             Self::Interference => "interference",
             Self::ReceiptUnmet => "receipt-unmet",
+            Self::PlacesShort => "places-short",
+            Self::ManySenders => "many-senders",
+            Self::TooManyStreams => "too-many-streams",
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct Config {
     /// How long after a step of the clock nothing is deleted.
     pub(crate) step_wait: Duration,
     pub(crate) handshakes: Handshakes,
+    pub(crate) connections: Connections,
+    pub(crate) senders: Senders,
+    pub(crate) agent_streams: AgentStreams,
     /// A log is finished, and then sealed, at this length.
     pub(crate) log_bytes_max: u64,
     /// A log is finished at this age, whatever its length.
@@ -67,6 +70,34 @@ pub(crate) struct Handshakes {
     pub(crate) per_second: u32,
     pub(crate) half_open_max: usize,
     pub(crate) sessions_max: usize,
+}
+
+/// Connections of the console and of senders of syslog.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connections {
+    pub(crate) console_max: usize,
+    /// From one IPv4 address or IPv6 /64; the same below.
+    pub(crate) console_each_max: usize,
+    pub(crate) syslog_max: usize,
+    pub(crate) syslog_each_max: usize,
+    /// A sender's connection on which nothing came for so long is closed; none: never.
+    pub(crate) syslog_idle_max: Option<Duration>,
+}
+
+/// Senders of syslog that become streams of their own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Senders {
+    /// That were not seen before, in one day.
+    pub(crate) new_per_day_max: usize,
+    pub(crate) max: usize,
+}
+
+/// What one agent may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AgentStreams {
+    pub(crate) max: usize,
+    /// New ones in a minute.
+    pub(crate) new_per_minute_max: usize,
 }
 
 impl Config {
@@ -157,6 +188,24 @@ impl Config {
                 per_second: raw.agents.handshakes_per_s,
                 half_open_max: raw.agents.half_open_max,
                 sessions_max: raw.agents.sessions_max,
+            },
+            connections: Connections {
+                console_max: raw.limits.console_connections_max,
+                console_each_max: raw.limits.console_connections_each_max,
+                syslog_max: raw.limits.syslog_connections_max,
+                syslog_each_max: raw.limits.syslog_connections_each_max,
+                syslog_idle_max: match raw.limits.syslog_idle_h {
+                    0 => None,
+                    hours => Some(Duration::from_secs(hours.saturating_mul(3600))),
+                },
+            },
+            senders: Senders {
+                new_per_day_max: raw.limits.syslog_new_senders_per_day_max,
+                max: raw.limits.syslog_senders_max,
+            },
+            agent_streams: AgentStreams {
+                max: raw.limits.agent_streams_max,
+                new_per_minute_max: raw.limits.agent_new_streams_per_minute_max,
             },
             log_bytes_max: raw.archive.log_mib_max.saturating_mul(1 << 20),
             log_age_max: Duration::from_secs(raw.archive.log_minutes_max.saturating_mul(60)),
@@ -254,6 +303,43 @@ impl Config {
                 bail!("agents.{field} must be between 1 and {max}");
             }
         }
+        let connections = &self.connections;
+        for (field, value, max) in [
+            ("console_connections_max", connections.console_max, 65_536),
+            (
+                "console_connections_each_max",
+                connections.console_each_max,
+                65_536,
+            ),
+            ("syslog_connections_max", connections.syslog_max, 65_536),
+            (
+                "syslog_connections_each_max",
+                connections.syslog_each_max,
+                65_536,
+            ),
+            (
+                "syslog_new_senders_per_day_max",
+                self.senders.new_per_day_max,
+                1_000_000,
+            ),
+            ("syslog_senders_max", self.senders.max, 1_000_000),
+            ("agent_streams_max", self.agent_streams.max, 1_000_000),
+            (
+                "agent_new_streams_per_minute_max",
+                self.agent_streams.new_per_minute_max,
+                1_000_000,
+            ),
+        ] {
+            if !(1..=max).contains(&value) {
+                bail!("limits.{field} must be between 1 and {max}");
+            }
+        }
+        let idle_h = connections
+            .syslog_idle_max
+            .map(|idle| idle.as_secs() / 3600);
+        if idle_h.is_some_and(|hours| hours > 8760) {
+            bail!("limits.syslog_idle_h must be between 0 (never) and 8760");
+        }
         Ok(())
     }
 }
@@ -291,6 +377,37 @@ mod raw {
         pub(super) backup: Backup,
         pub(super) mail: Mail,
         pub(super) console: Console,
+        pub(super) limits: Limits,
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub(super) struct Limits {
+        pub(super) console_connections_max: usize,
+        pub(super) console_connections_each_max: usize,
+        pub(super) syslog_connections_max: usize,
+        pub(super) syslog_connections_each_max: usize,
+        pub(super) syslog_idle_h: u64,
+        pub(super) syslog_new_senders_per_day_max: usize,
+        pub(super) syslog_senders_max: usize,
+        pub(super) agent_streams_max: usize,
+        pub(super) agent_new_streams_per_minute_max: usize,
+    }
+
+    impl Default for Limits {
+        fn default() -> Self {
+            Self {
+                console_connections_max: 512,
+                console_connections_each_max: 128,
+                syslog_connections_max: 2048,
+                syslog_connections_each_max: 512,
+                syslog_idle_h: 24,
+                syslog_new_senders_per_day_max: 20_000,
+                syslog_senders_max: 100_000,
+                agent_streams_max: 250_000,
+                agent_new_streams_per_minute_max: 60_000,
+            }
+        }
     }
 
     #[derive(serde::Deserialize)]
@@ -504,6 +621,24 @@ mod tests {
             ("[mail]\nuser = 'u'", "mail.password_file"),
             ("[mail]\npassword_file = '/p'", "mail.user"),
             ("[console]\nkey = '/k'", "console.certificate"),
+            (
+                "[limits]\nconsole_connections_max = 0",
+                "limits.console_connections_max",
+            ),
+            (
+                "[limits]\nsyslog_connections_each_max = 65537",
+                "limits.syslog_connections_each_max",
+            ),
+            ("[limits]\nsyslog_idle_h = 8761", "limits.syslog_idle_h"),
+            (
+                "[limits]\nsyslog_senders_max = 0",
+                "limits.syslog_senders_max",
+            ),
+            (
+                "[limits]\nagent_streams_max = 1000001",
+                "limits.agent_streams_max",
+            ),
+            ("[limits]\nstreams = 1", "streams"),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());
             assert!(error.contains(name), "{error}");

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::sl::noise::KeyPair;
+use scrinium_syslog::senders::SenderLimits;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -25,8 +26,8 @@ use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
 use crate::evidence::Evidence;
 use crate::links::Links;
-use crate::listener::admission::Admission;
-use crate::local::LocalQueue;
+use crate::listener::doors::Doors;
+use crate::local::{LocalQueue, Unknown};
 use crate::policy::Policy;
 use crate::session::receiver::Shared;
 use crate::time::ServerTime;
@@ -67,7 +68,10 @@ pub(crate) struct Core {
     pub(crate) backup: Option<config::Backup>,
     /// Held while a backup is made or read: they share scratch files.
     pub(crate) backing_up: Mutex<()>,
-    pub(crate) admission: Arc<Admission>,
+    /// Who may come in where.
+    pub(crate) doors: Doors,
+    /// Entries of senders that have no stream of their own.
+    pub(crate) unknown_senders: Arc<Unknown>,
     /// What agents dial.
     pub(crate) address: String,
 }
@@ -125,8 +129,7 @@ impl Running {
         )
         .context("opening the evidence")?;
         losses::write_down_entries(&catalogue, evidence.behind(&archive))?;
-        let streams = archive.streams().into_values();
-        let received_us = streams.map(|stream| stream.last_us).max().unwrap_or(0);
+        let received_us = archive.totals().last_us;
         let time = Arc::new(ServerTime::open(
             catalogue.clone(),
             agents.clone(),
@@ -154,12 +157,18 @@ impl Running {
             },
         )?;
         let (local, entries) = mpsc::channel(local::QUEUE_MAX);
+        let unknown_senders = Arc::<Unknown>::default();
         let local_task = tokio::spawn(local::run(
             archive.clone(),
             keys.agent,
             signing.clone(),
             queue.clone(),
             entries,
+            SenderLimits {
+                new_per_day: config.senders.new_per_day_max,
+                max: config.senders.max,
+            },
+            unknown_senders.clone(),
         ));
         let audit = Audit::new(local.clone());
         let core = Core {
@@ -170,6 +179,7 @@ impl Running {
                 archive: archive.clone(),
                 signing: signing.clone(),
                 keep_alive: config.keep_alive,
+                streams: config.agent_streams,
             },
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone())?,
@@ -191,7 +201,12 @@ impl Running {
             reread_days: config.reread_days,
             backup: config.backup.clone(),
             backing_up: Mutex::new(()),
-            admission: Arc::new(Admission::new(config.handshakes)),
+            unknown_senders,
+            doors: Doors::new(
+                config.handshakes,
+                config.connections,
+                scrinium_segment::process::descriptors_max(),
+            ),
             address,
             remade: changed.caches,
             volume,

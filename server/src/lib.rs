@@ -54,6 +54,7 @@ use tracing_subscriber::EnvFilter;
 #[must_use]
 pub fn main() -> ExitCode {
     scrinium_segment::process::refuse_core_dumps();
+    scrinium_segment::process::raise_descriptors();
     // Libraries that ask for the process's provider get the one that everything here uses.
     drop(rustls::crypto::ring::default_provider().install_default());
     let cli = commands::Cli::parse();

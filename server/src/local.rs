@@ -5,12 +5,16 @@
 //! console, commands ┴─▶ queue ─▶ batches, signed with the server's key ─▶ ingest
 //! ```
 //!
+//! Streams rest in the archive: of those that were silent nothing is held here, and new senders are counted
+//! (`scrinium_syslog::senders`), so strangers cannot fill the memory.
+//!
 //! One round collects, seals and submits, and ends when all of it is durable; what the disk did not
 //! take is submitted again, byte for byte. Meanwhile the queue fills: TCP senders wait, and UDP
 //! datagrams that find it full are counted and become a gap entry.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -19,12 +23,14 @@ use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use scrinium_syslog::{Received, Sink};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::archive::Archive;
 use crate::archive::log::new_stream;
+use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
 
@@ -51,6 +57,10 @@ impl Sink for SyslogSink {
         clock::unix_us()
     }
 
+    fn now(&self) -> std::time::Instant {
+        clock::now()
+    }
+
     fn try_put(&self, received: Received) -> bool {
         self.0.try_send(received.into()).is_ok()
     }
@@ -73,6 +83,16 @@ impl From<Received> for LocalEntry {
     }
 }
 
+/// Entries of senders that have no stream of their own, since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Unknown(AtomicU64);
+
+impl Unknown {
+    pub(crate) fn entries(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Runs until every sender is gone and all they sent is durable.
 pub(crate) async fn run(
     archive: Arc<Archive>,
@@ -80,14 +100,10 @@ pub(crate) async fn run(
     signing: SigningKey,
     ingest: Queue,
     mut entries: mpsc::Receiver<LocalEntry>,
+    limits: SenderLimits,
+    unknown: Arc<Unknown>,
 ) {
-    let mut maker = Maker {
-        archive,
-        agent,
-        signing,
-        compressor: Compressor::new(AGENT_LEVEL),
-        streams: BTreeMap::new(),
-    };
+    let mut maker = Maker::new(archive, agent, signing, limits, unknown);
     let mut buffer = Vec::new();
     while entries.recv_many(&mut buffer, ROUND_MAX).await > 0 {
         let mut waiting = Vec::new();
@@ -99,6 +115,10 @@ pub(crate) async fn run(
         if submit(&ingest, agent, sealed).await {
             for durable in waiting {
                 let _gave_up = durable.send(());
+            }
+            if maker.streams.len() > HELD_MAX {
+                // All of it is durable: each is taken up again where the archive stands.
+                maker.streams.clear();
             }
         } else {
             // Whoever waits learns from the dropped senders that it is not durable. The streams are
@@ -162,7 +182,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
 }
 
 struct Made {
-    stream: Option<crate::catalogue::records::StreamRecord>,
+    stream: Option<StreamRecord>,
     batch: SealedBatch,
 }
 
@@ -172,32 +192,64 @@ struct Maker {
     signing: SigningKey,
     compressor: Compressor,
     streams: BTreeMap<StreamId, LocalStream>,
+    senders: Senders,
+    unknown: Arc<Unknown>,
 }
 
 struct LocalStream {
     builder: BatchBuilder,
     position: StreamPosition,
-    introduction: Option<crate::catalogue::records::StreamRecord>,
+    introduction: Option<StreamRecord>,
 }
 
 impl Maker {
+    fn new(
+        archive: Arc<Archive>,
+        agent: AgentId,
+        signing: SigningKey,
+        limits: SenderLimits,
+        unknown: Arc<Unknown>,
+    ) -> Self {
+        let is_sender =
+            |stream: &StreamRecord| stream.agent == agent && is_sender(stream.kind, &stream.name);
+        let known = archive.matching(is_sender).len();
+        Self {
+            senders: Senders::new(limits, known),
+            archive,
+            agent,
+            signing,
+            compressor: Compressor::new(AGENT_LEVEL),
+            streams: BTreeMap::new(),
+            unknown,
+        }
+    }
+
     /// Adds an entry; one that is too long becomes linked fragments. Returns the batches it filled.
     fn add(&mut self, entry: LocalEntry, waiting: &mut Vec<oneshot::Sender<()>>) -> Vec<Made> {
         waiting.extend(entry.durable);
-        let id = StreamId::derive(self.agent, entry.kind, &entry.name);
-        let (archive, agent) = (&self.archive, self.agent);
-        let stream = self.streams.entry(id).or_insert_with(|| {
-            let known = archive.stream(id);
-            let introduction = new_stream(id, agent, entry.kind, entry.name);
-            let start = StreamPosition::start(agent, id, Epoch::default());
-            LocalStream {
-                builder: BatchBuilder::new(),
-                position: known
-                    .as_ref()
-                    .map_or(start, |stream| stream.position.clone()),
-                introduction: known.is_none().then_some(introduction),
-            }
+        let received = Received {
+            kind: entry.kind,
+            name: entry.name,
+            time_us: entry.time_us,
+            flags: entry.flags,
+            bytes: entry.bytes,
+        };
+        let (archive, streams, agent) = (&self.archive, &self.streams, self.agent);
+        let placed = self.senders.place(received, |received| {
+            let id = StreamId::derive(agent, received.kind, &received.name);
+            streams.contains_key(&id) || archive.has_stream(id)
         });
+        match placed {
+            Placed::Own(entry) => self.add_own(&entry),
+            Placed::Unknown(entries) => {
+                self.unknown.0.fetch_add(1, Ordering::Relaxed);
+                self.add_linked(&entries)
+            }
+        }
+    }
+
+    fn add_own(&mut self, entry: &Received) -> Vec<Made> {
+        let (id, stream, signing, compressor) = self.stream(entry);
         let mut made = Vec::new();
         let mut rest = entry.bytes.as_slice();
         loop {
@@ -209,7 +261,7 @@ impl Maker {
                 entry.flags.and(EntryFlags::FRAGMENT)
             };
             if !stream.builder.has_room(piece.len()) {
-                made.push(stream.seal(id, &self.signing, &mut self.compressor));
+                made.push(stream.seal(id, signing, compressor));
             }
             let time_us = entry.time_us;
             stream.builder.push(piece, EntryMeta { time_us, flags });
@@ -217,6 +269,49 @@ impl Maker {
                 return made;
             }
         }
+    }
+
+    /// Adds the pieces of one line, none longer than an entry, to one batch: whoever reads it sees one line.
+    fn add_linked(&mut self, entries: &[Received]) -> Vec<Made> {
+        let Some(first) = entries.first() else {
+            return Vec::new();
+        };
+        let (id, stream, signing, compressor) = self.stream(first);
+        let mut made = Vec::new();
+        let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let len = entries.iter().map(|entry| entry.bytes.len()).sum();
+        if !stream.builder.has_room_for(count, len) {
+            made.push(stream.seal(id, signing, compressor));
+        }
+        for entry in entries {
+            let (time_us, flags) = (entry.time_us, entry.flags);
+            stream
+                .builder
+                .push(&entry.bytes, EntryMeta { time_us, flags });
+        }
+        made
+    }
+
+    /// The stream of an entry, taken up where the archive stands.
+    fn stream(
+        &mut self,
+        entry: &Received,
+    ) -> (StreamId, &mut LocalStream, &SigningKey, &mut Compressor) {
+        let id = StreamId::derive(self.agent, entry.kind, &entry.name);
+        let (archive, agent) = (&self.archive, self.agent);
+        let stream = self.streams.entry(id).or_insert_with(|| {
+            let known = archive.stream(id);
+            let introduction = new_stream(id, agent, entry.kind, entry.name.clone());
+            let start = StreamPosition::start(agent, id, Epoch::default());
+            LocalStream {
+                builder: BatchBuilder::new(),
+                position: known
+                    .as_ref()
+                    .map_or(start, |stream| stream.position.clone()),
+                introduction: known.is_none().then_some(introduction),
+            }
+        });
+        (id, stream, &self.signing, &mut self.compressor)
     }
 
     fn seal_all(&mut self) -> Vec<Made> {
@@ -247,6 +342,8 @@ impl LocalStream {
 pub(crate) const QUEUE_MAX: usize = 65_536;
 /// Most entries of one round.
 const ROUND_MAX: usize = 16_384;
+/// Streams that are held between rounds, about 2 KiB each.
+const HELD_MAX: usize = 1024;
 const GATHER_MIN: usize = 256;
 const GATHER_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -290,6 +387,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_line_of_an_unknown_sender_is_whole_in_one_batch_and_is_counted() {
+        let rig = Rig::new("local-unknown");
+        let mut maker = rig.maker();
+        let mut made = Vec::new();
+        for n in 0..9_000_u32 {
+            let entry = LocalEntry {
+                kind: StreamKind::SyslogUdp,
+                name: std::net::Ipv4Addr::from(n).to_string(),
+                time_us: 1,
+                flags: EntryFlags::NONE,
+                bytes: b"<13>a line\n".to_vec(),
+                durable: None,
+            };
+            made.extend(maker.add(entry, &mut Vec::new()));
+        }
+        assert_eq!(
+            maker.streams.len(),
+            3,
+            "two of their own, and the unknown ones"
+        );
+        made.extend(maker.seal_all());
+        assert_eq!(maker.unknown.entries(), 8_998);
+        let mut lines = 0;
+        for batch in made.iter().map(|made| made.batch.open().unwrap()) {
+            let flags: Vec<bool> = batch
+                .iter()
+                .map(|(meta, _)| meta.flags.is_fragment())
+                .collect();
+            assert_eq!(
+                flags.last(),
+                Some(&false),
+                "no line is cut by the end of a batch"
+            );
+            lines += flags.iter().filter(|is_fragment| !**is_fragment).count();
+        }
+        assert_eq!(lines, 9_000);
+    }
+
     struct Rig {
         dir: std::path::PathBuf,
         archive: Arc<Archive>,
@@ -314,13 +450,17 @@ mod tests {
         }
 
         fn maker(&self) -> Maker {
-            Maker {
-                archive: self.archive.clone(),
-                agent: AgentId([1; 16]),
-                signing: SigningKey::from_bytes(&[2; 32]),
-                compressor: Compressor::new(AGENT_LEVEL),
-                streams: BTreeMap::new(),
-            }
+            let limits = SenderLimits {
+                new_per_day: 2,
+                max: 100,
+            };
+            Maker::new(
+                self.archive.clone(),
+                AgentId([1; 16]),
+                SigningKey::from_bytes(&[2; 32]),
+                limits,
+                Arc::default(),
+            )
         }
     }
 

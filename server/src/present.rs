@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::shown;
 use scrinium_protocol::syslog::message::{Message, parse};
+use scrinium_syslog::senders::{UNKNOWN_SENDERS, split_sender};
 use serde_json::{Value, json};
 
 use crate::agents::Live;
@@ -46,16 +47,20 @@ impl View {
         let kind = stream.map_or(StreamKind::File, |stream| stream.kind);
         let name = stream.map(|stream| stream.name.clone()).unwrap_or_default();
         let line = trim_end(&hit.bytes);
+        // An unknown sender's address stands before what it sent.
+        let unknown = (name == UNKNOWN_SENDERS).then(|| split_sender(line));
+        let unknown = unknown.flatten();
         let message: Message<'_> = if hit.is_gap {
             Message::default()
         } else {
-            parse(line)
+            parse(unknown.map_or(line, |(_, message)| message))
         };
         let event_us = message
             .time
             .and_then(|time| u64::try_from(time.resolve(hit.time_us.cast_signed())).ok());
+        let sender = matches!(kind, StreamKind::SyslogUdp | StreamKind::SyslogTcp);
         let sender =
-            matches!(kind, StreamKind::SyslogUdp | StreamKind::SyslogTcp).then(|| name.clone());
+            sender.then(|| unknown.map_or_else(|| name.clone(), |(address, _)| address.to_owned()));
         Self {
             host: message
                 .host
@@ -204,18 +209,6 @@ pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentSt
     AgentState::Silent
 }
 
-/// When the last entry of an agent became durable, Unix µs.
-pub(crate) fn last_durable_us(
-    agent: AgentId,
-    streams: &BTreeMap<StreamId, StreamRecord>,
-) -> Option<u64> {
-    let times = streams
-        .values()
-        .filter(|stream| stream.agent == agent)
-        .map(|stream| stream.last_us);
-    times.max().filter(|&time| time > 0)
-}
-
 /// The key an agent signs with, as people compare it; `None` before it was enrolled.
 pub(crate) fn signing_key(agent: &AgentRecord) -> Option<String> {
     let key = &agent.signing_public;
@@ -224,7 +217,7 @@ pub(crate) fn signing_key(agent: &AgentRecord) -> Option<String> {
 
 /// Every agent for the API and the command.
 pub(crate) fn agents_json(core: &Core) -> Value {
-    let streams = core.archive.streams();
+    let last = core.archive.last_of_agents();
     let agents = core.agents.list();
     let rows = agents.iter().map(|(agent, live)| {
         json!({
@@ -237,7 +230,7 @@ pub(crate) fn agents_json(core: &Core) -> Value {
             "version": agent.version,
             "os": agent.os,
             "address": live.address.map(|address| address.to_string()),
-            "last_durable": last_durable_us(agent.id, &streams).map(rfc3339),
+            "last_durable": last.get(&agent.id).copied().map(rfc3339),
             "last_keep_alive": (live.heard_us > 0).then(|| rfc3339(live.heard_us)),
             "backlog_entries": live.keep_alive.backlog_entries,
             "backlog_bytes": live.keep_alive.backlog_bytes,

@@ -82,7 +82,7 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
             .problems
             .push(("catalogue.db".into(), format!("{error:#}")));
     }
-    let mut report = verify::verify(&core.archive, &core.signers(), claims, scope);
+    let mut report = verify::verify(&core.archive, &core.signers(), claims, scope)?;
     report.notes.extend(core.remade.iter().cloned());
     if matches!(extent, Extent::Range(..)) {
         report

@@ -4,10 +4,15 @@
 //! udp, tcp, unix ─▶ Received, byte for byte ─▶ Sink: the server's archive, or an agent's spool
 //! ```
 //!
-//! One stream per sender and transport; the bytes stay as they came, fields are derived when they are
+//! `admission.rs` says who may hold a connection, of these and of every other listener.
+//!
+//! One stream per sender and transport, as far as `senders.rs` lets them; the bytes stay as they came, fields are derived when they are
 //! shown. Nothing is dropped silently: datagrams that the kernel or a full sink dropped are counted and
 //! become a gap entry of the listener's own stream.
 
+mod accept;
+pub mod admission;
+pub mod senders;
 mod tcp;
 mod udp;
 #[cfg(unix)]
@@ -15,11 +20,13 @@ mod unix;
 
 use std::future::Future;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::StreamKind;
 
-pub use self::tcp::run_tcp;
+pub use self::accept::{accept, limit_send_buffer};
+pub use self::tcp::{run_tcp, tcp_limits, tell_refusals};
 pub use self::udp::{bind_udp, run_udp};
 #[cfg(unix)]
 pub use self::unix::{bind_unix, run_unix};
@@ -42,6 +49,9 @@ pub struct Received {
 pub trait Sink: Clone + Send + Sync + 'static {
     /// The time now, Unix µs.
     fn now_us(&self) -> u64;
+
+    /// The time now, for what passes.
+    fn now(&self) -> Instant;
 
     /// Takes an entry if there is room at this moment.
     fn try_put(&self, received: Received) -> bool;

@@ -14,6 +14,7 @@
 //!    server is told so.
 //! 4. A configuration is in force only after it is durable, and is answered only after it is in force.
 
+mod aside;
 mod configuration;
 mod disk;
 
@@ -27,12 +28,13 @@ use scrinium_protocol::batch::{SealedBatch, StreamPosition};
 use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
-use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, Lane, MARKS_MAX};
+use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, Lane, MARKS_MAX, refused_stream};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_segment::{fault, random};
 use tracing::{info, warn};
 
+use self::aside::Aside;
 use crate::config::Limits;
 use crate::identity::{Identity, State};
 use crate::spool::{Fill, Spool};
@@ -123,6 +125,8 @@ pub struct Shipper {
     /// Receipts for more than the server stated that were shown to it since this process began: one that does not
     /// know the message ends the session, and is not asked again.
     shown: BTreeSet<(StreamId, Sequence)>,
+    /// New streams that the server does not take.
+    aside: Aside,
     /// Bytes of batches taken from the sources.
     pub produced_bytes: u64,
 }
@@ -195,6 +199,7 @@ impl Shipper {
             acked_entries: 0,
             interference: None,
             shown: BTreeSet::new(),
+            aside: Aside::default(),
             produced_bytes: 0,
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has
@@ -341,7 +346,7 @@ impl Shipper {
                 problem: match (&self.disk_problem, &self.interference) {
                     (Some(problem), _) => problem.clone(),
                     (None, Some(seen)) => format!("{INTERFERENCE}{seen}"),
-                    (None, None) => String::new(),
+                    (None, None) => self.aside.problem().unwrap_or_default(),
                 },
             };
             if self.disk_problem.is_none() {
@@ -422,10 +427,23 @@ impl Shipper {
                 let before = self.spool.entries();
                 self.spool.ack(receipt.stream, receipt.next);
                 self.acked_entries += before - self.spool.entries();
+                self.aside.acked(receipt.stream);
                 state.receipts.insert(receipt.stream, receipt);
                 self.remove_acked();
             }
             AgentEvent::Closed { reason } => {
+                if let Some((_, limit)) = refused_stream(&reason) {
+                    self.aside.refuse(limit, now);
+                    let aside = &mut self.aside;
+                    self.spool.give_up(|stream, name, entries| {
+                        let is_aside = aside.has(stream);
+                        if is_aside {
+                            aside.give_up(name.kind, &name.name, entries);
+                        }
+                        is_aside
+                    });
+                    self.remove_acked();
+                }
                 anyhow::bail!("the server ended the session: {reason}")
             }
             AgentEvent::PeerSilent => anyhow::bail!("the server was silent for two keep-alives"),
@@ -439,6 +457,7 @@ impl Shipper {
             return Ok(());
         };
         let mut stated = core::mem::take(&mut link.stated);
+        self.aside.stated(stated.keys().copied(), now);
         link.ready_since = Some(now);
         self.problem = None;
         self.spool.restart();
@@ -619,6 +638,11 @@ impl Shipper {
             self.rewind(stream, after, false);
         }
         self.positions.insert(stream, batch.header.position_after());
+        if self.aside.has(stream) {
+            self.aside
+                .give_up(name.kind, &name.name, batch.header.count);
+            return;
+        }
         self.moved.insert(stream);
         self.produced_bytes += batch.body.len() as u64;
         self.spool.add(&name, &batch);

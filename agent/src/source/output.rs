@@ -90,6 +90,11 @@ impl Positions {
         }
     }
 
+    /// Whether a stream was opened before.
+    pub(crate) fn knows(&self, stream: StreamId) -> bool {
+        self.positions.contains_key(&stream)
+    }
+
     /// Opens a stream where it stands.
     pub(crate) fn open(&self, name: StreamName) -> Output {
         let id = self.id(&name);
@@ -130,6 +135,10 @@ impl Output {
     /// Nothing waits to be sealed.
     pub(crate) fn is_empty(&self) -> bool {
         self.builder.is_empty()
+    }
+
+    pub(crate) fn has_room_for(&self, entries: u32, len: usize) -> bool {
+        self.builder.has_room_for(entries, len)
     }
 
     pub(crate) fn has_room(&self, len: usize) -> bool {

@@ -376,6 +376,22 @@ impl Spool {
         self.drop_front(stream, acked);
     }
 
+    /// Forgets everything of the streams that are `unwanted`, which is told each one's name and entries.
+    pub fn give_up(&mut self, mut unwanted: impl FnMut(StreamId, &StreamName, u32) -> bool) {
+        let streams: Vec<(StreamId, usize)> = self
+            .queues
+            .iter()
+            .filter(|(stream, queue)| {
+                let entries = queue.items.iter().map(|item| item.count).sum();
+                unwanted(**stream, &queue.name, entries)
+            })
+            .map(|(stream, queue)| (*stream, queue.items.len()))
+            .collect();
+        for (stream, items) in streams {
+            self.drop_front(stream, items);
+        }
+    }
+
     /// How many batches were taken since the start, and the number of the last of them that was acked.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {

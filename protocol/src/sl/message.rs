@@ -180,6 +180,21 @@ impl Codec for Receipt {
 /// What the problem of an agent begins with that saw somebody interfere on the way.
 pub const INTERFERENCE: &str = "interference: ";
 
+/// Why a session is closed whose agent wants a stream more than it may have; see [`refused_stream`].
+#[must_use]
+pub fn stream_refused(stream: StreamId, limit: &str) -> String {
+    format!("{STREAM_REFUSED}{stream}: {limit}")
+}
+
+/// The stream that the reason of a close refuses, and the limit it is over.
+#[must_use]
+pub fn refused_stream(reason: &str) -> Option<(StreamId, &str)> {
+    let (stream, limit) = reason.strip_prefix(STREAM_REFUSED)?.split_once(": ")?;
+    Some((stream.parse().ok()?, limit))
+}
+
+const STREAM_REFUSED: &str = "stream refused: ";
+
 /// Liveness and the state of the agent's queues.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeepAlive {

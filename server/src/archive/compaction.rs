@@ -72,11 +72,11 @@ impl Upkeep {
         let mut builder = archive.build(group.clone(), mark.segment, packing(bytes))?;
         let mut sources = Vec::new();
         for segment in old {
-            let (reader, index) = (archive.open_segment(segment)?, archive.index(segment)?);
-            sources.push((*segment, reader, index));
+            sources.push((*segment, archive.index(segment)?));
         }
+        let mut readers = BTreeMap::new();
         let mut streams: BTreeMap<StreamId, Vec<(usize, &Block)>> = BTreeMap::new();
-        for (source, (_, _, index)) in sources.iter().enumerate() {
+        for (source, (_, index)) in sources.iter().enumerate() {
             for block in index.blocks.iter().filter(|block| kept.has(block.stream)) {
                 streams
                     .entry(block.stream)
@@ -88,10 +88,19 @@ impl Upkeep {
         for (stream, mut blocks) in streams {
             blocks.sort_by_key(|(_, block)| block.order);
             for (source, block) in blocks {
-                let Some((segment, reader, index)) = sources.get(source) else {
+                let Some((segment, index)) = sources.get(source) else {
                     continue;
                 };
                 let Some(introduced) = index.streams.get(&stream) else {
+                    continue;
+                };
+                if !readers.contains_key(&source) {
+                    if readers.len() >= READERS_MAX {
+                        readers.pop_first();
+                    }
+                    readers.insert(source, archive.open_segment(segment)?);
+                }
+                let Some(reader) = readers.get(&source) else {
                     continue;
                 };
                 let Ok(batches) = archive.read_block(reader, segment, block, &Access::operations())
@@ -176,5 +185,7 @@ fn packing(bytes: u64) -> Packing {
     }
 }
 
+/// Segments that are open at once while many become one.
+const READERS_MAX: usize = 64;
 /// Bytes that are compacted into one segment at most, but for a single one that is longer.
 const SEGMENT_LEN_MAX: u64 = 512 << 20;

@@ -316,6 +316,17 @@ fn place_of((offset, len, index): (u64, u32, u64)) -> Place {
     Place { offset, len, index }
 }
 
+/// Whether something could not be read because this process, or the system, had no file descriptor left. That says
+/// nothing of the archive, and is never called damage.
+pub(crate) fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(scrinium_segment::process::is_out_of_descriptors)
+    })
+}
+
 /// All times.
 pub(crate) const EVER: (u64, u64) = (0, u64::MAX);
 /// Most blocks whose place is kept in memory, about 200 bytes each.

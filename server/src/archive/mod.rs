@@ -46,7 +46,7 @@ use tracing::error;
 use self::acked::{Acked, Remembered};
 use self::container::Openings;
 use self::extents::Indexes;
-pub(crate) use self::extents::{EVER, Extent};
+pub(crate) use self::extents::{EVER, Extent, is_out_of_descriptors};
 use self::keys::Keyring;
 use self::log::{Found, Log};
 use self::losses::Left;
@@ -70,6 +70,28 @@ pub(crate) struct Archive {
     indexes: Mutex<Indexes>,
     openings: Openings,
     acked: Mutex<Acked>,
+}
+
+/// Numbers of several streams together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) streams: usize,
+    /// Bytes of their names.
+    pub(crate) name_bytes: usize,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    /// When the last entry became durable, Unix µs; 0: none.
+    pub(crate) last_us: u64,
+}
+
+impl Totals {
+    fn add(&mut self, stream: &StreamRecord) {
+        self.streams += 1;
+        self.name_bytes += stream.name.len();
+        self.entries += stream.entries;
+        self.bytes += stream.bytes;
+        self.last_us = self.last_us.max(stream.last_us);
+    }
 }
 
 #[derive(Default)]
@@ -454,6 +476,80 @@ impl Archive {
     pub(crate) fn streams(&self) -> BTreeMap<StreamId, StreamRecord> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.streams.clone()
+    }
+
+    /// The streams that are `wanted`.
+    pub(crate) fn matching(&self, wanted: impl Fn(&StreamRecord) -> bool) -> BTreeSet<StreamId> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let wanted = state.streams.values().filter(|stream| wanted(stream));
+        wanted.map(|stream| stream.id).collect()
+    }
+
+    /// These streams, as far as they are known.
+    pub(crate) fn streams_among(
+        &self,
+        ids: impl IntoIterator<Item = StreamId>,
+    ) -> BTreeMap<StreamId, StreamRecord> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let known = |id: StreamId| Some((id, state.streams.get(&id)?.clone()));
+        let ids: BTreeSet<StreamId> = ids.into_iter().collect();
+        ids.into_iter().filter_map(known).collect()
+    }
+
+    /// Whether a stream is known.
+    pub(crate) fn has_stream(&self, id: StreamId) -> bool {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.streams.contains_key(&id)
+    }
+
+    /// Numbers of all streams together.
+    pub(crate) fn totals(&self) -> Totals {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = Totals::default();
+        for stream in state.streams.values() {
+            totals.add(stream);
+        }
+        totals
+    }
+
+    /// The same of one agent.
+    pub(crate) fn totals_of(&self, agent: AgentId) -> Totals {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = Totals::default();
+        for stream in state
+            .streams
+            .values()
+            .filter(|stream| stream.agent == agent)
+        {
+            totals.add(stream);
+        }
+        totals
+    }
+
+    /// When the last entry of each agent became durable, Unix µs.
+    pub(crate) fn last_of_agents(&self) -> BTreeMap<AgentId, u64> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let mut last = BTreeMap::new();
+        for stream in state.streams.values().filter(|stream| stream.last_us > 0) {
+            let known: &mut u64 = last.entry(stream.agent).or_default();
+            *known = stream.last_us.max(*known);
+        }
+        last
+    }
+
+    /// Some streams of an agent in the order of their names, `skipped` of them left out, and how many it has.
+    pub(crate) fn page_of(
+        &self,
+        agent: AgentId,
+        skipped: usize,
+        most: usize,
+    ) -> (Vec<StreamRecord>, usize) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let streams = state.streams.values();
+        let mut own: Vec<&StreamRecord> = streams.filter(|stream| stream.agent == agent).collect();
+        own.sort_unstable_by_key(|stream| (&stream.name, stream.id));
+        let page = own.iter().skip(skipped).take(most);
+        (page.map(|&stream| stream.clone()).collect(), own.len())
     }
 
     /// The streams of one agent.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Result;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{BatchHeader, Relation, StreamPosition};
 use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::block::StoredBatch;
 use super::container::Access;
 use super::keys::Unreadable;
-use super::{Archive, EVER, Extent};
+use super::{Archive, EVER, Extent, is_out_of_descriptors};
 use crate::catalogue::records::{LossRecord, PrunedRange, SegmentRecord, UnmetReceipt};
 use crate::evidence::{Claims, Doubted};
 use crate::present;
@@ -93,8 +94,9 @@ pub(crate) fn verify(
     agents: &BTreeMap<AgentId, (String, [u8; 32])>,
     claims: Claims,
     scope: Scope,
-) -> Report {
+) -> Result<Report> {
     let mut run = Run {
+        lacking: None,
         archive,
         agents,
         report: Report::default(),
@@ -122,14 +124,19 @@ pub(crate) fn verify(
     if !run.scope.is_range() {
         run.intervals();
     }
+    if let Some(error) = run.lacking {
+        return Err(error.context("not everything could be read: the server has no file descriptor left. Nothing was found damaged by that; verify again, or raise the server's LimitNOFILE"));
+    }
     let mut report = run.report;
     report.streams = run.positions.len() as u64;
     report.whole = report.findings.is_empty();
-    report
+    Ok(report)
 }
 
 struct Run<'a> {
     archive: &'a Archive,
+    /// Something was not read, for want of file descriptors: there is no verdict.
+    lacking: Option<anyhow::Error>,
     agents: &'a BTreeMap<AgentId, (String, [u8; 32])>,
     report: Report,
     positions: BTreeMap<StreamId, StreamPosition>,
@@ -170,6 +177,10 @@ impl Run<'_> {
             if let Err(error) = self.archive.check_frame(&segment)
                 && !self.archive.is_replaced(segment.number)
             {
+                if is_out_of_descriptors(&error) {
+                    self.lacking = Some(error);
+                    return;
+                }
                 self.find_segment(&segment, &format!("{error:#}"));
             }
         }
@@ -211,11 +222,19 @@ impl Run<'_> {
         let batches = match self.archive.read(extent, &Access::operations()) {
             Ok(batches) => batches,
             Err(error) => match error.downcast_ref() {
+                None if is_out_of_descriptors(&error) => {
+                    self.lacking = Some(error);
+                    return;
+                }
                 // Deleted since the list was made.
                 Some(Unreadable::Forgotten) => return,
                 Some(Unreadable::Sealed) => {
                     self.report.sealed += extent.entries();
                     if let Err(error) = self.archive.check_sealed(extent) {
+                        if is_out_of_descriptors(&error) {
+                            self.lacking = Some(error);
+                            return;
+                        }
                         self.find(
                             extent.place_name(),
                             extent.stream,
@@ -239,6 +258,10 @@ impl Run<'_> {
             },
         };
         if let Err(error) = self.archive.check_filter(extent) {
+            if is_out_of_descriptors(&error) {
+                self.lacking = Some(error);
+                return;
+            }
             self.find(
                 extent.place_name(),
                 extent.stream,

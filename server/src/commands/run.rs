@@ -70,12 +70,22 @@ impl Server {
                 SyslogSink(running.local.clone()),
             ));
         }
+        if !syslog_tcp.is_empty() {
+            tasks.spawn(scrinium_syslog::tell_refusals(
+                running.core.doors.syslog.clone(),
+                SYSLOG_TCP_NAME.to_owned(),
+                SyslogSink(running.local.clone()),
+            ));
+        }
         for listener in syslog_tcp {
             tasks.spawn(scrinium_syslog::run_tcp(
                 listener,
                 SyslogSink(running.local.clone()),
+                running.core.doors.syslog.clone(),
+                config.connections.syslog_idle_max,
             ));
         }
+        tasks.spawn(listener::doors::tell(running.core.clone()));
         for listener in console {
             tasks.spawn(console::serve(running.core.clone(), listener, tls.clone()));
         }
@@ -122,6 +132,9 @@ impl Server {
         &self.running.core
     }
 }
+
+/// The stream that is told which connections of senders were refused.
+const SYSLOG_TCP_NAME: &str = "tcp listeners";
 
 /// What agents dial: as configured, or this machine's name and the port of the SL listener.
 pub(crate) fn dialled_address(config: &Config, bound: Option<SocketAddr>) -> String {

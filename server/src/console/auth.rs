@@ -9,6 +9,7 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use scrinium_syslog::admission::Place;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -18,11 +19,16 @@ use super::i18n::Language;
 use super::pages::{Frame, html};
 use crate::accounts::{Session, SignInError};
 use crate::audit::Actor;
+use crate::clock;
 use crate::core::Core;
 
 /// The address of the browser whose connection a request came on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// The connection a request came on: that of somebody who is signed in keeps its place.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection(pub(crate) Arc<Place>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Peer {
     type Rejection = Response;
@@ -59,6 +65,9 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
         let chosen = core.accounts.language(&session.user);
         let language = chosen.and_then(|code| Language::from_code(&code));
         let Peer(address) = Peer::from_request_parts(parts, core).await?;
+        if let Some(Connection(place)) = parts.extensions.get() {
+            place.prove(clock::now());
+        }
         Ok(Self {
             actor: Actor::signed_in(&session.user, address),
             language: language.unwrap_or_else(|| language_of(&parts.headers)),

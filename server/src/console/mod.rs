@@ -12,6 +12,7 @@ mod auth;
 mod chart;
 pub(crate) mod i18n;
 mod pages;
+mod progress;
 pub(crate) mod tls;
 
 use std::sync::Arc;
@@ -26,46 +27,63 @@ use axum::routing::{get, post};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use scrinium_syslog::{accept, limit_send_buffer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 use tracing::debug;
 
+use self::progress::Progress;
+use crate::clock;
 use crate::core::Core;
-use crate::listener::accept;
 
 /// Serves the console until the task is dropped.
 pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAcceptor) {
-    let router = router(core);
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let router = router(core.clone());
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
-        let Ok(permit) = connections.clone().acquire_owned().await else {
-            return;
+        let (stream, address) = accept(&listener, &core.doors.console).await;
+        let Some(place) = core.doors.console.admit(address.ip(), clock::now()) else {
+            debug!(%address, "a connection to the console was not admitted");
+            continue;
         };
-        let (stream, address) = accept(&listener).await;
-        // Whoever acts is written down with the address of the connection.
+        if let Err(error) = limit_send_buffer(&stream, SEND_BUFFER) {
+            debug!(%address, %error, "a connection to the console broke at once");
+            continue;
+        }
+        let place = Arc::new(place);
+        // Whoever acts is written down with the address of the connection, and has a place kept from then on.
+        let peer = (auth::Peer(address), auth::Connection(place.clone()));
         let service = router
             .clone()
             .map_request(move |mut request: hyper::Request<Incoming>| {
-                request.extensions_mut().insert(auth::Peer(address));
+                request.extensions_mut().insert(peer.0);
+                request.extensions_mut().insert(peer.1.clone());
                 request
             });
         let (tls, service) = (tls.clone(), TowerToHyperService::new(service));
         tasks.spawn(async move {
-            let _permit = permit;
-            let Ok(Ok(stream)) = tokio::time::timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await
-            else {
-                return;
+            let stream = Progress::new(stream, place.clone());
+            let served = async {
+                let accepted = tokio::time::timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await;
+                let Ok(Ok(stream)) = accepted else {
+                    return;
+                };
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.timer(TokioTimer::new())
+                    .header_read_timeout(HEADERS_MAX)
+                    .max_buf_size(BUFFER_MAX);
+                if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                    debug!(%error, "a browser's connection broke");
+                }
             };
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new())
-                .header_read_timeout(HEADERS_MAX);
-            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                debug!(%error, "a browser's connection broke");
+            // Boxed: what TLS and HTTP need is not kept twice by the task.
+            let served = Box::pin(served);
+            tokio::select! {
+                () = served => {}
+                () = place.displaced() => debug!(%address, "a connection to the console made room for another"),
             }
         });
     }
@@ -111,12 +129,43 @@ fn router(core: Arc<Core>) -> Router {
         .route("/metrics", get(pages::overview::metrics))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(FORM_LEN_MAX))
+        .layer(axum::middleware::from_fn(body_in_time))
         .layer(axum::middleware::from_fn(headers))
         .with_state(core)
 }
 
 async fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "404: there is no such page\n").into_response()
+}
+
+/// Takes the whole of a form before anything is done with it. One that does not come in time, or is too long, ends the
+/// connection.
+async fn body_in_time(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, FORM_LEN_MAX);
+    let (status, text) = match tokio::time::timeout(BODY_MAX, body).await {
+        Ok(Ok(bytes)) => return next.run(Request::from_parts(parts, bytes.into())).await,
+        Ok(Err(error)) if is_too_long(&error) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "413: the form is too long\n")
+        }
+        Ok(Err(_)) => (StatusCode::BAD_REQUEST, "400: the form is not whole\n"),
+        Err(_) => (
+            StatusCode::REQUEST_TIMEOUT,
+            "408: the form did not come in time\n",
+        ),
+    };
+    (status, [(header::CONNECTION, "close")], text).into_response()
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Headers every answer carries.
@@ -140,8 +189,14 @@ async fn headers(request: Request, next: Next) -> Response {
 
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-const CONNECTIONS_MAX: usize = 512;
 const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEADERS_MAX: Duration = Duration::from_secs(10);
+/// A form comes within so long: 192 KiB do at 3 KiB/s.
+const BODY_MAX: Duration = Duration::from_secs(60);
+/// What the kernel holds of an answer, doubled by it. A third of it must be taken within the deadline of
+/// [`Progress`]: 3 KiB a second.
+const SEND_BUFFER: usize = 128 << 10;
+/// What one connection may have waiting in memory, each way; a request's head is not longer.
+const BUFFER_MAX: usize = 64 << 10;
 /// A configuration of which every byte is escaped.
 const FORM_LEN_MAX: usize = 192 << 10;

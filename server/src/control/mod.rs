@@ -280,6 +280,7 @@ async fn handle_search(
         let (archive, names) = (core.archive.clone(), names.clone());
         tokio::task::spawn_blocking(move || search(&archive, &names, &query, wanted, &access))
             .await?
+            .checked()?
     };
     if found.damaged > 0 {
         warn!(
@@ -290,7 +291,8 @@ async fn handle_search(
     let mut response = if request.count {
         format!("{}\n", found.count).into_response()
     } else {
-        let streams = core.archive.streams();
+        let hits = found.hits.iter();
+        let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
         let mut out = Vec::new();
         present::write_hits(&mut out, &request.format, &found.hits, &names, &streams)?;
         out.into_response()

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, ensure};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::filter;
@@ -13,7 +14,7 @@ use super::query::Query;
 use crate::archive::block::StoredBatch;
 use crate::archive::container::Access;
 use crate::archive::keys::Unreadable;
-use crate::archive::{Archive, EVER, Extent};
+use crate::archive::{Archive, EVER, Extent, is_out_of_descriptors};
 use crate::clock;
 
 /// One line found.
@@ -42,10 +43,24 @@ pub(crate) struct Found {
     pub(crate) histogram: BTreeMap<u64, u64>,
     /// Extents that could not be read: the rest was served.
     pub(crate) damaged: u64,
+    /// Extents that could not be read because no file descriptor was left; see [`Found::checked`].
+    pub(crate) lacking: u64,
     /// Extents of the second container, which were not read.
     pub(crate) sealed: u64,
     /// The time was up before all was read.
     pub(crate) partial: bool,
+}
+
+impl Found {
+    /// What was found, unless parts were not searched for want of file descriptors: that is no answer.
+    pub(crate) fn checked(self) -> Result<Self> {
+        ensure!(
+            self.lacking == 0,
+            "{} parts of the archive were not searched: the server has no file descriptor left. Nothing is damaged; search again, or raise the server's LimitNOFILE",
+            self.lacking
+        );
+        Ok(self)
+    }
 }
 
 /// What to return.
@@ -72,7 +87,10 @@ pub(crate) fn search(
     let last_us = query.to_us.map_or(EVER.1, |to| to.saturating_sub(1));
     let times_us = (query.from_us.unwrap_or(EVER.0), last_us);
     let found = archive.extents(|stream| streams.contains(&stream), times_us);
-    let damaged = found.damaged.len() as u64;
+    let lacking = found.damaged.iter();
+    let lacking = lacking.filter(|(_, error)| is_out_of_descriptors(error));
+    let lacking = lacking.count() as u64;
+    let damaged = found.damaged.len() as u64 - lacking;
     let mut extents = found.list;
     let is_open = |extent: &Extent| {
         let block = extent.block();
@@ -85,6 +103,7 @@ pub(crate) fn search(
         return Found {
             count: extents.iter().map(Extent::entries).sum(),
             damaged,
+            lacking,
             sealed,
             ..Found::default()
         };
@@ -103,6 +122,7 @@ pub(crate) fn search(
         deadline: wanted.deadline.map(|deadline| started + deadline),
         found: Mutex::new(Found {
             damaged,
+            lacking,
             sealed,
             ..Found::default()
         }),
@@ -131,8 +151,7 @@ pub(crate) fn matching_streams(
     agents: &BTreeMap<AgentId, String>,
     query: &Query,
 ) -> BTreeSet<StreamId> {
-    let streams = archive.streams();
-    let matching = streams.values().filter(|stream| {
+    archive.matching(|stream| {
         let Some(agent) = agents.get(&stream.agent) else {
             return false;
         };
@@ -150,8 +169,7 @@ pub(crate) fn matching_streams(
                 .streams
                 .iter()
                 .all(|wanted| stream.name.contains(wanted.as_str()))
-    });
-    matching.map(|stream| stream.id).collect()
+    })
 }
 
 /// Leaves out the extents whose filter says that nothing matches; with `gaps`, those that may hold what a
@@ -169,22 +187,36 @@ pub(crate) fn exclude_by_filter(
     if tokens.is_empty() {
         return;
     }
-    let mut readers = BTreeMap::new();
-    extents.retain(|extent| {
-        let Some((segment, block)) = extent.block() else {
-            return true;
-        };
-        let reader = readers
-            .entry(segment.number)
-            .or_insert_with(|| archive.open_segment(segment).ok());
-        // A filter that cannot be read excludes nothing: what is wrong shows when the block is read.
-        let filter = reader
-            .as_ref()
-            .and_then(|reader| archive.read_filter(reader, segment, block, access).ok());
-        filter.is_none_or(|filter| {
-            filter::may_hold(&filter, &tokens) || gaps && filter::may_hold(&filter, &gap)
-        })
-    });
+    // Segment by segment, so that one file is open at a time, however many the archive has.
+    let mut of_segment: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    for (at, extent) in extents.iter().enumerate() {
+        if let Some((segment, _)) = extent.block() {
+            of_segment.entry(segment.number).or_default().push(at);
+        }
+    }
+    let mut excluded = BTreeSet::new();
+    for at in of_segment.into_values() {
+        let blocks = at.into_iter().filter_map(|at| {
+            let (segment, block) = extents.get(at)?.block()?;
+            Some((at, segment, block))
+        });
+        let mut reader = None;
+        for (at, segment, block) in blocks {
+            // A filter that cannot be read excludes nothing: what is wrong shows when the block is read.
+            let reader = reader.get_or_insert_with(|| archive.open_segment(segment).ok());
+            let filter = reader
+                .as_ref()
+                .and_then(|reader| archive.read_filter(reader, segment, block, access).ok());
+            let may_hold = filter.is_none_or(|filter| {
+                filter::may_hold(&filter, &tokens) || gaps && filter::may_hold(&filter, &gap)
+            });
+            if !may_hold {
+                excluded.insert(at);
+            }
+        }
+    }
+    let mut at = 0..;
+    extents.retain(|_| at.next().is_none_or(|at| !excluded.contains(&at)));
 }
 
 struct Scan<'a> {
@@ -227,6 +259,7 @@ impl Scan<'_> {
                 Err(error) => match error.downcast_ref() {
                     Some(Unreadable::Sealed) => local.sealed = 1,
                     Some(Unreadable::Forgotten) => {}
+                    None if is_out_of_descriptors(&error) => local.lacking = 1,
                     None => local.damaged = 1,
                 },
             }
@@ -271,6 +304,7 @@ impl Scan<'_> {
         let mut found = self.lock();
         found.count += local.count;
         found.damaged += local.damaged;
+        found.lacking += local.lacking;
         found.sealed += local.sealed;
         for (bucket, count) in local.histogram {
             *found.histogram.entry(bucket).or_default() += count;

@@ -1,14 +1,14 @@
-//! Where SL comes in. Syslog has a crate of its own, because agents listen to it too.
+//! Where SL comes in. Syslog has a crate of its own, because agents listen to it too; who may hold a connection
+//! of any listener is said there as well. [`doors`] are the limits of this server.
 
-pub(crate) mod admission;
+pub(crate) mod doors;
 pub(crate) mod sl;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::net::{TcpListener, TcpStream};
-use tracing::warn;
+use tokio::net::TcpListener;
 
 /// Binds every address of one configuration key.
 pub(crate) async fn bind_tcp(field: &str, addresses: &[String]) -> Result<Vec<TcpListener>> {
@@ -19,20 +19,6 @@ pub(crate) async fn bind_tcp(field: &str, addresses: &[String]) -> Result<Vec<Tc
             .push(listener.with_context(|| format!("listen.{field}: cannot listen on {address}"))?);
     }
     Ok(listeners)
-}
-
-/// Waits for the next connection. When accepting fails (no descriptors left, say) it pauses and tries
-/// again: without the pause the error would come back at once, for ever.
-pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) => {
-                warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
-        }
-    }
 }
 
 /// The address a listener really got; port 0 asks for any.

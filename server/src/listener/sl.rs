@@ -1,4 +1,4 @@
-//! Accepts agents: what [`super::admission`] lets in shakes hands, then has a session task of its own.
+//! Accepts agents: what [`super::doors`] let in shakes hands, then has a session task of its own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,14 +13,13 @@ use scrinium_protocol::sl::handshake::{
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::random;
+use scrinium_syslog::accept;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::accept;
-use super::admission::Admitted;
 use crate::agents::{Accepted, Proven, Refused};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::TokenRecord;
@@ -32,21 +31,34 @@ pub(crate) async fn run(core: Arc<Core>, suite: Suite, listener: TcpListener) {
     let mut sessions = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&listener, &core.doors.sl) => accepted,
             Some(_) = sessions.join_next() => continue,
         };
-        let Some(admitted) = core.admission.admit(address.ip(), clock::now()) else {
+        let Some(half_open) = core.doors.sl.admit(address.ip(), clock::now()) else {
             debug!(%address, "not admitted");
+            continue;
+        };
+        let Ok(session) = core.doors.sessions.clone().try_acquire_owned() else {
+            core.doors.sl.note_full();
             continue;
         };
         let core = core.clone();
         sessions.spawn(async move {
             drop(stream.set_nodelay(true));
             let mut stream = stream;
-            let Admitted { half_open, session } = admitted;
             // Boxed: what a handshake needs is not kept by the session after it.
             let handshake = Box::pin(handshake(&core, suite, &mut stream, address));
-            let handshake = tokio::time::timeout(HANDSHAKE_MAX, handshake).await;
+            let handshake = tokio::time::timeout(HANDSHAKE_MAX, handshake);
+            let handshake = tokio::select! {
+                ended = handshake => ended,
+                () = half_open.displaced() => {
+                    debug!(%address, "a handshake made room for another");
+                    return;
+                }
+            };
+            if matches!(handshake, Ok(Ok(_))) {
+                half_open.prove(clock::now());
+            }
             drop(half_open);
             match handshake {
                 Ok(Ok((accepted, established))) => {

@@ -16,7 +16,7 @@ use scrinium_protocol::identity::{AgentId, StreamId};
 
 use crate::archive::block::StoredBatch;
 use crate::archive::container::Access;
-use crate::archive::{Archive, EVER, Extent};
+use crate::archive::{Archive, EVER, Extent, is_out_of_descriptors};
 use crate::catalogue::records::StreamRecord;
 use crate::core::Core;
 use crate::evidence::{Inclusions, Seal, Seals, Stretch, inclusions};
@@ -247,7 +247,11 @@ fn readable_extents(
     let (from, to) = times_of(query);
     for (segment, error) in found.damaged {
         if segment.times_us.0 <= to && from <= segment.times_us.1 {
-            return Err(error.context("what is asked for cannot all be read; run verify"));
+            let what = match is_out_of_descriptors(&error) {
+                true => "the server has no file descriptor left; ask again",
+                false => "what is asked for cannot all be read; run verify",
+            };
+            return Err(error.context(what));
         }
     }
     let mut of_stream: BTreeMap<StreamId, Vec<Extent>> = BTreeMap::new();

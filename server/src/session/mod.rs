@@ -1,17 +1,19 @@
 //! One agent's session at work: the [`Receiver`] between a socket and the writer.
 
+mod budget;
 pub(crate) mod receiver;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::sl::handshake::Established;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
@@ -66,7 +68,7 @@ async fn drive(
             Box::pin(carry_out(core, effect)).await?;
         }
         if let Some(bytes) = receiver.poll_transmit() {
-            writer.write_all(&bytes).await?;
+            write(&mut writer, &bytes).await?;
         }
         let deadline = receiver.poll_timeout();
         let has_room = receiver.has_room();
@@ -109,18 +111,14 @@ async fn drive(
 }
 
 /// What the session still wants done when it is over: alarms, and receipts of what is durable.
-async fn finish(
-    core: &Core,
-    receiver: &mut Receiver,
-    writer: &mut tokio::net::tcp::OwnedWriteHalf,
-) {
+async fn finish(core: &Core, receiver: &mut Receiver, writer: &mut OwnedWriteHalf) {
     while let Some(effect) = receiver.poll_effect() {
         if let Err(error) = carry_out(core, effect).await {
             warn!(error = format!("{error:#}"), "a session could not finish");
         }
     }
     if let Some(bytes) = receiver.poll_transmit() {
-        let _gone = writer.write_all(&bytes).await;
+        let _gone = write(writer, &bytes).await;
     }
 }
 
@@ -153,6 +151,19 @@ fn read(reader: &OwnedReadHalf, receiver: &mut Receiver) -> Result<Option<String
     })
 }
 
+/// Writes all of `bytes`. An agent that takes nothing for too long is gone: else its session would wait for it for ever,
+/// deaf to whoever disables it.
+async fn write(writer: &mut OwnedWriteHalf, bytes: &[u8]) -> Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = tokio::time::timeout(STALLED_MAX, writer.write(rest)).await;
+        let written = written.context("the agent takes nothing of what is sent to it")??;
+        anyhow::ensure!(written > 0, "the agent's connection takes nothing more");
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 /// Waits for the oldest answer; for ever when none is due.
 async fn next_answer(waiting: &mut VecDeque<oneshot::Receiver<Outcome>>) -> Outcome {
     let Some(front) = waiting.front_mut() else {
@@ -169,3 +180,5 @@ fn submit(core: &Core, submission: Submission) -> Result<()> {
 }
 
 const READ_LEN: usize = 256 << 10;
+/// As long as a link of 8 KiB a second needs to empty a third of a large send buffer.
+const STALLED_MAX: Duration = Duration::from_secs(120);

@@ -16,18 +16,20 @@ use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::Established;
-use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt};
+use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt, stream_refused};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{ServerEvent, ServerSession};
 use scrinium_segment::random;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::budget::{Budget, OverBudget};
 use crate::agents::{Accepted, Agents, interference_with};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::archive::log::new_stream;
 use crate::catalogue::records::UnmetReceipt;
+use crate::config::AgentStreams;
 use crate::ingest::{BatchSubmission, Outcome, Submission};
 
 /// What a session wants done.
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) archive: Arc<Archive>,
     pub(crate) signing: SigningKey,
     pub(crate) keep_alive: Duration,
+    /// What one agent may have.
+    pub(crate) streams: AgentStreams,
 }
 
 /// The server's side of one session.
@@ -60,6 +64,7 @@ pub(crate) struct Receiver {
     /// Batches handed to the writer, oldest first.
     pub(crate) waiting: VecDeque<oneshot::Receiver<Outcome>>,
     effects: VecDeque<Effect>,
+    budget: Budget,
     /// The stream of the last batch that came, and the sequence after it.
     last: Option<(StreamId, u64)>,
 }
@@ -95,7 +100,9 @@ impl Receiver {
             restored: agent.restored,
         };
         session.send(&Message::Ready(ready), now)?;
+        let totals = shared.archive.totals_of(agent.id);
         let mut receiver = Self {
+            budget: Budget::new(shared.streams, totals, now),
             shared,
             agent: agent.id,
             signing: signing.context("the agent's signing key")?,
@@ -109,9 +116,9 @@ impl Receiver {
         Ok(receiver)
     }
 
-    /// Whether more may be read: else too much waits at the writer.
+    /// Whether more may be read: else too much waits at the writer, or new streams come too fast.
     pub(crate) fn has_room(&self) -> bool {
-        self.waiting.len() < IN_FLIGHT_MAX
+        self.waiting.len() < IN_FLIGHT_MAX && self.budget.waits_until().is_none()
     }
 
     /// Takes received bytes. Returns why the session is over, when it is on purpose.
@@ -214,12 +221,15 @@ impl Receiver {
 
     /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.
     pub(crate) fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<Option<String>> {
+        self.budget.refill(now);
         self.session.handle_timeout(now, time_us)?;
         self.handle_events(now)
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
-        self.session.poll_timeout()
+        let session = self.session.poll_timeout();
+        let waits_until = self.budget.waits_until();
+        waits_until.map_or(session, |until| until.min(session))
     }
 
     pub(crate) fn poll_transmit(&mut self) -> Option<Vec<u8>> {
@@ -272,13 +282,18 @@ impl Receiver {
                 {
                     bail!("the agent named a stream that is not its own");
                 }
-                if self.shared.archive.stream(stream).is_none() {
-                    let stream = new_stream(stream, self.agent, kind, name);
-                    self.effects
-                        .push_back(Effect::Submit(Submission::Stream(stream)));
+                if !self.shared.archive.has_stream(stream) {
+                    let new = new_stream(stream, self.agent, kind, name);
+                    if let Err(over) = self.budget.open(new) {
+                        return self.refuse_stream(stream, over, now).map(Some);
+                    }
                 }
             }
-            ServerEvent::Batch(encoded) => self.handle_batch(encoded)?,
+            ServerEvent::Batch(encoded) => {
+                if let Some((stream, over)) = self.handle_batch(encoded, now)? {
+                    return self.refuse_stream(stream, over, now).map(Some);
+                }
+            }
             ServerEvent::KeepAlive(_) => {}
             ServerEvent::Receipt(receipt) => self.handle_receipt(&receipt)?,
             ServerEvent::ConfigurationAnswer(answer) => {
@@ -301,12 +316,52 @@ impl Receiver {
         Ok(None)
     }
 
-    /// Verifies a batch and hands it to the writer. Milliseconds of hashing and decompression.
-    fn handle_batch(&mut self, encoded: Vec<u8>) -> Result<()> {
+    /// Tells the agent which limit it has reached, and ends the session: it sets the stream aside, comes again, and
+    /// goes on with its others. Returns the reason.
+    fn refuse_stream(
+        &mut self,
+        stream: StreamId,
+        over: OverBudget,
+        now: Instant,
+    ) -> Result<String> {
+        let reason = stream_refused(stream, &over.to_string());
+        let agent = self.shared.agents.get(self.agent);
+        let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
+        self.effects.push_back(Effect::Raise(Raise {
+            kind: AlarmKind::TooManyStreams,
+            agent,
+            text: format!("it wants a stream more than it may have: {over}. What it sends to its other streams is archived as before."),
+            key: String::new(),
+        }));
+        let reason_sent = reason.clone();
+        self.session.send(
+            &Message::Close {
+                reason: reason_sent,
+            },
+            now,
+        )?;
+        Ok(reason)
+    }
+
+    /// Verifies a batch and hands it to the writer, its stream before it when it is new. Milliseconds of hashing and
+    /// decompression. Returns which stream is over the budget.
+    fn handle_batch(
+        &mut self,
+        encoded: Vec<u8>,
+        now: Instant,
+    ) -> Result<Option<(StreamId, OverBudget)>> {
         let batch =
             SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         batch.header.verify_signature(&self.signing)?;
         batch.open()?;
+        let stream = batch.header.stream;
+        match self.budget.take(stream, now) {
+            Ok(None) => {}
+            Ok(Some(new)) => self
+                .effects
+                .push_back(Effect::Submit(Submission::Stream(new))),
+            Err(over) => return Ok(Some((stream, over))),
+        }
         self.last = Some((batch.header.stream, batch.header.next().0));
         let (answer, outcome) = oneshot::channel();
         let submission = BatchSubmission {
@@ -318,7 +373,7 @@ impl Receiver {
         self.effects
             .push_back(Effect::Submit(Submission::Batch(submission)));
         self.waiting.push_back(outcome);
-        Ok(())
+        Ok(None)
     }
 
     /// Sends the receipts of every batch answered so far, one per stream. `first` is an answer already

@@ -82,7 +82,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
         line.agent,
         ("agent".to_owned(), signing.verifying_key().to_bytes()),
     )];
-    let report = verify::verify(&archive, &signers.into(), claims, scope);
+    let report = verify::verify(&archive, &signers.into(), claims, scope).unwrap();
     let verified = clock::now().duration_since(begun);
     assert!(report.whole, "{}", report.to_text());
     assert_eq!(report.verified_before, DAYS * BLOCKS_A_DAY);

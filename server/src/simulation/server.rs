@@ -99,6 +99,10 @@ impl Server {
             archive,
             signing: self.signing.clone(),
             keep_alive: Duration::from_secs(10),
+            streams: crate::config::AgentStreams {
+                max: 250_000,
+                new_per_minute_max: 60_000,
+            },
         };
         self.process = Some(Process {
             shared,

@@ -684,7 +684,8 @@ impl Year {
             &process.agents.signers(),
             claims,
             Scope::all(),
-        );
+        )
+        .unwrap();
         assert!(
             report.whole,
             "seed {} on {}: {}",

@@ -44,6 +44,7 @@ mod sources;
 mod spool;
 mod statistics;
 mod stopped;
+mod strangers;
 mod structure;
 mod syslog;
 mod tamper;

@@ -22,6 +22,7 @@ use std::sync::mpsc::SyncSender;
 
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::{StreamId, StreamName};
+use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use scrinium_syslog::{Received, Sink as SyslogSink};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -154,6 +155,10 @@ impl SyslogSink for Sink {
         clock::unix_us()
     }
 
+    fn now(&self) -> std::time::Instant {
+        clock::now()
+    }
+
     fn try_put(&self, received: Received) -> bool {
         let taken = self.items.try_send(received.into()).is_ok();
         self.waker.wake();
@@ -180,6 +185,18 @@ impl From<Received> for Item {
     }
 }
 
+impl From<Item> for Received {
+    fn from(item: Item) -> Self {
+        Self {
+            kind: item.stream.kind,
+            name: item.stream.name,
+            time_us: item.time_us,
+            flags: item.flags,
+            bytes: item.bytes,
+        }
+    }
+}
+
 /// A source at work, and its streams.
 pub(super) struct Feed {
     source: FeedSource,
@@ -189,8 +206,10 @@ pub(super) struct Feed {
     /// Its streams are still to say that the configuration ended them.
     says_end: bool,
     streams: BTreeMap<StreamId, Stream>,
-    /// An item for which there was no room yet.
-    waiting: Option<Item>,
+    /// The items of one line for which there was no room yet.
+    waiting: Option<Vec<Item>>,
+    /// Who of those that send syslog has a stream.
+    senders: Senders,
 }
 
 struct Stream {
@@ -225,6 +244,7 @@ impl Feed {
             says_end: false,
             streams: BTreeMap::new(),
             waiting: None,
+            senders: Senders::new(SENDERS, 0),
         }
     }
 
@@ -282,6 +302,21 @@ impl Feed {
         own == Some(stream)
     }
 
+    /// The next item; several, of one line, when its sender has no stream of its own.
+    fn next_line(&mut self, positions: &Positions) -> Option<Vec<Item>> {
+        let item = self.items.try_recv().ok()?;
+        if !is_sender(item.stream.kind, &item.stream.name) {
+            return Some(vec![item]);
+        }
+        let id = positions.id(&item.stream);
+        let streams = &self.streams;
+        let has_stream = |_: &Received| streams.contains_key(&id) || positions.knows(id);
+        match self.senders.place(item.into(), has_stream) {
+            Placed::Own(received) => Some(vec![received.into()]),
+            Placed::Unknown(entries) => Some(entries.into_iter().map(Item::from).collect()),
+        }
+    }
+
     /// Seals what came since the last pass.
     pub(super) fn pass(&mut self, positions: &mut Positions, context: &mut Context) -> Pass {
         let mut taken = 0;
@@ -289,36 +324,37 @@ impl Feed {
             if context.is_blocked() {
                 return Pass::Blocked;
             }
-            let Some(item) = self.waiting.take().or_else(|| self.items.try_recv().ok()) else {
+            let line = self.waiting.take().or_else(|| self.next_line(positions));
+            let Some((line, first)) = line.and_then(|line| {
+                let stream = line.first()?.stream.clone();
+                Some((line, stream))
+            }) else {
                 break;
             };
-            taken += item.bytes.len() + ITEM_COST;
-            let id = positions.id(&item.stream);
+            let len: usize = line.iter().map(|item| item.bytes.len()).sum();
+            taken += len + ITEM_COST;
+            let id = positions.id(&first);
             let stream = self.streams.entry(id).or_insert_with(|| {
-                let mut output = positions.open(item.stream.clone());
-                if !item.stream.kind.can_be_read_again() {
+                let mut output = positions.open(first.clone());
+                if !first.kind.can_be_read_again() {
                     positions.state_loss(&mut output);
                 }
                 Stream {
-                    bookmark: positions.bookmark(&item.stream),
+                    bookmark: positions.bookmark(&first),
                     output,
                 }
             });
-            if !stream.output.has_room(item.bytes.len()) {
+            let items = u32::try_from(line.len()).unwrap_or(u32::MAX);
+            if !stream.output.has_room_for(items, len) {
                 stream.output.seal(stream.bookmark.clone(), context);
-                self.waiting = Some(item);
+                self.waiting = Some(line);
                 continue;
             }
-            let Item {
-                bytes,
-                flags,
-                time_us,
-                bookmark,
-                ..
-            } = item;
-            stream.output.push(&bytes, flags, time_us);
-            if !bookmark.is_empty() {
-                stream.bookmark = bookmark;
+            for item in line {
+                stream.output.push(&item.bytes, item.flags, item.time_us);
+                if !item.bookmark.is_empty() {
+                    stream.bookmark = item.bookmark;
+                }
             }
         }
         if core::mem::take(&mut self.says_end) {
@@ -347,6 +383,11 @@ impl Feed {
     }
 }
 
+/// Senders of one relay that get a stream of their own.
+const SENDERS: SenderLimits = SenderLimits {
+    new_per_day: 20_000,
+    max: 100_000,
+};
 /// Entries between a source and its batches.
 const ITEMS_MAX: usize = 4096;
 /// Bytes taken from one source before the next one's turn.

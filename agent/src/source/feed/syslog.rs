@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::identity::{StreamKind, StreamName};
+use scrinium_syslog::admission::Admission;
 use tracing::{info, warn};
 
 use super::{Item, Sink};
@@ -87,7 +88,20 @@ impl Syslog {
         }
         match socket {
             Socket::Udp(socket) => scrinium_syslog::run_udp(socket, sink.clone()).await,
-            Socket::Tcp(listener) => scrinium_syslog::run_tcp(listener, sink.clone()).await,
+            Socket::Tcp(listener) => {
+                let limits = scrinium_syslog::tcp_limits(TCP_PLACES, TCP_PLACES_EACH);
+                let admission = Admission::new(limits);
+                let told = scrinium_syslog::tell_refusals(
+                    admission.clone(),
+                    own.name.clone(),
+                    sink.clone(),
+                );
+                let run = scrinium_syslog::run_tcp(listener, sink.clone(), admission, IDLE_MAX);
+                tokio::select! {
+                    () = run => {}
+                    () = told => {}
+                }
+            }
             #[cfg(unix)]
             Socket::Unix(socket) => {
                 let name = own.name.clone();
@@ -98,6 +112,12 @@ impl Syslog {
     }
 }
 
+/// Connections of one relay at once, and of them from one address or IPv6 /64. With 64 KiB of an unfinished
+/// message on each they are 64 MiB.
+const TCP_PLACES: usize = 1024;
+const TCP_PLACES_EACH: usize = 256;
+/// A sender of which nothing is heard for a day is taken for gone.
+const IDLE_MAX: Option<Duration> = Some(Duration::from_secs(24 * 3600));
 /// Pause before listening is tried again.
 const BIND_RETRY: Duration = Duration::from_secs(5);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query as UrlQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
@@ -21,7 +21,7 @@ use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
 use crate::control::or_said;
 use crate::core::Core;
-use crate::present::{self, human_bytes, last_durable_us, rfc3339, state_of};
+use crate::present::{self, human_bytes, rfc3339, state_of};
 
 #[derive(Template)]
 #[template(path = "agents.html")]
@@ -90,10 +90,16 @@ impl Cache {
 }
 
 impl Row {
-    fn new(t: Language, core: &Core, agent: &AgentRecord, live: &Live) -> Self {
+    /// `last_us` is when its last entry became durable.
+    fn new(
+        t: Language,
+        core: &Core,
+        agent: &AgentRecord,
+        live: &Live,
+        last_us: Option<u64>,
+    ) -> Self {
         let now = clock::unix_us();
-        let streams = core.archive.streams();
-        let last = last_durable_us(agent.id, &streams);
+        let last = last_us;
         let state = &live.keep_alive;
         let offset_ms = live.clock_offset_us / 1000;
         let known = live.heard_us > 0;
@@ -152,11 +158,11 @@ impl Row {
 /// The table of all agents.
 pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Response {
     let t = who.language;
-    let rows = core
-        .agents
-        .list()
+    let last = core.archive.last_of_agents();
+    let agents = core.agents.list();
+    let rows = agents
         .iter()
-        .map(|(agent, live)| Row::new(t, &core, agent, live))
+        .map(|(agent, live)| Row::new(t, &core, agent, live, last.get(&agent.id).copied()))
         .collect();
     html(&AgentsPage {
         t,
@@ -180,6 +186,30 @@ struct AgentPage {
     integrity_only: bool,
     editor: Editor,
     streams: Vec<StreamRow>,
+    pages: Option<Pages>,
+}
+
+/// Where one is among the streams of an agent that has more than a page of them.
+struct Pages {
+    said: String,
+    before: Option<usize>,
+    after: Option<usize>,
+}
+
+impl Pages {
+    fn new(t: Language, page: usize, streams: usize) -> Option<Self> {
+        let last = streams.div_ceil(STREAMS_SHOWN);
+        (last > 1).then(|| Self {
+            said: t.with("agents.page", format!("{page} / {last}")),
+            before: (page > 1).then(|| page - 1),
+            after: (page < last).then(|| page + 1),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct DetailParams {
+    page: Option<usize>,
 }
 
 struct StreamRow {
@@ -198,6 +228,7 @@ pub(crate) async fn detail(
     State(core): State<Arc<Core>>,
     who: SignedIn,
     Path(name): Path<String>,
+    UrlQuery(params): UrlQuery<DetailParams>,
 ) -> Response {
     let t = who.language;
     let agents = core.agents.list();
@@ -205,9 +236,13 @@ pub(crate) async fn detail(
         return (StatusCode::NOT_FOUND, t.text("agents.unknown").to_owned()).into_response();
     };
     let now = clock::unix_us();
-    let streams = core.archive.streams();
-    let of_agent = streams.values().filter(|stream| stream.agent == agent.id);
-    let mut rows: Vec<StreamRow> = of_agent
+    let totals = core.archive.totals_of(agent.id);
+    let last_page = totals.streams.div_ceil(STREAMS_SHOWN).max(1);
+    let page = params.page.unwrap_or(1).clamp(1, last_page);
+    let skipped = (page - 1) * STREAMS_SHOWN;
+    let (streams, count) = core.archive.page_of(agent.id, skipped, STREAMS_SHOWN);
+    let rows: Vec<StreamRow> = streams
+        .iter()
         .map(|stream| StreamRow {
             kind: stream.kind.name(),
             name: stream.name.clone(),
@@ -225,11 +260,16 @@ pub(crate) async fn detail(
             query: format!("agent:{} stream:\"{}\"", agent.name, stream.name),
         })
         .collect();
-    rows.sort_by(|a, b| a.name.cmp(&b.name));
     html(&AgentPage {
         t,
         frame: Frame::new(&who, "agents", &format!("/agents/{name}")),
-        row: Row::new(t, &core, agent, live),
+        row: Row::new(
+            t,
+            &core,
+            agent,
+            live,
+            Some(totals.last_us).filter(|&us| us > 0),
+        ),
         id: agent.id.to_string(),
         enrolled: rfc3339(agent.enrolled_us),
         key: present::signing_key(agent).unwrap_or_else(|| "–".to_owned()),
@@ -238,6 +278,7 @@ pub(crate) async fn detail(
         integrity_only: agent.integrity_only,
         editor: Editor::new(t, agent),
         streams: rows,
+        pages: Pages::new(t, page, count),
     })
 }
 
@@ -321,5 +362,7 @@ pub(crate) async fn api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<V
     Json(present::agents_json(&core))
 }
 
+/// Streams on one page of an agent.
+const STREAMS_SHOWN: usize = 200;
 /// Clocks further apart than this are said.
 const OFFSET_MS_MAX: u64 = 2_000;

@@ -18,7 +18,6 @@ use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
 use crate::core::Core;
-use crate::present::last_durable_us;
 
 #[derive(Template)]
 #[template(path = "enrol.html")]
@@ -131,8 +130,7 @@ pub(crate) async fn state(
         return Json(json!({ "state": "waiting", "text": t.text("enrol.waiting") }))
             .into_response();
     };
-    let streams = core.archive.streams();
-    if last_durable_us(agent.id, &streams).is_some() {
+    if core.archive.totals_of(agent.id).last_us > 0 {
         return Json(
             json!({ "state": "receiving", "text": t.with("enrol.receiving", &agent.name) }),
         )

@@ -140,7 +140,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
     }
     let connected = states.get("connected").copied().unwrap_or(0)
         + states.get("buffering").copied().unwrap_or(0);
-    let streams = core.archive.streams();
+    let totals = core.archive.totals();
     let bucket = bucket_for(HOUR_US);
     let from = (now - HOUR_US) / bucket * bucket + bucket;
     let names = core.agent_names();
@@ -162,6 +162,8 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         .await
         .unwrap_or_default()
     };
+    let hits = found.hits.iter();
+    let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
     let latest = found.hits.iter().map(|hit| {
         let view = View::new(hit, &names, &streams);
         Latest {
@@ -200,9 +202,9 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         agents: agents.len(),
         connected,
         states: states.into_iter().collect(),
-        streams: t.number(streams.len() as u64),
-        entries: t.number(streams.values().map(|stream| stream.entries).sum()),
-        raw: human_bytes(streams.values().map(|stream| stream.bytes).sum()),
+        streams: t.number(totals.streams as u64),
+        entries: t.number(totals.entries),
+        raw: human_bytes(totals.bytes),
         disk: human_bytes(
             disk_bytes(&core.archive.log_dir()) + disk_bytes(&core.archive.archive_dir()),
         ),
@@ -258,8 +260,29 @@ fn backup_said(t: Language, core: &Core, now_us: u64) -> String {
 pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
     let agents = core.agents.list();
     let connected = agents.iter().filter(|(_, live)| live.connected).count();
-    let streams = core.archive.streams();
-    let entries: u64 = streams.values().map(|stream| stream.entries).sum();
+    let totals = core.archive.totals();
+    let entries = totals.entries;
+    let doors = [
+        ("sl", &core.doors.sl),
+        ("console", &core.doors.console),
+        ("syslog", &core.doors.syslog),
+    ];
+    let (mut open, mut refused, mut displaced) = (String::new(), String::new(), String::new());
+    for (name, door) in doors {
+        let ((used, _), counts) = (door.used(), door.counts());
+        open.push_str(&format!(
+            "scrinium_connections{{listener=\"{name}\"}} {used}\n"
+        ));
+        let count = counts.refused();
+        refused.push_str(&format!(
+            "scrinium_connections_refused_total{{listener=\"{name}\"}} {count}\n"
+        ));
+        let count = counts.displaced;
+        displaced.push_str(&format!(
+            "scrinium_connections_displaced_total{{listener=\"{name}\"}} {count}\n"
+        ));
+    }
+    let unknown = core.unknown_senders.entries();
     let (segments, logs) = core.archive.parts();
     let (intervals, sealed_us) = core.evidence.sealed();
     format!(
@@ -267,9 +290,12 @@ pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
          # TYPE scrinium_streams gauge\nscrinium_streams {}\n# TYPE scrinium_entries_total counter\nscrinium_entries_total {entries}\n\
          # TYPE scrinium_segments gauge\nscrinium_segments {}\n# TYPE scrinium_logs gauge\nscrinium_logs {}\n\
          # TYPE scrinium_intervals_total counter\nscrinium_intervals_total {intervals}\n\
-         # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n",
+         # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n\
+         # TYPE scrinium_connections gauge\n{open}# TYPE scrinium_connections_refused_total counter\n{refused}\
+         # TYPE scrinium_connections_displaced_total counter\n{displaced}\
+         # TYPE scrinium_unknown_sender_entries_total counter\nscrinium_unknown_sender_entries_total {unknown}\n",
         agents.len(),
-        streams.len(),
+        totals.streams,
         segments.len(),
         logs.len(),
         sealed_us / 1_000_000,

@@ -120,7 +120,8 @@ pub(crate) async fn page(
             return (StatusCode::UNPROCESSABLE_ENTITY, html(&page)).into_response();
         }
     };
-    let streams = core.archive.streams();
+    let hits = found.hits.iter();
+    let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
     page.rows = found
         .hits
         .iter()
@@ -254,7 +255,8 @@ pub(crate) async fn api(
             return (StatusCode::UNPROCESSABLE_ENTITY, body).into_response();
         }
     };
-    let streams = core.archive.streams();
+    let hits = found.hits.iter();
+    let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
     let hits: Vec<Value> = found
         .hits
         .iter()
@@ -308,7 +310,8 @@ async fn run(
     let (core, names) = (core.clone(), names.clone());
     let found =
         tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted, &access))
-            .await?;
+            .await?
+            .checked()?;
     Ok((found, (from, to), bucket_us))
 }
 

@@ -1,0 +1,190 @@
+//! The places of this server's listeners: how many, whose, and what is said when they are short.
+//!
+//! ```text
+//! configuration ─┐
+//! descriptors ───┴─▶ [Doors]: SL handshakes, sessions, console, syslog ─▶ log, alarm
+//! ```
+//!
+//! Every connection is a file descriptor. What the listeners may have together leaves a reserve for commands,
+//! logs and segments.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use scrinium_syslog::admission::{Admission, Counts, Limits};
+use scrinium_syslog::senders::UNKNOWN_SENDERS;
+use scrinium_syslog::tcp_limits;
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::alarms::{AlarmKind, Raise};
+use crate::config::{Connections, Handshakes};
+use crate::core::Core;
+
+/// Who may come in where.
+pub(crate) struct Doors {
+    /// Handshakes of agents.
+    pub(crate) sl: Arc<Admission>,
+    /// Agents that shook hands.
+    pub(crate) sessions: Arc<Semaphore>,
+    pub(crate) console: Arc<Admission>,
+    pub(crate) syslog: Arc<Admission>,
+}
+
+impl Doors {
+    /// The doors as configured, narrower where there are not so many `descriptors`.
+    pub(crate) fn new(
+        handshakes: Handshakes,
+        connections: Connections,
+        descriptors: Option<u64>,
+    ) -> Self {
+        let wanted = [
+            handshakes.half_open_max,
+            handshakes.sessions_max,
+            connections.console_max,
+            connections.syslog_max,
+        ];
+        let places = fit(wanted, descriptors);
+        if places != wanted {
+            let [half_open, sessions, console, syslog] = places;
+            warn!(
+                descriptors,
+                half_open,
+                sessions,
+                console,
+                syslog,
+                "fewer connections than configured are let in, because this process may not open more files: raise LimitNOFILE"
+            );
+        }
+        let [half_open, sessions, console, syslog] = places;
+        Self {
+            sl: Admission::new(Limits {
+                places: half_open,
+                each: half_open.div_ceil(SHARE),
+                kept: half_open / 2,
+                per_second: Some(handshakes.per_second),
+                rests_after: HANDSHAKE_RESTS_AFTER,
+            }),
+            sessions: Arc::new(Semaphore::new(sessions)),
+            console: Admission::new(Limits {
+                places: console,
+                each: connections.console_each_max.min(console),
+                kept: console / CONSOLE_KEPT_SHARE,
+                per_second: None,
+                rests_after: CONSOLE_RESTS_AFTER,
+            }),
+            syslog: Admission::new(tcp_limits(syslog, connections.syslog_each_max.min(syslog))),
+        }
+    }
+}
+
+/// Each number, or its part of what there is: half of the descriptors, or all but [`RESERVE`] when that is more.
+fn fit<const N: usize>(wanted: [usize; N], descriptors: Option<u64>) -> [usize; N] {
+    let Some(descriptors) = descriptors.and_then(|count| usize::try_from(count).ok()) else {
+        return wanted;
+    };
+    let room = (descriptors / 2).max(descriptors.saturating_sub(RESERVE));
+    let all: usize = wanted.iter().sum();
+    if all <= room {
+        return wanted;
+    }
+    // No door is closed, whatever the numbers are.
+    wanted.map(|places| (places.saturating_mul(room) / all).max(2))
+}
+
+/// Logs what the listeners refused or closed, and which senders have no stream of their own, and raises alarms, until the
+/// task is dropped.
+pub(crate) async fn tell(core: Arc<Core>) {
+    let mut check = tokio::time::interval(TELL_INTERVAL);
+    let mut told = [Counts::default(); 3];
+    let mut told_unknown = 0;
+    loop {
+        check.tick().await;
+        let unknown = core.unknown_senders.entries();
+        if unknown > told_unknown {
+            let entries = unknown - told_unknown;
+            told_unknown = unknown;
+            tell_unknown(&core, entries).await;
+        }
+        let doors = [
+            ("SL", &core.doors.sl),
+            ("console", &core.doors.console),
+            ("syslog", &core.doors.syslog),
+        ];
+        for ((name, door), told) in doors.into_iter().zip(&mut told) {
+            let now = door.counts();
+            let new = now.since(*told);
+            *told = now;
+            if new.is_nothing() {
+                continue;
+            }
+            let (used, most) = door.used();
+            let most = most.map_or_else(String::new, |(peer, count)| {
+                format!("; {count} of them are of {peer}")
+            });
+            if name != "syslog" {
+                // Of syslog its own task says it, and tells the archive.
+                warn!(listener = name, "connections: {new}; {used} are open{most}");
+            }
+            let raise = Raise {
+                kind: AlarmKind::PlacesShort,
+                agent: String::new(),
+                text: format!(
+                    "The {name} listener did not serve everybody: {new}. {used} connections are open{most}."
+                ),
+                key: name.to_owned(),
+            };
+            core.alarms.raise(raise).await;
+        }
+    }
+}
+
+async fn tell_unknown(core: &Core, entries: u64) {
+    warn!(
+        entries,
+        "entries of new senders went into the stream of unknown senders"
+    );
+    let raise = Raise {
+        kind: AlarmKind::ManySenders,
+        agent: String::new(),
+        text: format!(
+            "More new senders of syslog came than limits.syslog_new_senders_per_day_max or limits.syslog_senders_max allow: {entries} entries went into the stream \"{UNKNOWN_SENDERS}\", each with its sender's address. Nothing was dropped. The addresses of datagrams are easily forged."
+        ),
+        key: String::new(),
+    };
+    core.alarms.raise(raise).await;
+}
+
+/// One address has at most one part in so many of the half-open handshakes.
+const SHARE: usize = 4;
+/// One part in so many of the console's places is for addresses from which somebody signed in.
+const CONSOLE_KEPT_SHARE: usize = 8;
+/// A handshake never proves itself before its end, so it may always make room.
+const HANDSHAKE_RESTS_AFTER: Duration = Duration::ZERO;
+/// A signed-in person's connection at rest may make room: browsers open another one by themselves.
+const CONSOLE_RESTS_AFTER: Duration = Duration::from_secs(5);
+/// Descriptors that connections leave: logs, segments that are being read, the catalogue, commands, backups.
+const RESERVE: usize = 256;
+/// Refusals are told at most so often.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_everything_else() {
+        let wanted = [512, 20_000, 512, 2048];
+        assert_eq!(fit(wanted, None), wanted);
+        assert_eq!(fit(wanted, Some(1 << 20)), wanted);
+        for descriptors in [64, 100, 1024, 20_000] {
+            let places = fit(wanted, Some(descriptors));
+            let all = u64::try_from(places.iter().sum::<usize>()).unwrap();
+            assert!(
+                all <= descriptors - descriptors.min(512) / 2 + 8,
+                "{places:?}"
+            );
+            assert!(places.iter().all(|&places| places >= 2), "{places:?}");
+        }
+    }
+}

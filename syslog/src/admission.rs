@@ -1,0 +1,591 @@
+//! Who may hold a connection of a listener, decided before it costs anything.
+//!
+//! ```text
+//! accept ─▶ [Admission]: rate, share of the network, places ─▶ Place ─▶ the connection's task
+//!                 └─ where places are short, the connection that is missed least makes room
+//! ```
+//!
+//! One rule for every listener of server and agents. A peer is an IPv4 address or an IPv6 /64; a /56 and a
+//! /48 have shares too, because whoever rents one address of them may often use all.
+//!
+//! Invariants:
+//! 1. No more connections than places, and no more of one network than its share.
+//! 2. Some places are for peers that showed before who they are; strangers never take those.
+//! 3. A connection that proved itself and is at work is never closed for another one.
+//! 4. What is refused or closed is counted; [`Admission::counts`] says so to whoever tells people.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// The limits of one listener, or of several that share their places.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub places: usize,
+    /// Of them from one IPv4 address or IPv6 /64; a /56 may have twice, a /48 four times as many.
+    pub each: usize,
+    /// Of the places those that only known peers get.
+    pub kept: usize,
+    /// Connections begun by one network, in the long run, and four times as many at once; none: any number.
+    pub per_second: Option<u32>,
+    /// A connection that proved itself may make room when nothing came or went for so long.
+    pub rests_after: Duration,
+}
+
+/// What was refused or closed since the start.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Begun more often than one network may.
+    pub too_often: u64,
+    /// The share of the network was used up.
+    pub over_share: u64,
+    /// No place was left.
+    pub full: u64,
+    /// Closed to make room.
+    pub displaced: u64,
+    /// Not accepted, for want of file descriptors.
+    pub not_accepted: u64,
+}
+
+impl Counts {
+    /// What was counted since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            too_often: self.too_often - before.too_often,
+            over_share: self.over_share - before.over_share,
+            full: self.full - before.full,
+            displaced: self.displaced - before.displaced,
+            not_accepted: self.not_accepted - before.not_accepted,
+        }
+    }
+
+    /// Connections that were not let in.
+    #[must_use]
+    pub fn refused(self) -> u64 {
+        self.too_often + self.over_share + self.full
+    }
+
+    #[must_use]
+    pub fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// In words, for the log, an alarm or a gap entry.
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [
+            (self.too_often, "refused because one address began too many"),
+            (self.over_share, "refused because one address had its share"),
+            (self.full, "refused because no place was left"),
+            (self.displaced, "closed to make room"),
+            (
+                self.not_accepted,
+                "times none was accepted for want of file descriptors",
+            ),
+        ];
+        let said = parts.iter().filter(|(count, _)| *count > 0);
+        let said: Vec<String> = said
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        f.write_str(&said.join(", "))
+    }
+}
+
+/// The limits, and what of them is used.
+#[derive(Debug)]
+pub struct Admission {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    held: BTreeMap<u64, Held>,
+    /// Connections of each network, at each width.
+    counts: HashMap<Network, usize>,
+    strangers: usize,
+    buckets: HashMap<IpAddr, Bucket>,
+    known: Known,
+    total: Counts,
+}
+
+#[derive(Debug)]
+struct Held {
+    networks: Networks,
+    moved: Instant,
+    /// The peer showed on this connection who it is.
+    proven: bool,
+    /// It was known when it came.
+    is_known: bool,
+    leave: Arc<Notify>,
+}
+
+/// Connections a network may begin now: refilled with time, up to four seconds' worth.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    /// Millionths of a connection.
+    tokens: u64,
+    filled_at: Instant,
+}
+
+/// Peers that showed who they are. When one set is full, it takes the place of the older one: the peers seen
+/// last are remembered, and memory is bounded.
+#[derive(Debug, Default)]
+struct Known {
+    newer: BTreeSet<IpAddr>,
+    older: BTreeSet<IpAddr>,
+}
+
+impl Known {
+    fn has(&self, peer: IpAddr) -> bool {
+        self.newer.contains(&peer) || self.older.contains(&peer)
+    }
+
+    fn add(&mut self, peer: IpAddr) {
+        if self.newer.len() >= KNOWN_MAX {
+            self.older = core::mem::take(&mut self.newer);
+        }
+        self.newer.insert(peer);
+    }
+}
+
+/// A prefix of an address, and its width.
+type Network = (IpAddr, u8);
+
+/// The networks of one address, the narrowest first.
+#[derive(Clone, Copy, Debug)]
+enum Networks {
+    V4(IpAddr),
+    V6([Network; 3]),
+}
+
+impl Networks {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self::V4(IpAddr::V4(v4)),
+            IpAddr::V6(v6) => {
+                let cut = |width: u8| {
+                    let bits = 128 - u32::from(width);
+                    let prefix = Ipv6Addr::from_bits(v6.to_bits() >> bits << bits);
+                    (IpAddr::V6(prefix), width)
+                };
+                Self::V6([64, 56, 48].map(cut))
+            }
+        }
+    }
+
+    /// What one administrator has: an IPv4 address, or an IPv6 /64.
+    fn peer(&self) -> IpAddr {
+        match self {
+            Self::V4(address) => *address,
+            Self::V6([(prefix, _), ..]) => *prefix,
+        }
+    }
+
+    fn widest(&self) -> Network {
+        match self {
+            Self::V4(address) => (*address, 32),
+            Self::V6([.., widest]) => *widest,
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Network> {
+        let (one, three) = match self {
+            Self::V4(address) => (Some((*address, 32)), None),
+            Self::V6(networks) => (None, Some(*networks)),
+        };
+        one.into_iter().chain(three.into_iter().flatten())
+    }
+
+    fn contains(&self, network: Network) -> bool {
+        self.iter().any(|other| other == network)
+    }
+}
+
+/// A place among the connections; free again when dropped.
+#[derive(Debug)]
+pub struct Place {
+    admission: Arc<Admission>,
+    id: u64,
+    leave: Arc<Notify>,
+}
+
+impl Place {
+    /// Ends when another connection needs the place: close this one.
+    pub async fn displaced(&self) {
+        self.leave.notified().await;
+    }
+
+    /// Bytes came or went.
+    pub fn moved(&self, now: Instant) {
+        if let Some(held) = self.admission.lock().held.get_mut(&self.id) {
+            held.moved = now;
+        }
+    }
+
+    /// The peer showed who it is: a session, a message, somebody who signed in.
+    pub fn prove(&self, now: Instant) {
+        let mut state = self.admission.lock();
+        let state = &mut *state;
+        if let Some(held) = state.held.get_mut(&self.id) {
+            held.moved = now;
+            if !held.proven {
+                held.proven = true;
+                state.known.add(held.networks.peer());
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.admission.lock().remove(self.id);
+    }
+}
+
+impl Admission {
+    #[must_use]
+    pub fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Gives a connection from `address` a place, or not.
+    pub fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<Place> {
+        let networks = Networks::of(address);
+        let mut state = self.lock();
+        if !state.takes_token(self.limits.per_second, networks.peer(), now) {
+            state.total.too_often += 1;
+            return None;
+        }
+        for network in networks.iter() {
+            let share = self.limits.share(network.1);
+            let used = state.counts.get(&network).copied().unwrap_or(0);
+            let is_its = |held: &Held| held.networks.contains(network);
+            if used >= share && !state.displace(&self.limits, now, is_its) {
+                state.total.over_share += 1;
+                return None;
+            }
+        }
+        let is_known = state.known.has(networks.peer());
+        let for_strangers = self.limits.places.saturating_sub(self.limits.kept);
+        let is_full =
+            state.held.len() >= self.limits.places || !is_known && state.strangers >= for_strangers;
+        // Strangers make room for each other; for a known peer everybody may.
+        let may_leave = |held: &Held| is_known || !held.is_known;
+        if is_full && !state.displace(&self.limits, now, may_leave) {
+            state.total.full += 1;
+            return None;
+        }
+        let leave = Arc::new(Notify::new());
+        let id = state.next;
+        state.next += 1;
+        for network in networks.iter() {
+            *state.counts.entry(network).or_default() += 1;
+        }
+        state.strangers += usize::from(!is_known);
+        let held = Held {
+            networks,
+            moved: now,
+            proven: false,
+            is_known,
+            leave: leave.clone(),
+        };
+        state.held.insert(id, held);
+        drop(state);
+        Some(Place {
+            admission: self.clone(),
+            id,
+            leave,
+        })
+    }
+
+    /// A connection was refused by a limit behind this one.
+    pub fn note_full(&self) {
+        self.lock().total.full += 1;
+    }
+
+    /// Nothing could be accepted, for want of file descriptors.
+    pub fn note_not_accepted(&self) {
+        self.lock().total.not_accepted += 1;
+    }
+
+    /// What was refused or closed since the start.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.lock().total
+    }
+
+    /// Connections now, and the network that has most of them.
+    #[must_use]
+    pub fn used(&self) -> (usize, Option<(IpAddr, usize)>) {
+        let state = self.lock();
+        let mut most: Option<(IpAddr, usize)> = None;
+        for held in state.held.values() {
+            let peer = held.networks.peer();
+            let width = if peer.is_ipv4() { 32 } else { 64 };
+            let count = state.counts.get(&(peer, width)).copied().unwrap_or(0);
+            if most.is_none_or(|(_, other)| count > other) {
+                most = Some((peer, count));
+            }
+        }
+        (state.held.len(), most)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Limits {
+    fn share(&self, width: u8) -> usize {
+        let wide = |times: usize| (self.each.saturating_mul(times)).min(self.places / 2);
+        match width {
+            56 => wide(2).max(self.each),
+            48 => wide(4).max(self.each),
+            _ => self.each,
+        }
+    }
+}
+
+impl State {
+    /// Closes the connection that is missed least among those that `may` leave. First those whose peer did not
+    /// yet show who it is, of them one of the largest crowd, of that the one where nothing moved for longest.
+    fn displace(&mut self, limits: &Limits, now: Instant, may: impl Fn(&Held) -> bool) -> bool {
+        let candidates = self.held.iter().filter(|(_, held)| {
+            let rests = now.saturating_duration_since(held.moved) >= limits.rests_after;
+            may(held) && (!held.proven || rests)
+        });
+        let least = candidates.min_by_key(|(_, held)| {
+            let crowd = self.counts.get(&held.networks.widest()).copied();
+            (held.proven, core::cmp::Reverse(crowd), held.moved)
+        });
+        let Some(id) = least.map(|(id, _)| *id) else {
+            return false;
+        };
+        if let Some(held) = self.remove(id) {
+            self.total.displaced += 1;
+            held.leave.notify_one();
+        }
+        true
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Held> {
+        let held = self.held.remove(&id)?;
+        for network in held.networks.iter() {
+            if let Some(count) = self.counts.get_mut(&network) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&network);
+                }
+            }
+        }
+        self.strangers -= usize::from(!held.is_known);
+        Some(held)
+    }
+
+    fn takes_token(&mut self, per_second: Option<u32>, peer: IpAddr, now: Instant) -> bool {
+        let Some(per_second) = per_second else {
+            return true;
+        };
+        let full = u64::from(per_second) * BURST_S * TOKEN;
+        let buckets = &mut self.buckets;
+        if buckets.len() >= BUCKETS_MAX && !buckets.contains_key(&peer) {
+            // Those refilled by now are like new; should all still be in use, all begin again: the other
+            // limits stand.
+            buckets.retain(|_, bucket| {
+                let passed = now.saturating_duration_since(bucket.filled_at);
+                passed < Duration::from_secs(BURST_S)
+            });
+            if buckets.len() >= BUCKETS_MAX {
+                buckets.clear();
+            }
+        }
+        let bucket = buckets.entry(peer).or_insert(Bucket {
+            tokens: full,
+            filled_at: now,
+        });
+        let passed_us = now.saturating_duration_since(bucket.filled_at).as_micros();
+        let passed_us = u64::try_from(passed_us).unwrap_or(u64::MAX);
+        let refilled = passed_us.saturating_mul(u64::from(per_second));
+        bucket.tokens = bucket.tokens.saturating_add(refilled).min(full);
+        bucket.filled_at = now;
+        let left = bucket.tokens.checked_sub(TOKEN);
+        bucket.tokens = left.unwrap_or(bucket.tokens);
+        left.is_some()
+    }
+}
+
+const TOKEN: u64 = 1_000_000;
+const BURST_S: u64 = 4;
+/// Addresses whose rate is remembered: 4 MiB.
+const BUCKETS_MAX: usize = 65_536;
+/// Known peers of one set; two sets are 4 MiB.
+const KNOWN_MAX: usize = 32_768;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_gets_its_burst_and_then_its_rate() {
+        let admission = Admission::new(Limits {
+            per_second: Some(10),
+            ..limits(10_000)
+        });
+        let mut now = start();
+        let granted = |now: Instant| {
+            let tries = (0..1000).filter(|_| admission.admit(address(1), now).is_some());
+            tries.count()
+        };
+        assert_eq!(granted(now), 40);
+        now += Duration::from_millis(100);
+        assert_eq!(granted(now), 1);
+        now += Duration::from_secs(60);
+        assert_eq!(granted(now), 40);
+        assert!(admission.admit(address(2), now).is_some());
+        assert_eq!(admission.counts().too_often, 960 + 999 + 960);
+    }
+
+    #[test]
+    fn the_newest_of_an_address_takes_the_place_of_its_oldest_and_no_other() {
+        let admission = Admission::new(limits(16));
+        let now = start();
+        let other = admission.admit(address(2), now).unwrap();
+        let held: Vec<Place> = (0..4)
+            .map(|_| admission.admit(address(1), now).unwrap())
+            .collect();
+        let later = now + Duration::from_secs(1);
+        for place in held.get(1..).unwrap() {
+            place.moved(later);
+        }
+        let newest = admission.admit(address(1), later).unwrap();
+        assert!(left(&held[0]), "nothing moved there for longest");
+        assert!(held.iter().skip(1).all(|place| !left(place)) && !left(&other));
+        assert_eq!(admission.counts().displaced, 1);
+        assert_eq!(admission.used(), (5, Some((address(1), 4))));
+        drop((held, newest, other));
+        assert_eq!(admission.used(), (0, None));
+    }
+
+    #[test]
+    fn what_proved_itself_and_is_at_work_stays_and_the_next_is_refused() {
+        let admission = Admission::new(limits(16));
+        let now = start();
+        let held: Vec<Place> = (0..4)
+            .map(|_| admission.admit(address(1), now).unwrap())
+            .collect();
+        held.iter().for_each(|place| place.prove(now));
+        let soon = now + Duration::from_secs(59);
+        assert!(admission.admit(address(1), soon).is_none());
+        assert_eq!(admission.counts().over_share, 1);
+        held[1].moved(soon);
+        // One that rests makes room.
+        let later = now + Duration::from_secs(60);
+        assert!(admission.admit(address(1), later).is_some());
+        assert!(left(&held[0]) && !left(&held[1]));
+    }
+
+    #[test]
+    fn strangers_never_take_the_places_kept_for_known_peers() {
+        let admission = Admission::new(limits(16));
+        let now = start();
+        admission.admit(address(200), now).unwrap().prove(now);
+        // Each from an address of its own: no share is reached.
+        let strangers: Vec<Place> = (0..40)
+            .filter_map(|n| admission.admit(address(n), now))
+            .collect();
+        assert_eq!(strangers.len(), 40, "each newer one is let in");
+        assert_eq!(admission.used().0, 12, "in the place of an older one");
+        assert_eq!(admission.counts().displaced, 28);
+        let known = admission.admit(address(200), now).unwrap();
+        assert_eq!(admission.used().0, 13);
+        let more: Vec<Place> = (50..70)
+            .filter_map(|n| admission.admit(address(n), now))
+            .collect();
+        assert_eq!((more.len(), left(&known)), (20, false));
+    }
+
+    #[test]
+    fn the_largest_crowd_makes_room_first() {
+        let admission = Admission::new(limits(16));
+        let now = start();
+        let single = admission.admit(address(9), now).unwrap();
+        let later = now + Duration::from_secs(5);
+        let crowd: Vec<Place> = (0..11)
+            .map(|n| admission.admit(address(1 + n / 4), later).unwrap())
+            .collect();
+        let _newcomer = admission.admit(address(7), later).unwrap();
+        assert!(!left(&single), "it is older, but alone");
+        assert_eq!(crowd.iter().filter(|place| left(place)).count(), 1);
+    }
+
+    #[test]
+    fn wider_ipv6_networks_have_shares_too_and_a_mapped_address_is_ipv4() {
+        let admission = Admission::new(limits(64));
+        let now = start();
+        let of = |text: &str| Networks::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1").peer(), of("2001:db8::ffff:1").peer());
+        assert_ne!(of("2001:db8::1").peer(), of("2001:db8:0:1::1").peer());
+        assert_eq!(of("::ffff:192.0.2.1").peer(), address(1));
+        // Each of its own /64, all of one /48: 4 * 16 are more than half of the places.
+        let held: Vec<Place> = (0..100_u128)
+            .filter_map(|n| {
+                let bits = (0x2001_0db8_u128 << 96) | (n << 64) | 1;
+                admission.admit(IpAddr::V6(Ipv6Addr::from_bits(bits)), now)
+            })
+            .collect();
+        assert_eq!(held.iter().filter(|place| !left(place)).count(), 32);
+    }
+
+    #[test]
+    fn a_flood_of_addresses_is_remembered_within_bounds() {
+        let admission = Admission::new(Limits {
+            per_second: Some(10),
+            ..limits(1 << 10)
+        });
+        let now = start();
+        for n in 0..200_000_u32 {
+            if let Some(place) = admission.admit(IpAddr::V4(n.into()), now) {
+                place.prove(now);
+            }
+        }
+        let state = admission.lock();
+        assert!(state.buckets.len() <= BUCKETS_MAX);
+        assert!(state.known.newer.len() + state.known.older.len() <= 2 * KNOWN_MAX);
+        assert!(state.counts.is_empty() && state.held.is_empty() && state.strangers == 0);
+    }
+
+    fn limits(places: usize) -> Limits {
+        Limits {
+            places,
+            each: places / 4,
+            kept: places / 4,
+            per_second: None,
+            rests_after: Duration::from_secs(60),
+        }
+    }
+
+    /// Whether a connection was told to leave.
+    fn left(place: &Place) -> bool {
+        !place.admission.lock().held.contains_key(&place.id)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a moment to count from")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn address(n: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, n])
+    }
+}

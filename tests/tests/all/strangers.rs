@@ -1,0 +1,612 @@
+//! What strangers, one agent and a lack of descriptors do to everybody else: nothing.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use scrinium_protocol::identity::{StreamId, StreamKind};
+use scrinium_protocol::sl::session::AgentEvent;
+use scrinium_protocol::token::Token;
+use scrinium_tests::client::Client;
+use scrinium_tests::console::Console;
+use scrinium_tests::lab::{Lab, PASSWORD, resident_bytes, text};
+use scrinium_tests::strangers::{Browser, address, browse, connect, send};
+use scrinium_tests::{has_tool, now, pause, wait_until};
+
+/// 1,040 connections that say nothing took all places for as long as they stayed, and nothing was said.
+#[test]
+fn idle_senders_make_room_for_those_that_speak_and_it_is_said() {
+    scrinium_segment::process::raise_descriptors();
+    let lab = Lab::start("strangers-idle");
+    let mut steady = TcpStream::connect(lab.syslog_tcp).unwrap();
+    steady.write_all(b"<13>steadybefore\n").unwrap();
+    wait_for_line(&lab, "steadybefore");
+    let strangers: Vec<TcpStream> = (0..1040)
+        .filter_map(|_| connect(Ipv4Addr::LOCALHOST, lab.syslog_tcp))
+        .collect();
+    assert_eq!(strangers.len(), 1040);
+    for source in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 9)] {
+        let word = format!("victim{}", source.octets()[3]);
+        let mut victim = connect(source, lab.syslog_tcp).unwrap();
+        victim
+            .write_all(format!("<13>{word}\n").as_bytes())
+            .unwrap();
+        wait_for_line(&lab, &word);
+    }
+    // Who spoke a moment ago keeps the connection, of the same crowded address.
+    steady.write_all(b"<13>steadyafter\n").unwrap();
+    wait_for_line(&lab, "steadyafter");
+    let said = lab.wait_for_alarm("places-short", "");
+    assert!(
+        said.contains("syslog") && said.contains("closed to make room"),
+        "{said}"
+    );
+    assert!(said.contains("127.0.0.1"), "{said}");
+    wait_until("the archive is told", Duration::from_secs(20), || {
+        lab.count("stream:\"tcp listeners\" gap closed") >= 1
+    });
+    let log = std::fs::read_to_string(lab.dir.join("server.out")).unwrap();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("syslog connections:"));
+    assert!(
+        (1..10).contains(&lines.count()),
+        "said, and not for each: {log}"
+    );
+    drop(strangers);
+}
+
+/// What a sender sent before it was closed for another one is kept: a whole message and the begin of one.
+#[test]
+fn what_a_displaced_sender_sent_is_kept() {
+    let lab = Lab::start_with(
+        "strangers-kept",
+        "[limits]\nsyslog_connections_max = 4\nsyslog_connections_each_max = 2",
+    );
+    let mut first = connect(address(1), lab.syslog_tcp).unwrap();
+    first.write_all(b"<13>halfmessage").unwrap();
+    wait_until("it is read", Duration::from_secs(10), || {
+        receive_queue_is_empty(&first, &lab)
+    });
+    let _others: Vec<TcpStream> = (0..2)
+        .map(|_| connect(address(1), lab.syslog_tcp).unwrap())
+        .collect();
+    wait_for_line(&lab, "halfmessage");
+}
+
+/// 512 connections with half a form closed the console, the health check included, for as long as wanted.
+#[test]
+fn half_sent_forms_do_not_close_the_console() {
+    if !has_tool("curl") {
+        return;
+    }
+    scrinium_segment::process::raise_descriptors();
+    let lab = Lab::start("strangers-forms");
+    let console = Console::sign_in(&lab, PASSWORD);
+    assert!(console.get("/").contains("sign-out"));
+    let form = "POST /sign-in HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nuser=a";
+    // From one address, the person's own, and from many.
+    let from = |n: u32| match n {
+        0..200 => Ipv4Addr::LOCALHOST,
+        _ => address(n % 50),
+    };
+    let mut held: Vec<Browser> = (0..700)
+        .filter_map(|n| browse(from(n), lab.console, form))
+        .collect();
+    assert!(held.len() > 600, "{}", held.len());
+    let mut waits = Vec::new();
+    for _ in 0..20 {
+        let begun = now();
+        assert!(console.get("/agents").contains("sign-out"));
+        assert_eq!(health(&lab, address(2000)), "200");
+        waits.push(now().duration_since(begun));
+    }
+    waits.sort();
+    assert!(waits[18] < Duration::from_secs(3), "{waits:?}");
+    let said = lab.wait_for_alarm("places-short", "");
+    assert!(said.contains("console"), "{said}");
+    // The last one, which nobody displaced, ends by itself.
+    let mut last = held.pop().unwrap();
+    last.sock
+        .set_read_timeout(Some(Duration::from_secs(75)))
+        .unwrap();
+    let mut answer = String::new();
+    let _broken = last.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+}
+
+/// Who asks for a large answer and takes none of it is cut off; who takes it slowly is not.
+#[test]
+fn an_answer_that_nobody_takes_ends_and_a_slow_one_does_not() {
+    let lab = Lab::start("strangers-reader");
+    // Many small answers, asked for at once: more than the sockets hold.
+    let ask = "GET /assets/style.css HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3000);
+    let mut deaf = browse(address(1), lab.console, "").unwrap();
+    let mut slow = browse(address(2), lab.console, "").unwrap();
+    for browser in [&mut deaf, &mut slow] {
+        let limit = Some(Duration::from_millis(500));
+        browser.sock.set_write_timeout(limit).unwrap();
+        browser
+            .sock
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        // As much of it as the server takes before it waits for us.
+        let _full = browser.write_all(ask.as_bytes());
+        let _full = browser.flush();
+    }
+    let mut taken = 0;
+    let mut buffer = vec![0; 16 << 10];
+    let begun = now();
+    wait_until("the deaf one is cut off", Duration::from_secs(60), || {
+        taken += slow.read(&mut buffer).expect("it goes on");
+        pause(Duration::from_millis(500));
+        open_connections(&lab) == 1
+    });
+    let waited = now().duration_since(begun);
+    assert!(waited > Duration::from_secs(20), "{waited:?}");
+    assert!(slow.read(&mut buffer).unwrap() > 0 && taken > 0);
+}
+
+/// Each spoofed address was a stream for ever.
+#[test]
+fn new_senders_past_the_limit_of_a_day_share_a_stream_and_keep_their_address() {
+    let lab = Lab::start_with(
+        "strangers-udp",
+        "[limits]\nsyslog_new_senders_per_day_max = 50",
+    );
+    send(Ipv4Addr::LOCALHOST, lab.syslog_udp, "<13>honest before");
+    wait_for_line(&lab, "before");
+    for n in 0..500 {
+        send(
+            address(n),
+            lab.syslog_udp,
+            &format!("<11>Nov 27 10:00:00 forged app: spoofed{n}"),
+        );
+        pause(Duration::from_millis(1));
+    }
+    send(Ipv4Addr::LOCALHOST, lab.syslog_udp, "<13>honest after");
+    wait_until("all is found", Duration::from_secs(20), || {
+        lab.count("forged") == 500
+    });
+    assert_eq!(lab.count("honest"), 2);
+    assert_eq!(lab.count("stream:\"unknown senders\" forged"), 451);
+    let hit = &lab.search("stream:\"unknown senders\" spoofed499")[0];
+    let sent = "<11>Nov 27 10:00:00 forged app: spoofed499";
+    assert_eq!(hit["text"], format!("from {}: {sent}", address(499)));
+    assert_eq!(
+        (&hit["severity"], &hit["app"]),
+        (&"error".into(), &"app".into()),
+        "{hit}"
+    );
+    assert!(
+        lab.wait_for_alarm("many-senders", "")
+            .contains("451 entries")
+            || lab.alarms().len() == 1
+    );
+    assert!(streams(&lab) < 60, "{}", streams(&lab));
+    let (code, said) = lab.verify();
+    assert_eq!(code, 0, "{said}");
+}
+
+/// An agent that opened 25,000 streams with long names and sent nothing had them all, durably.
+#[test]
+fn a_hostile_agent_opens_streams_for_nothing() {
+    let lab = Lab::start("strangers-agent");
+    let token = Token::parse(&lab.token("evil1", lab.sl)).unwrap();
+    let before = resident_bytes(lab.server_pid());
+    let mut client = Client::enrol(&token, lab.sl, 1);
+    let mut opened: u32 = 0;
+    let mut reason = None;
+    wait_until("the agent is told", Duration::from_secs(30), || {
+        let (events, stands) = client.breathe();
+        reason = reason.take().or_else(|| {
+            events.into_iter().find_map(|event| {
+                if let AgentEvent::Closed { reason } = event {
+                    Some(reason)
+                } else {
+                    None
+                }
+            })
+        });
+        for _ in 0..20 {
+            if client.is_ready && stands && opened < 25_000 {
+                let name = format!("/{opened}{}", "x".repeat(4000));
+                let id = StreamId::derive(client.agent, StreamKind::File, &name);
+                let sent = client
+                    .session
+                    .send_stream_open(id, StreamKind::File, &name, now());
+                sent.unwrap();
+                opened += 1;
+            }
+        }
+        reason.is_some() || !stands
+    });
+    let reason = reason.expect("a reason");
+    assert!(reason.contains("1024 streams"), "{reason}");
+    let said = lab.wait_for_alarm("too-many-streams", "evil1");
+    assert!(said.contains("1024"), "{said}");
+    let grown = resident_bytes(lab.server_pid()).saturating_sub(before);
+    assert!(grown < 48 << 20, "{grown}");
+    assert!(streams(&lab) < 10, "{}", streams(&lab));
+}
+
+/// Over its budget an agent is told, an alarm is raised, and what it has goes on.
+#[test]
+fn an_agent_over_its_budget_goes_on_with_the_streams_it_has() {
+    let mut lab = Lab::start_with("strangers-budget", "[limits]\nagent_streams_max = 3");
+    lab.add_agent("web1", lab.sl, "");
+    let old = [lab.log("a.log"), lab.log("b.log")];
+    lab.write("logs/a.log", b"a before\n");
+    lab.write("logs/b.log", b"b before\n");
+    lab.start_agent("web1");
+    for path in &old {
+        lab.wait_for_bytes("web1", path, 9, Duration::from_secs(20));
+    }
+    wait_until(
+        "the agent's own stream is there",
+        Duration::from_secs(20),
+        || streams_of(&lab, "agent:web1 stream:scrinium-agent") > 0,
+    );
+    for n in 0..5 {
+        lab.write(&format!("logs/new{n}.log"), format!("new {n}\n").as_bytes());
+    }
+    let said = lab.wait_for_alarm("too-many-streams", "web1");
+    assert!(said.contains("limits.agent_streams_max"), "{said}");
+    let told = lab.wait_for_alarm("agent-trouble", "web1");
+    assert!(told.contains("limits.agent_streams_max"), "{told}");
+    let mut expected = b"a before\n".to_vec();
+    for n in 0..20 {
+        let line = format!("a goes on {n}\n");
+        let file = std::fs::File::options().append(true).open(&old[0]);
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+        expected.extend_from_slice(line.as_bytes());
+    }
+    lab.wait_for_bytes("web1", &old[0], expected.len(), Duration::from_secs(20));
+    assert!(lab.export("web1", &old[0]) == expected);
+    assert_eq!(lab.count("agent:web1 new"), 0);
+    // With a budget that is large enough everything is there, once.
+    lab.stop_agent("web1");
+    lab.stop_server();
+    let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
+    lab.write(
+        "server.toml",
+        config.replace("max = 3", "max = 30").as_bytes(),
+    );
+    lab.start_server();
+    lab.start_agent("web1");
+    for n in 0..5 {
+        let path = lab.log(&format!("new{n}.log"));
+        lab.wait_for_bytes("web1", &path, 6, Duration::from_secs(20));
+        assert_eq!(text(&lab.export("web1", &path)), format!("new {n}\n"));
+    }
+    assert!(lab.export("web1", &old[0]) == expected);
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// The page of an agent with 25,000 streams had 398 MiB.
+#[test]
+fn the_page_of_an_agent_with_many_streams_is_pages() {
+    if !has_tool("curl") {
+        return;
+    }
+    let mut lab = Lab::start("strangers-pages");
+    lab.add_agent("web1", lab.sl, "");
+    for n in 0..450 {
+        lab.write(&format!("logs/{n:03}.log"), b"a line\n");
+    }
+    lab.start_agent("web1");
+    wait_until("all is archived", Duration::from_secs(60), || {
+        lab.count("agent:web1 line") == 450
+    });
+    let console = Console::sign_in(&lab, PASSWORD);
+    let page = |number: u32| console.get(&format!("/agents/web1?page={number}"));
+    let pages = [page(1), page(2), page(3)];
+    let mut shown: Vec<usize> = Vec::new();
+    for page in &pages {
+        let logs = (0..450).filter(|n| page.contains(&format!("/{n:03}.log<")));
+        shown.push(logs.count());
+        assert!(page.len() < 1 << 20, "{}", page.len());
+    }
+    assert_eq!(shown, [200, 200, 50]);
+    assert!(pages[1].contains("Page 2 / 3"));
+    assert!(pages[1].contains("?page=1") && pages[1].contains("?page=3"));
+    // A page that is not there is the last one.
+    assert!(page(99).contains("Page 3 / 3"));
+    assert!(console.get("/agents/web1").contains("Page 1 / 3"));
+}
+
+/// Searches held one descriptor for each segment; with more segments than descriptors lines were missing, and the
+/// archive was called damaged.
+#[test]
+fn searches_need_few_descriptors_and_a_lack_of_them_is_called_that() {
+    if !has_tool("prlimit") {
+        return;
+    }
+    let lab = Lab::start("strangers-descriptors");
+    let mut random = scrinium_tests::random::Random::new(7);
+    let mut sender = TcpStream::connect(lab.syslog_tcp).unwrap();
+    let mut lines = 0;
+    wait_until("there are many segments", Duration::from_secs(60), || {
+        for _ in 0..20 {
+            let noise: String = (0..50_000)
+                .map(|_| char::from(33 + u8::try_from(random.below(90)).unwrap()))
+                .collect();
+            sender
+                .write_all(format!("<13>needle77 {noise}\n").as_bytes())
+                .unwrap();
+            lines += 1;
+        }
+        segments(&lab) >= 24
+    });
+    wait_until("all is found", Duration::from_secs(20), || {
+        lab.count("needle77") == lines
+    });
+    // Room for six commands, and what two threads of each read.
+    leave_descriptors(&lab, 24);
+    let counts: Vec<_> = std::thread::scope(|scope| {
+        let lab = &lab;
+        let ask = || lab.server(&["search", "needle77", "--count"]);
+        let asked: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
+        asked
+            .into_iter()
+            .map(|asked| asked.join().unwrap())
+            .collect()
+    });
+    for found in counts {
+        assert!(
+            found.status.success() && found.stderr.is_empty(),
+            "{found:?}"
+        );
+        assert_eq!(text(&found.stdout).trim(), lines.to_string());
+    }
+    let (code, said) = lab.verify();
+    assert_eq!(code, 0, "{said}");
+    // One for the command, none for what it wants to read.
+    leave_descriptors(&lab, 1);
+    let found = lab.server(&["search", "needle77", "--count"]);
+    let said = text(&found.stderr);
+    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    assert!(
+        said.contains("no file descriptor left") && said.contains("Nothing is damaged"),
+        "{said}"
+    );
+    let (code, said) = lab.verify();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("no file descriptor left"), "{said}");
+    limit_descriptors(&lab, 1024);
+    assert_eq!(lab.count("needle77"), lines);
+    assert!(
+        lab.alarms()
+            .iter()
+            .all(|alarm| alarm["kind"] != "archive-damaged")
+    );
+}
+
+/// The soft limit of open files is raised to the hard one: systemd's default of 1,024 is for programs that use `select`.
+#[test]
+fn the_server_may_open_as_many_files_as_it_ever_may() {
+    let lab = Lab::start("strangers-limit");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", lab.server_pid())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let numbers: Vec<&str> = line.unwrap().split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers[0], numbers[1], "{limits}");
+}
+
+/// Idle and slow connections on every listener at once, and spoofed senders: an agent, a sender and a signed-in person are
+/// served throughout.
+#[test]
+fn everybody_known_is_served_while_strangers_fill_every_listener() {
+    if !has_tool("curl") {
+        return;
+    }
+    scrinium_segment::process::raise_descriptors();
+    let (each, senders) = match std::env::var_os("SCRINIUM_TEST_STRANGERS") {
+        Some(_) => (2000, 100_000),
+        None => (1000, 4000),
+    };
+    let mut lab = Lab::start_with(
+        "strangers-all",
+        "[limits]\nsyslog_new_senders_per_day_max = 1000",
+    );
+    lab.add_agent("web1", lab.sl, "");
+    let log = lab.log("app.log");
+    lab.write("logs/app.log", b"before\n");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 7, Duration::from_secs(20));
+    let console = Console::sign_in(&lab, PASSWORD);
+    let honest = Ipv4Addr::new(127, 0, 0, 7);
+    let mut written = b"before\n".to_vec();
+    let mut waits = Waits::default();
+    let mut held: Vec<TcpStream> = Vec::new();
+    let mut forms: Vec<Browser> = Vec::new();
+    let mut worst_rss = 0;
+    let form = "POST /sign-in HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nuser=a";
+    let rounds: u32 = 40;
+    for round in 0..rounds {
+        for n in 0..each / rounds {
+            let source = address((round * each + n) % 64);
+            let preamble: &[u8] = b"SL\x01\x01";
+            for (listener, slow) in [
+                (lab.sl, preamble),
+                (lab.syslog_tcp, b"<13>unfinished"),
+                (lab.console, b"\x16\x03"),
+            ] {
+                held.extend(connect(source, listener));
+                if let Some(mut stream) = connect(source, listener) {
+                    let _closed = stream.write_all(slow);
+                    held.push(stream);
+                }
+            }
+            // A TLS handshake costs both sides: a part of them goes so far.
+            if n % 8 == 0 {
+                forms.extend(browse(source, lab.console, form));
+            }
+        }
+        for n in 0..senders / rounds {
+            let n = round * (senders / rounds) + n;
+            send(
+                address(1000 + n),
+                lab.syslog_udp,
+                &format!("<13>spoofed sender line {n}"),
+            );
+            if n % 100 == 99 {
+                pause(Duration::from_millis(2));
+            }
+        }
+        // The agent ships a line, the sender opens a connection for one, the person looks at a page.
+        let line = format!("line {round} among strangers\n");
+        let file = std::fs::File::options().append(true).open(&log);
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+        written.extend_from_slice(line.as_bytes());
+        let begun = now();
+        let mut sender = connect(honest, lab.syslog_tcp).expect("a known sender is let in");
+        sender
+            .write_all(format!("<13>honest sender{round}\n").as_bytes())
+            .unwrap();
+        wait_for_line(&lab, &format!("sender{round}"));
+        waits.sender.push(now().duration_since(begun));
+        let begun = now();
+        assert!(console.get("/agents").contains("sign-out"), "round {round}");
+        waits.person.push(now().duration_since(begun));
+        let begun = now();
+        wait_for_line(&lab, &format!("agent:web1 \"line {round} among\""));
+        waits.agent.push(now().duration_since(begun));
+        worst_rss = worst_rss.max(resident_bytes(lab.server_pid()));
+    }
+    let (agent, sender, person) = (p99(waits.agent), p99(waits.sender), p99(waits.person));
+    eprintln!(
+        "{} connections and {} forms tried, {senders} spoofed senders; p99: agent {agent:?}, sender {sender:?}, person {person:?}; resident {} MiB at worst",
+        held.len(),
+        forms.len(),
+        worst_rss >> 20
+    );
+    for wait in [agent, sender, person] {
+        assert!(wait < Duration::from_secs(5), "{wait:?}");
+    }
+    assert!(worst_rss < 400 << 20, "{worst_rss}");
+    lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(20));
+    assert!(lab.export("web1", &log) == written);
+    assert_eq!(lab.agent("web1")["state"], "connected");
+    for listener in ["SL", "console", "syslog"] {
+        let listener = format!("The {listener} listener");
+        wait_until(&listener, Duration::from_secs(20), || {
+            let mut alarms = lab.alarms().into_iter();
+            alarms.any(|alarm| {
+                let text = alarm["text"].as_str().unwrap();
+                alarm["kind"] == "places-short" && text.starts_with(&listener)
+            })
+        });
+    }
+    assert!(!lab.wait_for_alarm("many-senders", "").is_empty());
+    assert_eq!(lab.count("honest"), u64::from(rounds));
+}
+
+#[derive(Default)]
+struct Waits {
+    agent: Vec<Duration>,
+    sender: Vec<Duration>,
+    person: Vec<Duration>,
+}
+
+fn p99(mut waits: Vec<Duration>) -> Duration {
+    waits.sort();
+    let at = (waits.len() * 99).div_ceil(100) - 1;
+    waits[at]
+}
+
+fn wait_for_line(lab: &Lab, query: &str) {
+    wait_until(query, Duration::from_secs(15), || lab.count(query) >= 1);
+}
+
+fn health(lab: &Lab, source: Ipv4Addr) -> String {
+    let url = format!("https://{}/healthz", lab.console);
+    let (source, words) = (
+        source.to_string(),
+        ["-sk", "-o", "/dev/null", "-m", "15", "-w", "%{http_code}"],
+    );
+    let asked = Command::new("curl")
+        .args(words)
+        .args(["--interface", &source, &url])
+        .output();
+    text(&asked.unwrap().stdout)
+}
+
+/// What `/metrics` says of a name.
+fn metric(lab: &Lab, name: &str) -> u64 {
+    let mut browser = browse(
+        Ipv4Addr::LOCALHOST,
+        lab.console,
+        "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    )
+    .unwrap();
+    let mut answer = String::new();
+    let _no_close_notify = browser.read_to_string(&mut answer);
+    let line = answer.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("{name}: {answer}"))
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+fn streams(lab: &Lab) -> u64 {
+    metric(lab, "scrinium_streams ")
+}
+
+/// Connections of strangers to the console, but for the one that asks.
+fn open_connections(lab: &Lab) -> u64 {
+    metric(lab, "scrinium_connections{listener=\"console\"} ") - 1
+}
+
+fn streams_of(lab: &Lab, query: &str) -> u64 {
+    lab.count(query)
+}
+
+fn segments(lab: &Lab) -> u64 {
+    metric(lab, "scrinium_segments ")
+}
+
+/// Lets the server open `free` files more than it has open when it does nothing: connections of commands that just ended
+/// are not among those. The limit is one of numbers, of which the lowest free one is taken.
+fn leave_descriptors(lab: &Lab, free: usize) {
+    let dir = format!("/proc/{}/fd", lab.server_pid());
+    let numbers = || -> BTreeSet<usize> {
+        let open = std::fs::read_dir(&dir).unwrap().flatten();
+        open.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap())
+            .collect()
+    };
+    let open = (0..20).fold(numbers(), |open, _| {
+        pause(Duration::from_millis(50));
+        open.intersection(&numbers()).copied().collect()
+    });
+    let mut unused = (0..).filter(|number| !open.contains(number));
+    limit_descriptors(lab, unused.nth(free).unwrap());
+}
+
+fn limit_descriptors(lab: &Lab, soft: usize) {
+    let pid = lab.server_pid().to_string();
+    let set = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--nofile={soft}:")])
+        .status();
+    assert!(set.unwrap().success());
+}
+
+/// Whether the server has read everything that came on a connection.
+fn receive_queue_is_empty(stream: &TcpStream, lab: &Lab) -> bool {
+    let port = |port: u16| format!(":{port:04X}");
+    let (ours, theirs) = (
+        port(stream.local_addr().unwrap().port()),
+        port(lab.syslog_tcp.port()),
+    );
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 4
+            && fields[1].ends_with(&theirs)
+            && fields[2].ends_with(&ours)
+            && fields[4].ends_with(":00000000")
+    })
+}
