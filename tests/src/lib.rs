@@ -24,6 +24,7 @@ pub mod peers;
 pub mod proxy;
 pub mod random;
 pub mod refusals;
+pub mod terminal;
 pub mod writer;
 
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use scrinium_segment::{durable, fault};
 use serde_json::json;
 
-use super::{complain, say};
+use super::{complain, say, say_json};
 use crate::archive::{Archive, fsck};
 use crate::catalogue::copies;
 use crate::clock;
@@ -77,7 +77,7 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     let rebuilt = fsck::rebuild(&archive, &catalogue)?;
     archive.adopt_acknowledgements(&catalogue, &Archive::acked_key(&volume))?;
     if json {
-        say(&serde_json::to_string_pretty(&rebuilt)?)?;
+        say_json(&rebuilt)?;
     } else {
         say(&format!(
             "the catalogue was made again: {} segments, {} streams, {} entries; {} segments had been replaced or deleted. Run verify.",

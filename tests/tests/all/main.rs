@@ -47,6 +47,7 @@ mod stopped;
 mod structure;
 mod syslog;
 mod tamper;
+mod terminals;
 mod trail;
 mod trust;
 mod upkeep;
