@@ -426,7 +426,7 @@ fn read_shown(shown: &str) -> Vec<u8> {
         let hex = rest.strip_prefix("\\x").and_then(|digits| digits.get(..2));
         if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             bytes.push(byte);
-            rest = &rest[4..];
+            rest = rest.get(4..).unwrap();
             continue;
         }
         if let Some((hex, behind)) = rest
@@ -439,7 +439,7 @@ fn read_shown(shown: &str) -> Vec<u8> {
             continue;
         }
         bytes.extend_from_slice(letter.to_string().as_bytes());
-        rest = &rest[letter.len_utf8()..];
+        rest = rest.get(letter.len_utf8()..).unwrap();
     }
     bytes
 }
