@@ -74,7 +74,7 @@ pub fn name(name: &str) -> String {
         match letter {
             '"' | '\\' => quoted.extend(['\\', letter]),
             '\'' => quoted.push(letter),
-            letter if letter.escape_debug().len() == 1 => quoted.push(letter),
+            letter if is_printable(letter) => quoted.push(letter),
             letter => push_escaped(&mut quoted, letter),
         }
     }
@@ -104,11 +104,12 @@ pub fn sentence(text: &str) -> String {
 #[must_use]
 pub fn message(text: &str) -> String {
     let mut lines = text.trim_end().split('\n');
-    let first = sentence(lines.next().unwrap_or_default());
+    let shown = |line: &str| sentence(line.strip_suffix('\r').unwrap_or(line));
+    let first = shown(lines.next().unwrap_or_default());
     lines.fold(first, |mut seen, line| {
         seen.push('\n');
         seen.push_str(CONTINUED);
-        seen.push_str(&sentence(line.trim_end_matches('\r')));
+        seen.push_str(&shown(line));
         seen
     })
 }
@@ -266,16 +267,22 @@ fn has_picture(letter: char, has_base: bool) -> bool {
         // All of these but the ends of lines and paragraphs are spaces of some width.
         return !letter.is_control() && !matches!(letter, '\u{2028}' | '\u{2029}');
     }
-    if NO_PICTURE.iter().any(|range| range.contains(&letter)) {
-        return false;
-    }
-    if letter.escape_debug().len() == 1 {
+    if is_printable(letter) {
         return true;
     }
     // The standard library escapes an accent where it begins a text, and nowhere else.
     let mut accented = String::from("a");
     accented.push(letter);
-    has_base && accented.escape_debug().nth(1) == Some(letter)
+    has_base && has_own_picture(letter) && accented.escape_debug().nth(1) == Some(letter)
+}
+
+/// Whether a letter is seen by itself, whatever stands before it; of quotation marks and backslashes it is not asked.
+fn is_printable(letter: char) -> bool {
+    has_own_picture(letter) && letter.escape_debug().len() == 1
+}
+
+fn has_own_picture(letter: char) -> bool {
+    !NO_PICTURE.iter().any(|range| range.contains(&letter))
 }
 
 /// Letters, marks and symbols that the standard library takes for printable, and that are not to be seen: those of

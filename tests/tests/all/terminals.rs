@@ -411,6 +411,8 @@ fn tricky_bytes() -> impl Strategy<Value = Vec<u8>> {
             Just("\u{fe0f}"),
             Just("\u{e0061}"),
             Just("\u{2028}"),
+            Just("\u{115f}"),
+            Just("\u{3164}"),
         ]
         .prop_map(|text| text.as_bytes().to_vec()),
         any::<u8>().prop_map(|byte| vec![byte]),
