@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
 use scrinium_protocol::secret::Secret;
+use scrinium_protocol::shown;
 use scrinium_protocol::sl::handshake::refusal_of;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::token::Token;
@@ -325,7 +326,7 @@ pub(crate) fn run_as_service() -> Result<()> {
 async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
     let text = status::ask(dir).await?;
     if json {
-        say(&text)?;
+        say(&shown::json(&text))?;
         return Ok(ExitCode::SUCCESS);
     }
     let status: serde_json::Value = serde_json::from_str(&text)?;
@@ -401,7 +402,7 @@ fn sources(config: &Config, json: bool) -> Result<()> {
     });
     let all: Vec<String> = files.chain(feeds).collect();
     if json {
-        return say(&json!(all).to_string());
+        return say(&shown::json(&json!(all).to_string()));
     }
     for source in all {
         say(&source)?;
@@ -429,8 +430,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn say(line: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{line}")?;
+/// Prints a line: whatever others called things, it is one, and moves no cursor.
+pub(crate) fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{}", shown::sentence(line))?;
     Ok(())
 }
 

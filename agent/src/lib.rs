@@ -26,6 +26,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use scrinium_protocol::shown;
 
 /// Runs the program.
 #[must_use]
@@ -37,7 +38,11 @@ pub fn main() -> ExitCode {
     match cli.run() {
         Ok(code) => code,
         Err(error) => {
-            let _best_effort = writeln!(std::io::stderr(), "scrinium-agent: {error:#}");
+            let _best_effort = writeln!(
+                std::io::stderr(),
+                "{}",
+                shown::message(&format!("scrinium-agent: {error:#}"))
+            );
             ExitCode::from(commands::exit_code(&error))
         }
     }

@@ -1,13 +1,18 @@
 //! What the agent says: to its own system's log, and into a short queue from which it goes to the server.
 
 use std::collections::VecDeque;
+use std::fmt::{self, Debug};
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use scrinium_protocol::shown;
 use tokio::sync::Notify;
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{self, FieldFn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -96,13 +101,21 @@ pub(crate) fn start() {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
+        .fmt_fields(one_line().delimited(" "))
         .with_filter(filter);
     let own = tracing_subscriber::fmt::layer()
         .with_writer(Writer)
         .with_ansi(false)
         .with_target(false)
+        .fmt_fields(one_line().delimited(" "))
         .with_filter(LevelFilter::INFO);
     tracing_subscriber::registry().with(local).with(own).init();
+}
+
+/// Fields that make no line of their own, whatever others called things.
+fn one_line() -> FieldFn<impl Fn(&mut format::Writer<'_>, &Field, &dyn Debug) -> fmt::Result + Clone>
+{
+    format::debug_fn(|writer, field, value| writer.write_str(&shown::field(field.name(), value)))
 }
 
 const LINES_MAX: usize = 1000;

@@ -29,6 +29,7 @@ mod links;
 mod listener;
 mod local;
 mod mail;
+mod markup;
 mod measure;
 mod package;
 mod policy;
@@ -48,7 +49,10 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use scrinium_protocol::shown;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format;
 
 /// Runs the program.
 #[must_use]
@@ -64,6 +68,13 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // A line is a line, whatever others called things.
+        .fmt_fields(
+            format::debug_fn(|writer, field, value| {
+                writer.write_str(&shown::field(field.name(), value))
+            })
+            .delimited(" "),
+        )
         .init();
     match cli.run() {
         Ok(code) => code,

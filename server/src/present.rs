@@ -1,5 +1,6 @@
 //! Entries and agents as people and programs see them: fields derived from bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -80,6 +81,7 @@ impl View {
         }
     }
 
+    /// Its fields, exactly.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "time": rfc3339(self.event_us),
@@ -96,8 +98,10 @@ impl View {
         })
     }
 
-    /// A row of a table.
-    pub(crate) fn to_csv(&self) -> String {
+    /// A row of a table; characters without a picture are escaped as in [`shown::cell`], so that no table moves a
+    /// cursor or turns a text round. A line feed in a text stays, as RFC 4180 has it, but on a terminal, where it would
+    /// look like another row.
+    pub(crate) fn to_csv(&self, to_terminal: bool) -> String {
         let fields: [&str; 9] = [
             &rfc3339(self.event_us),
             &rfc3339(self.received_us),
@@ -109,38 +113,66 @@ impl View {
             &self.app,
             &self.text,
         ];
-        fields.map(csv_field).join(",")
+        let seen = |field: &str| {
+            csv_field(&match to_terminal {
+                true => Cow::Owned(shown::line(field.as_bytes())),
+                false => shown::cell(field),
+            })
+        };
+        fields.map(seen).join(",")
     }
 }
 
 /// The first row of a table of [`View::to_csv`].
 pub(crate) const CSV_NAMES: &str = "time,received,agent,stream,sequence,host,severity,app,text";
 
-/// Writes hits, newest first, in one of the formats of `search`.
+/// How hits are written.
+#[derive(Clone, Copy)]
+pub(crate) struct HitForm<'a> {
+    /// `raw`, `json` or `csv`.
+    pub(crate) format: &'a str,
+    pub(crate) to_terminal: bool,
+}
+
+impl HitForm<'static> {
+    /// Lines for a file.
+    pub(crate) const RAW: Self = Self {
+        format: "raw",
+        to_terminal: false,
+    };
+}
+
+/// Writes hits, newest first, in one of the formats of `search`. Whatever an entry holds, it is not two: of the raw
+/// form each is a line, on a terminal one with its further lines behind a mark.
 pub(crate) fn write_hits(
     out: &mut dyn Write,
-    format: &str,
+    form: HitForm<'_>,
     hits: &[Hit],
     agents: &BTreeMap<AgentId, String>,
     streams: &BTreeMap<StreamId, StreamRecord>,
 ) -> Result<()> {
     let views = hits.iter().map(|hit| View::new(hit, agents, streams));
-    match format {
+    match form.format {
         "raw" => {
             for hit in hits {
-                out.write_all(trim_end(&hit.bytes))?;
+                let entry = trim_end(&hit.bytes);
+                if form.to_terminal {
+                    out.write_all(shown::entry(entry).as_bytes())?;
+                } else {
+                    out.write_all(&shown::plain(entry))?;
+                }
                 out.write_all(b"\n")?;
             }
         }
         "json" => {
             for view in views {
-                writeln!(out, "{}", view.to_json())?;
+                writeln!(out, "{}", shown::json(&view.to_json().to_string()))?;
             }
         }
         "csv" => {
             writeln!(out, "{CSV_NAMES}")?;
             for view in views {
-                writeln!(out, "{}", view.to_csv())?;
+                writeln!(out, "{}", view.to_csv(form.to_terminal))?;
             }
         }
         other => bail!("format '{other}' must be raw, json or csv"),

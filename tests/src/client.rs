@@ -34,16 +34,15 @@ impl Client {
     /// Uses a token; the keys are drawn from `seed`.
     #[must_use]
     pub fn enrol(token: &Token, address: SocketAddr, seed: u32) -> Self {
+        Self::enrol_as(token, address, seed, Self::hello(seed))
+    }
+
+    /// The same, and says of itself what is in `hello`.
+    #[must_use]
+    pub fn enrol_as(token: &Token, address: SocketAddr, seed: u32, hello: AgentHello) -> Self {
         let purpose = Purpose::Enrol { token: token.id };
         let public = token.server_public;
-        Self::shake_hands(
-            purpose,
-            AgentId::default(),
-            public,
-            token.secret.clone(),
-            address,
-            seed,
-        )
+        Self::shake_hands(purpose, hello, public, token.secret.clone(), address, seed)
     }
 
     /// Hangs up; returns what it takes to connect again.
@@ -58,7 +57,7 @@ impl Client {
 
     fn shake_hands(
         purpose: Purpose,
-        agent: AgentId,
+        hello: AgentHello,
         server_public: [u8; 32],
         psk: Secret<32>,
         address: SocketAddr,
@@ -82,12 +81,6 @@ impl Client {
         stream.read_exact(&mut frame).unwrap();
         let (answer, send) = expect.handle(&frame).unwrap();
         assert!(matches!(answer, ServerHello::Welcome { .. }), "{answer:?}");
-        let hello = AgentHello {
-            agent,
-            signing_public: Self::signing().verifying_key().to_bytes(),
-            host_name: format!("client{seed}"),
-            ..AgentHello::default()
-        };
         let (sent, established) = send.finish(&hello).unwrap();
         stream.write_all(&sent).unwrap();
         stream.set_nonblocking(true).unwrap();
@@ -95,9 +88,19 @@ impl Client {
             stream,
             credential: established.next_psk.clone(),
             session: AgentSession::new(established, crate::now()),
-            agent,
+            agent: hello.agent,
             is_ready: false,
             seed,
+        }
+    }
+
+    /// What such an agent says of itself.
+    #[must_use]
+    pub fn hello(seed: u32) -> AgentHello {
+        AgentHello {
+            signing_public: Self::signing().verifying_key().to_bytes(),
+            host_name: format!("client{seed}"),
+            ..AgentHello::default()
         }
     }
 
@@ -168,12 +171,15 @@ impl Known {
     /// Connects with the credential of the connection before.
     #[must_use]
     pub fn connect(&self, server_public: [u8; 32], address: SocketAddr) -> Client {
-        let (agent, psk) = (self.agent, self.credential.clone());
+        let hello = AgentHello {
+            agent: self.agent,
+            ..Client::hello(self.seed)
+        };
         Client::shake_hands(
             Purpose::Connect,
-            agent,
+            hello,
             server_public,
-            psk,
+            self.credential.clone(),
             address,
             self.seed,
         )

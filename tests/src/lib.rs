@@ -25,6 +25,7 @@ pub mod proxy;
 pub mod random;
 pub mod refusals;
 pub mod strangers;
+pub mod terminal;
 pub mod writer;
 
 use std::path::PathBuf;

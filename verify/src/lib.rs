@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use scrinium_protocol::shown;
 
 use self::trust::{Trust, TrustedKeys};
 
@@ -63,7 +64,11 @@ pub fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            let _best_effort = writeln!(std::io::stderr(), "scrinium-verify: {error:#}");
+            let _best_effort = writeln!(
+                std::io::stderr(),
+                "{}",
+                shown::message(&format!("scrinium-verify: {error:#}"))
+            );
             if error.is::<WrongTrust>() {
                 return ExitCode::from(2);
             }
@@ -109,7 +114,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let verdict = &checked.verdict;
     let mut out = std::io::stdout();
     if cli.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(verdict)?)?;
+        let verdict = serde_json::to_string_pretty(verdict)?;
+        writeln!(out, "{}", shown::json(&verdict))?;
     } else {
         for line in &verdict.proven {
             writeln!(out, "proven:      {line}")?;
@@ -124,7 +130,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if let (true, Some(dir)) = (verdict.whole, &cli.extract) {
         let files = checked.extract(dir).context("extracting")?;
         if !cli.json {
-            writeln!(out, "extracted:   {files} files in {}", dir.display())?;
+            let dir = shown::name(&dir.display().to_string());
+            writeln!(out, "extracted:   {files} files in {dir}")?;
         }
     }
     if !cli.json {

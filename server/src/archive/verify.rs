@@ -564,9 +564,9 @@ impl Run<'_> {
 
 impl Report {
     /// The report as sentences.
-    pub(crate) fn to_text(&self) -> String {
-        let mut text = format!(
-            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals; {} entries deleted lawfully; {} entries in the second container\n",
+    pub(crate) fn to_lines(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{} streams, {} batches, {} entries, {} bytes, in {} segments and {} logs; {} gap entries; {} sealed intervals; {} entries deleted lawfully; {} entries in the second container",
             self.streams,
             self.batches,
             self.entries,
@@ -577,25 +577,25 @@ impl Report {
             self.intervals,
             self.pruned,
             self.sealed
-        );
+        )];
         if self.verified_before > 0 {
-            text.push_str(&format!(
-                "{} entries more were verified before and were not read again\n",
+            lines.push(format!(
+                "{} entries more were verified before and were not read again",
                 self.verified_before
             ));
         }
         if let Some(since_us) = self.read_since_us {
-            text.push_str(&format!(
-                "every byte was read again since {}\n",
+            lines.push(format!(
+                "every byte was read again since {}",
                 present::rfc3339(since_us)
             ));
         }
         for note in &self.notes {
-            text.push_str(&format!("note: {note}\n"));
+            lines.push(format!("note: {note}"));
         }
         for finding in &self.findings {
-            text.push_str(&format!(
-                "DAMAGED {} agent {} stream {} sequence {} to {}: {}\n",
+            lines.push(format!(
+                "DAMAGED {} agent {} stream {} sequence {} to {}: {}",
                 finding.segment,
                 finding.agent,
                 finding.stream,
@@ -604,11 +604,12 @@ impl Report {
                 finding.problem
             ));
         }
-        text.push_str(if self.whole {
-            "the archive is whole\n"
+        let end = if self.whole {
+            "the archive is whole"
         } else {
-            "the archive is NOT whole\n"
-        });
-        text
+            "the archive is NOT whole"
+        };
+        lines.push(end.to_owned());
+        lines
     }
 }

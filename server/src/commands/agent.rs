@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use scrinium_protocol::shown;
 use serde_json::json;
 
 use super::policy::{Acting, delete_agent};
-use super::{Data, client, close, parse_ttl, say, usage};
+use super::{Data, client, close, parse_ttl, say, say_json, usage};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::control::policy::DeleteRequest;
 use crate::control::{self, AgentRequest, Client, EnrolRequest};
@@ -186,7 +187,7 @@ impl Agent {
                 };
                 let made = control::json_of(client.post("/agents/enroll", &request).await?).await?;
                 if json {
-                    return say(&made.to_string());
+                    return say(&shown::json(&made.to_string()));
                 }
                 say(made
                     .get("token")
@@ -196,7 +197,7 @@ impl Agent {
             Self::List { json, .. } => {
                 let agents = control::json_of(client.get("/agents").await?).await?;
                 if json {
-                    return say(&serde_json::to_string_pretty(&agents)?);
+                    return say_json(&agents);
                 }
                 for agent in agents.as_array().into_iter().flatten() {
                     let field = |key: &str| {
@@ -222,7 +223,7 @@ impl Agent {
                 };
                 let agent = agents.as_array().into_iter().flatten().find(named);
                 let agent = agent.with_context(|| format!("no agent is named '{name}'"))?;
-                say(&serde_json::to_string_pretty(agent)?)
+                say_json(agent)
             }
             Self::Enable { name, .. } => set_enabled(client, &name, true).await,
             Self::Disable { name, .. } | Self::Delete { name, .. } => {
@@ -241,7 +242,7 @@ impl Agent {
                 let text = std::fs::read_to_string(&file);
                 let text = text.with_context(|| format!("reading {}", file.display()))?;
                 let made = ask_agent(client, "/agents/configure", name, false, text).await?;
-                say(&made.to_string())
+                say(&shown::json(&made.to_string()))
             }
         }
     }
@@ -269,7 +270,7 @@ impl Alarm {
             Self::List { json, .. } => {
                 let alarms = control::json_of(client.get("/alarms").await?).await?;
                 if json {
-                    say(&serde_json::to_string_pretty(&alarms)?)?;
+                    say_json(&alarms)?;
                 } else {
                     for alarm in alarms.as_array().into_iter().flatten() {
                         let field = |key: &str| {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::{Data, client, close, read_shares, say};
+use super::{Data, client, close, read_shares, say, say_json};
 use crate::backup;
 use crate::backup::Status;
 use crate::backup::target::Location;
@@ -84,7 +84,7 @@ impl Backup {
         close(client, running).await;
         let value = answer?;
         if json {
-            return say(&serde_json::to_string_pretty(&value)?);
+            return say_json(&value);
         }
         let status: Status = serde_json::from_value(value)?;
         match (status.to, status.every_h) {
@@ -147,7 +147,7 @@ impl Backup {
             .collect();
         let whole = findings.is_empty();
         if json {
-            say(&serde_json::to_string_pretty(&value)?)?;
+            say_json(&value)?;
             return Ok(whole);
         }
         let number = |key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);

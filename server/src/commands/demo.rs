@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use super::run::{Server, beside};
-use super::{ADMIN, init, say};
+use super::{ADMIN, init, say, say_lines};
 use crate::accounts::random_password;
 use crate::agents::NewAgent;
 use crate::catalogue::records::FIRST_TENANT;
@@ -75,6 +75,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let url = server
         .console
         .map_or_else(String::new, |address| format!("https://{address}/"));
+    // One place of ours is named in it, and nothing of others.
     let banner = format!(
         "\n  Scrinium demo\n\n  console    {url}\n  user       {ADMIN}\n  password   {}   (made for this run)\n\n  \
          The certificate is self-signed: let the browser pass once.\n  Try:  echo \"hello from $USER\" >> {}\n        \
@@ -88,8 +89,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
             .map_or("15514", |(_, port)| port),
         dir.display(),
     );
+    let banner: Vec<String> = banner.lines().map(str::to_owned).collect();
     // Whoever started it may have read enough and closed the pipe: the demo goes on.
-    if let Err(error) = say(&banner) {
+    if let Err(error) = say_lines(&banner) {
         warn!(%error, "standard output takes no more");
     }
     if !args.no_browser {

@@ -1,11 +1,11 @@
 //! `export`.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
-use super::{Data, client, close, say, time};
+use super::{Data, client, close, say, time, usage};
 use crate::control::export::ExportRequest;
 use crate::control::links::Link;
 use crate::control::{Client, copy_to, json_of};
@@ -63,6 +63,14 @@ pub(super) struct Export {
 impl Export {
     /// Runs the command to its end.
     pub(super) async fn run(self) -> Result<()> {
+        let to_terminal =
+            self.out.as_deref() == Some(Path::new("-")) && std::io::stdout().is_terminal();
+        if to_terminal {
+            // Exact bytes would drive it, and escaped ones were no export.
+            return Err(usage(anyhow!(
+                "--out - is a terminal here, and an export is the exact bytes: name a file, or a pipe; search shows entries"
+            )));
+        }
         let request = ExportRequest {
             agent: self.agent,
             path: self.path,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use scrinium_segment::{durable, fault};
 use serde_json::json;
 
-use super::{complain, say};
+use super::{complain, say, say_json};
 use crate::archive::{Archive, fsck, losses};
 use crate::catalogue::{Catalogue, copies};
 use crate::clock;
@@ -98,7 +98,7 @@ pub(super) fn run(dir: &Path, rebuild: bool, json: bool) -> Result<ExitCode> {
     losses::write_down(&catalogue, losses.into_iter())?;
     rest::expect(&catalogue)?;
     if json {
-        say(&serde_json::to_string_pretty(&rebuilt)?)?;
+        say_json(&rebuilt)?;
     } else {
         say(&format!(
             "the catalogue was made again: {} segments, {} streams, {} entries; {} segments had been replaced or deleted. Run verify.",

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::{Data, client, close, say};
+use super::{Data, client, close, say, say_json};
 use crate::control::links::{EndRequest, Link as Shown};
 use crate::control::{self, Client};
 
@@ -49,7 +49,7 @@ impl Link {
         };
         let value = control::json_of(client.get("/links").await?).await?;
         if json {
-            return say(&serde_json::to_string_pretty(&value)?);
+            return say_json(&value);
         }
         let links: Vec<Shown> = serde_json::from_value(value)?;
         for link in links {

@@ -12,13 +12,15 @@ mod run;
 mod status;
 mod volume;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use scrinium_protocol::shown;
+use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -285,6 +287,7 @@ impl Command {
                     format: if json { "json".into() } else { format },
                     count,
                     opening,
+                    to_terminal: std::io::stdout().is_terminal(),
                 };
                 let (client, running) = client(&data).await?;
                 let response = client.post("/search", &request).await?;
@@ -329,9 +332,9 @@ impl Command {
                 close(client, running).await;
                 let report: Report = serde_json::from_value(value)?;
                 if json {
-                    say(&serde_json::to_string_pretty(&report)?)?;
+                    say_json(&report)?;
                 } else {
-                    say(report.to_text().trim_end())?;
+                    say_lines(&report.to_lines())?;
                 }
                 if !report.whole {
                     return Ok(ExitCode::from(3));
@@ -360,16 +363,17 @@ impl Command {
                 close(client, running).await;
                 let done = done?;
                 let number = |key: &str| done.get(key).and_then(Value::as_u64).unwrap_or(0);
-                say(&match json {
-                    true => serde_json::to_string_pretty(&done)?,
-                    false => format!(
+                if json {
+                    say_json(&done)?;
+                } else {
+                    say(&format!(
                         "{} entries, {} of log in {} on the disk, {} segments",
                         number("entries"),
                         human_bytes(number("bytes")),
                         human_bytes(number("bytes_on_disk")),
                         number("segments")
-                    ),
-                })?;
+                    ))?;
+                }
             }
             Self::User(User::Password {
                 name,
@@ -416,10 +420,9 @@ fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<M
 impl Made {
     fn print(&self, show_password: bool, recovery_out: Option<&Path>) -> Result<()> {
         if show_password {
-            say(&format!(
-                "administrator:  {ADMIN}\npassword:       {}\n",
-                self.password.as_str()
-            ))?;
+            say(&format!("administrator:  {ADMIN}"))?;
+            say(&format!("password:       {}", self.password.as_str()))?;
+            say("")?;
         }
         hand_out(&self.shares, recovery_out)
     }
@@ -508,15 +511,27 @@ fn usage(error: anyhow::Error) -> anyhow::Error {
     UsageError(format!("{error:#}")).into()
 }
 
-/// Prints a line on standard output.
+/// Prints a line on standard output: whatever others called things, it is one, and moves no cursor.
 pub(crate) fn say(line: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{line}")?;
+    writeln!(std::io::stdout(), "{}", shown::sentence(line))?;
     Ok(())
 }
 
-/// Prints a line on standard error.
-pub(crate) fn complain(line: &str) -> Result<()> {
-    writeln!(std::io::stderr(), "{line}")?;
+/// Prints lines on standard output.
+pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
+    lines.iter().try_for_each(|line| say(line))
+}
+
+/// Prints a value as JSON on standard output.
+pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
+    let text = shown::json(&serde_json::to_string_pretty(value)?);
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Prints a message on standard error.
+pub(crate) fn complain(message: &str) -> Result<()> {
+    writeln!(std::io::stderr(), "{}", shown::message(message))?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Data, client, close, read_password, say, usage};
+use super::{Data, client, close, read_password, say, say_json, say_lines, usage};
 use crate::catalogue::records::{ClassChange, FIRST_TENANT, HoldRecord, OfficerRecord, RuleRecord};
 use crate::clock::Day;
 use crate::control;
@@ -208,26 +208,26 @@ impl Policy {
     pub(super) async fn run(self) -> Result<()> {
         let Some(change) = self.change else {
             let shown = get(&self.data, "/policy").await?;
-            return say(&match self.json {
-                true => serde_json::to_string_pretty(&shown)?,
-                false => policy_text(&shown),
-            });
+            return match self.json {
+                true => say_json(&shown),
+                false => say_lines(&policy_lines(&shown)),
+            };
         };
         let (act, data, acting) = match change {
             Change::Preview { days, data, json } => {
                 let rows = get(&data, &format!("/policy/preview?days={days}")).await?;
                 if json {
-                    return say(&serde_json::to_string_pretty(&rows)?);
+                    return say_json(&rows);
                 }
                 let status = get(&data, "/status").await?;
-                return say(&preview_text(&rows, &status, days));
+                return say_lines(&preview_lines(&rows, &status, days));
             }
             Change::Pending { data, json } => {
                 let rows = get(&data, "/policy/waiting").await?;
-                return say(&match json {
-                    true => serde_json::to_string_pretty(&rows)?,
-                    false => pending_text(&rows),
-                });
+                return match json {
+                    true => say_json(&rows),
+                    false => say_lines(&pending_lines(&rows)),
+                };
             }
             Change::Stop {
                 id,
@@ -364,10 +364,11 @@ pub(super) async fn delete_agent(data: &Data, request: &DeleteRequest) -> Result
     let answer = answer?;
     let number = |key: &str| answer.get(key).and_then(Value::as_u64).unwrap_or(0);
     if let Some(said) = answer.get("said").and_then(Value::as_str) {
-        return say(&format!(
-            "removed agent {}: it is refused and nobody reads what it sent; its keys are destroyed later.\n{said}",
+        say(&format!(
+            "removed agent {}: it is refused and nobody reads what it sent; its keys are destroyed later.",
             request.name
-        ));
+        ))?;
+        return say(said);
     }
     let Some(word) = answer.get("confirm").and_then(Value::as_str) else {
         return say(&format!(
@@ -377,13 +378,17 @@ pub(super) async fn delete_agent(data: &Data, request: &DeleteRequest) -> Result
         ));
     };
     say(&format!(
-        "this removes agent {} and all that is archived of it: {} streams, {} entries, {}.\n\
-         Nobody reads it from then on; after 72 hours, in which anybody entitled can stop it, it is gone for good.\n\
-         Nothing was deleted. If that is wanted, say it again with: --confirm {word}",
+        "this removes agent {} and all that is archived of it: {} streams, {} entries, {}.",
         request.name,
         number("streams"),
         number("entries"),
         human_bytes(number("bytes")),
+    ))?;
+    say(
+        "Nobody reads it from then on; after 72 hours, in which anybody entitled can stop it, it is gone for good.",
+    )?;
+    say(&format!(
+        "Nothing was deleted. If that is wanted, say it again with: --confirm {word}"
     ))
 }
 
@@ -419,22 +424,22 @@ pub(super) fn day(field: &str, text: &str) -> Result<Day> {
 }
 
 /// What `policy` prints.
-fn policy_text(policy: &Value) -> String {
-    let mut out = format!(
+fn policy_lines(policy: &Value) -> Vec<String> {
+    let mut lines = vec![format!(
         "what is written now is sealed with: {}",
         text(policy, "cipher")
-    );
+    )];
     let sealed = policy.get("sealed").and_then(Value::as_object);
     for (cipher, of) in sealed.into_iter().flatten() {
-        out.push_str(&format!(
-            "\n{cipher}: {} files, {}",
+        lines.push(format!(
+            "{cipher}: {} files, {}",
             number(of, "files"),
             human_bytes(number(of, "bytes"))
         ));
     }
     for class in rows(policy, "classes") {
-        out.push_str(&format!(
-            "\nclass {}: kept {} days (between {} and {}), read by operations for {}",
+        lines.push(format!(
+            "class {}: kept {} days (between {} and {}), read by operations for {}",
             text(class, "name"),
             number(class, "keep_days"),
             number(class, "floor_days"),
@@ -443,8 +448,8 @@ fn policy_text(policy: &Value) -> String {
         ));
     }
     for officer in rows(policy, "officers") {
-        out.push_str(&format!(
-            "\nsecond container of {}: opened by {}",
+        lines.push(format!(
+            "second container of {}: opened by {}",
             text(officer, "tenant"),
             text(officer, "recipient")
         ));
@@ -455,11 +460,11 @@ fn policy_text(policy: &Value) -> String {
             .filter(|field| !text(rule, field).is_empty())
             .map(|field| format!("{field} {}", text(rule, field)));
         let fields = fields.collect::<Vec<_>>().join(", ");
-        out.push_str(&format!("\nrule: {fields} is {}", text(rule, "class")));
+        lines.push(format!("rule: {fields} is {}", text(rule, "class")));
     }
     for hold in rows(policy, "holds") {
-        out.push_str(&format!(
-            "\nhold {}: {} to {}, by {} ({})",
+        lines.push(format!(
+            "hold {}: {} to {}, by {} ({})",
             text(hold, "name"),
             text(hold, "from"),
             text(hold, "to"),
@@ -468,26 +473,27 @@ fn policy_text(policy: &Value) -> String {
         ));
     }
     for contract in rows(policy, "contracts") {
-        out.push_str(&format!(
-            "\ncontract with {}: ends {}, deleted after {}",
+        lines.push(format!(
+            "contract with {}: ends {}, deleted after {}",
             text(contract, "tenant"),
             text(contract, "end"),
             text(contract, "kept_until")
         ));
     }
     let two = policy.get("two_persons").and_then(Value::as_bool) == Some(true);
-    out.push_str(if two {
-        "\ndeleting an agent takes two persons"
+    let persons = if two {
+        "deleting an agent takes two persons"
     } else {
-        "\ndeleting an agent takes one person and three days, or two persons"
-    });
+        "deleting an agent takes one person and three days, or two persons"
+    };
+    lines.push(persons.to_owned());
     for waiting in rows(policy, "waiting") {
-        out.push_str(&format!("\nwaits: {}", waiting_text(waiting)));
+        lines.push(format!("waits: {}", waiting_text(waiting)));
     }
-    out
+    lines
 }
 
-fn pending_text(pending: &Value) -> String {
+fn pending_lines(pending: &Value) -> Vec<String> {
     let lines: Vec<String> = pending
         .as_array()
         .into_iter()
@@ -495,9 +501,9 @@ fn pending_text(pending: &Value) -> String {
         .map(waiting_text)
         .collect();
     if lines.is_empty() {
-        return "nothing waits".to_owned();
+        return vec!["nothing waits".to_owned()];
     }
-    lines.join("\n")
+    lines
 }
 
 fn waiting_text(waiting: &Value) -> String {
@@ -518,16 +524,13 @@ fn waiting_text(waiting: &Value) -> String {
     line
 }
 
-fn preview_text(preview: &Value, status: &Value, days: u32) -> String {
-    let mut out = String::new();
-    for waits in rows(status, "waits") {
-        out.push_str(text(waits, "sentence"));
-        out.push('\n');
-    }
-    let waits = out.len();
+fn preview_lines(preview: &Value, status: &Value, days: u32) -> Vec<String> {
+    let waits = rows(status, "waits").map(|waits| text(waits, "sentence").to_owned());
+    let mut lines: Vec<String> = waits.collect();
+    let waits = lines.len();
     for row in preview.as_array().into_iter().flatten() {
-        out.push_str(&format!(
-            "{}  {} {} of {}: {} entries of {} streams, {}; {} streams held\n",
+        lines.push(format!(
+            "{}  {} {} of {}: {} entries of {} streams, {}; {} streams held",
             text(row, "on"),
             text(row, "tenant"),
             text(row, "class"),
@@ -538,10 +541,10 @@ fn preview_text(preview: &Value, status: &Value, days: u32) -> String {
             number(row, "streams_held"),
         ));
     }
-    if out.len() == waits {
-        out.push_str(&format!("nothing is deleted within {days} days\n"));
+    if lines.len() == waits {
+        lines.push(format!("nothing is deleted within {days} days"));
     }
-    out.trim_end().to_owned()
+    lines
 }
 
 fn rows<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::say;
+use super::{say, say_json, say_lines};
 use crate::control::{self, Client};
 use crate::present::human_bytes;
 
@@ -14,24 +14,26 @@ use crate::present::human_bytes;
 pub(super) async fn run(dir: &Path, json: bool) -> Result<ExitCode> {
     let Some(client) = Client::connect(dir).await else {
         let stopped = json!({ "running": false, "health": "stopped" });
-        say(&match json {
-            true => serde_json::to_string_pretty(&stopped)?,
-            false => format!(
+        if json {
+            say_json(&stopped)?;
+        } else {
+            say(&format!(
                 "no server runs on {}; start it with: scrinium-server run",
                 dir.display()
-            ),
-        })?;
+            ))?;
+        }
         return Ok(ExitCode::FAILURE);
     };
     let status = control::json_of(client.get("/status").await?).await?;
-    say(&match json {
-        true => serde_json::to_string_pretty(&status)?,
-        false => text_of(&status),
-    })?;
+    if json {
+        say_json(&status)?;
+    } else {
+        say_lines(&lines_of(&status))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn text_of(status: &Value) -> String {
+fn lines_of(status: &Value) -> Vec<String> {
     let text = |at: &str| {
         let value = status.pointer(at).and_then(Value::as_str);
         value.unwrap_or_default().to_owned()
@@ -96,5 +98,5 @@ fn text_of(status: &Value) -> String {
         "disk: {} of archive, {free} free",
         human_bytes(number("/disk/archive_bytes").unwrap_or(0))
     ));
-    lines.join("\n")
+    lines
 }

@@ -8,7 +8,7 @@ use scrinium_protocol::shown;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Data, client, close, say};
+use super::{Data, client, close, say, say_json, say_lines};
 use crate::audit::NotWritten;
 use crate::control::{Client, caller, json_of};
 use crate::core::public_key;
@@ -81,9 +81,9 @@ impl VolumeCommand {
                 let problem = key.as_ref().err().map(|error| format!("{error:#}"));
                 bound.server_key = key.ok();
                 if json {
-                    return say(&serde_json::to_string_pretty(&bound)?);
+                    return say_json(&bound);
                 }
-                say(bound.to_text().trim_end())?;
+                say_lines(&bound.to_lines())?;
                 match problem {
                     None => Ok(()),
                     Some(problem) => say(&format!("server key:   not shown: {problem}")),
@@ -102,7 +102,7 @@ impl VolumeCommand {
                 let binding = bind.binding();
                 audit(&data, &binding, !shares.is_empty()).await?;
                 let dealt = Volume::rekey(&data.data, &binding, &shares)?;
-                say(Volume::bound_to(&data.data)?.to_text().trim_end())?;
+                say_lines(&Volume::bound_to(&data.data)?.to_lines())?;
                 if dealt.is_empty() {
                     return Ok(());
                 }
@@ -124,21 +124,22 @@ async fn server_key(data: &Data) -> Result<String> {
 }
 
 impl BoundTo {
-    fn to_text(&self) -> String {
+    fn to_lines(&self) -> Vec<String> {
         let list = |names: &[String]| match names {
             [] => "nothing".to_owned(),
             names => names.join(", "),
         };
-        let key = self.server_key.as_ref();
-        let key = key.map_or_else(String::new, |key| format!("server key:   {key}\n"));
         let tpm = self.tpm.as_ref();
         let tpm = tpm.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
-        format!(
-            "volume:       {}\nmust stay:    {}\nmay change:   {}\nTPM:          {tpm}\n{key}",
-            self.volume,
-            list(&self.bound),
-            list(&self.may_change)
-        )
+        let mut lines = vec![
+            format!("volume:       {}", self.volume),
+            format!("must stay:    {}", list(&self.bound)),
+            format!("may change:   {}", list(&self.may_change)),
+            format!("TPM:          {tpm}"),
+        ];
+        let key = self.server_key.as_ref();
+        lines.extend(key.map(|key| format!("server key:   {key}")));
+        lines
     }
 }
 

@@ -60,6 +60,9 @@ pub(crate) struct SearchRequest {
     pub(crate) count: bool,
     /// The word of an opening of the second container.
     pub(crate) opening: Option<String>,
+    /// A person reads it as it comes: nothing in it may move a cursor.
+    #[serde(default)]
+    pub(crate) to_terminal: bool,
 }
 
 /// What `verify` asks.
@@ -294,7 +297,11 @@ async fn handle_search(
         let hits = found.hits.iter();
         let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
         let mut out = Vec::new();
-        present::write_hits(&mut out, &request.format, &found.hits, &names, &streams)?;
+        let form = present::HitForm {
+            format: &request.format,
+            to_terminal: request.to_terminal,
+        };
+        present::write_hits(&mut out, form, &found.hits, &names, &streams)?;
         out.into_response()
     };
     for (name, extents) in [("x-damaged", found.damaged), ("x-sealed", found.sealed)] {

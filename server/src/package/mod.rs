@@ -314,8 +314,10 @@ impl PackageWriter<'_> {
             let hit = line.clone().into_hit(piece.batch);
             let view = View::new(&hit, &self.names, &self.streams);
             match table {
-                Table::Csv => writeln!(out, "{}", view.to_csv())?,
-                Table::Json | Table::None => writeln!(out, "{}", view.to_json())?,
+                Table::Csv => writeln!(out, "{}", view.to_csv(false))?,
+                Table::Json | Table::None => {
+                    writeln!(out, "{}", shown::json(&view.to_json().to_string()))?;
+                }
             }
         }
         Ok(())

@@ -84,7 +84,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     )];
     let report = verify::verify(&archive, &signers.into(), claims, scope).unwrap();
     let verified = clock::now().duration_since(begun);
-    assert!(report.whole, "{}", report.to_text());
+    assert!(report.whole, "{}", report.to_lines().join("\n"));
     assert_eq!(report.verified_before, DAYS * BLOCKS_A_DAY);
     println!(
         "{} segments, {} blocks, {} streams, {} intervals: first ack after {to_first_ack:?}, verified in {verified:?}",

@@ -691,7 +691,7 @@ impl Year {
             "seed {} on {}: {}",
             self.seed,
             self.today,
-            report.to_text()
+            report.to_lines().join("\n")
         );
         let gone = self.streams.iter().flat_map(|stream| &stream.lines);
         let gone = gone.filter(|line| line.gone).count() as u64;

@@ -48,6 +48,7 @@ mod strangers;
 mod structure;
 mod syslog;
 mod tamper;
+mod terminals;
 mod trail;
 mod trust;
 mod upkeep;

@@ -24,7 +24,7 @@ use crate::control::export::{self as control_export, ExportRequest};
 use crate::core::Core;
 use crate::index::query::Query;
 use crate::index::search::{Found, Wanted, search};
-use crate::present::{View, format_time, rfc3339, severity_name, write_hits};
+use crate::present::{HitForm, View, format_time, rfc3339, severity_name, write_hits};
 
 #[derive(Clone, Default, Deserialize)]
 pub(crate) struct Params {
@@ -178,7 +178,13 @@ pub(crate) async fn raw(
         }
     };
     let mut out = Vec::new();
-    let written = write_hits(&mut out, "raw", &found.hits, &names, &BTreeMap::new());
+    let written = write_hits(
+        &mut out,
+        HitForm::RAW,
+        &found.hits,
+        &names,
+        &BTreeMap::new(),
+    );
     if let Err(error) = written {
         return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response();
     }
