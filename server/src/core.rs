@@ -24,6 +24,7 @@ use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
 use crate::evidence::Evidence;
+use crate::index::turns::Turns;
 use crate::links::Links;
 use crate::listener::admission::Admission;
 use crate::local::LocalQueue;
@@ -68,6 +69,8 @@ pub(crate) struct Core {
     /// Held while a backup is made or read: they share scratch files.
     pub(crate) backing_up: Mutex<()>,
     pub(crate) admission: Arc<Admission>,
+    /// How many searches and exports are answered at once.
+    pub(crate) turns: Turns,
     /// What agents dial.
     pub(crate) address: String,
 }
@@ -175,6 +178,7 @@ impl Running {
             backup: config.backup.clone(),
             backing_up: Mutex::new(()),
             admission: Arc::new(Admission::new(config.handshakes)),
+            turns: Turns::new(),
             address,
             remade: changed.caches,
             volume,

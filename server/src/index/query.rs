@@ -12,6 +12,7 @@ use anyhow::{Result, bail, ensure};
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::filter::{is_token_byte, tokens};
+use crate::time::spans::Spans;
 
 /// A parsed query.
 #[derive(Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Query {
     /// Collection time, Unix µs, first included and last excluded.
     pub(crate) from_us: Option<u64>,
     pub(crate) to_us: Option<u64>,
+    /// What was received while server time was behind: a collection time is compared with the true time of receipt.
+    pub(crate) receipts: Spans,
 }
 
 /// One word or phrase.
