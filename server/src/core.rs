@@ -25,6 +25,7 @@ use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
 use crate::evidence::Evidence;
+use crate::index::turns::Turns;
 use crate::links::Links;
 use crate::listener::doors::Doors;
 use crate::local::{LocalQueue, Unknown};
@@ -72,6 +73,8 @@ pub(crate) struct Core {
     pub(crate) doors: Doors,
     /// Entries of senders that have no stream of their own.
     pub(crate) unknown_senders: Arc<Unknown>,
+    /// How many searches and exports are answered at once.
+    pub(crate) turns: Turns,
     /// What agents dial.
     pub(crate) address: String,
 }
@@ -207,6 +210,7 @@ impl Running {
                 config.connections,
                 scrinium_segment::process::descriptors_max(),
             ),
+            turns: Turns::new(),
             address,
             remade: changed.caches,
             volume,

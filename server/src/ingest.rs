@@ -240,7 +240,7 @@ impl Ingest {
                             };
                             apply(&mut stream, &submission.batch.header, received_us);
                             streams.insert(id, stream);
-                            let shown = LogBatch::new(&submission.batch, place);
+                            let shown = LogBatch::new(&submission.batch, place, received_us);
                             appended.push(Appended { submission, shown });
                         }
                     }

@@ -9,6 +9,8 @@
 mod accounts;
 mod agents;
 mod alarms;
+mod allocator;
+mod answer;
 mod archive;
 mod audit;
 mod backup;

@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
 
-use anyhow::{Result, bail};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::shown;
 use scrinium_protocol::syslog::message::{Message, parse};
@@ -15,7 +13,7 @@ use crate::agents::Live;
 use crate::catalogue::records::{AgentRecord, StreamRecord};
 use crate::clock;
 use crate::core::Core;
-use crate::index::search::Hit;
+use crate::index::hits::Hit;
 
 /// What is shown of one entry.
 pub(crate) struct View {
@@ -26,6 +24,8 @@ pub(crate) struct View {
     /// When it happened, as the entry says, interpreted; else when it was collected. Unix µs.
     pub(crate) event_us: u64,
     pub(crate) received_us: u64,
+    /// When it was collected as its agent says, where that is after its receipt: it is ordered and found by that then.
+    pub(crate) claimed: Option<String>,
     pub(crate) host: String,
     pub(crate) severity: Option<u8>,
     pub(crate) app: String,
@@ -40,7 +40,7 @@ impl View {
         agents: &BTreeMap<AgentId, String>,
         streams: &BTreeMap<StreamId, StreamRecord>,
     ) -> Self {
-        let stream = streams.get(&hit.stream);
+        let stream = streams.get(&hit.place.stream);
         let agent = stream
             .and_then(|stream| agents.get(&stream.agent))
             .cloned()
@@ -58,7 +58,7 @@ impl View {
         };
         let event_us = message
             .time
-            .and_then(|time| u64::try_from(time.resolve(hit.time_us.cast_signed())).ok());
+            .and_then(|time| u64::try_from(time.resolve(hit.place.time_us.cast_signed())).ok());
         let sender = matches!(kind, StreamKind::SyslogUdp | StreamKind::SyslogTcp);
         let sender =
             sender.then(|| unknown.map_or_else(|| name.clone(), |(address, _)| address.to_owned()));
@@ -71,9 +71,10 @@ impl View {
             severity: message.severity,
             app: message.app.unwrap_or_default().to_owned(),
             text: String::from_utf8_lossy(line).into_owned(),
-            event_us: event_us.unwrap_or(hit.time_us),
+            event_us: event_us.unwrap_or(hit.place.time_us),
             received_us: hit.received_us,
-            sequence: hit.sequence,
+            claimed: hit.claimed_us.map(claimed),
+            sequence: hit.place.sequence,
             is_gap: hit.is_gap,
             agent,
             stream: name,
@@ -86,6 +87,7 @@ impl View {
         json!({
             "time": rfc3339(self.event_us),
             "received": rfc3339(self.received_us),
+            "time_claimed": self.claimed,
             "agent": self.agent,
             "stream": self.stream,
             "kind": self.kind.name(),
@@ -102,7 +104,7 @@ impl View {
     /// cursor or turns a text round. A line feed in a text stays, as RFC 4180 has it, but on a terminal, where it would
     /// look like another row.
     pub(crate) fn to_csv(&self, to_terminal: bool) -> String {
-        let fields: [&str; 9] = [
+        let fields: [&str; 10] = [
             &rfc3339(self.event_us),
             &rfc3339(self.received_us),
             &self.agent,
@@ -112,6 +114,7 @@ impl View {
             self.severity.map(severity_name).unwrap_or_default(),
             &self.app,
             &self.text,
+            self.claimed.as_deref().unwrap_or_default(),
         ];
         let seen = |field: &str| {
             csv_field(&match to_terminal {
@@ -124,60 +127,18 @@ impl View {
 }
 
 /// The first row of a table of [`View::to_csv`].
-pub(crate) const CSV_NAMES: &str = "time,received,agent,stream,sequence,host,severity,app,text";
+pub(crate) const CSV_NAMES: &str =
+    "time,received,agent,stream,sequence,host,severity,app,text,time_claimed";
 
-/// How hits are written.
-#[derive(Clone, Copy)]
-pub(crate) struct HitForm<'a> {
-    /// `raw`, `json` or `csv`.
-    pub(crate) format: &'a str,
-    pub(crate) to_terminal: bool,
-}
-
-impl HitForm<'static> {
-    /// Lines for a file.
-    pub(crate) const RAW: Self = Self {
-        format: "raw",
-        to_terminal: false,
-    };
-}
-
-/// Writes hits, newest first, in one of the formats of `search`. Whatever an entry holds, it is not two: of the raw
-/// form each is a line, on a terminal one with its further lines behind a mark.
-pub(crate) fn write_hits(
-    out: &mut dyn Write,
-    form: HitForm<'_>,
-    hits: &[Hit],
-    agents: &BTreeMap<AgentId, String>,
-    streams: &BTreeMap<StreamId, StreamRecord>,
-) -> Result<()> {
-    let views = hits.iter().map(|hit| View::new(hit, agents, streams));
-    match form.format {
-        "raw" => {
-            for hit in hits {
-                let entry = trim_end(&hit.bytes);
-                if form.to_terminal {
-                    out.write_all(shown::entry(entry).as_bytes())?;
-                } else {
-                    out.write_all(&shown::plain(entry))?;
-                }
-                out.write_all(b"\n")?;
-            }
-        }
-        "json" => {
-            for view in views {
-                writeln!(out, "{}", shown::json(&view.to_json().to_string()))?;
-            }
-        }
-        "csv" => {
-            writeln!(out, "{CSV_NAMES}")?;
-            for view in views {
-                writeln!(out, "{}", view.to_csv(form.to_terminal))?;
-            }
-        }
-        other => bail!("format '{other}' must be raw, json or csv"),
+/// Writes an entry as a line, whatever is in it: on a terminal with its further lines behind a mark.
+pub(crate) fn write_line(out: &mut Vec<u8>, bytes: &[u8], to_terminal: bool) {
+    let entry = trim_end(bytes);
+    if to_terminal {
+        out.extend_from_slice(shown::entry(entry).as_bytes());
+    } else {
+        out.extend_from_slice(&shown::plain(entry));
     }
-    Ok(())
+    out.push(b'\n');
 }
 
 /// A field that no spreadsheet takes for a formula.
@@ -327,12 +288,23 @@ pub(crate) fn rfc3339(us: u64) -> String {
     format_time(us, "%Y-%m-%dT%H:%M:%S%.3fZ")
 }
 
+/// A time that somebody says; of years that no calendar has, the number.
+fn claimed(us: u64) -> String {
+    match rfc3339(us) {
+        unknown if unknown == UNKNOWN_TIME => format!("{us} µs after 1970"),
+        time => time,
+    }
+}
+
 /// Unix µs in UTC by a `strftime` pattern.
 pub(crate) fn format_time(us: u64, pattern: &str) -> String {
     let timestamp = i64::try_from(us)
         .ok()
         .and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
-    timestamp.map_or_else(|| "?".to_owned(), |time| time.strftime(pattern).to_string())
+    timestamp.map_or_else(
+        || UNKNOWN_TIME.to_owned(),
+        |time| time.strftime(pattern).to_string(),
+    )
 }
 
 /// Bytes as people read them.
@@ -351,13 +323,15 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-fn trim_end(mut bytes: &[u8]) -> &[u8] {
+/// A line without its terminator.
+pub(crate) fn trim_end(mut bytes: &[u8]) -> &[u8] {
     while let [rest @ .., b'\n' | b'\r'] = bytes {
         bytes = rest;
     }
     bytes
 }
 
+const UNKNOWN_TIME: &str = "?";
 /// Entries that wait longer than this are a backlog.
 const BUFFERING_US: u64 = 15_000_000;
 

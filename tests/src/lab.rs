@@ -410,6 +410,8 @@ impl Lab {
         text(&found.stdout)
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
+            // The last line says what was left out.
+            .filter(|line: &Value| line.get("partial").is_none())
             .collect()
     }
 
@@ -570,6 +572,24 @@ pub fn resident_bytes(pid: u32) -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();
     kib.parse::<u64>().unwrap() << 10
+}
+
+/// The most memory that a process had resident since [`forget_peak`], in bytes.
+#[must_use]
+pub fn peak_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+/// Begins a new peak of a process's resident memory, from what it has now.
+pub fn forget_peak(pid: u32) {
+    let mut file = File::options()
+        .write(true)
+        .open(format!("/proc/{pid}/clear_refs"))
+        .unwrap();
+    std::io::Write::write_all(&mut file, b"5").unwrap();
 }
 
 /// Bytes of a program as text.

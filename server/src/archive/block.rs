@@ -45,6 +45,21 @@ pub(crate) struct StoredBatch {
     pub(crate) entries: Entries,
 }
 
+/// The time by which an entry is ordered and found, Unix µs: when it was collected, as its agent says; when it was
+/// received, where that is said to have been later. So nobody stands before what came after him.
+pub(crate) fn order_us(claimed_us: u64, received_us: u64) -> u64 {
+    if is_of_the_future(claimed_us, received_us) {
+        received_us
+    } else {
+        claimed_us
+    }
+}
+
+/// Whether an agent says of an entry that it was collected after it was received.
+pub(crate) fn is_of_the_future(claimed_us: u64, received_us: u64) -> bool {
+    claimed_us > received_us.saturating_add(AHEAD_US_MAX)
+}
+
 /// The bytes of a block of these batches, which follow one another.
 pub(crate) fn encode(batches: &[StoredBatch]) -> Vec<u8> {
     encode_packed(batches).unwrap_or_else(|| encode_verbatim(batches))
@@ -494,6 +509,8 @@ pub(crate) fn decode_log(payload: &[u8]) -> Result<(u64, AgentId, SealedBatch)> 
     Ok((received_us, agent, batch))
 }
 
+/// So far a clock may be ahead of the server's and still be believed, in µs: five minutes, as Kerberos has it.
+pub(crate) const AHEAD_US_MAX: u64 = 300_000_000;
 const VERBATIM: u8 = 1;
 const PACKED: u8 = 2;
 /// Added to the flags of an entry that ends with its only line feed.

@@ -10,11 +10,12 @@ use scrinium_segment::reader::SegmentReader;
 use scrinium_segment::{Kind, Place, segment_name};
 
 use super::Archive;
-use super::block::{self, StoredBatch};
+use super::block::{self, StoredBatch, is_of_the_future};
 use super::container::Access;
 use super::log::Log;
 use super::segment::{Block, Index, digest_of};
 use crate::catalogue::records::{Group, SegmentRecord};
+use crate::clock::{DAY_US, Day};
 
 /// Indexes of segments, as many as were used last.
 #[derive(Default)]
@@ -30,7 +31,7 @@ pub(crate) struct Extent {
     pub(crate) stream: StreamId,
     /// The log its first batch came in, and its number there.
     pub(crate) order: (u64, u32),
-    /// Collection times of its entries, Unix µs.
+    /// All times by which its entries are ordered ([`block::order_us`]) lie between these, Unix µs.
     pub(crate) times_us: (u64, u64),
     pub(crate) epoch: Epoch,
     pub(crate) sequences: (u64, u64),
@@ -71,7 +72,8 @@ impl Archive {
         let overlaps = |of: (u64, u64)| of.0 <= times_us.1 && times_us.0 <= of.1;
         let mut found = Extents::default();
         for segment in segments {
-            if !overlaps(segment.times_us) {
+            let day = segment.group.day;
+            if !overlaps(possible_us(segment.times_us, day)) {
                 continue;
             }
             let index = match self.index(&segment) {
@@ -83,11 +85,12 @@ impl Archive {
             };
             let kept = self.keys.kept(&segment.group);
             for (number, block) in index.blocks.iter().enumerate() {
-                if wanted(block.stream) && overlaps(block.times_us) && kept.has(block.stream) {
+                let times_us = possible_us(block.times_us, day);
+                if wanted(block.stream) && overlaps(times_us) && kept.has(block.stream) {
                     found.list.push(Extent {
                         stream: block.stream,
                         order: block.order,
-                        times_us: block.times_us,
+                        times_us,
                         epoch: block.epoch,
                         sequences: block.sequences,
                         source: Source::Segment {
@@ -129,12 +132,19 @@ impl Archive {
         }
     }
 
-    /// When the oldest entry was collected, Unix µs.
+    /// When the oldest entry was collected, Unix µs; one that is said to be much older than its receipt does not count.
     pub(crate) fn oldest_us(&self) -> Option<u64> {
         let (segments, logs) = self.parts();
-        let sealed = segments.iter().map(|segment| segment.times_us.0);
+        let sealed = segments.iter().map(|segment| {
+            let begin_us = segment.group.day.begin_us();
+            segment.times_us.0.max(begin_us.saturating_sub(LATE_US_MAX))
+        });
         let live = logs.iter().flat_map(|log| log.batches());
-        sealed.chain(live.map(|batch| batch.times_us.0)).min()
+        let live = live.map(|batch| {
+            let (first, last) = batch.times_us;
+            first.max(last.saturating_sub(LATE_US_MAX))
+        });
+        sealed.chain(live).min()
     }
 
     /// What lies where in a segment.
@@ -312,6 +322,18 @@ impl Extent {
     }
 }
 
+/// The times, both ends included, by which entries are ordered that were collected in `times_us`, as is said, and
+/// received on `day`. Blocks of version 0.1.0 do not say when what is of the future was received.
+fn possible_us(times_us: (u64, u64), day: Day) -> (u64, u64) {
+    let (first, last) = times_us;
+    let end_us = day.begin_us().saturating_add(DAY_US);
+    if is_of_the_future(last, end_us) {
+        (first.min(day.begin_us()), last)
+    } else {
+        times_us
+    }
+}
+
 fn place_of((offset, len, index): (u64, u32, u64)) -> Place {
     Place { offset, len, index }
 }
@@ -327,6 +349,8 @@ pub(crate) fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Older than its receipt by more than 31 days, an entry does not say where the archive begins, in µs.
+const LATE_US_MAX: u64 = 31 * DAY_US;
 /// All times.
 pub(crate) const EVER: (u64, u64) = (0, u64::MAX);
 /// Most blocks whose place is kept in memory, about 200 bytes each.

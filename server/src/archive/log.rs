@@ -25,7 +25,7 @@ use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::{Error, HEADER_LEN, Kind, Place};
 use tracing::{error, warn};
 
-use super::block::{StoredBatch, decode_log};
+use super::block::{AHEAD_US_MAX, StoredBatch, decode_log};
 use crate::catalogue::records::StreamRecord;
 
 /// A log that readers may read, active or waiting to be sealed.
@@ -135,7 +135,7 @@ impl Log {
                         log.damage.push(finding);
                     }
                     apply(stream, &batch.header, received_us);
-                    log.push(LogBatch::new(&batch, record.place));
+                    log.push(LogBatch::new(&batch, record.place, received_us));
                 }
                 RECORD_STREAM => {
                     let stream = decode_stream(&record.payload)?;
@@ -211,17 +211,21 @@ impl Log {
 }
 
 impl LogBatch {
-    pub(crate) fn new(batch: &SealedBatch, place: Place) -> Self {
+    pub(crate) fn new(batch: &SealedBatch, place: Place, received_us: u64) -> Self {
         let header = &batch.header;
+        let first_us = header.time_first_us;
         Self {
             place,
             stream: header.stream,
             epoch: header.epoch,
             sequences: (header.first.0, header.next().0),
-            // The last time is inside the body; a batch spans at most a minute.
+            // The last time is inside the body. A batch spans at most a minute, if it is one of our agents that
+            // made it; whoever made it, nothing of it is ordered long after it was received.
             times_us: (
-                header.time_first_us,
-                header.time_first_us.saturating_add(BATCH_SPAN_US_MAX),
+                first_us.min(received_us),
+                first_us
+                    .saturating_add(BATCH_SPAN_US_MAX)
+                    .max(received_us.saturating_add(AHEAD_US_MAX)),
             ),
         }
     }

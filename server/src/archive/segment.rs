@@ -26,7 +26,7 @@ use scrinium_segment::reader::{Cursor, Next, SegmentReader};
 use scrinium_segment::writer::SegmentWriter;
 use scrinium_segment::{Kind, Place};
 
-use super::block::{self, StoredBatch};
+use super::block::{self, StoredBatch, order_us};
 use super::keys::Keyring;
 use crate::catalogue::records::{Group, SegmentRecord};
 use crate::clock::Day;
@@ -63,7 +63,8 @@ pub(crate) struct Block {
     pub(crate) sequences: (u64, u64),
     /// Bytes of its entries.
     pub(crate) bytes: u64,
-    /// Collection times of its entries, Unix µs.
+    /// Collection times of its entries, Unix µs; it begins before any of them is ordered
+    /// ([`block::order_us`]), except in blocks of version 0.1.0.
     pub(crate) times_us: (u64, u64),
     /// The chain head it leaves.
     pub(crate) head: Head,
@@ -380,6 +381,8 @@ impl<'a> SegmentBuilder<'a> {
             .iter()
             .last()
             .map_or(header.time_first_us, |(meta, _)| meta.time_us);
+        // What is said to be of the future is found by when it was received.
+        let ordered_us = order_us(last_us, batch.received_us);
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {
             batches: Vec::new(),
             len: 0,
@@ -391,7 +394,7 @@ impl<'a> SegmentBuilder<'a> {
         });
         block.sequences.1 = header.next().0;
         block.times_us = (
-            block.times_us.0.min(header.time_first_us),
+            block.times_us.0.min(header.time_first_us).min(ordered_us),
             block.times_us.1.max(last_us),
         );
         block.head = header.head();

@@ -34,7 +34,8 @@ use self::volume::{Bind, VolumeCommand, hand_out};
 use crate::accounts::{Accounts, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
-use crate::control::{self, Client, SearchRequest, VerifyRequest};
+use crate::control::search::SearchRequest;
+use crate::control::{self, Client, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
 use crate::present::human_bytes;
 use crate::stopped;
@@ -132,9 +133,9 @@ enum Command {
         /// Same as --format json.
         #[arg(long)]
         json: bool,
-        /// Most entries to print.
-        #[arg(long, default_value_t = 1000)]
-        limit: usize,
+        /// Most entries to print; 1000 without it.
+        #[arg(long)]
+        limit: Option<usize>,
         /// Print only how many there are.
         #[arg(long)]
         count: bool,
@@ -291,19 +292,15 @@ impl Command {
                 };
                 let (client, running) = client(&data).await?;
                 let response = client.post("/search", &request).await?;
-                let damaged = response.headers().get("x-damaged").is_some();
-                let sealed = response.headers().get("x-sealed").cloned();
-                control::copy_to(response, &mut std::io::stdout()).await?;
+                let left_out = control::search::copy_found(response, &mut std::io::stdout()).await;
                 close(client, running).await;
-                if let Some(sealed) = sealed.as_ref().and_then(|sealed| sealed.to_str().ok()) {
-                    complain(&format!(
-                        "{sealed} parts of the archive are in the second container and were left out; the security officer opens them: scrinium-server container open"
-                    ))?;
-                }
-                if damaged {
-                    complain(
-                        "parts of the archive are damaged and were left out; run: scrinium-server verify",
-                    )?;
+                let left_out = left_out?;
+                left_out
+                    .sentences()
+                    .iter()
+                    .try_for_each(|text| complain(text))?;
+                if left_out.ended.is_some() {
+                    return Ok(ExitCode::FAILURE);
                 }
             }
             Self::Export(export) => export.run().await?,

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{Failure, audit_as, caller, container};
+use crate::answer::account_of;
 use crate::archive::container::{Access, parse_recipient};
 use crate::audit::Actor;
 use crate::bounds::{
@@ -100,6 +101,7 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
     let access = core.archive.openings().access(request.opening.as_deref())?;
     let about = request.about(&by.name, &access);
     let order = request.order(&core, about.clone())?;
+    let turn = core.turns.answer(&account_of(by)).await?;
     let audited = json!({
         "format": request.format, "request": about, "container": container::said_of(&access),
     });
@@ -107,6 +109,7 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
     let is_package = request.format != "raw";
     let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let mut out = ChunkWriter {
             chunks: chunks.clone(),
             buffer: Vec::with_capacity(CHUNK_LEN),
@@ -187,6 +190,7 @@ impl ExportRequest {
         };
         let mut query = Query::parse(self.query.as_deref().unwrap_or_default())?;
         (query.from_us, query.to_us) = (self.from_us, self.to_us);
+        query.receipts = core.time.spans();
         if let (Some(from), Some(to)) = (query.from_us, query.to_us) {
             ensure!(from < to, "--from must be before --to");
         }

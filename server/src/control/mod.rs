@@ -8,6 +8,7 @@ pub(crate) mod container;
 pub(crate) mod export;
 pub(crate) mod links;
 pub(crate) mod policy;
+pub(crate) mod search;
 pub(crate) mod status;
 pub(crate) mod waiting;
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Request, StatusCode};
+use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -39,31 +40,12 @@ use crate::archive::{EVER, verify};
 use crate::audit::{Actor, long_text};
 use crate::backup;
 use crate::backup::target::Location;
-use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::Core;
-use crate::index::query::Query;
-use crate::index::search::{Wanted, search};
 use crate::listener::ACCEPT_RETRY;
 use crate::present;
 use crate::verification;
-
-/// What `search` asks.
-#[derive(Default, Deserialize, Serialize)]
-pub(crate) struct SearchRequest {
-    pub(crate) query: String,
-    pub(crate) from_us: Option<u64>,
-    pub(crate) to_us: Option<u64>,
-    pub(crate) limit: usize,
-    pub(crate) format: String,
-    pub(crate) count: bool,
-    /// The word of an opening of the second container.
-    pub(crate) opening: Option<String>,
-    /// A person reads it as it comes: nothing in it may move a cursor.
-    #[serde(default)]
-    pub(crate) to_terminal: bool,
-}
 
 /// What `verify` asks.
 #[derive(Default, Deserialize, Serialize)]
@@ -99,7 +81,7 @@ pub(crate) struct EnrolRequest {
 /// Every route of the control socket.
 pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
-        .route("/search", post(handle_search))
+        .route("/search", post(search::handle))
         .route("/export", post(export::handle))
         .route("/links", get(links::handle_list))
         .route("/links/make", post(links::handle_make))
@@ -195,6 +177,8 @@ impl Client {
             Request::post(route)
                 .header("content-type", "application/json")
                 .header("host", "local")
+                // The end of an answer says what was left out of it.
+                .header("te", "trailers")
                 .body(body)?,
         )
         .await
@@ -246,70 +230,30 @@ pub(crate) async fn json_of(response: Response) -> Result<Value> {
 
 /// Copies a streamed response; an error in the middle is an error here.
 pub(crate) async fn copy_to(response: Response, out: &mut (dyn Write + Send)) -> Result<u64> {
-    let mut body = response.into_body();
-    let mut copied = 0;
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame
-            .context("the export is not complete; the server's own log says why")?
-            .into_data()
-        {
-            out.write_all(&data)?;
-            copied += data.len() as u64;
-        }
-    }
+    let broken_off = "the export is not complete; the server's own log says why";
+    let (copied, _) = copy_all(response, broken_off, out).await?;
     Ok(copied)
 }
 
-async fn handle_search(
-    State(core): State<Arc<Core>>,
-    Json(request): Json<SearchRequest>,
-) -> Result<Response, Failure> {
-    bounds::check("the query", &request.query, QUERY_LEN_MAX)?;
-    let access = core.archive.openings().access(request.opening.as_deref())?;
-    let opening = container::said_of(&access);
-    let detail = json!({ "query": request.query, "count": request.count, "container": opening });
-    audit(&core, "search", detail).await?;
-    let mut query = Query::parse(&request.query)?;
-    query.from_us = request.from_us;
-    query.to_us = request.to_us;
-    let wanted = Wanted {
-        hits_max: if request.count { 0 } else { request.limit },
-        bucket_us: 0,
-        count_all: request.count,
-        deadline: None,
-    };
-    let names = core.agent_names();
-    let found = {
-        let (archive, names) = (core.archive.clone(), names.clone());
-        tokio::task::spawn_blocking(move || search(&archive, &names, &query, wanted, &access))
-            .await?
-            .checked()?
-    };
-    if found.damaged > 0 {
-        warn!(
-            extents = found.damaged,
-            "a search met damaged parts of the archive; run verify"
-        );
-    }
-    let mut response = if request.count {
-        format!("{}\n", found.count).into_response()
-    } else {
-        let hits = found.hits.iter();
-        let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
-        let mut out = Vec::new();
-        let form = present::HitForm {
-            format: &request.format,
-            to_terminal: request.to_terminal,
-        };
-        present::write_hits(&mut out, form, &found.hits, &names, &streams)?;
-        out.into_response()
-    };
-    for (name, extents) in [("x-damaged", found.damaged), ("x-sealed", found.sealed)] {
-        if extents > 0 {
-            response.headers_mut().insert(name, extents.into());
+async fn copy_all(
+    response: Response,
+    broken_off: &'static str,
+    out: &mut (dyn Write + Send),
+) -> Result<(u64, HeaderMap)> {
+    let mut body = response.into_body();
+    let mut copied = 0;
+    let mut trailers = HeaderMap::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.context(broken_off)?;
+        match frame.into_data() {
+            Ok(data) => {
+                out.write_all(&data)?;
+                copied += data.len() as u64;
+            }
+            Err(frame) => trailers.extend(frame.into_trailers().unwrap_or_default()),
         }
     }
-    Ok(response)
+    Ok((copied, trailers))
 }
 
 async fn handle_verify(

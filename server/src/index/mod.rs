@@ -1,12 +1,14 @@
 //! Finding entries: prune by stream, time and token filter, then read and scan what is left.
 //!
 //! ```text
-//! text ─▶ [query] ─▶ extents of the archive ─▶ [filter] ─▶ [search]: decrypt, decompress, scan ─▶ hits
+//! text ─▶ [query] ─▶ [turns] ─▶ extents of the archive ─▶ [filter] ─▶ [search]: decrypt, decompress, scan ─▶ [hits]
 //! ```
 //!
 //! Filters are derived from the entries; without them a search is slower, never wrong.
 
 pub mod filter;
+pub(crate) mod hits;
 pub(crate) mod lines;
 pub mod query;
 pub(crate) mod search;
+pub(crate) mod turns;

@@ -8,10 +8,11 @@
 //!
 //! Everything must match. Quotes also go around values: `stream:"/var/log/app one.log"`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::filter::{is_token_byte, tokens};
+use crate::time::spans::Spans;
 
 /// A parsed query.
 #[derive(Debug, Default)]
@@ -22,15 +23,18 @@ pub struct Query {
     /// Collection time, Unix µs, first included and last excluded.
     pub(crate) from_us: Option<u64>,
     pub(crate) to_us: Option<u64>,
+    /// What was received while server time was behind: a collection time is compared with the true time of receipt.
+    pub(crate) receipts: Spans,
 }
 
 /// One word or phrase.
 #[derive(Debug)]
 pub(crate) struct Term {
     pub(crate) negated: bool,
+    /// The text, and what must follow it for its last word to end.
     pattern: Regex,
-    starts_in_token: bool,
-    ends_in_token: bool,
+    /// The same with what must precede it. It decides in one pass where the other would begin anew very often.
+    bounded: Option<Regex>,
     /// Tokens that must be in a block for this to be in it.
     pub(crate) tokens: Vec<u64>,
 }
@@ -105,12 +109,17 @@ impl Term {
         if text.is_empty() {
             bail!("a term of the query is empty");
         }
-        let pattern = RegexBuilder::new(&regex::escape(text))
-            .case_insensitive(true)
-            .unicode(false)
-            .build()?;
+        ensure!(
+            text.len() <= TERM_LEN_MAX,
+            "a word or phrase of the query has {} bytes and may have {TERM_LEN_MAX}; search for a part of it: prefix* finds words that begin so",
+            text.len()
+        );
         let bytes = text.as_bytes();
+        let starts_in_token = bytes.first().is_some_and(|&byte| is_token_byte(byte));
         let ends_in_token = !prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte));
+        let end = if ends_in_token { WORD_ENDS } else { "" };
+        let pattern = format!("{}{end}", regex::escape(text));
+        let bounded = starts_in_token.then(|| compile(&format!("{WORD_BEGINS}{pattern}")));
         // The last word of a prefix is only begun.
         let begun = prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte));
         let wanted = tokens(bytes).into_iter();
@@ -118,27 +127,36 @@ impl Term {
         let wanted = wanted.map(|(hash, _)| hash).collect();
         Ok(Self {
             negated,
-            pattern,
-            starts_in_token: bytes.first().is_some_and(|&byte| is_token_byte(byte)),
-            ends_in_token,
+            pattern: compile(&pattern)?,
+            bounded: bounded.transpose()?,
             tokens: wanted,
         })
     }
 
-    /// Finds the next match at or after `from`: whole words only.
+    /// Finds the next match at or after `from`: whole words only. It takes time linear in the text.
     pub(crate) fn find_at(&self, text: &[u8], from: usize) -> Option<usize> {
+        let is_token = |at: usize| text.get(at).is_some_and(|&byte| is_token_byte(byte));
         let mut from = from;
-        loop {
-            let found = self.pattern.find_at(text, from)?;
-            let before = found.start().checked_sub(1).and_then(|at| text.get(at));
-            let after = text.get(found.end());
-            let starts = !self.starts_in_token || !before.is_some_and(|&byte| is_token_byte(byte));
-            let ends = !self.ends_in_token || !after.is_some_and(|&byte| is_token_byte(byte));
-            if starts && ends {
-                return Some(found.start());
+        for _ in 0..REJECTED_MAX {
+            let start = self.pattern.find_at(text, from)?.start();
+            let begins = start.checked_sub(1).is_none_or(|before| !is_token(before));
+            if begins || self.bounded.is_none() {
+                return Some(start);
             }
-            from = found.start() + 1;
+            // The next word that begins may be it, and nothing before that.
+            let rest = text.get(start..).unwrap_or_default();
+            let word = rest.iter().position(|&byte| !is_token_byte(byte))?;
+            from = start + word;
         }
+        // What precedes the match is part of the pattern: the byte before `from` must be looked at too.
+        let from = if from > 0 && !is_token(from - 1) {
+            from - 1
+        } else {
+            from
+        };
+        let found = self.bounded.as_ref()?.find_at(text, from)?;
+        let begins_line = found.start() == 0 && is_token(0);
+        Some(found.start() + usize::from(!begins_line))
     }
 
     fn is_in(&self, line: &[u8]) -> bool {
@@ -159,8 +177,23 @@ fn word(text: &str) -> Result<(&str, bool, &str)> {
     Ok((value, false, rest))
 }
 
+fn compile(pattern: &str) -> Result<Regex> {
+    let regex = RegexBuilder::new(pattern)
+        .case_insensitive(true)
+        .unicode(false)
+        .build()?;
+    Ok(regex)
+}
+
+/// A byte of no token, or the beginning; see [`is_token_byte`].
+const WORD_BEGINS: &str = r"(?:\A|[^0-9A-Za-z_\x80-\xFF])";
+const WORD_ENDS: &str = r"(?:[^0-9A-Za-z_\x80-\xFF]|\z)";
 const QUERY_LEN_MAX: usize = 4096;
+/// Bytes of one word or phrase: every one of them may be compared with every byte of the archive.
+const TERM_LEN_MAX: usize = 256;
 const TERMS_MAX: usize = 32;
+/// Matches in the middle of a word after which one pass decides: each costs the length of the term.
+const REJECTED_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -188,6 +221,77 @@ mod tests {
                 "{query}"
             );
         }
+    }
+
+    #[test]
+    fn a_term_is_found_where_a_plain_comparison_finds_it() {
+        // Every text of so few letters, against a comparison that knows nothing of patterns.
+        let letters = b"aAb \xc3_";
+        let terms = ["a", "ab", "a a", "a*", "a b*", " a", "a ", "aa*", "_a"];
+        let terms = terms.map(|term| (term, Term::new(term, false, false).unwrap()));
+        let mut text = vec![0; 7];
+        for number in 0..letters.len().pow(7) {
+            let mut rest = number;
+            for byte in &mut text {
+                *byte = letters[rest % letters.len()];
+                rest /= letters.len();
+            }
+            if !number.is_multiple_of(7) {
+                continue;
+            }
+            for (term, built) in &terms {
+                for from in [0, 1, 3] {
+                    assert_eq!(
+                        built.find_at(&text, from),
+                        plain(term, &text, from),
+                        "{term:?} in {text:?} from {from}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_term_is_found_behind_very_many_that_are_not_it() {
+        for (term, rejected) in [
+            ("a a", "ba a"),
+            ("a", "ba"),
+            ("aaa", "aaaaaaa"),
+            ("a*", "ba"),
+        ] {
+            let text = format!("{rejected} ").repeat(100) + term;
+            let built = Term::new(term, false, false).unwrap();
+            let text = text.as_bytes();
+            for from in [0, 1, 5, 299] {
+                assert_eq!(built.find_at(text, from), plain(term, text, from), "{term}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_term_is_as_long_as_it_may_be() {
+        assert!(Query::parse(&"a".repeat(TERM_LEN_MAX)).is_ok());
+        let error = Query::parse(&"a".repeat(TERM_LEN_MAX + 1)).unwrap_err();
+        assert!(error.to_string().contains("may have 256"), "{error}");
+    }
+
+    /// What [`Term::find_at`] must give, byte by byte.
+    fn plain(term: &str, text: &[u8], from: usize) -> Option<usize> {
+        let wanted = term.strip_suffix('*').unwrap_or(term).as_bytes();
+        let edge = |at: Option<usize>| {
+            at.and_then(|at| text.get(at))
+                .is_none_or(|&byte| !is_token_byte(byte))
+        };
+        (from..text.len()).find(|&at| {
+            let end = at + wanted.len();
+            let begins = !is_token_byte(wanted[0]) || edge(at.checked_sub(1));
+            let ends =
+                term.ends_with('*') || !is_token_byte(wanted[wanted.len() - 1]) || edge(Some(end));
+            text.get(at..end)
+                .is_some_and(|found| found.eq_ignore_ascii_case(wanted))
+                && begins
+                && ends
+        })
     }
 
     #[test]

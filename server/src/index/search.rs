@@ -1,45 +1,57 @@
-//! Runs a query over the archive.
+//! Runs a query over the archive, newest first, page by page.
+//!
+//! ```text
+//! extents ─▶ those that may hold something ─▶ threads read and scan ─▶ the newest lines of a page ─▶ the next page
+//! ```
+//!
+//! A page has a bound of lines and one of bytes, and holds exactly the newest lines that were not given yet. The next
+//! page reads again what may hold older ones: a search of any length takes the memory of one page.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use anyhow::{Result, ensure};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::filter;
+use super::hits::{Hit, Newest, Place};
 use super::lines::for_each_line;
 use super::query::Query;
-use crate::archive::block::StoredBatch;
+use crate::archive::block::{AHEAD_US_MAX, StoredBatch};
 use crate::archive::container::Access;
 use crate::archive::keys::Unreadable;
 use crate::archive::{Archive, EVER, Extent, is_out_of_descriptors};
-use crate::clock;
+use crate::clock::{self, DAY_US};
 
-/// One line found.
-#[derive(Clone, Debug)]
-pub(crate) struct Hit {
-    pub(crate) stream: StreamId,
-    /// Sequence of its (first) entry.
-    pub(crate) sequence: u64,
-    /// When it was collected, Unix µs.
-    pub(crate) time_us: u64,
-    /// When the server received it, Unix µs.
-    pub(crate) received_us: u64,
-    pub(crate) bytes: Vec<u8>,
-    /// It is a collector's statement that something is missing.
-    pub(crate) is_gap: bool,
+/// A search that gives its lines page by page.
+pub(crate) struct Search {
+    archive: Arc<Archive>,
+    query: Query,
+    access: Access,
+    cancelled: Cancelled,
+    candidates: Vec<Candidate>,
+    /// Older than this is what was not given yet.
+    given: Option<Place>,
+    damaged: u64,
+    /// Not looked at, for want of file descriptors.
+    lacking: u64,
+    sealed: u64,
 }
 
-/// What a search gives.
+/// Whether nobody waits for an answer any more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cancelled(Arc<AtomicBool>);
+
+/// What a page gives.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// Newest first, at most as many as asked for.
+    /// Newest first.
     pub(crate) hits: Vec<Hit>,
-    /// All lines that match.
+    /// All lines that match, if they were counted.
     pub(crate) count: u64,
-    /// Lines per bucket of the asked width; key is the bucket's start, Unix µs.
+    /// Lines per bucket; key is the bucket's start, Unix µs.
     pub(crate) histogram: BTreeMap<u64, u64>,
     /// Extents that could not be read: the rest was served.
     pub(crate) damaged: u64,
@@ -49,100 +61,186 @@ pub(crate) struct Found {
     pub(crate) sealed: u64,
     /// The time was up before all was read.
     pub(crate) partial: bool,
-}
-
-impl Found {
-    /// What was found, unless parts were not searched for want of file descriptors: that is no answer.
-    pub(crate) fn checked(self) -> Result<Self> {
-        ensure!(
-            self.lacking == 0,
-            "{} parts of the archive were not searched: the server has no file descriptor left. Nothing is damaged; search again, or raise the server's LimitNOFILE",
-            self.lacking
-        );
-        Ok(self)
-    }
+    /// There may be older lines than the page has.
+    pub(crate) goes_on: bool,
+    /// How much was read for it, in bytes.
+    pub(crate) read_bytes: u64,
 }
 
 /// What to return.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    pub(crate) hits_max: usize,
-    /// Width of a histogram bucket in µs; 0 for none. Without histogram and count, a search ends
-    /// when no older extent can hold a newer hit.
-    pub(crate) bucket_us: u64,
+    pub(crate) lines_max: usize,
+    /// Bytes of lines that are held at once; one line is given however long it is.
+    pub(crate) bytes_max: usize,
+    pub(crate) histogram: Option<Buckets>,
+    /// Without it, and without a histogram, a page ends when nothing older can hold a newer line.
     pub(crate) count_all: bool,
-    pub(crate) deadline: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
 }
 
-/// Searches the archive. `agents` are those whose entries may be returned, with their names.
-pub(crate) fn search(
-    archive: &Archive,
-    agents: &BTreeMap<AgentId, String>,
-    query: &Query,
-    wanted: Wanted,
-    access: &Access,
-) -> Found {
-    let started = clock::now();
-    let streams = matching_streams(archive, agents, query);
-    let last_us = query.to_us.map_or(EVER.1, |to| to.saturating_sub(1));
-    let times_us = (query.from_us.unwrap_or(EVER.0), last_us);
-    let found = archive.extents(|stream| streams.contains(&stream), times_us);
-    let lacking = found.damaged.iter();
-    let lacking = lacking.filter(|(_, error)| is_out_of_descriptors(error));
-    let lacking = lacking.count() as u64;
-    let damaged = found.damaged.len() as u64 - lacking;
-    let mut extents = found.list;
-    let is_open = |extent: &Extent| {
-        let block = extent.block();
-        block.is_none_or(|(segment, _)| archive.may_read(&segment.group, access))
-    };
-    let all = extents.len();
-    extents.retain(is_open);
-    let sealed = (all - extents.len()) as u64;
-    if query.is_everything() && wanted.hits_max == 0 && wanted.bucket_us == 0 {
-        return Found {
-            count: extents.iter().map(Extent::entries).sum(),
-            damaged,
+/// The buckets of a histogram; what is outside is counted, not charted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buckets {
+    /// The first bucket's start and the last one's end, Unix µs.
+    pub(crate) range_us: (u64, u64),
+    pub(crate) width_us: u64,
+}
+
+/// An extent that may hold lines that were not given yet.
+struct Candidate {
+    extent: Extent,
+    /// None of them is ordered later, Unix µs.
+    newest_us: u64,
+}
+
+impl Cancelled {
+    /// Nobody waits for it from when this is dropped.
+    pub(crate) fn guard(&self) -> CancelOnDrop {
+        CancelOnDrop(self.clone())
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Held by who waits for an answer.
+#[derive(Debug)]
+pub(crate) struct CancelOnDrop(Cancelled);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Search {
+    /// Finds what may hold an answer. `agents` are those whose entries may be returned, with their names.
+    pub(crate) fn new(
+        archive: Arc<Archive>,
+        agents: &BTreeMap<AgentId, String>,
+        query: Query,
+        access: Access,
+        cancelled: Cancelled,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let streams = matching_streams(&archive, agents, &query);
+        let last_us = query.to_us.map_or(EVER.1, |to| to.saturating_sub(1));
+        let times_us = (query.from_us.unwrap_or(EVER.0), last_us);
+        let found = archive.extents(|stream| streams.contains(&stream), times_us);
+        let mut extents = found.list;
+        let is_open = |extent: &Extent| {
+            let block = extent.block();
+            block.is_none_or(|(segment, _)| archive.may_read(&segment.group, &access))
+        };
+        let all = extents.len();
+        extents.retain(is_open);
+        let sealed = (all - extents.len()) as u64;
+        let is_over = || cancelled.is_set() || deadline.is_some_and(|end| clock::now() >= end);
+        if !query.is_everything() {
+            exclude_by_filter(&archive, &query, false, &access, is_over, &mut extents);
+        }
+        // Nothing is ordered later than it was received, give or take how far a clock may be ahead.
+        let now_us = clock::unix_us();
+        let candidates = extents.into_iter().map(|extent| {
+            let received_us = extent.block().map_or(now_us, |(segment, _)| {
+                let day = query.receipts.counted_from(segment.group.day);
+                now_us.min(day.begin_us().saturating_add(DAY_US))
+            });
+            let latest_us = received_us.saturating_add(AHEAD_US_MAX);
+            let newest_us = extent.times_us.1.min(latest_us);
+            Candidate { extent, newest_us }
+        });
+        let candidates = candidates
+            .filter(|candidate| candidate.newest_us >= times_us.0)
+            .collect();
+        let lacking = found.damaged.iter();
+        let lacking = lacking.filter(|(_, error)| is_out_of_descriptors(error));
+        let lacking = lacking.count() as u64;
+        Self {
+            damaged: found.damaged.len() as u64 - lacking,
             lacking,
+            archive,
+            query,
+            access,
+            cancelled,
+            candidates,
+            given: None,
             sealed,
+        }
+    }
+
+    /// The newest lines that were not given yet.
+    pub(crate) fn page(&mut self, wanted: Wanted) -> Found {
+        let mut found = Found {
+            damaged: core::mem::take(&mut self.damaged),
+            lacking: core::mem::take(&mut self.lacking),
+            sealed: core::mem::take(&mut self.sealed),
             ..Found::default()
         };
-    }
-    exclude_by_filter(archive, query, false, access, &mut extents);
-    extents.sort_by_key(|extent| core::cmp::Reverse(extent.times_us.1));
-
-    let scan = Scan {
-        archive,
-        query,
-        wanted,
-        access,
-        extents: &extents,
-        next: AtomicUsize::new(0),
-        stop: AtomicBool::new(false),
-        deadline: wanted.deadline.map(|deadline| started + deadline),
-        found: Mutex::new(Found {
-            damaged,
-            lacking,
-            sealed,
-            ..Found::default()
-        }),
-    };
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(extents.len())
-        .max(1);
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|| scan.run());
+        if self.query.is_everything() && wanted.lines_max == 0 && wanted.histogram.is_none() {
+            let extents = self.candidates.iter();
+            found.count = extents.map(|candidate| candidate.extent.entries()).sum();
+            return found;
         }
-        scan.run();
-    });
-    let mut found = scan
-        .found
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    sort_hits(&mut found.hits, wanted.hits_max);
-    found
+        self.candidates
+            .sort_by_key(|candidate| core::cmp::Reverse(candidate.newest_us));
+        let scan = Scan {
+            search: self,
+            wanted,
+            next: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            state: Mutex::new(State {
+                newest: Newest::new(wanted.lines_max, wanted.bytes_max),
+                found,
+                read: BTreeMap::new(),
+                settled: false,
+            }),
+        };
+        let threads = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(THREADS_MAX)
+            .min(self.candidates.len())
+            .max(1);
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|| scan.run());
+            }
+            scan.run();
+        });
+        let state = scan.state.into_inner();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut found = state.found;
+        let (hits, left_out) = state.newest.finish();
+        found.goes_on = left_out || state.settled;
+        found.hits = hits;
+        if let Some(oldest) = found.hits.last() {
+            self.given = Some(oldest.place);
+        }
+        self.forget_what_was_given(&state.read);
+        found
+    }
+
+    /// Leaves out the extents that hold nothing that is older than what was given. `read` has the oldest and the
+    /// newest line of each that was read to its end, by their numbers.
+    fn forget_what_was_given(&mut self, read: &BTreeMap<usize, Option<(u64, u64)>>) {
+        let given_us = self.given.map_or(u64::MAX, |given| given.time_us);
+        let mut number = 0;
+        self.candidates.retain_mut(|candidate| {
+            let lines = read.get(&number).copied();
+            number += 1;
+            candidate.newest_us = candidate.newest_us.min(given_us);
+            match lines {
+                None => true,
+                Some(None) => false,
+                Some(Some((oldest_us, newest_us))) => {
+                    candidate.newest_us = candidate.newest_us.min(newest_us);
+                    oldest_us <= given_us
+                }
+            }
+        });
+    }
 }
 
 /// The streams that can answer a query.
@@ -173,12 +271,13 @@ pub(crate) fn matching_streams(
 }
 
 /// Leaves out the extents whose filter says that nothing matches; with `gaps`, those that may hold what a
-/// collector says is missing stay.
+/// collector says is missing stay, and so do all when it `is_over`.
 pub(crate) fn exclude_by_filter(
     archive: &Archive,
     query: &Query,
     gaps: bool,
     access: &Access,
+    is_over: impl Fn() -> bool,
     extents: &mut Vec<Extent>,
 ) {
     let tokens = query.tokens();
@@ -196,6 +295,9 @@ pub(crate) fn exclude_by_filter(
     }
     let mut excluded = BTreeSet::new();
     for at in of_segment.into_values() {
+        if is_over() {
+            break;
+        }
         let blocks = at.into_iter().filter_map(|at| {
             let (segment, block) = extents.get(at)?.block()?;
             Some((at, segment, block))
@@ -219,113 +321,161 @@ pub(crate) fn exclude_by_filter(
     extents.retain(|_| at.next().is_none_or(|at| !excluded.contains(&at)));
 }
 
+/// One page being made.
 struct Scan<'a> {
-    archive: &'a Archive,
-    query: &'a Query,
+    search: &'a Search,
     wanted: Wanted,
-    access: &'a Access,
-    extents: &'a [Extent],
     next: AtomicUsize,
     stop: AtomicBool,
-    deadline: Option<Instant>,
-    found: Mutex<Found>,
+    state: Mutex<State>,
+}
+
+struct State {
+    newest: Newest,
+    found: Found,
+    /// What was read to its end: by number, the times of its oldest and newest line that was not given before.
+    read: BTreeMap<usize, Option<(u64, u64)>>,
+    /// What was not read holds nothing newer.
+    settled: bool,
+}
+
+/// What one extent has.
+struct Part {
+    newest: Newest,
+    count: u64,
+    histogram: BTreeMap<u64, u64>,
+    times_us: Option<(u64, u64)>,
+    read_bytes: u64,
 }
 
 impl Scan<'_> {
     fn run(&self) {
         while !self.stop.load(Ordering::Relaxed) {
-            let Some(extent) = self.extents.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(candidate) = self.search.candidates.get(number) else {
                 return;
             };
-            if self
-                .deadline
-                .is_some_and(|deadline| clock::now() >= deadline)
-            {
-                self.lock().partial = true;
-                self.stop.store(true, Ordering::Relaxed);
+            if self.is_over() {
+                self.end(|state| state.found.partial = true);
                 return;
             }
-            if self.is_settled(extent) {
-                self.stop.store(true, Ordering::Relaxed);
+            if self.is_settled(candidate) {
+                self.end(|state| state.settled = true);
                 return;
             }
-            let mut local = Found::default();
-            match self.archive.read(extent, self.access) {
-                Ok(batches) => {
-                    for batch in &batches {
-                        self.scan_batch(batch, &mut local);
+            let read = self
+                .search
+                .archive
+                .read(&candidate.extent, &self.search.access);
+            let batches = match read {
+                Ok(batches) => batches,
+                Err(error) => {
+                    let mut state = self.lock();
+                    state.read.insert(number, None);
+                    match error.downcast_ref() {
+                        Some(Unreadable::Sealed) => state.found.sealed += 1,
+                        Some(Unreadable::Forgotten) => {}
+                        None if is_out_of_descriptors(&error) => state.found.lacking += 1,
+                        None => state.found.damaged += 1,
                     }
+                    continue;
                 }
-                Err(error) => match error.downcast_ref() {
-                    Some(Unreadable::Sealed) => local.sealed = 1,
-                    Some(Unreadable::Forgotten) => {}
-                    None if is_out_of_descriptors(&error) => local.lacking = 1,
-                    None => local.damaged = 1,
-                },
+            };
+            let mut part = Part {
+                newest: self.lock().newest.beside(),
+                count: 0,
+                histogram: BTreeMap::new(),
+                times_us: None,
+                read_bytes: 0,
+            };
+            let scanned = batches
+                .iter()
+                .try_for_each(|batch| self.scan_batch(batch, &mut part));
+            self.merge(number, part, scanned.is_continue());
+            if scanned.is_break() {
+                self.end(|state| state.found.partial = true);
+                return;
             }
-            self.merge(local);
         }
     }
 
-    /// Whether nothing in this extent or an older one can change the answer.
-    fn is_settled(&self, extent: &Extent) -> bool {
-        if self.wanted.count_all || self.wanted.bucket_us != 0 {
+    fn is_over(&self) -> bool {
+        let deadline = self.wanted.deadline;
+        self.search.cancelled.is_set() || deadline.is_some_and(|end| clock::now() >= end)
+    }
+
+    fn end(&self, say: impl FnOnce(&mut State)) {
+        say(&mut self.lock());
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing in this extent or an older one can change the page.
+    fn is_settled(&self, candidate: &Candidate) -> bool {
+        if self.wanted.count_all || self.wanted.histogram.is_some() {
             return false;
         }
-        let found = self.lock();
-        found.hits.len() >= self.wanted.hits_max
-            && found
-                .hits
-                .iter()
-                .map(|hit| hit.time_us)
-                .min()
-                .is_none_or(|oldest| extent.times_us.1 < oldest)
+        let floor = self.lock().newest.floor();
+        floor.is_some_and(|floor| candidate.newest_us < floor.time_us)
     }
 
-    fn scan_batch(&self, batch: &StoredBatch, found: &mut Found) {
-        for_each_line(self.query, batch, false, |line| {
-            found.count += 1;
-            if let Some(bucket) = line.time_us.checked_div(self.wanted.bucket_us) {
-                *found
+    fn scan_batch(&self, batch: &StoredBatch, part: &mut Part) -> ControlFlow<()> {
+        let Search { query, given, .. } = self.search;
+        part.read_bytes += batch.entries.raw().len() as u64;
+        for_each_line(
+            query,
+            batch,
+            false,
+            || self.is_over(),
+            |line| {
+                let place = line.place(batch);
+                if given.is_some_and(|given| place >= given) {
+                    return;
+                }
+                part.count += 1;
+                let (oldest, newest) = part.times_us.unwrap_or((place.time_us, place.time_us));
+                part.times_us = Some((oldest.min(place.time_us), newest.max(place.time_us)));
+                if let Some(bucket) = self
+                    .wanted
                     .histogram
-                    .entry(bucket * self.wanted.bucket_us)
-                    .or_default() += 1;
-            }
-            if self.wanted.hits_max > 0 {
-                found.hits.push(line.into_hit(batch));
-            }
-        });
+                    .and_then(|buckets| buckets.of(place.time_us))
+                {
+                    *part.histogram.entry(bucket).or_default() += 1;
+                }
+                part.newest.offer(place, || line.into_hit(batch));
+            },
+        )
     }
 
-    fn merge(&self, mut local: Found) {
-        if local.hits.len() > self.wanted.hits_max {
-            sort_hits(&mut local.hits, self.wanted.hits_max);
+    fn merge(&self, number: usize, part: Part, is_whole: bool) {
+        let mut state = self.lock();
+        state.newest.merge(part.newest);
+        state.found.count += part.count;
+        state.found.read_bytes += part.read_bytes;
+        for (bucket, count) in part.histogram {
+            *state.found.histogram.entry(bucket).or_default() += count;
         }
-        let mut found = self.lock();
-        found.count += local.count;
-        found.damaged += local.damaged;
-        found.lacking += local.lacking;
-        found.sealed += local.sealed;
-        for (bucket, count) in local.histogram {
-            *found.histogram.entry(bucket).or_default() += count;
-        }
-        found.hits.append(&mut local.hits);
-        if found.hits.len() > self.wanted.hits_max * 4 {
-            let hits_max = self.wanted.hits_max;
-            sort_hits(&mut found.hits, hits_max);
+        if is_whole {
+            state.read.insert(number, part.times_us);
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Buckets {
+    /// The start of the bucket that a time is in.
+    fn of(self, time_us: u64) -> Option<u64> {
+        let (from, to) = self.range_us;
+        let number = time_us.checked_div(self.width_us)?;
+        (from..to)
+            .contains(&time_us)
+            .then_some(number * self.width_us)
     }
 }
 
 /// What every gap entry begins with.
 const GAP_WORD: &[u8] = b"gap";
-
-/// Newest first; entries of one stream collected at once keep their order.
-fn sort_hits(hits: &mut Vec<Hit>, hits_max: usize) {
-    hits.sort_by_key(|hit| core::cmp::Reverse((hit.time_us, hit.stream, hit.sequence)));
-    hits.truncate(hits_max);
-}
+/// Of one search; each holds a block of up to 6 MiB, and as much again while it is taken apart.
+const THREADS_MAX: usize = 16;

@@ -223,7 +223,9 @@ impl Selection {
                     *until = after;
                     is_signed = batch.header.is_signed();
                     let mut lines = Vec::new();
-                    for_each_line(&self.query, batch, true, |line| lines.push(line));
+                    let end =
+                        for_each_line(&self.query, batch, true, || false, |line| lines.push(line));
+                    ensure!(end.is_continue(), "a batch was not read to its end");
                     each(&Piece {
                         number,
                         run,
@@ -313,7 +315,7 @@ fn matching(
     for extent in &candidates {
         ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
     }
-    exclude_by_filter(archive, query, true, access, &mut candidates);
+    exclude_by_filter(archive, query, true, access, || false, &mut candidates);
     let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
     let mut runs: Vec<Run> = Vec::new();
     for (at, extent) in extents.iter().enumerate() {
@@ -322,8 +324,8 @@ fn matching(
         }
         for batch in &archive.read(extent, access)? {
             let mut found = false;
-            for_each_line(query, batch, true, |_| found = true);
-            if !found {
+            let end = for_each_line(query, batch, true, || false, |_| found = true);
+            if end.is_break() || !found {
                 continue;
             }
             let (first, end) = (batch.header.first.0, batch.header.next().0);

@@ -14,7 +14,7 @@
 mod confirmation;
 #[cfg(test)]
 mod model;
-mod spans;
+pub(crate) mod spans;
 mod told;
 pub(crate) mod watch;
 

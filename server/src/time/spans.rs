@@ -55,11 +55,16 @@ impl Spans {
         after.fold(0, |sum: u64, span| sum.saturating_add(span.behind_us))
     }
 
-    /// The day on which something was received that carries a server time.
-    pub(crate) fn day_of_receipt(&self, received_us: u64) -> Day {
+    /// When something was truly received that carries a server time, as far as is known by now.
+    pub(crate) fn true_receipt_us(&self, received_us: u64) -> u64 {
         let mut containing = self.0.iter().filter(|span| span.contains(received_us));
         let behind_us = containing.next().map_or(0, |span| span.behind_us);
-        Day::of(received_us.saturating_add(behind_us))
+        received_us.saturating_add(behind_us)
+    }
+
+    /// The day on which something was received that carries a server time.
+    pub(crate) fn day_of_receipt(&self, received_us: u64) -> Day {
+        Day::of(self.true_receipt_us(received_us))
     }
 
     /// The day from which the age of a group of `day` counts: the last true day of what may be in it.

@@ -36,6 +36,7 @@ mod package;
 mod power;
 mod properties;
 mod refusals;
+mod requests;
 mod retention;
 mod rotation;
 mod service;

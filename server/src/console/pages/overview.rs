@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use askama::Template;
 use axum::extract::{Path, State};
@@ -13,6 +14,8 @@ use serde_json::{Value, json};
 use super::agents::{PlainForm, act};
 use super::waiting::WaitingRow;
 use super::{Frame, ago, html};
+use crate::answer::{self, Asked, account_of};
+use crate::archive::block::AHEAD_US_MAX;
 use crate::archive::container::Access;
 use crate::archive::disk_bytes;
 use crate::backup;
@@ -24,7 +27,7 @@ use crate::control::or_said;
 use crate::control::status;
 use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
-use crate::index::search::{Wanted, search};
+use crate::index::search::{Buckets, Found, Wanted};
 use crate::present::{self, AgentState, View, human_bytes, state_of};
 use crate::verification;
 
@@ -144,37 +147,49 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
     let bucket = bucket_for(HOUR_US);
     let from = (now - HOUR_US) / bucket * bucket + bucket;
     let names = core.agent_names();
-    let found = {
-        let (core, names) = (core.clone(), names.clone());
-        let query = Query {
+    let range_us = (from, from + HOUR_US);
+    let asked = Asked {
+        account: account_of(&who.actor),
+        query: Query {
             from_us: Some(from),
+            to_us: Some(now.saturating_add(AHEAD_US_MAX)),
             ..Query::default()
-        };
-        let wanted = Wanted {
-            hits_max: LATEST_MAX,
-            bucket_us: bucket,
-            count_all: true,
-            deadline: Some(std::time::Duration::from_secs(3)),
-        };
-        tokio::task::spawn_blocking(move || {
-            search(&core.archive, &names, &query, wanted, &Access::operations())
-        })
-        .await
-        .unwrap_or_default()
+        },
+        access: Access::operations(),
+        time_max: Some(LATEST_TIME_MAX),
+    };
+    let wanted = Wanted {
+        lines_max: LATEST_MAX,
+        bytes_max: LATEST_BYTES_MAX,
+        histogram: Some(Buckets {
+            range_us,
+            width_us: bucket,
+        }),
+        count_all: true,
+        deadline: None,
+    };
+    // The page must not wait for the searches of who looks at it.
+    let found = tokio::time::timeout(LATEST_WAIT_MAX, answer::page(&core, asked, wanted)).await;
+    let found = match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) | Err(_) => Found {
+            partial: true,
+            ..Found::default()
+        },
     };
     let hits = found.hits.iter();
-    let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
+    let streams = core.archive.streams_among(hits.map(|hit| hit.place.stream));
     let latest = found.hits.iter().map(|hit| {
         let view = View::new(hit, &names, &streams);
         Latest {
-            ago: ago(t, hit.time_us, now),
+            ago: ago(t, hit.place.time_us, now),
             host: view.host,
             text: view.text,
         }
     });
     let histogram = Histogram {
         counts: &found.histogram,
-        range_us: (from, from + HOUR_US),
+        range_us,
         bucket_us: bucket,
         title: t.text("overview.received_chart"),
     };
@@ -208,7 +223,10 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         disk: human_bytes(
             disk_bytes(&core.archive.log_dir()) + disk_bytes(&core.archive.archive_dir()),
         ),
-        last_hour: t.number(found.count),
+        last_hour: match found.partial {
+            true => t.with("overview.at_least", t.number(found.count)),
+            false => t.number(found.count),
+        },
         chart: histogram.to_svg(),
         axis: histogram.axis(),
         latest: latest.collect(),
@@ -307,3 +325,7 @@ pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
 const ALARMS_SHOWN: usize = 20;
 const HOUR_US: u64 = 3_600_000_000;
 const LATEST_MAX: usize = 8;
+const LATEST_BYTES_MAX: usize = 256 << 10;
+const LATEST_TIME_MAX: Duration = Duration::from_secs(3);
+/// The same with what it waits for its turn.
+const LATEST_WAIT_MAX: Duration = Duration::from_secs(5);

@@ -1,6 +1,5 @@
 //! Searching: query, time range, histogram, results, and the raw lines as a download.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +8,12 @@ use axum::Json;
 use axum::extract::{Query as UrlQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use scrinium_protocol::identity::AgentId;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Frame, html, unwritten};
+use crate::answer::{self, Asked, Shape, account_of};
+use crate::archive::block::AHEAD_US_MAX;
 use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::clock;
 use crate::console::auth::SignedIn;
@@ -23,8 +23,9 @@ use crate::control::container::said_of;
 use crate::control::export::{self as control_export, ExportRequest};
 use crate::core::Core;
 use crate::index::query::Query;
-use crate::index::search::{Found, Wanted, search};
-use crate::present::{HitForm, View, format_time, rfc3339, severity_name, write_hits};
+use crate::index::search::{Buckets, Wanted};
+use crate::index::turns::Busy;
+use crate::present::{View, format_time, rfc3339, severity_name};
 
 #[derive(Clone, Default, Deserialize)]
 pub(crate) struct Params {
@@ -64,6 +65,8 @@ struct Row {
     date: String,
     time: String,
     received: String,
+    /// That its agent says a time after that, and which.
+    claimed: Option<String>,
     host: String,
     agent: String,
     source: String,
@@ -107,21 +110,35 @@ pub(crate) async fn page(
         package: String::new(),
         link: format!("/downloads?q={}", encode(&params.q)),
     };
-    let names = core.agent_names();
     let params = Params {
         range: range.clone(),
         ..params
     };
-    let ran = run(&core, &who, &params, HITS_SHOWN, &names).await;
-    let (found, range_us, bucket_us) = match ran {
+    let ran = async {
+        let (asked, range_us, bucket_us) = ask(&core, &who, &params).await?;
+        let wanted = Wanted {
+            lines_max: HITS_SHOWN,
+            bytes_max: SHOWN_BYTES_MAX,
+            histogram: Some(Buckets {
+                range_us,
+                width_us: bucket_us,
+            }),
+            count_all: true,
+            deadline: None,
+        };
+        let found = answer::page(&core, asked, wanted).await?;
+        anyhow::Ok((found, range_us, bucket_us))
+    };
+    let (found, range_us, bucket_us) = match ran.await {
         Ok(ran) => ran,
         Err(error) => {
             page.problem = Some(format!("{error:#}"));
-            return (StatusCode::UNPROCESSABLE_ENTITY, html(&page)).into_response();
+            return (status_of(&error), html(&page)).into_response();
         }
     };
+    let names = core.agent_names();
     let hits = found.hits.iter();
-    let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
+    let streams = core.archive.streams_among(hits.map(|hit| hit.place.stream));
     page.rows = found
         .hits
         .iter()
@@ -131,6 +148,7 @@ pub(crate) async fn page(
                 date: format_time(view.event_us, "%Y-%m-%d"),
                 time: format_time(view.event_us, "%H:%M:%S%.3f"),
                 received: rfc3339(view.received_us),
+                claimed: view.claimed.map(|time| t.with("search.claimed", time)),
                 host: view.host,
                 agent: view.agent,
                 source: view.stream,
@@ -158,7 +176,7 @@ pub(crate) async fn page(
     }
     page.count = t.number(found.count);
     page.shown = page.rows.len();
-    page.partial = found.partial;
+    page.partial = found.partial || found.lacking > 0;
     page.damaged = found.damaged;
     page.took_ms = clock::now().duration_since(started).as_millis();
     html(&page)
@@ -170,25 +188,18 @@ pub(crate) async fn raw(
     who: SignedIn,
     UrlQuery(params): UrlQuery<Params>,
 ) -> Response {
-    let names = core.agent_names();
-    let (found, _, _) = match run(&core, &who, &params, HITS_DOWNLOADED, &names).await {
-        Ok(ran) => ran,
-        Err(error) => {
-            return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response();
-        }
+    let given = async {
+        let (asked, _, _) = ask(&core, &who, &params).await?;
+        let shape = Shape::Raw {
+            words: true,
+            to_terminal: false,
+        };
+        answer::stream(&core, asked, shape, HITS_DOWNLOADED, false).await
     };
-    let mut out = Vec::new();
-    let written = write_hits(
-        &mut out,
-        HitForm::RAW,
-        &found.hits,
-        &names,
-        &BTreeMap::new(),
-    );
-    if let Err(error) = written {
-        return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response();
-    }
-    let complete = found.count == found.hits.len() as u64 && !found.partial && found.damaged == 0;
+    let body = match given.await {
+        Ok(body) => body,
+        Err(error) => return (status_of(&error), format!("{error:#}\n")).into_response(),
+    };
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (
@@ -196,15 +207,7 @@ pub(crate) async fn raw(
             "attachment; filename=\"scrinium-search.log\"",
         ),
     ];
-    let mut response = (headers, out).into_response();
-    let complete = if complete { "yes" } else { "no" };
-    response.headers_mut().insert(
-        "x-complete",
-        complete
-            .parse()
-            .unwrap_or(axum::http::HeaderValue::from_static("no")),
-    );
-    response
+    (headers, body).into_response()
 }
 
 #[derive(Deserialize)]
@@ -252,33 +255,34 @@ pub(crate) async fn api(
     who: SignedIn,
     UrlQuery(params): UrlQuery<Params>,
 ) -> Response {
-    let names = core.agent_names();
     let limit = params.limit.unwrap_or(HITS_SHOWN).min(HITS_DOWNLOADED);
-    let (found, _, _) = match run(&core, &who, &params, limit, &names).await {
-        Ok(ran) => ran,
+    let given = async {
+        let (asked, _, _) = ask(&core, &who, &params).await?;
+        answer::stream(&core, asked, Shape::Api, limit, true).await
+    };
+    match given.await {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => {
             let body = Json(json!({ "error": format!("{error:#}") }));
-            return (StatusCode::UNPROCESSABLE_ENTITY, body).into_response();
+            (status_of(&error), body).into_response()
         }
-    };
-    let hits = found.hits.iter();
-    let streams = core.archive.streams_among(hits.map(|hit| hit.stream));
-    let hits: Vec<Value> = found
-        .hits
-        .iter()
-        .map(|hit| View::new(hit, &names, &streams).to_json())
-        .collect();
-    Json(json!({ "count": found.count, "partial": found.partial, "damaged": found.damaged, "entries": hits })).into_response()
+    }
 }
 
-/// Runs a search; every one is in the audit trail first.
-async fn run(
+/// That there is no place now is no fault of what was asked.
+fn status_of(error: &anyhow::Error) -> StatusCode {
+    match error.is::<Busy>() {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        false => StatusCode::UNPROCESSABLE_ENTITY,
+    }
+}
+
+/// What is asked, and the range and the width of a bucket of its chart; every search is in the audit trail first.
+async fn ask(
     core: &Arc<Core>,
     who: &SignedIn,
     params: &Params,
-    hits_max: usize,
-    names: &BTreeMap<AgentId, String>,
-) -> anyhow::Result<(Found, (u64, u64), u64)> {
+) -> anyhow::Result<(Asked, (u64, u64), u64)> {
     bounds::check("q", &params.q, QUERY_LEN_MAX)?;
     let mut query = Query::parse(&params.q)?;
     let openings = core.archive.openings();
@@ -307,18 +311,15 @@ async fn run(
     if range != "all" {
         query.from_us = Some(from);
     }
-    let wanted = Wanted {
-        hits_max,
-        bucket_us,
-        count_all: true,
-        deadline: Some(SEARCH_MAX),
+    // Nothing that is said to be of the future is shown for ever.
+    query.to_us = Some(to.max(now.saturating_add(AHEAD_US_MAX)));
+    let asked = Asked {
+        account: account_of(&who.actor),
+        query,
+        access,
+        time_max: Some(SEARCH_MAX),
     };
-    let (core, names) = (core.clone(), names.clone());
-    let found =
-        tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted, &access))
-            .await?
-            .checked()?;
-    Ok((found, (from, to), bucket_us))
+    Ok((asked, (from, to), bucket_us))
 }
 
 /// Percent-encodes a query parameter.
@@ -335,6 +336,8 @@ fn encode(text: &str) -> String {
 
 const RANGES: [&str; 6] = ["15m", "1h", "24h", "7d", "30d", "all"];
 const HITS_SHOWN: usize = 200;
+/// Bytes of the lines on the page: it is made as a whole.
+const SHOWN_BYTES_MAX: usize = 2 << 20;
 const HITS_DOWNLOADED: usize = 100_000;
 /// A search that takes longer gives what it has, and says so.
 const SEARCH_MAX: Duration = Duration::from_secs(20);

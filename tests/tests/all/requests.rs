@@ -1,0 +1,339 @@
+//! No request takes the machine, and no sender owns the view.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+use scrinium_protocol::codec::Codec as _;
+use scrinium_protocol::compress::Compressor;
+use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
+use scrinium_protocol::sl::message::Lane;
+use scrinium_protocol::sl::session::AgentEvent;
+use scrinium_protocol::token::Token;
+use scrinium_tests::client::Client;
+use scrinium_tests::console::Console;
+use scrinium_tests::lab::{
+    Lab, PASSWORD, cpu_seconds, forget_peak, peak_bytes, resident_bytes, text,
+};
+use scrinium_tests::{now, pause, unix_s, wait_until};
+use serde_json::Value;
+
+/// 480 MB of lines that are 2 MiB on the disk: whoever asks for all of them gets them, newest first and once, and the
+/// server needs the memory of a page. When the one who asked is gone, it stops.
+#[test]
+fn a_search_takes_the_memory_of_a_page_and_ends_with_who_asked() {
+    let lab = Lab::start("pages");
+    let long = "x".repeat(60_000);
+    send_lines(
+        &lab,
+        (0..8000).map(|number| format!("number {number:05} {long}")),
+    );
+    wait_until("all is archived", Duration::from_secs(60), || {
+        lab.count("number") == 8000
+    });
+    let server = lab.server_pid();
+    let before = resident_bytes(server);
+    forget_peak(server);
+    for format in ["raw", "csv", "json"] {
+        let found = found_numbers(&lab, format);
+        assert_eq!(found.len(), 8000, "{format}");
+        let newest_first = found.iter().rev().copied();
+        assert!(newest_first.eq(0..8000), "{format}");
+    }
+    let peak = peak_bytes(server);
+    eprintln!(
+        "{} MiB before, {} MiB at the peak, {} MiB after",
+        before >> 20,
+        peak >> 20,
+        resident_bytes(server) >> 20
+    );
+    assert!(peak < PEAK_MAX, "{peak} bytes");
+    wait_until("memory goes back", Duration::from_secs(10), || {
+        resident_bytes(server) < before + (64 << 20)
+    });
+
+    // Thirty words that are nowhere, each compared with all of it: a search of many seconds.
+    let words: Vec<String> = (0..30).map(|number| format!("-nowhere{number}")).collect();
+    let query = format!("number {}", words.join(" "));
+    let begun = cpu_seconds(server);
+    let mut asking = search(&lab, &[&query, "--count"]);
+    wait_until("it searches", Duration::from_secs(20), || {
+        cpu_seconds(server) > begun + 0.5
+    });
+    asking.kill().unwrap();
+    asking.wait().unwrap();
+    let killed = cpu_seconds(server);
+    wait_until("the server stops searching", Duration::from_secs(5), || {
+        let before = cpu_seconds(server);
+        pause(Duration::from_millis(300));
+        cpu_seconds(server) - before < 0.05
+    });
+    let used = cpu_seconds(server) - killed;
+    assert!(
+        used < 1.0,
+        "{used} s of processor after the client was gone"
+    );
+}
+
+/// An answer whose end does not come is an error, however much of it came.
+#[test]
+fn an_answer_that_breaks_off_is_an_error() {
+    let mut lab = Lab::start("broken-off");
+    let long = "x".repeat(60_000);
+    send_lines(
+        &lab,
+        (0..300).map(|number| format!("number {number} {long}")),
+    );
+    wait_until("all is archived", Duration::from_secs(30), || {
+        lab.count("number") == 300
+    });
+    let mut asking = search(&lab, &["number"]);
+    let mut out = asking.stdout.take().unwrap();
+    let mut some = vec![0; 70_000];
+    out.read_exact(&mut some).unwrap();
+    lab.kill_server();
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let ended = asking.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let said = text(&ended.stderr);
+    assert!(said.contains("broke off"), "{said}");
+}
+
+/// Lines that are nothing but what is looked for, with another letter before: each place of each line may be it.
+#[test]
+fn a_query_that_nearly_matches_everywhere_is_answered_quickly() {
+    let lab = Lab::start("bomb");
+    let words = "aa ".repeat(20_000);
+    let lines = (0..64).map(|number| match number % 2 {
+        0 => format!("b{}", "a".repeat(60_000)),
+        _ => words.clone(),
+    });
+    send_lines(&lab, lines.chain(["the end".to_owned()]));
+    wait_until("all is archived", Duration::from_secs(30), || {
+        lab.count("\"the end\"") == 1
+    });
+    let begun = cpu_seconds(lab.server_pid());
+    let long = "a".repeat(256);
+    // What begins in a word, ends in one, and does both; the last word of a phrase that is never the last.
+    let phrase = format!("\"{}a\"", "aa ".repeat(80));
+    for query in [&long, &format!("{}*", "a".repeat(255)), &phrase, "\"a aa\""] {
+        assert_eq!(lab.count(query), 0, "{query}");
+    }
+    assert_eq!(lab.count(&format!("\"{}aa\"", "aa ".repeat(80))), 32);
+    let used = cpu_seconds(lab.server_pid()) - begun;
+    assert!(used < 5.0, "{used} s of processor");
+    let refused = lab.server(&["search", &"a".repeat(257)]);
+    assert!(!refused.status.success());
+    let said = text(&refused.stderr);
+    assert!(said.contains("257 bytes and may have 256"), "{said}");
+}
+
+/// More matches than are given: each way to ask says so where its answer ends.
+#[test]
+fn an_answer_that_is_not_all_says_so_where_it_ends() {
+    let lab = Lab::start("cut");
+    let tail = "served in 12 ms";
+    send_lines(
+        &lab,
+        (0..100_400).map(|number| format!("request {number} {tail}")),
+    );
+    wait_until("all is archived", Duration::from_secs(60), || {
+        lab.count("request") == 100_400
+    });
+    for format in ["raw", "csv", "json"] {
+        let found = lab.server(&["search", "request", "--format", format]);
+        let said = text(&found.stderr);
+        assert!(
+            said.contains("the newest 1000 entries were given, and there are older ones"),
+            "{said}"
+        );
+        assert!(found.status.success());
+        let lines = text(&found.stdout);
+        let expected = 1000 + usize::from(format != "raw");
+        assert_eq!(lines.lines().count(), expected, "{format}");
+        if format == "json" {
+            let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+            assert_eq!(last["partial"]["limit"], 1000);
+        }
+    }
+    // Who asked for a number gets it, and hears that there is more.
+    let found = lab.server(&["search", "request", "--format", "json", "--limit", "3"]);
+    assert_eq!(text(&found.stdout).lines().count(), 3);
+    assert!(text(&found.stderr).contains("the newest 3 entries"));
+    // All of it is all of it.
+    let found = lab.server(&["search", "request", "--limit", "100400"]);
+    assert_eq!(text(&found.stderr), "");
+    assert_eq!(text(&found.stdout).lines().count(), 100_400);
+
+    let console = Console::sign_in(&lab, PASSWORD);
+    let raw = console.get("/search/raw?q=request&range=all");
+    assert_eq!(raw.lines().count(), 100_001);
+    let last = raw.lines().last().unwrap();
+    assert!(
+        last.contains("does not hold everything that matches: the newest 100000 entries"),
+        "{last}"
+    );
+    let answer: Value =
+        serde_json::from_str(&console.get("/api/v1/search?q=request&range=all&limit=5")).unwrap();
+    assert_eq!(answer["count"], 100_400);
+    assert_eq!(answer["entries"].as_array().unwrap().len(), 5);
+    assert_eq!(answer["left_out"]["limit"], 5);
+    let answer: Value =
+        serde_json::from_str(&console.get("/api/v1/search?q=%22request+7%22&range=all")).unwrap();
+    assert_eq!(answer["entries"].as_array().unwrap().len(), 1);
+    assert_eq!(answer["left_out"], serde_json::json!({}));
+}
+
+/// An agent that says that its lines were collected at the end of time stands where it was received: in order, in
+/// ranges and on the overview, before the archive is sealed and after. What it said is kept, and marked.
+#[test]
+fn who_claims_the_future_does_not_own_the_view() {
+    let lab = Lab::start("future");
+    let token = Token::parse(&lab.token("liar", lab.sl)).unwrap();
+    let mut client = Client::enrol(&token, lab.sl, 1);
+    wait_until("it is ready", Duration::from_secs(10), || {
+        let (_, stands) = client.breathe();
+        stands && client.is_ready
+    });
+    let year_9999 = 253_370_764_800_000_000;
+    let tomorrow = (unix_s() + 86_400) * 1_000_000;
+    send_claims(
+        &mut client,
+        &[
+            (0, "lie of the beginning"),
+            (tomorrow, "lie of tomorrow"),
+            (year_9999, "lie of a year"),
+            (u64::MAX, "lie of the end"),
+        ],
+    );
+    send_lines(&lab, (0..10).map(|number| format!("honest {number}")));
+    wait_until(
+        "the honest ones are archived",
+        Duration::from_secs(20),
+        || lab.count("honest") == 10,
+    );
+    let check = |lab: &Lab| {
+        // What came later stands before it.
+        let found = lab.search("");
+        let honest = |entry: &Value| entry["text"].as_str().unwrap().contains("honest");
+        assert_eq!(found.len(), 14);
+        assert!(found[..10].iter().all(honest), "{found:?}");
+        let claimed: Vec<&Value> = found.iter().map(|entry| &entry["time_claimed"]).collect();
+        assert_eq!(claimed[10], "18446744073709551615 µs after 1970");
+        assert_eq!(claimed[11], "9999-01-01T00:00:00.000Z");
+        assert!(
+            claimed[12].is_string() && claimed[13].is_null(),
+            "{claimed:?}"
+        );
+        assert!(claimed[..10].iter().all(|claimed| claimed.is_null()));
+        // They are found by when they were received, and by nothing else.
+        for (range, count) in [
+            (&["--from", "1h"][..], 3),
+            (&["--from", "1h", "--to", "2100-01-01"], 3),
+            (&["--to", "2020-01-01"], 1),
+            (&["--from", "2100-01-01"], 0),
+        ] {
+            let words = [&["search", "lie", "--count"], range].concat();
+            let counted = lab.server(&words);
+            assert_eq!(text(&counted.stdout).trim(), count.to_string(), "{range:?}");
+        }
+        let csv = lab.server(&["search", "\"lie of a year\"", "--format", "csv"]);
+        assert!(text(&csv.stdout).contains("\"9999-01-01T00:00:00.000Z\""));
+        let console = Console::sign_in(lab, PASSWORD);
+        let latest = console.get("/");
+        let (_, latest) = latest.split_once("Latest entries").unwrap();
+        assert!(
+            latest.contains("honest 9") && !latest.contains("lie of"),
+            "{latest}"
+        );
+        let page = console.get("/search?q=lie&range=1h");
+        assert!(page.contains("says it was collected 9999-01-01"), "{page}");
+        assert!(!page.contains("lie of the beginning"));
+        // One claim of 1970 does not make the chart one of decades.
+        let all = console.get("/search?q=&range=all");
+        assert!(!all.contains("1970-01-01 00:00"), "{all}");
+        assert!(all.contains("lie of the beginning"));
+    };
+    check(&lab);
+    assert!(lab.server(&["compact"]).status.success());
+    check(&lab);
+    let exported = lab.export("liar", std::path::Path::new("/liar.log"));
+    assert_eq!(text(&exported).lines().count(), 4);
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// Sends lines to the server's syslog port, one after the other.
+fn send_lines(lab: &Lab, lines: impl IntoIterator<Item = String>) {
+    let mut stream = TcpStream::connect(lab.syslog_tcp).unwrap();
+    let mut buffer = Vec::new();
+    for line in lines {
+        buffer.extend_from_slice(format!("<13>{line}\n").as_bytes());
+        if buffer.len() > 1 << 20 {
+            stream.write_all(&buffer).unwrap();
+            buffer.clear();
+        }
+    }
+    stream.write_all(&buffer).unwrap();
+}
+
+/// One batch of lines that are claimed to have been collected at these times, acknowledged.
+fn send_claims(client: &mut Client, lines: &[(u64, &str)]) {
+    let id = StreamId::derive(client.agent, StreamKind::File, "/liar.log");
+    let opened = client
+        .session
+        .send_stream_open(id, StreamKind::File, "/liar.log", now());
+    opened.unwrap();
+    let start = StreamPosition::start(client.agent, id, Epoch([7; 16]));
+    let mut builder = BatchBuilder::new();
+    for (time_us, line) in lines {
+        let meta = EntryMeta {
+            time_us: *time_us,
+            flags: EntryFlags::NONE,
+        };
+        builder.push(format!("{line}\n").as_bytes(), meta);
+    }
+    let key = Client::signing();
+    let (batch, _) = builder.seal(id, &start, Vec::new(), &key, &mut Compressor::new(1));
+    let sent = client
+        .session
+        .send_batch(Lane::Live, &batch.header, batch.encoded(), now());
+    sent.unwrap().unwrap();
+    wait_until("the claims are acked", Duration::from_secs(10), || {
+        let (events, _) = client.breathe();
+        events
+            .iter()
+            .any(|event| matches!(event, AgentEvent::Acked(_)))
+    });
+}
+
+/// Begins a search; nobody reads what it says yet.
+fn search(lab: &Lab, words: &[&str]) -> Child {
+    let mut command = lab.server_command(&[&["search"], words].concat());
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The numbers of the lines that a search for all of them gives, in its order.
+fn found_numbers(lab: &Lab, format: &str) -> Vec<u32> {
+    let mut asking = search(lab, &["number", "--limit", "1000000", "--format", format]);
+    let out = std::io::BufReader::new(asking.stdout.take().unwrap());
+    let lines = std::io::BufRead::lines(out);
+    let number = |line: String| {
+        let (_, rest) = line.split_once("number ")?;
+        rest.get(..5)?.parse().ok()
+    };
+    let found = lines.filter_map(|line| number(line.unwrap())).collect();
+    assert!(asking.wait().unwrap().success());
+    found
+}
+
+/// What the server may have resident while it gives 480 MB to somebody: 16 MiB of lines, the blocks that its threads
+/// take apart, and what it has anyway.
+const PEAK_MAX: u64 = 256 << 20;
