@@ -19,6 +19,7 @@ use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_segment::fault;
 use scrinium_syslog::{Received, Sink};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
@@ -90,6 +91,7 @@ pub(crate) async fn run(
     };
     let mut buffer = Vec::new();
     while entries.recv_many(&mut buffer, ROUND_MAX).await > 0 {
+        fault::point("server: entries of its own taken");
         let mut waiting = Vec::new();
         let mut sealed = Vec::new();
         for entry in buffer.drain(..) {
@@ -212,7 +214,13 @@ impl Maker {
                 made.push(stream.seal(id, &self.signing, &mut self.compressor));
             }
             let time_us = entry.time_us;
-            stream.builder.push(piece, EntryMeta { time_us, flags });
+            if !stream.builder.push(piece, EntryMeta { time_us, flags }) {
+                // An empty batch takes a piece of that length.
+                error!(
+                    bytes = piece.len(),
+                    "an entry did not fit into a batch and is lost; please report this"
+                );
+            }
             if rest.is_empty() {
                 return made;
             }
