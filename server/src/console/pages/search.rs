@@ -13,7 +13,7 @@ use scrinium_protocol::identity::AgentId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Frame, html, unwritten};
+use super::{Frame, encode, html, unwritten};
 use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::clock;
 use crate::console::auth::SignedIn;
@@ -310,18 +310,6 @@ async fn run(
         tokio::task::spawn_blocking(move || search(&core.archive, &names, &query, wanted, &access))
             .await?;
     Ok((found, (from, to), bucket_us))
-}
-
-/// Percent-encodes a query parameter.
-fn encode(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
 }
 
 const RANGES: [&str; 6] = ["15m", "1h", "24h", "7d", "30d", "all"];
