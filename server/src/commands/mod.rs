@@ -29,7 +29,7 @@ use self::export::Export;
 use self::link::Link;
 use self::policy::Policy;
 use self::volume::{Bind, VolumeCommand, hand_out};
-use crate::accounts::{Accounts, random_password};
+use crate::accounts::{Accounts, check_password, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::{self, Client, SearchRequest, VerifyRequest};
@@ -405,6 +405,8 @@ fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<M
         Some(path) => read_password(path)?,
         None => random_password()?,
     };
+    // Before there is a volume that would be half made.
+    check_password(ADMIN, &password)?;
     let (volume, shares) = Volume::create(dir, binding)?;
     let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
     Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
