@@ -313,7 +313,10 @@ mod tests {
                 .contains("more than 100 addresses, first from 192.0.2.0, last from 198.51.3.231.")
         );
         // The count of a restart is behind by a factor of two at most.
-        let again = Alarms::load(alarms.catalogue.clone(), alarms.audit.clone()).unwrap();
+        let Alarms {
+            catalogue, audit, ..
+        } = alarms;
+        let again = Alarms::load(catalogue, audit).unwrap();
         assert_eq!(again.list().remove(0).count, 1024);
     }
 

@@ -33,6 +33,8 @@ mod measure;
 mod package;
 mod policy;
 mod present;
+mod refusals;
+mod self_signed;
 mod session;
 mod silence;
 #[cfg(test)]
@@ -41,6 +43,7 @@ mod statistics;
 mod stopped;
 mod time;
 mod verification;
+mod vital;
 mod volume;
 mod wrap;
 
@@ -71,6 +74,8 @@ pub fn main() -> ExitCode {
                 2
             } else if error.is::<control::Refused>() {
                 4
+            } else if error.is::<vital::PartFell>() {
+                vital::EXIT_CODE
             } else {
                 1
             };

@@ -142,7 +142,9 @@ mod tests {
     fn what_is_guessed_first_is_refused_with_a_sentence() {
         for (password, says) in [
             ("short", "at least 12 characters"),
-            ("aaaaaaaaaaaa", "repeats"),
+            ("aaaaaaaaaaaa", "leaked"),
+            ("kwpzmkwpzmkw", "repeats"),
+            ("xqxqvxqqvvxq", "repeats"),
             ("abcabcabcabc", "repeats"),
             ("passwordpassword", "leaked"),
             ("Password2024!", "leaked"),

@@ -129,7 +129,7 @@ mod tests {
         let (first, _) = sessions.begin("admin", 1).unwrap();
         let (second, _) = sessions.begin("admin", 2).unwrap();
         let (other, _) = sessions.begin("other", 2).unwrap();
-        let _ = sessions.used(&first, Asker::Person, 3);
+        let _used = sessions.used(&first, Asker::Person, 3);
         for _ in 0..SESSIONS_MAX - 1 {
             sessions.begin("admin", 4).unwrap();
         }

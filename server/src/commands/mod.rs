@@ -249,9 +249,9 @@ impl Command {
                 recovery_out,
                 bind,
             } => {
-                drop(load_config(&data)?);
+                let config = load_config(&data)?;
                 let password = admin_password_file.as_deref();
-                let made = init(&data.data, password, &bind.binding())?;
+                let made = init(&data.data, &config, password, &bind.binding())?;
                 made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
             }
             Self::Run { data } => {
@@ -400,7 +400,12 @@ struct Made {
 }
 
 /// Creates the volume and the administrator.
-fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<Made> {
+fn init(
+    dir: &Path,
+    config: &Config,
+    password_file: Option<&Path>,
+    binding: &Binding,
+) -> Result<Made> {
     let password = match password_file {
         Some(path) => read_password(path)?,
         None => random_password()?,
@@ -410,7 +415,7 @@ fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<M
     let (volume, shares) = Volume::create(dir, binding)?;
     let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
     Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
-    make_keys(&catalogue)?;
+    make_keys(&catalogue, &run::console_names(config))?;
     stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
     Ok(Made { password, shares })
 }

@@ -82,10 +82,11 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
 /// The sign-in page that leads to what was wanted, when that is a page.
 fn sign_in_for(wanted: Option<&Uri>) -> String {
     let wanted = wanted.and_then(|uri| uri.path_and_query());
-    match wanted.map(|wanted| Back::read(wanted.as_str())) {
-        Some(Back::Page(page)) if page != "/" => format!("/sign-in?back={}", encode(page)),
-        _ => "/sign-in".to_owned(),
-    }
+    let page = wanted.and_then(|wanted| Back::read(wanted.as_str()).other_page());
+    page.map_or_else(
+        || "/sign-in".to_owned(),
+        |page| format!("/sign-in?back={}", encode(page)),
+    )
 }
 
 #[derive(Template)]
@@ -101,10 +102,7 @@ struct SignInPage {
 
 impl SignInPage {
     fn new(t: Language, back: &str, problem: Option<String>) -> Self {
-        let back = match Back::read(back) {
-            Back::Page(page) if page != "/" => page,
-            _ => "",
-        };
+        let back = Back::read(back).other_page().unwrap_or_default();
         let mut frame = Frame::anonymous(t);
         if !back.is_empty() {
             frame.back = format!("/sign-in?back={}", encode(back));

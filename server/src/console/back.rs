@@ -33,6 +33,14 @@ impl<'a> Back<'a> {
             false => Self::Other,
         }
     }
+
+    /// The page, if it is one and not the first, which everybody comes to anyway.
+    pub(super) fn other_page(self) -> Option<&'a str> {
+        match self {
+            Self::Page(page) if page != "/" => Some(page),
+            Self::Page(_) | Self::Other | Self::Malformed => None,
+        }
+    }
 }
 
 /// One encoded segment of a path that is no way up.

@@ -100,7 +100,7 @@ pub(crate) struct ServerKeys {
     /// The server as an agent of its own: syslog and audit streams.
     #[serde(with = "codec")]
     pub(crate) agent: AgentId,
-    /// Self-signed certificate of the console and its key, PEM; empty before the first start.
+    /// Self-signed certificate of the console and its key, PEM.
     pub(crate) certificate: String,
     pub(crate) certificate_key: String,
     /// Until when it is valid, Unix µs, and for which names; 0 when an earlier version made it.
