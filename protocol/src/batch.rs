@@ -296,13 +296,13 @@ impl BatchBuilder {
         Self::default()
     }
 
-    /// Adds an entry. Its time is moved up to the one before it if the clock went back.
-    ///
-    /// # Panics
-    /// If the entry is longer than [`ENTRY_LEN_MAX`], or [`BatchBuilder::has_room`] was false.
-    pub fn push(&mut self, bytes: &[u8], meta: EntryMeta) {
-        assert!(bytes.len() <= ENTRY_LEN_MAX, "the source cuts long lines");
-        assert!(self.has_room(bytes.len()), "the caller seals a full batch");
+    /// Adds an entry. Its time is moved up to the one before it if the clock went back. `false`, and nothing is added,
+    /// when it is longer than [`ENTRY_LEN_MAX`] or [`BatchBuilder::has_room`] is false.
+    #[must_use = "an entry that is not taken is lost"]
+    pub fn push(&mut self, bytes: &[u8], meta: EntryMeta) -> bool {
+        if bytes.len() > ENTRY_LEN_MAX || !self.has_room(bytes.len()) {
+            return false;
+        }
         if self.count == 0 {
             self.time_first_us = meta.time_us;
             self.time_last_us = meta.time_us;
@@ -315,12 +315,13 @@ impl BatchBuilder {
         self.bytes.extend_from_slice(bytes);
         push_leaf(&mut self.tree, EntryMeta { time_us, ..meta }, bytes);
         self.count += 1;
+        true
     }
 
     /// Whether an entry of `len` bytes still fits.
     #[must_use]
     pub fn has_room(&self, len: usize) -> bool {
-        self.count < BATCH_ENTRIES_MAX && self.bytes.len() + len <= BATCH_BYTES_MAX
+        self.has_room_for(1, len)
     }
 
     /// Whether `entries` entries of `len` bytes together still fit.
@@ -411,6 +412,29 @@ mod tests {
     use crate::entry::EntryFlags;
 
     #[test]
+    fn what_does_not_fit_is_not_taken_and_nothing_panics() {
+        let mut builder = BatchBuilder::new();
+        let meta = EntryMeta {
+            time_us: 1,
+            flags: EntryFlags::NONE,
+        };
+        assert!(!builder.push(&vec![b'x'; ENTRY_LEN_MAX + 1], meta));
+        assert!(builder.is_empty());
+        for _ in 0..BATCH_ENTRIES_MAX {
+            assert!(builder.push(b"", meta));
+        }
+        assert!(!builder.has_room(0) && !builder.push(b"", meta));
+        let mut builder = BatchBuilder::new();
+        let piece = vec![b'x'; ENTRY_LEN_MAX];
+        let mut taken = 0;
+        while builder.push(&piece, meta) {
+            taken += piece.len();
+        }
+        assert!(taken <= BATCH_BYTES_MAX && taken + piece.len() > BATCH_BYTES_MAX);
+        assert!(!builder.has_room_for(1, usize::MAX) && !builder.has_room_for(u32::MAX, 0));
+    }
+
+    #[test]
     fn a_batch_opens_to_the_entries_it_was_made_of() {
         let (batch, after) = sample(&[b"one\n", b"", b"three\r\n"]);
 
@@ -466,13 +490,13 @@ mod tests {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             let time_us = state >> 1;
-            builder.push(
+            assert!(builder.push(
                 &state.to_be_bytes()[..1],
                 EntryMeta {
                     time_us,
                     flags: EntryFlags::NONE,
                 },
-            );
+            ));
         }
         let stream = StreamId([2; 16]);
         let position = StreamPosition::start(AgentId([1; 16]), stream, Epoch([3; 16]));
@@ -552,7 +576,7 @@ mod tests {
                 time_us: 1_000 + i as u64,
                 flags: EntryFlags::NONE,
             };
-            builder.push(line, meta);
+            assert!(builder.push(line, meta));
         }
         let stream = StreamId([2; 16]);
         let position = StreamPosition::start(AgentId([1; 16]), stream, Epoch([3; 16]));

@@ -235,7 +235,7 @@ mod tests {
         let mut builder = BatchBuilder::new();
         for (time_us, line) in (1000..).zip(lines) {
             let flags = EntryFlags::NONE;
-            builder.push(line, EntryMeta { time_us, flags });
+            assert!(builder.push(line, EntryMeta { time_us, flags }));
         }
         let start = StreamPosition::start(agent, stream, Epoch([3; 16]));
         let mut compressor = Compressor::new(AGENT_LEVEL);

@@ -1,8 +1,9 @@
 //! Named places between two durable steps, at which a test may end the process.
 //!
 //! `SCRINIUM_FAULT="NAME"` ends a process of a debug build the first time it passes the point of that
-//! name, as `kill -9` would: no destructor, no flush. `NAME#3` the third time. A simulation is told of
-//! every point its thread passes instead ([`listen`]). Builds for release have no fault points.
+//! name, as `kill -9` would: no destructor, no flush. `NAME#3` the third time. `SCRINIUM_PANIC` panics there
+//! instead. A simulation is told of every point its thread passes instead ([`listen`]). Builds for release have no
+//! fault points.
 
 /// Passes the point called `name`.
 pub fn point(name: &'static str) {
@@ -56,20 +57,29 @@ mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// The point to die at, and how often it may be passed before.
-    static ARMED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
+    /// A point to die at, and how often it may be passed before.
+    type Armed = OnceLock<Option<(String, AtomicU32)>>;
+
+    static ENDS: Armed = OnceLock::new();
+    static PANICS: Armed = OnceLock::new();
 
     pub(super) fn pass(name: &str) {
-        let armed = ARMED.get_or_init(|| {
-            let text = std::env::var("SCRINIUM_FAULT").ok()?;
+        if is_due(&ENDS, "SCRINIUM_FAULT", name) {
+            std::process::abort();
+        }
+        if is_due(&PANICS, "SCRINIUM_PANIC", name) {
+            std::panic::panic_any("a test wants a panic here");
+        }
+    }
+
+    fn is_due(armed: &Armed, variable: &str, name: &str) -> bool {
+        let armed = armed.get_or_init(|| {
+            let text = std::env::var(variable).ok()?;
             let (name, times) = text.split_once('#').unwrap_or((&text, "1"));
             Some((name.to_owned(), AtomicU32::new(times.parse().ok()?)))
         });
-        if let Some((armed, left)) = armed
-            && armed == name
-            && left.fetch_sub(1, Ordering::Relaxed) == 1
-        {
-            std::process::abort();
-        }
+        armed
+            .as_ref()
+            .is_some_and(|(armed, left)| armed == name && left.fetch_sub(1, Ordering::Relaxed) == 1)
     }
 }

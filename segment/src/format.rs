@@ -111,6 +111,9 @@ pub enum Error {
     /// An earlier write failed: what reached the disk is unknown until the segment is reopened.
     #[error("{}: an earlier write failed", path.display())]
     Poisoned { path: PathBuf },
+    /// No record is that long; nothing was written.
+    #[error("{}: a record of {bytes} bytes does not fit into one; at most {RECORD_LEN_MAX}", path.display())]
+    TooLong { path: PathBuf, bytes: usize },
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     Random,

@@ -81,10 +81,8 @@ impl SegmentWriter {
     /// [`SegmentWriter::sync`].
     ///
     /// # Errors
-    /// Those of the file system; the segment is then poisoned.
-    ///
-    /// # Panics
-    /// If the payload is longer than [`RECORD_LEN_MAX`]; callers bound it.
+    /// Those of the file system; the segment is then poisoned. [`Error::TooLong`] when the payload is longer than
+    /// [`RECORD_LEN_MAX`]; then nothing was added and the segment is as it was.
     pub fn append(&mut self, kind: u8, parts: &[&[u8]]) -> Result<Place, Error> {
         self.append_sealed(None, kind, parts)
     }
@@ -92,9 +90,6 @@ impl SegmentWriter {
     /// Adds a record that `key` opens, and the segment's own key does not.
     ///
     /// # Errors
-    /// As [`SegmentWriter::append`].
-    ///
-    /// # Panics
     /// As [`SegmentWriter::append`].
     pub fn append_under(
         &mut self,
@@ -116,7 +111,12 @@ impl SegmentWriter {
             return Err(self.poisoned_error());
         }
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        assert!(len <= RECORD_LEN_MAX, "callers bound their records");
+        if len > RECORD_LEN_MAX {
+            return Err(Error::TooLong {
+                path: self.path.clone(),
+                bytes: len,
+            });
+        }
         let sealed_len = u32::try_from(len + TAG_LEN).unwrap_or(u32::MAX);
         let [a, b, c, d] = sealed_len.to_be_bytes();
         let head = [a, b, c, d, kind];

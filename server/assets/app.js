@@ -1,6 +1,9 @@
 // Copying, watching an enrolment, refreshing pages that show a state, and the "/" key. Everything
 // works without this file, one reload at a time.
 
+// What this script asks by itself says so: it keeps no session alive. When the session is over, the page goes, too.
+const byItself = { headers: { "x-scrinium-refresh": "1" } };
+
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     const text = document.getElementById(button.dataset.copy).textContent;
@@ -14,7 +17,8 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 for (const watch of document.querySelectorAll("[data-watch]")) {
   const look = async () => {
     try {
-      const response = await fetch(watch.dataset.watch);
+      const response = await fetch(watch.dataset.watch, byItself);
+      if (response.status === 401) return location.reload();
       if (response.ok) {
         const state = await response.json();
         watch.dataset.state = state.state;
@@ -34,8 +38,9 @@ if (region) {
     // Nothing moves under a reader who selects text or has the page in the background.
     if (document.hidden || !document.getSelection().isCollapsed) return;
     try {
-      const response = await fetch(location.href);
-      if (!response.ok || response.redirected) return;
+      const response = await fetch(location.href, byItself);
+      if (response.redirected) return location.reload();
+      if (!response.ok) return;
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       const fresh = page.querySelector("[data-refresh]");
       if (fresh) region.replaceChildren(...fresh.childNodes);

@@ -1,23 +1,34 @@
-//! Who may use the console: passwords, lock-out and sessions.
+//! Who may use the console: accounts, their passwords, tries of others, and sessions.
+//!
+//! ```text
+//! name, password, place ─▶ [tries] may it be tried now? ─▶ [hashing] is it right? ─▶ [sessions]
+//! new password ─▶ [passwords] may it be one? ─▶ [hashing] ─▶ catalogue
+//! ```
+
+mod hashing;
+mod passwords;
+mod sessions;
+pub(crate) mod tries;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Result, anyhow, bail};
-use argon2::password_hash::phc::PasswordHash;
-use argon2::{Argon2, PasswordHasher as _, PasswordVerifier as _};
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
+use anyhow::{Result, bail};
+use data_encoding::BASE32_NOPAD;
 use scrinium_segment::random;
-use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+pub(crate) use self::hashing::PLACES;
+use self::sessions::Sessions;
+pub(crate) use self::sessions::{Asker, Session};
+use self::tries::{Failed, Place, Tries};
 use crate::agents::check_account_name;
-use crate::bounds::NAME_LEN_MAX;
+use crate::bounds::USER_LEN_MAX;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::UserRecord;
 use crate::clock;
 
-/// All accounts and their sessions. Sessions live in memory: a restart signs everybody out.
+/// All accounts and their sessions.
 pub(crate) struct Accounts {
     catalogue: Arc<Catalogue>,
     state: Mutex<State>,
@@ -26,30 +37,18 @@ pub(crate) struct Accounts {
 #[derive(Default)]
 struct State {
     users: BTreeMap<String, UserRecord>,
-    failures: BTreeMap<String, Failures>,
-    sessions: BTreeMap<String, Session>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Failures {
-    count: u32,
-    locked_until_s: u64,
-}
-
-/// Somebody who signed in.
-#[derive(Clone)]
-pub(crate) struct Session {
-    pub(crate) user: String,
-    /// Goes into every form, so that no other site can post in this user's name.
-    pub(crate) csrf: String,
-    used_s: u64,
+    tries: Tries,
+    sessions: Sessions,
 }
 
 /// Why somebody could not sign in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum SignInError {
-    Wrong,
-    Locked { minutes: u64 },
+    Wrong(Failed),
+    /// Too many were wrong from there: nothing was looked at.
+    TooSoon {
+        seconds: u64,
+    },
 }
 
 impl Accounts {
@@ -74,10 +73,8 @@ impl Accounts {
         if !self.lock().users.contains_key(name) {
             self.check_new(name)?;
         }
-        if password.chars().count() < PASSWORD_LEN_MIN {
-            bail!("the password must have at least {PASSWORD_LEN_MIN} characters");
-        }
-        let password_hash = hash(password)?;
+        passwords::check(name, password)?;
+        let password_hash = hashing::hash(password)?;
         let mut state = self.lock();
         let language = state.users.get(name).and_then(|user| user.language.clone());
         let user = UserRecord {
@@ -88,8 +85,7 @@ impl Accounts {
         };
         self.catalogue.put(&user)?;
         state.users.insert(name.to_owned(), user);
-        state.failures.remove(name);
-        state.sessions.retain(|_, session| session.user != name);
+        state.sessions.end_all_of(name);
         Ok(())
     }
 
@@ -112,81 +108,55 @@ impl Accounts {
         Some(self.lock().users.get(name)?.changed_us)
     }
 
-    /// Checks a password. Ten wrong ones in a row lock the account for a quarter of an hour, the
-    /// right password included. Takes a moment of CPU: call it off the async threads.
+    /// Checks a password that came from `place`. Takes a moment of CPU: call it off the async threads.
     pub(crate) fn sign_in(
         &self,
         name: &str,
         password: &str,
+        place: Place,
     ) -> Result<(String, Session), SignInError> {
-        if name.len() > NAME_LEN_MAX {
-            return Err(SignInError::Wrong);
+        if name.len() > USER_LEN_MAX {
+            // No account has such a name: nothing of it is remembered but that somebody tries.
+            let failed = self.lock().tries.failed(place, "", clock::unix_s());
+            return Err(SignInError::Wrong(failed));
         }
-        let (hash, failures) = {
+        if let Some(seconds) = self.wait_s(name, place) {
+            return Err(SignInError::TooSoon { seconds });
+        }
+        let hash = {
             let state = self.lock();
-            let failures = state.failures.get(name).copied().unwrap_or_default();
-            (
-                state.users.get(name).map(|user| user.password_hash.clone()),
-                failures,
-            )
+            state.users.get(name).map(|user| user.password_hash.clone())
         };
-        let now = clock::unix_s();
-        if failures.locked_until_s > now {
-            let minutes = (failures.locked_until_s - now).div_ceil(60);
-            return Err(SignInError::Locked { minutes });
-        }
         // An unknown name costs the same time as a known one.
-        let right = verify(hash.as_deref().unwrap_or(NOBODY), password) && hash.is_some();
+        let right = hashing::verify(hash.as_deref().unwrap_or(NOBODY), password) && hash.is_some();
+        let now_s = clock::unix_s();
         let mut state = self.lock();
         if !right {
-            if state.failures.len() >= FAILURES_MAX {
-                state.failures.clear();
-            }
-            let failures = state.failures.entry(name.to_owned()).or_default();
-            failures.count += 1;
-            if failures.count >= WRONG_MAX {
-                *failures = Failures {
-                    count: 0,
-                    locked_until_s: now + LOCK_S,
-                };
-                return Err(SignInError::Locked {
-                    minutes: LOCK_S / 60,
-                });
-            }
-            return Err(SignInError::Wrong);
+            return Err(SignInError::Wrong(state.tries.failed(place, name, now_s)));
         }
-        state.failures.remove(name);
-        state
-            .sessions
-            .retain(|_, session| now < session.used_s + IDLE_S);
-        let (Ok(id), Ok(csrf)) = (random::<32>(), random::<32>()) else {
-            return Err(SignInError::Wrong);
-        };
-        let session = Session {
-            user: name.to_owned(),
-            csrf: BASE64URL_NOPAD.encode(&csrf),
-            used_s: now,
-        };
-        let id = BASE64URL_NOPAD.encode(&id);
-        state.sessions.insert(id.clone(), session.clone());
-        Ok((id, session))
+        state.tries.succeeded(place, name, now_s);
+        let begun = state.sessions.begin(name, now_s);
+        begun.ok_or(SignInError::TooSoon { seconds: 1 })
     }
 
-    /// The session of a cookie, if it lives; using it keeps it alive.
-    pub(crate) fn session(&self, id: &str) -> Option<Session> {
-        let now = clock::unix_s();
-        let mut state = self.lock();
-        let session = state.sessions.get_mut(id)?;
-        if now >= session.used_s + IDLE_S {
-            state.sessions.remove(id);
-            return None;
-        }
-        session.used_s = now;
-        Some(session.clone())
+    /// How long a try from there has to wait, if it has to.
+    pub(crate) fn wait_s(&self, name: &str, place: Place) -> Option<u64> {
+        let wait_s = self.lock().tries.wait_s(place, name, clock::unix_s());
+        (wait_s > 0).then_some(wait_s)
+    }
+
+    /// Whether the account has signed in from there since the server started.
+    pub(crate) fn is_known(&self, name: &str, place: Place) -> bool {
+        name.len() <= USER_LEN_MAX && self.lock().tries.is_known(place, name)
+    }
+
+    /// The session of a cookie, if it lives; using it keeps it alive, when a person does.
+    pub(crate) fn session(&self, id: &str, by: Asker) -> Option<Session> {
+        self.lock().sessions.used(id, by, clock::unix_s())
     }
 
     pub(crate) fn sign_out(&self, id: &str) {
-        self.lock().sessions.remove(id);
+        self.lock().sessions.end(id);
     }
 
     /// The language a user chose before.
@@ -209,11 +179,9 @@ impl Accounts {
     }
 }
 
-impl Session {
-    /// Whether a form carries this session's token.
-    pub(crate) fn has_csrf(&self, token: &str) -> bool {
-        self.csrf.as_bytes().ct_eq(token.as_bytes()).into()
-    }
+/// Whether `password` may be that of the account `name`.
+pub(crate) fn check_password(name: &str, password: &str) -> Result<()> {
+    passwords::check(name, password)
 }
 
 /// A password nobody has to think of: 100 bits.
@@ -229,29 +197,6 @@ pub(crate) fn random_password() -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(groups.join("-")))
 }
 
-fn hash(password: &str) -> Result<String> {
-    let salt: [u8; 16] = random()?;
-    let hash = Argon2::default().hash_password_with_salt(password.as_bytes(), &salt);
-    Ok(hash
-        .map_err(|error| anyhow!("hashing the password: {error}"))?
-        .to_string())
-}
-
-fn verify(hash: &str, password: &str) -> bool {
-    let Ok(hash) = PasswordHash::new(hash) else {
-        return false;
-    };
-    Argon2::default()
-        .verify_password(password.as_bytes(), &hash)
-        .is_ok()
-}
-
-const PASSWORD_LEN_MIN: usize = 12;
-const WRONG_MAX: u32 = 10;
-const LOCK_S: u64 = 15 * 60;
-const IDLE_S: u64 = 15 * 60;
-/// Names whose failures are remembered; somebody who tries more starts over.
-const FAILURES_MAX: usize = 10_000;
 /// A hash no password has, of the default cost.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -260,29 +205,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_wrong_passwords_lock_the_account_and_only_that_one() {
+    fn wrong_passwords_from_one_place_lock_that_place_out_and_nobody_else() {
         let accounts = accounts("lock");
-        for _ in 0..9 {
-            assert_eq!(
-                accounts.sign_in("admin", "wrong password").err(),
-                Some(SignInError::Wrong)
-            );
+        let (stranger, home) = (place("203.0.113.7"), place("192.0.2.1"));
+        let wrong = || accounts.sign_in("admin", "wrong password", stranger).err();
+        for _ in 0..3 {
+            assert!(matches!(wrong(), Some(SignInError::Wrong(_))));
         }
-        let locked = Some(SignInError::Locked { minutes: 15 });
-        assert_eq!(accounts.sign_in("admin", "wrong password").err(), locked);
-        assert_eq!(accounts.sign_in("admin", "right password").err(), locked);
-        assert!(accounts.sign_in("other", "right password").is_ok());
+        let too_soon = |error| matches!(error, Some(SignInError::TooSoon { .. }));
+        assert!(too_soon(wrong()));
+        let right = |from| accounts.sign_in("admin", "right password", from).err();
+        assert!(too_soon(right(stranger)));
+        assert!(right(home).is_none());
+        assert!(accounts.is_known("admin", home) && !accounts.is_known("admin", stranger));
     }
 
     #[test]
     fn a_session_ends_with_sign_out_or_a_new_password() {
         let accounts = accounts("session");
-        let (id, session) = accounts.sign_in("admin", "right password").unwrap();
+        let (id, session) = accounts
+            .sign_in("admin", "right password", Place::Local)
+            .unwrap();
         assert!(session.has_csrf(&session.csrf) && !session.has_csrf(""));
-        assert!(accounts.session(&id).is_some());
+        assert!(accounts.session(&id, Asker::Person).is_some());
         accounts.set_password("admin", "another password").unwrap();
-        assert!(accounts.session(&id).is_none());
+        assert!(accounts.session(&id, Asker::Person).is_none());
         assert!(accounts.set_password("admin", "short").is_err());
+        assert!(accounts.set_password("admin", "Password1234").is_err());
+    }
+
+    fn place(address: &str) -> Place {
+        Place::of(address.parse().unwrap())
     }
 
     fn accounts(name: &str) -> Accounts {

@@ -3,6 +3,7 @@
 //! Every alarm is an entry of the audit stream too, where nobody can take it back.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -11,6 +12,7 @@ use serde_json::json;
 use tracing::{error, warn};
 
 use crate::audit::Audit;
+use crate::bounds::{self, ALARM_LEN_MAX};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::AlarmRecord;
 use crate::clock;
@@ -52,6 +54,8 @@ pub(crate) enum AlarmKind {
     ManySenders,
     /// An agent wants more streams than it may have.
     TooManyStreams,
+    /// Somebody tries passwords.
+    SignInsRefused,
 }
 
 impl AlarmKind {
@@ -74,6 +78,7 @@ impl AlarmKind {
             Self::PlacesShort => "places-short",
             Self::ManySenders => "many-senders",
             Self::TooManyStreams => "too-many-streams",
+            Self::SignInsRefused => "sign-ins-refused",
         }
     }
 }
@@ -109,7 +114,16 @@ impl Alarms {
 
     /// Raises an alarm; counts it when the same one stands already.
     pub(crate) async fn raise(&self, raise: Raise) {
-        let Some(alarm) = self.note(&raise) else {
+        self.raise_of(raise, None).await;
+    }
+
+    /// The same of what came from an address: whatever addresses it comes from, it is one alarm.
+    pub(crate) async fn raise_from(&self, raise: Raise, from: IpAddr) {
+        self.raise_of(raise, Some(from.to_canonical())).await;
+    }
+
+    async fn raise_of(&self, raise: Raise, from: Option<IpAddr>) {
+        let Some(alarm) = self.note(&raise, from) else {
             return;
         };
         warn!(
@@ -125,7 +139,7 @@ impl Alarms {
     }
 
     /// Writes the alarm down; returns it when it is new.
-    fn note(&self, raise: &Raise) -> Option<AlarmRecord> {
+    fn note(&self, raise: &Raise, from: Option<IpAddr>) -> Option<AlarmRecord> {
         let now = clock::unix_us();
         let mut state = self.lock();
         let standing = state.values_mut().find(|alarm| {
@@ -135,23 +149,37 @@ impl Alarms {
                 && alarm.key == raise.key
         });
         if let Some(alarm) = standing {
-            // Counted in memory and shown; the first is durable, and every refusal is in the audit stream.
             alarm.count += 1;
             alarm.last_us = now;
+            if let Some(from) = from {
+                alarm.came_from(from);
+            }
+            // Counted in memory and shown. The first is durable, and then each time it has become twice as many.
+            if alarm.count.is_power_of_two()
+                && let Err(error) = self.catalogue.put(alarm)
+            {
+                let error = format!("{error:#}");
+                error!(error, "the count of an alarm could not be made durable");
+            }
             return None;
         }
-        let alarm = AlarmRecord {
+        let mut alarm = AlarmRecord {
             id: state.last_key_value().map_or(1, |(id, _)| id + 1),
             kind: raise.kind,
             agent: raise.agent.clone(),
-            text: raise.text.clone(),
+            text: bounds::cut(&raise.text, ALARM_LEN_MAX),
             key: raise.key.clone(),
             first_us: now,
             last_us: now,
             count: 1,
             acknowledged_by: None,
             acknowledged_us: 0,
+            addresses: Vec::new(),
+            more_addresses: false,
         };
+        if let Some(from) = from {
+            alarm.came_from(from);
+        }
         if let Err(error) = self.catalogue.put(&alarm) {
             error!(
                 error = format!("{error:#}"),
@@ -225,5 +253,105 @@ impl Alarms {
     }
 }
 
+impl AlarmRecord {
+    fn came_from(&mut self, from: IpAddr) {
+        // The last one stands last.
+        self.addresses.retain(|known| *known != from);
+        self.addresses.push(from);
+        if self.addresses.len() > ADDRESSES_MAX {
+            self.addresses.remove(1);
+            self.more_addresses = true;
+        }
+    }
+
+    /// The sentence, and from where it came besides.
+    pub(crate) fn said(&self) -> String {
+        let (Some(first), Some(last)) = (self.addresses.first(), self.addresses.last()) else {
+            return self.text.clone();
+        };
+        if first == last {
+            return self.text.clone();
+        }
+        let more = if self.more_addresses {
+            "more than "
+        } else {
+            ""
+        };
+        format!(
+            "{} It came from {more}{} addresses, first from {first}, last from {last}.",
+            self.text,
+            self.addresses.len()
+        )
+    }
+}
+
+/// Addresses that an alarm has by name: the first one, and the last ones.
+const ADDRESSES_MAX: usize = 100;
 /// Past this many the oldest goes, acknowledged ones first.
 const ALARMS_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_many_addresses_is_one_alarm_with_the_first_and_the_last() {
+        let alarms = alarms("many");
+        for n in 0..61_u8 {
+            let from = IpAddr::from([192, 0, 2, n]);
+            assert_eq!(alarms.note(&raise("refused"), Some(from)).is_some(), n == 0);
+        }
+        let list = alarms.list();
+        let [alarm] = list.as_slice() else {
+            panic!("{list:?}")
+        };
+        assert_eq!(alarm.count, 61);
+        assert_eq!(
+            alarm.said(),
+            "refused It came from 61 addresses, first from 192.0.2.0, last from 192.0.2.60."
+        );
+        for n in 0..1000_u16 {
+            let [high, low] = n.to_be_bytes();
+            alarms.note(&raise("refused"), Some(IpAddr::from([198, 51, high, low])));
+        }
+        let alarm = alarms.list().remove(0);
+        assert_eq!(alarm.addresses.len(), ADDRESSES_MAX);
+        assert!(
+            alarm
+                .said()
+                .contains("more than 100 addresses, first from 192.0.2.0, last from 198.51.3.231.")
+        );
+        // The count of a restart is behind by a factor of two at most.
+        let Alarms {
+            catalogue, audit, ..
+        } = alarms;
+        let again = Alarms::load(catalogue, audit).unwrap();
+        assert_eq!(again.list().remove(0).count, 1024);
+    }
+
+    #[test]
+    fn the_text_of_an_alarm_is_bounded() {
+        let alarms = alarms("long");
+        let alarm = alarms.note(&raise(&"x".repeat(100_000)), None).unwrap();
+        assert!(alarm.text.len() <= ALARM_LEN_MAX + '…'.len_utf8());
+    }
+
+    fn raise(text: &str) -> Raise {
+        Raise {
+            kind: AlarmKind::TokenRefused,
+            agent: String::new(),
+            text: text.to_owned(),
+            key: String::new(),
+        }
+    }
+
+    fn alarms(name: &str) -> Alarms {
+        let name = format!("scrinium-alarms-{name}-{}.db", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        drop(std::fs::remove_file(&path));
+        let key = scrinium_protocol::secret::Secret::new([1; 32]);
+        let catalogue = Arc::new(Catalogue::create(&path, &key).unwrap());
+        let (queue, _entries) = tokio::sync::mpsc::channel(1);
+        Alarms::load(catalogue, Audit::new(queue)).unwrap()
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use lettre::message::Mailbox;
+use scrinium_protocol::token::ADDRESS_LEN_MAX;
 use scrinium_segment::cipher::Cipher;
 
 use crate::backup::target::Location;
@@ -18,6 +19,8 @@ pub struct Config {
     /// For agents that may send in clear; nobody else is let in there.
     pub(crate) sl_integrity: Vec<String>,
     pub(crate) console: Vec<String>,
+    /// Plain HTTP with `/metrics` alone; a port alone is on loopback.
+    pub(crate) metrics: Vec<String>,
     pub(crate) syslog_udp: Vec<String>,
     pub(crate) syslog_tcp: Vec<String>,
     /// What agents dial, put into tokens; `HOST:PORT`.
@@ -120,6 +123,7 @@ impl Config {
             ("SCRINIUM_LISTEN_SL", &mut config.sl),
             ("SCRINIUM_LISTEN_SL_INTEGRITY", &mut config.sl_integrity),
             ("SCRINIUM_LISTEN_CONSOLE", &mut config.console),
+            ("SCRINIUM_LISTEN_METRICS", &mut config.metrics),
             ("SCRINIUM_LISTEN_SYSLOG_UDP", &mut config.syslog_udp),
             ("SCRINIUM_LISTEN_SYSLOG_TCP", &mut config.syslog_tcp),
         ] {
@@ -135,6 +139,7 @@ impl Config {
         if let Ok(address) = std::env::var("SCRINIUM_ADDRESS") {
             config.address = Some(address);
         }
+        on_loopback(&mut config.metrics);
         config.check()?;
         Ok(config)
     }
@@ -172,10 +177,11 @@ impl Config {
             (None, false) => bail!("mail.relay must be given with evidence.mail_to"),
             (_, true) => None,
         };
-        let config = Self {
+        let mut config = Self {
             sl: raw.listen.sl,
             sl_integrity: raw.listen.sl_integrity,
             console: raw.listen.console,
+            metrics: raw.listen.metrics,
             syslog_udp: raw.listen.syslog_udp,
             syslog_tcp: raw.listen.syslog_tcp,
             address: raw.agents.address,
@@ -224,6 +230,7 @@ impl Config {
             backup,
             certificate,
         };
+        on_loopback(&mut config.metrics);
         config.check()?;
         Ok(config)
     }
@@ -233,6 +240,7 @@ impl Config {
             ("listen.sl", &self.sl),
             ("listen.sl_integrity", &self.sl_integrity),
             ("listen.console", &self.console),
+            ("listen.metrics", &self.metrics),
             ("listen.syslog_udp", &self.syslog_udp),
             ("listen.syslog_tcp", &self.syslog_tcp),
         ] {
@@ -244,6 +252,13 @@ impl Config {
                     bail!("{field}: '{address}' must be ADDRESS:PORT");
                 }
             }
+        }
+        if self
+            .address
+            .as_ref()
+            .is_some_and(|address| address.len() > ADDRESS_LEN_MAX || !address.contains(':'))
+        {
+            bail!("agents.address must be HOST:PORT, of at most {ADDRESS_LEN_MAX} bytes");
         }
         if !(1 << 20..=4096 << 20).contains(&self.log_bytes_max) {
             bail!("archive.log_mib_max must be between 1 and 4096");
@@ -344,6 +359,15 @@ impl Config {
     }
 }
 
+/// An address that is a port alone is on loopback.
+fn on_loopback(addresses: &mut [String]) {
+    for address in addresses {
+        if address.parse::<u16>().is_ok() {
+            *address = format!("127.0.0.1:{address}");
+        }
+    }
+}
+
 impl raw::Mail {
     /// The relay, if one is named.
     fn relay(self) -> Result<Option<Relay>> {
@@ -416,6 +440,7 @@ mod raw {
         pub(super) sl: Vec<String>,
         pub(super) sl_integrity: Vec<String>,
         pub(super) console: Vec<String>,
+        pub(super) metrics: Vec<String>,
         pub(super) syslog_udp: Vec<String>,
         pub(super) syslog_tcp: Vec<String>,
     }
@@ -427,6 +452,7 @@ mod raw {
                 sl: any(720),
                 sl_integrity: Vec::new(), // 721 when an administrator wants it
                 console: any(8443),
+                metrics: Vec::new(), // 127.0.0.1:9720 when something monitors
                 syslog_udp: any(514),
                 syslog_tcp: [any(514), any(5140)].concat(),
             }
@@ -562,7 +588,15 @@ mod tests {
         let config = Config::parse("").unwrap();
         assert_eq!(config.sl, ["0.0.0.0:720"]);
         assert_eq!(config.console, ["0.0.0.0:8443"]);
+        assert!(config.metrics.is_empty());
         assert_eq!(config.syslog_tcp, ["0.0.0.0:514", "0.0.0.0:5140"]);
+    }
+
+    #[test]
+    fn metrics_are_on_loopback_unless_an_address_says_otherwise() {
+        let text = "[listen]\nmetrics = ['9720', '192.0.2.1:9720']";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.metrics, ["127.0.0.1:9720", "192.0.2.1:9720"]);
     }
 
     #[test]
@@ -570,6 +604,8 @@ mod tests {
         for (text, name) in [
             ("[listen]\nsll = []", "sll"),
             ("[listen]\nsl = ['here']", "listen.sl"),
+            ("[listen]\nmetrics = ['here']", "listen.metrics"),
+            ("[agents]\naddress = 'logs'", "agents.address"),
             ("[agents]\nkeep_alive_s = 0", "agents.keep_alive_s"),
             ("[agents]\nsilent_after_s = 9", "agents.silent_after_s"),
             (

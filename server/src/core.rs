@@ -30,10 +30,12 @@ use crate::links::Links;
 use crate::listener::doors::Doors;
 use crate::local::{LocalQueue, Unknown};
 use crate::policy::Policy;
+use crate::refusals::Refusals;
 use crate::session::receiver::Shared;
 use crate::time::ServerTime;
+use crate::vital::{Fallen, Vital};
 use crate::volume::{Volume, rest};
-use crate::{clock, config, ingest, local};
+use crate::{clock, config, ingest, local, self_signed};
 
 /// What every task of the server shares.
 pub(crate) struct Core {
@@ -50,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
     pub(crate) accounts: Accounts,
+    /// What strangers were refused lately.
+    pub(crate) refusals: Refusals,
     pub(crate) links: Links,
     pub(crate) audit: Audit,
     pub(crate) ingest: ingest::Queue,
@@ -58,7 +62,6 @@ pub(crate) struct Core {
     pub(crate) signing: SigningKey,
     /// The server as an agent of its own.
     pub(crate) own_agent: AgentId,
-    pub(crate) certificate: (String, String),
     pub(crate) keep_alive: Duration,
     /// What every session needs.
     pub(crate) sessions: Shared,
@@ -86,6 +89,9 @@ pub(crate) struct Running {
     ingest: std::thread::JoinHandle<()>,
     upkeep: std::thread::JoinHandle<()>,
     local_task: tokio::task::JoinHandle<()>,
+    /// What else must not panic in silence.
+    pub(crate) vital: Vital,
+    pub(crate) fallen: Fallen,
 }
 
 impl Running {
@@ -112,6 +118,7 @@ impl Running {
                 .context("binding the catalogue's sum to the volume")?;
         }
         let keys = load_keys(&catalogue)?;
+        let (vital, fallen) = Vital::new();
         let archive = Arc::new(
             Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
         );
@@ -145,12 +152,17 @@ impl Running {
             let (signing, time) = (signing.clone(), time.clone());
             let policy = policy.clone();
             let upkeep = Upkeep::new(archive, catalogue, policy, signing, time, by_itself);
-            let run = move || upkeep.run(&work);
+            let watch = vital.watch("upkeep");
+            let run = move || {
+                let _watch = watch;
+                upkeep.run(&work);
+            };
             std::thread::Builder::new()
                 .name("upkeep".into())
                 .spawn(run)?
         };
         let (queue, ingest) = ingest::start(
+            vital.watch("ingest"),
             archive.clone(),
             signing.clone(),
             finished,
@@ -159,9 +171,9 @@ impl Running {
                 age_max: config.log_age_max,
             },
         )?;
-        let (local, entries) = mpsc::channel(local::QUEUE_MAX);
+        let (local_queue, entries) = mpsc::channel(local::QUEUE_MAX);
         let unknown_senders = Arc::<Unknown>::default();
-        let local_task = tokio::spawn(local::run(
+        let local = local::run(
             archive.clone(),
             keys.agent,
             signing.clone(),
@@ -172,8 +184,9 @@ impl Running {
                 max: config.senders.max,
             },
             unknown_senders.clone(),
-        ));
-        let audit = Audit::new(local.clone());
+        );
+        let local_task = tokio::spawn(vital.clone().watched("local", local));
+        let audit = Audit::new(local_queue.clone());
         let core = Core {
             evidence,
             time,
@@ -187,6 +200,7 @@ impl Running {
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone())?,
             accounts: Accounts::load(catalogue.clone())?,
+            refusals: Refusals::default(),
             links: Links::load(catalogue.clone())?,
             audit,
             archive,
@@ -198,7 +212,6 @@ impl Running {
             noise: KeyPair::from_secret(&keys.noise.0),
             signing,
             own_agent: keys.agent,
-            certificate: (keys.certificate.clone(), keys.certificate_key.clone()),
             keep_alive: config.keep_alive,
             silent_after: config.silent_after,
             reread_days: config.reread_days,
@@ -217,10 +230,12 @@ impl Running {
         };
         Ok(Self {
             core: Arc::new(core),
-            local,
+            local: local_queue,
             ingest,
             upkeep: upkeep_thread,
             local_task,
+            vital,
+            fallen,
         })
     }
 
@@ -232,6 +247,8 @@ impl Running {
             ingest,
             upkeep,
             local_task,
+            vital: _,
+            fallen: _,
         } = self;
         drop(local);
         // Aborted tasks end at their next await, and only the count of their references says when.
@@ -337,16 +354,8 @@ pub(crate) fn make_catalogue(volume: &Volume) -> Result<Catalogue> {
 }
 
 /// Makes the server's keys at `init`.
-pub(crate) fn make_keys(catalogue: &Catalogue) -> Result<()> {
-    let mut names = vec![
-        "localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-        "::1".to_owned(),
-    ];
-    names.extend(host_name());
-    let certified =
-        rcgen::generate_simple_self_signed(names).context("making the console's certificate")?;
-    let keys = ServerKeys {
+pub(crate) fn make_keys(catalogue: &Catalogue, names: &[String]) -> Result<()> {
+    let mut keys = ServerKeys {
         noise: StoredSecret(scrinium_protocol::secret::Secret::new(
             scrinium_segment::random()?,
         )),
@@ -354,13 +363,16 @@ pub(crate) fn make_keys(catalogue: &Catalogue) -> Result<()> {
             scrinium_segment::random()?,
         )),
         agent: AgentId(scrinium_segment::random()?),
-        certificate: certified.cert.pem(),
-        certificate_key: certified.signing_key.serialize_pem(),
+        certificate: String::new(),
+        certificate_key: String::new(),
+        certificate_ends_us: 0,
+        certificate_names: Vec::new(),
     };
+    self_signed::renew(&mut keys, names, clock::unix_us())?;
     catalogue.put(&keys)
 }
 
-fn load_keys(catalogue: &Catalogue) -> Result<ServerKeys> {
+pub(crate) fn load_keys(catalogue: &Catalogue) -> Result<ServerKeys> {
     let keys = catalogue.load::<ServerKeys>()?.pop();
     keys.context("the catalogue has no server keys. On a new volume init was interrupted: remove the directory and run it again. On any other the catalogue is damaged: scrinium-server fsck --rebuild, or restore a backup")
 }

@@ -38,6 +38,7 @@ use crate::archive::log::{
 use crate::archive::upkeep::Work;
 use crate::catalogue::records::{LogEnd, StreamRecord};
 use crate::clock;
+use crate::vital::Watch;
 
 /// What the writer is asked to do.
 pub(crate) enum Submission {
@@ -78,6 +79,7 @@ pub(crate) type Queue = SyncSender<Submission>;
 
 /// Starts the writer's thread. It ends when every sender is gone.
 pub(crate) fn start(
+    watch: Watch,
     archive: Arc<Archive>,
     signing: SigningKey,
     finished_logs: SyncSender<Work>,
@@ -87,7 +89,10 @@ pub(crate) fn start(
     let mut ingest = Ingest::new(archive, signing, finished_logs, limits)?;
     let thread = std::thread::Builder::new()
         .name("ingest".into())
-        .spawn(move || ingest.run(&submissions))?;
+        .spawn(move || {
+            let _watch = watch;
+            ingest.run(&submissions);
+        })?;
     Ok((queue, thread))
 }
 

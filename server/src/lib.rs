@@ -36,6 +36,8 @@ mod measure;
 mod package;
 mod policy;
 mod present;
+mod refusals;
+mod self_signed;
 mod session;
 mod silence;
 #[cfg(test)]
@@ -44,6 +46,7 @@ mod statistics;
 mod stopped;
 mod time;
 mod verification;
+mod vital;
 mod volume;
 mod wrap;
 
@@ -85,6 +88,8 @@ pub fn main() -> ExitCode {
                 2
             } else if error.is::<control::Refused>() {
                 4
+            } else if error.is::<vital::PartFell>() {
+                vital::EXIT_CODE
             } else {
                 1
             };

@@ -23,6 +23,7 @@ use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_segment::fault;
 use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use scrinium_syslog::{Received, Sink};
 use tokio::sync::{mpsc, oneshot};
@@ -106,6 +107,7 @@ pub(crate) async fn run(
     let mut maker = Maker::new(archive, agent, signing, limits, unknown);
     let mut buffer = Vec::new();
     while entries.recv_many(&mut buffer, ROUND_MAX).await > 0 {
+        fault::point("server: entries of its own taken");
         let mut waiting = Vec::new();
         let mut sealed = Vec::new();
         for entry in buffer.drain(..) {
@@ -264,7 +266,7 @@ impl Maker {
                 made.push(stream.seal(id, signing, compressor));
             }
             let time_us = entry.time_us;
-            stream.builder.push(piece, EntryMeta { time_us, flags });
+            stream.push(piece, EntryMeta { time_us, flags });
             if rest.is_empty() {
                 return made;
             }
@@ -285,9 +287,7 @@ impl Maker {
         }
         for entry in entries {
             let (time_us, flags) = (entry.time_us, entry.flags);
-            stream
-                .builder
-                .push(&entry.bytes, EntryMeta { time_us, flags });
+            stream.push(&entry.bytes, EntryMeta { time_us, flags });
         }
         made
     }
@@ -326,6 +326,16 @@ impl Maker {
 }
 
 impl LocalStream {
+    /// Adds an entry, for which there is room: an empty batch takes every piece.
+    fn push(&mut self, bytes: &[u8], meta: EntryMeta) {
+        if !self.builder.push(bytes, meta) {
+            error!(
+                bytes = bytes.len(),
+                "an entry did not fit into a batch and is lost; please report this"
+            );
+        }
+    }
+
     fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
         let (batch, after) = self
             .builder

@@ -126,6 +126,9 @@ impl View {
     }
 }
 
+/// What a file of a table begins with, so that spreadsheets read it as UTF-8. What goes to standard output has none:
+/// programs read that.
+pub(crate) const CSV_MARK: &str = "\u{feff}";
 /// The first row of a table of [`View::to_csv`].
 pub(crate) const CSV_NAMES: &str =
     "time,received,agent,stream,sequence,host,severity,app,text,time_claimed";
@@ -143,7 +146,10 @@ pub(crate) fn write_line(out: &mut Vec<u8>, bytes: &[u8], to_terminal: bool) {
 
 /// A field that no spreadsheet takes for a formula.
 fn csv_field(text: &str) -> String {
-    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+    // Spreadsheets leave out what stands before, and some take the wide forms of the signs for the signs.
+    let skipped = |c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}';
+    let begins = text.trim_start_matches(skipped).starts_with(FORMULA_BEGINS);
+    let guard = if begins || text.starts_with(['\t', '\r', '\n']) {
         "'"
     } else {
         ""
@@ -258,7 +264,8 @@ pub(crate) fn alarms_json(core: &Core) -> Value {
             "id": alarm.id,
             "kind": alarm.kind.name(),
             "agent": alarm.agent,
-            "text": alarm.text,
+            "text": alarm.said(),
+            "addresses": alarm.addresses,
             "first": rfc3339(alarm.first_us),
             "last": rfc3339(alarm.last_us),
             "count": alarm.count,
@@ -332,6 +339,10 @@ pub(crate) fn trim_end(mut bytes: &[u8]) -> &[u8] {
 }
 
 const UNKNOWN_TIME: &str = "?";
+/// What a spreadsheet takes for the begin of a formula.
+const FORMULA_BEGINS: [char; 8] = [
+    '=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
+];
 /// Entries that wait longer than this are a backlog.
 const BUFFERING_US: u64 = 15_000_000;
 
@@ -342,6 +353,22 @@ mod tests {
     #[test]
     fn a_csv_field_cannot_be_a_formula() {
         assert_eq!(csv_field("=cmd()"), "\"'=cmd()\"");
+        for text in [
+            "=cmd()",
+            "+1",
+            "-1",
+            "@SUM(A1)",
+            " \t =cmd()",
+            "\tplain",
+            "\rplain",
+            "\n=cmd()",
+            "\u{ff1d}cmd()",
+            "\u{feff}=cmd()",
+            "\u{a0}=cmd()",
+        ] {
+            assert!(csv_field(text).starts_with("\"'"), "{text:?}");
+        }
+        assert_eq!(csv_field("a=b"), "\"a=b\"");
         assert_eq!(csv_field("say \"hi\""), "\"say \"\"hi\"\"\"");
     }
 

@@ -202,7 +202,7 @@ fn ship(suite: Suite, lines: &[Vec<u8>]) {
                 time_us: 1,
                 flags: EntryFlags::NONE,
             };
-            builder.push(line, meta);
+            assert!(builder.push(line, meta));
         }
         let (batch, after) = builder.seal(stream, &position, Vec::new(), &signing, &mut compressor);
         position = after;

@@ -46,6 +46,16 @@ impl Console {
         self.curl(path, &["-b", &self.cookies])
     }
 
+    /// The status of a page that is asked for by a page's own script, or by a person.
+    #[must_use]
+    pub fn status(&self, path: &str, by_itself: bool) -> u16 {
+        let mut words = vec!["-b", &self.cookies, "-o", "/dev/null", "-w", "%{http_code}"];
+        if by_itself {
+            words.extend(["-H", "x-scrinium-refresh: 1"]);
+        }
+        self.curl(path, &words).trim().parse().unwrap()
+    }
+
     /// Writes what is at `path` into a file; returns the status.
     #[must_use]
     pub fn download(&self, path: &str, to: &Path) -> u16 {

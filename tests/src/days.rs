@@ -32,6 +32,13 @@ impl Days {
         self.clocks(i64::from(day * 24 + hours), 0, "");
     }
 
+    /// So many minutes have passed since the start.
+    pub fn minutes(&self, minutes: i64) {
+        let seconds = minutes * 60;
+        self.refusals
+            .rule(&format!("clock now {seconds}\nclock boot {seconds}"));
+    }
+
     /// So many hours have passed, and the wall clock shows so many more. `kernel` is what it says of the wall clock:
     /// `kept`, `loose`, or what this machine's says.
     pub fn clocks(&self, hours: i64, wrong_hours: i64, kernel: &str) {

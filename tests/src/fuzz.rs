@@ -147,7 +147,7 @@ fn sealed(line: &[u8], sequence: u64) -> SealedBatch {
         time_us: 1,
         flags: EntryFlags::NONE,
     };
-    builder.push(line, meta);
+    assert!(builder.push(line, meta));
     let key = SigningKey::from_bytes(&[5; 32]);
     builder
         .seal(stream, &position, Vec::new(), &key, &mut Compressor::new(1))

@@ -183,6 +183,17 @@ impl Lab {
         });
     }
 
+    /// Waits until the server has ended by itself, and says with which exit code.
+    pub fn wait_for_server_exit(&mut self, limit: Duration) -> Option<i32> {
+        let mut server = self.server.take().unwrap();
+        let mut code = None;
+        wait_until("the server ends", limit, || {
+            code = server.try_wait().unwrap();
+            code.is_some()
+        });
+        code.unwrap().code()
+    }
+
     /// `kill -9`.
     pub fn kill_server(&mut self) {
         kill(self.server.as_mut());

@@ -271,7 +271,7 @@ impl Invented {
                 time_us: 1_800_000_000_000_000,
                 flags: EntryFlags::NONE,
             };
-            builder.push(line.as_bytes(), meta);
+            assert!(builder.push(line.as_bytes(), meta));
         }
         let mut compressor = Compressor::new(AGENT_LEVEL);
         let (batch, after) = builder.seal(id, &start, Vec::new(), key, &mut compressor);

@@ -317,7 +317,7 @@ mod tests {
             time_us: 1,
             flags: EntryFlags::NONE,
         };
-        builder.push(b"line\n", meta);
+        assert!(builder.push(b"line\n", meta));
         let start = StreamPosition::start(agent, stream, Epoch([5; 16]));
         let key = SigningKey::from_bytes(&[2; 32]);
         let mut compressor = Compressor::new(AGENT_LEVEL);

@@ -6,7 +6,7 @@ use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamName};
 
-use tracing::info;
+use tracing::{error, info};
 
 use super::Context;
 use crate::clock;
@@ -137,17 +137,29 @@ impl Output {
         self.builder.is_empty()
     }
 
+    /// Whether so many entries of `len` bytes together fit, and after them what may have to be said before the batch
+    /// is sealed.
     pub(crate) fn has_room_for(&self, entries: u32, len: usize) -> bool {
-        self.builder.has_room_for(entries, len)
+        self.builder.has_room_for(
+            entries.saturating_add(STATEMENTS_MAX),
+            len + STATEMENTS_BYTES_MAX,
+        )
     }
 
+    /// The same for an entry.
     pub(crate) fn has_room(&self, len: usize) -> bool {
-        self.builder.has_room(len)
+        self.has_room_for(1, len)
     }
 
     /// Adds an entry, for which there is room.
     pub(crate) fn push(&mut self, bytes: &[u8], flags: EntryFlags, time_us: u64) {
-        self.builder.push(bytes, EntryMeta { time_us, flags });
+        if !self.builder.push(bytes, EntryMeta { time_us, flags }) {
+            error!(
+                stream = %self.id, bytes = bytes.len(),
+                "an entry did not fit into its batch and is lost; please report this"
+            );
+            return;
+        }
         self.in_line = flags.is_fragment();
     }
 
@@ -198,5 +210,44 @@ impl Output {
             rewinds: self.rewinds,
             batch,
         });
+    }
+}
+
+/// Gap entries and ends of lines that find room in a batch that is full for everything else: a pass says a few at most
+/// before it seals.
+const STATEMENTS_MAX: u32 = 16;
+/// Their bytes: each names a file, whose path has 4 KiB at most.
+const STATEMENTS_BYTES_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::identity::StreamKind;
+
+    use super::*;
+
+    /// A pass that fills a batch to its last entry, and then has to say that the source ends: that was a panic.
+    #[test]
+    fn a_batch_that_is_full_has_room_for_what_must_be_said() {
+        let positions = Positions::new(
+            AgentId([1; 16]),
+            Epoch::default(),
+            BTreeMap::new(),
+            BTreeSet::new(),
+        );
+        let name = StreamName {
+            kind: StreamKind::File,
+            name: "x".repeat(4096),
+        };
+        for line in [&b""[..], &[b'x'; 60 << 10]] {
+            let mut output = positions.open(name.clone());
+            while output.has_room(line.len()) {
+                output.push(line, EntryFlags::FRAGMENT, 1);
+            }
+            for _ in 0..4 {
+                output.push_gap(&"p".repeat(4096));
+            }
+            output.push_end();
+            assert!(!output.in_line, "all of it was taken");
+        }
     }
 }

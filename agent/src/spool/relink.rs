@@ -120,7 +120,8 @@ impl Spool {
                     time_us: crate::clock::unix_us(),
                     flags: EntryFlags::GAP,
                 };
-                builder.push(core::mem::replace(&mut text, LOST_TOO), meta);
+                let taken = builder.push(core::mem::replace(&mut text, LOST_TOO), meta);
+                debug_assert!(taken, "so many short entries fit into a batch");
             }
             let bookmark = position.bookmark.clone();
             let (batch, after) =

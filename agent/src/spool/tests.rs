@@ -257,7 +257,7 @@ impl Rig {
             time_us: 1,
             flags: EntryFlags::NONE,
         };
-        builder.push(b"line\n", meta);
+        assert!(builder.push(b"line\n", meta));
         let (batch, after) =
             builder.seal(id, position, Vec::new(), &key(), &mut Compressor::new(1));
         *position = after.clone();

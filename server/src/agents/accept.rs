@@ -395,7 +395,8 @@ impl Agents {
                 "{reason}. It came from {address}; the agent was last seen at {incumbent} as {}.",
                 agent.host_name
             ),
-            key: address.ip().to_string(),
+            // Another reason is another alarm; another address is not.
+            key: reason,
         })
     }
 }

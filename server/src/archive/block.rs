@@ -628,7 +628,7 @@ mod tests {
             for (i, bytes) in (0_u64..).zip(*entries) {
                 let flags = EntryFlags::NONE;
                 let time_us = 1_000_000 * n + i * i;
-                builder.push(bytes, EntryMeta { time_us, flags });
+                assert!(builder.push(bytes, EntryMeta { time_us, flags }));
             }
             let bookmark = vec![u8::try_from(n).unwrap(); 5];
             let (batch, after) = builder.seal(stream, &position, bookmark, &key, &mut compressor);

@@ -56,9 +56,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let password = if volume.join("volume.json").try_exists()? {
         None
     } else {
-        Some(init(&volume, None, &Binding::default())?.password)
+        Some(init(&volume, &config, None, &Binding::default())?.password)
     };
-    let server = Server::start(&volume, config.clone()).await?;
+    let mut server = Server::start(&volume, config.clone()).await?;
     let password = match password {
         Some(password) => password,
         None => {
@@ -110,6 +110,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        fell = server.first_fallen() => return Err(fell.into()),
     };
     let _nobody_reads = say("stopping …");
     generator.abort();

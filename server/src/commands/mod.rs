@@ -31,7 +31,7 @@ use self::export::Export;
 use self::link::Link;
 use self::policy::Policy;
 use self::volume::{Bind, VolumeCommand, hand_out};
-use crate::accounts::{Accounts, random_password};
+use crate::accounts::{Accounts, check_password, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::search::SearchRequest;
@@ -252,9 +252,9 @@ impl Command {
                 recovery_out,
                 bind,
             } => {
-                drop(load_config(&data)?);
+                let config = load_config(&data)?;
                 let password = admin_password_file.as_deref();
-                let made = init(&data.data, password, &bind.binding())?;
+                let made = init(&data.data, &config, password, &bind.binding())?;
                 made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
             }
             Self::Run { data } => {
@@ -401,15 +401,22 @@ struct Made {
 }
 
 /// Creates the volume and the administrator.
-fn init(dir: &Path, password_file: Option<&Path>, binding: &Binding) -> Result<Made> {
+fn init(
+    dir: &Path,
+    config: &Config,
+    password_file: Option<&Path>,
+    binding: &Binding,
+) -> Result<Made> {
     let password = match password_file {
         Some(path) => read_password(path)?,
         None => random_password()?,
     };
+    // Before there is a volume that would be half made.
+    check_password(ADMIN, &password)?;
     let (volume, shares) = Volume::create(dir, binding)?;
     let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
     Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
-    make_keys(&catalogue)?;
+    make_keys(&catalogue, &run::console_names(config))?;
     stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
     Ok(Made { password, shares })
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::sl::suite::Suite;
@@ -13,26 +14,32 @@ use crate::catalogue::copies;
 use crate::config::Config;
 use crate::core::{Running, host_name};
 use crate::local::SyslogSink;
+use crate::vital::PartFell;
 use crate::volume::Volume;
 use crate::{
-    backup, certificates, console, control, evidence, listener, silence, statistics, stopped, time,
-    verification,
+    backup, certificates, console, control, evidence, listener, refusals, self_signed, silence,
+    statistics, stopped, time, verification,
 };
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = Server::start(dir, config).await?;
+    let mut server = Server::start(dir, config).await?;
     info!(data = %dir.display(), "the server is ready");
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        // Nothing is drained: what would drain it is what fell.
+        fell = server.first_fallen() => return Err(fell.into()),
     };
     info!(signal, "stopping");
     server.stop(signal).await;
     Ok(())
 }
+
+/// A part of the server that runs until it stops.
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A running server and where it listens.
 pub(crate) struct Server {
@@ -49,6 +56,7 @@ impl Server {
         let sl_integrity = listener::bind_tcp("sl_integrity", &config.sl_integrity).await?;
         let syslog_tcp = listener::bind_tcp("syslog_tcp", &config.syslog_tcp).await?;
         let console = listener::bind_tcp("console", &config.console).await?;
+        let metrics = listener::bind_tcp("metrics", &config.metrics).await?;
         let udp: Vec<_> = config
             .syslog_udp
             .iter()
@@ -59,59 +67,77 @@ impl Server {
         let control = control::bind(dir)?;
 
         let running = Running::open(volume, address, &config, true)?;
-        let tls = console::tls::config(&running.core, config.certificate.as_ref())?;
-        // Nothing can fail from here on, and nothing is in the trail of this run before its start.
+        let installed = config.certificate.as_ref().map(console::tls::installed);
+        let installed = installed.transpose()?;
+        // What is configured is right from here on, and nothing is in the trail of this run before its start.
         stopped::begin(&running.core).await?;
+        let names = console_names(&config);
+        let (tls, shown) = console::tls::config(&running.core, installed, &names).await?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(control::run(running.core.clone(), control));
+        let vital = &running.vital;
+        let mut spawn = |part, task: Task| tasks.spawn(vital.clone().watched(part, task));
+        let core = || running.core.clone();
+        spawn("control", Box::pin(control::run(core(), control)));
         for socket in udp {
-            tasks.spawn(scrinium_syslog::run_udp(
-                socket,
-                SyslogSink(running.local.clone()),
-            ));
+            let sink = SyslogSink(running.local.clone());
+            spawn(
+                "syslog over UDP",
+                Box::pin(scrinium_syslog::run_udp(socket, sink)),
+            );
         }
         if !syslog_tcp.is_empty() {
-            tasks.spawn(scrinium_syslog::tell_refusals(
+            let task = scrinium_syslog::tell_refusals(
                 running.core.doors.syslog.clone(),
                 SYSLOG_TCP_NAME.to_owned(),
                 SyslogSink(running.local.clone()),
-            ));
+            );
+            spawn("refused senders", Box::pin(task));
         }
         for listener in syslog_tcp {
-            tasks.spawn(scrinium_syslog::run_tcp(
-                listener,
-                SyslogSink(running.local.clone()),
-                running.core.doors.syslog.clone(),
-                config.connections.syslog_idle_max,
-            ));
+            let sink = SyslogSink(running.local.clone());
+            let door = running.core.doors.syslog.clone();
+            let idle_max = config.connections.syslog_idle_max;
+            spawn(
+                "syslog over TCP",
+                Box::pin(scrinium_syslog::run_tcp(listener, sink, door, idle_max)),
+            );
         }
-        tasks.spawn(listener::doors::tell(running.core.clone()));
+        spawn(
+            "refused connections",
+            Box::pin(listener::doors::tell(core())),
+        );
         for listener in console {
-            tasks.spawn(console::serve(running.core.clone(), listener, tls.clone()));
+            let task = console::serve(core(), listener, tls.clone());
+            spawn("console", Box::pin(task));
+        }
+        if config.certificate.is_none() {
+            let task = console::tls::keep(core(), names, shown);
+            spawn("console certificate", Box::pin(task));
+        }
+        for listener in metrics {
+            let task = console::metrics::serve(core(), listener);
+            spawn("metrics", Box::pin(task));
         }
         for (suite, listeners) in [(Suite::Encrypted, sl), (Suite::IntegrityOnly, sl_integrity)] {
             for listener in listeners {
-                tasks.spawn(listener::sl::run(running.core.clone(), suite, listener));
+                let task = listener::sl::run(core(), suite, listener);
+                spawn("listener of agents", Box::pin(task));
             }
         }
-        tasks.spawn(silence::watch(running.core.clone()));
-        tasks.spawn(time::watch::run(
-            running.core.clone(),
-            config.clock_offset_max,
-        ));
-        tasks.spawn(certificates::run(running.core.clone()));
-        tasks.spawn(control::waiting::run(running.core.clone()));
-        tasks.spawn(copies::run(running.core.clone()));
-        tasks.spawn(statistics::run(running.core.clone()));
-        tasks.spawn(verification::nightly(running.core.clone()));
+        spawn("refusals", Box::pin(refusals::run(core())));
+        spawn("silence", Box::pin(silence::watch(core())));
+        let offset_max = config.clock_offset_max;
+        spawn("time", Box::pin(time::watch::run(core(), offset_max)));
+        spawn("certificates", Box::pin(certificates::run(core())));
+        spawn("waiting acts", Box::pin(control::waiting::run(core())));
+        spawn("catalogue copies", Box::pin(copies::run(core())));
+        spawn("statistics", Box::pin(statistics::run(core())));
+        spawn("verification", Box::pin(verification::nightly(core())));
         if let Some(backup) = config.backup {
-            tasks.spawn(backup::run(running.core.clone(), backup));
+            spawn("backup", Box::pin(backup::run(core(), backup)));
         }
-        tasks.spawn(evidence::run(
-            running.core.clone(),
-            config.interval,
-            config.elsewhere,
-        ));
+        let evidence = evidence::run(core(), config.interval, config.elsewhere);
+        spawn("evidence", Box::pin(evidence));
         Ok(Self {
             running,
             tasks,
@@ -122,10 +148,16 @@ impl Server {
     /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk. `by` is what ends it.
     pub(crate) async fn stop(mut self, by: &str) {
         self.tasks.shutdown().await;
+        refusals::write_sums(&self.running.core, true).await;
         stopped::end(&self.running.core, by).await;
         let socket = self.running.core.data_dir().join("control.sock");
         self.running.close().await;
         drop(std::fs::remove_file(socket));
+    }
+
+    /// Waits for the first part that panics.
+    pub(crate) async fn first_fallen(&mut self) -> PartFell {
+        self.running.fallen.first().await
     }
 
     pub(crate) fn core(&self) -> &std::sync::Arc<crate::core::Core> {
@@ -135,6 +167,11 @@ impl Server {
 
 /// The stream that is told which connections of senders were refused.
 const SYSLOG_TCP_NAME: &str = "tcp listeners";
+/// What browsers call the console: this machine's names, and those that are configured.
+pub(crate) fn console_names(config: &Config) -> Vec<String> {
+    let addresses = config.console.iter().chain(&config.address);
+    self_signed::names(host_name().as_deref(), addresses.map(String::as_str))
+}
 
 /// What agents dial: as configured, or this machine's name and the port of the SL listener.
 pub(crate) fn dialled_address(config: &Config, bound: Option<SocketAddr>) -> String {

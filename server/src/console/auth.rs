@@ -1,26 +1,29 @@
 //! Signing in and out, and who asks.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use askama::Template;
 use axum::Form;
-use axum::extract::{FromRequestParts, State};
+use axum::extract::{FromRequestParts, Query as UrlQuery, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use scrinium_syslog::admission::Place;
+use scrinium_syslog::admission;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
+use super::back::Back;
 use super::i18n::Language;
-use super::pages::{Frame, html};
-use crate::accounts::{Session, SignInError};
+use super::pages::{Frame, encode, html};
+use super::turns::Turns;
+use crate::accounts::tries::Place;
+use crate::accounts::{Asker, PLACES, Session, SignInError};
 use crate::audit::Actor;
 use crate::clock;
 use crate::core::Core;
+use crate::refusals::{self, Refusal, What};
 
 /// The address of the browser whose connection a request came on.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +31,7 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// The connection a request came on: that of somebody who is signed in keeps its place.
 #[derive(Clone, Debug)]
-pub(crate) struct Connection(pub(crate) Arc<Place>);
+pub(crate) struct Connection(pub(crate) Arc<admission::Place>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Peer {
     type Rejection = Response;
@@ -56,11 +59,19 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
         let id = cookie(&parts.headers, SESSION_COOKIE)
             .unwrap_or_default()
             .to_owned();
-        let Some(session) = core.accounts.session(&id) else {
-            if parts.uri.path().starts_with("/api/") || parts.uri.path().ends_with("/state") {
+        let path = parts.uri.path();
+        // What watches an enrolment asks by itself, too.
+        let is_watch = path.ends_with("/state");
+        let asker = match parts.headers.contains_key(REFRESH_HEADER) || is_watch {
+            true => Asker::Page,
+            false => Asker::Person,
+        };
+        let Some(session) = core.accounts.session(&id, asker) else {
+            if path.starts_with("/api/") || path == "/metrics" || is_watch {
                 return Err(StatusCode::UNAUTHORIZED.into_response());
             }
-            return Err(Redirect::to("/sign-in").into_response());
+            let wanted = (parts.method == Method::GET).then_some(&parts.uri);
+            return Err(Redirect::to(&sign_in_for(wanted)).into_response());
         };
         let chosen = core.accounts.language(&session.user);
         let language = chosen.and_then(|code| Language::from_code(&code));
@@ -77,30 +88,72 @@ impl FromRequestParts<Arc<Core>> for SignedIn {
     }
 }
 
+/// The sign-in page that leads to what was wanted, when that is a page.
+fn sign_in_for(wanted: Option<&Uri>) -> String {
+    let wanted = wanted.and_then(|uri| uri.path_and_query());
+    let page = wanted.and_then(|wanted| Back::read(wanted.as_str()).other_page());
+    page.map_or_else(
+        || "/sign-in".to_owned(),
+        |page| format!("/sign-in?back={}", encode(page)),
+    )
+}
+
 #[derive(Template)]
 #[template(path = "sign_in.html")]
 struct SignInPage {
     t: Language,
     frame: Frame,
     user: String,
+    /// Where it leads.
+    back: String,
     problem: Option<String>,
 }
 
+impl SignInPage {
+    fn new(t: Language, back: &str, problem: Option<String>) -> Self {
+        let back = Back::read(back).other_page().unwrap_or_default();
+        let mut frame = Frame::anonymous(t);
+        if !back.is_empty() {
+            frame.back = format!("/sign-in?back={}", encode(back));
+        }
+        Self {
+            t,
+            frame,
+            user: String::new(),
+            back: back.to_owned(),
+            problem,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct SignInQuery {
+    #[serde(default)]
+    back: String,
+}
+
 /// The sign-in page.
-pub(crate) async fn sign_in_page(headers: HeaderMap) -> Response {
-    let t = language_of(&headers);
-    html(&SignInPage {
-        t,
-        frame: Frame::anonymous(t),
-        user: String::new(),
-        problem: None,
-    })
+pub(crate) async fn sign_in_page(
+    headers: HeaderMap,
+    UrlQuery(query): UrlQuery<SignInQuery>,
+) -> Response {
+    html(&SignInPage::new(language_of(&headers), &query.back, None))
 }
 
 #[derive(Deserialize)]
 pub(crate) struct SignInForm {
     user: String,
     password: String,
+    #[serde(default)]
+    back: String,
+}
+
+/// How a try to sign in ended.
+enum Tried {
+    In(String),
+    Refused(SignInError),
+    /// Too many wait for their turn.
+    Busy,
 }
 
 /// Checks name and password.
@@ -118,53 +171,132 @@ pub(crate) async fn sign_in(
         )
             .into_response();
     }
-    let (user, password) = (form.user, Zeroizing::new(form.password));
-    // Each check costs 19 MiB and some milliseconds: a flood of them waits here, not in memory.
-    let Ok(_turn) = CHECKS.acquire().await else {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    let back = match Back::read(&form.back) {
+        Back::Page(page) => page.to_owned(),
+        Back::Other => "/".to_owned(),
+        Back::Malformed => return malformed(),
     };
-    let checked = {
-        let (core, user) = (core.clone(), user.clone());
-        tokio::task::spawn_blocking(move || core.accounts.sign_in(&user, &password)).await
+    let user = form.user;
+    let tried = try_password(&core, &user, Zeroizing::new(form.password), address).await;
+    let (status, problem, wait_s) = match tried {
+        Tried::In(id) => {
+            let actor = Actor::peer(&user, address);
+            if core
+                .audit
+                .note(&actor, "signed in", json!({}))
+                .await
+                .is_ok()
+            {
+                return signed_in(&back, &id);
+            }
+            core.accounts.sign_out(&id);
+            let text = t.text("error.unwritable").to_owned();
+            (StatusCode::UNAUTHORIZED, text, None)
+        }
+        Tried::Refused(error) => {
+            note_refused(&core, &user, error, address).await;
+            match error {
+                SignInError::Wrong(_) => {
+                    let text = t.text("sign_in.wrong").to_owned();
+                    (StatusCode::UNAUTHORIZED, text, None)
+                }
+                SignInError::TooSoon { seconds } => {
+                    let text = t.with("sign_in.too_soon", seconds);
+                    (StatusCode::TOO_MANY_REQUESTS, text, Some(seconds))
+                }
+            }
+        }
+        Tried::Busy => {
+            let text = t.text("sign_in.busy").to_owned();
+            (StatusCode::SERVICE_UNAVAILABLE, text, Some(BUSY_S))
+        }
     };
-    let outcome = checked.unwrap_or(Err(SignInError::Wrong));
-    let action = match &outcome {
-        Ok(_) => "signed in",
-        Err(SignInError::Wrong) => "sign-in refused: wrong name or password",
-        Err(SignInError::Locked { .. }) => "sign-in refused: account locked",
+    let mut page = SignInPage::new(t, &back, Some(problem));
+    page.user = known_part(&user);
+    let mut response = (status, html(&page)).into_response();
+    if let Some(wait_s) = wait_s {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, wait_s.into());
+    }
+    response
+}
+
+/// Waits for a turn and checks a password, when it may be tried at all.
+async fn try_password(
+    core: &Arc<Core>,
+    user: &str,
+    password: Zeroizing<String>,
+    address: SocketAddr,
+) -> Tried {
+    static TURNS: LazyLock<Turns> = LazyLock::new(|| Turns::new(PLACES));
+    let place = Place::of(address.ip());
+    if let Some(seconds) = core.accounts.wait_s(user, place) {
+        return Tried::Refused(SignInError::TooSoon { seconds });
+    }
+    let is_known = core.accounts.is_known(user, place);
+    let Some(turn) = TURNS.take(place, is_known).await else {
+        return Tried::Busy;
     };
-    let known: String = user.chars().take(64).collect();
-    let actor = Actor::peer(&known, address);
+    let check = {
+        let (core, user) = (core.clone(), user.to_owned());
+        move || {
+            // Given back when the work is done, whether the browser still waits or not.
+            let _turn = turn;
+            core.accounts.sign_in(&user, &password, place)
+        }
+    };
+    match tokio::task::spawn_blocking(check).await {
+        Ok(Ok((id, _))) => Tried::In(id),
+        Ok(Err(error)) => Tried::Refused(error),
+        Err(_) => Tried::Busy,
+    }
+}
+
+/// Writes a refusal down, and raises an alarm when it is not a person's mistake any more.
+async fn note_refused(core: &Core, user: &str, error: SignInError, address: SocketAddr) {
+    let (action, is_attack) = match error {
+        SignInError::Wrong(failed) => ("sign-in refused: wrong name or password", failed.is_attack),
+        SignInError::TooSoon { .. } => ("sign-in refused: too many wrong passwords", false),
+    };
+    let known = known_part(user);
     // A name that nobody can have is not shown in full.
     let detail = match user.len() > known.len() {
         true => json!({ "name_bytes": user.len() }),
         false => json!({}),
     };
-    let written = core.audit.note(&actor, action, detail).await.is_ok();
-    let problem = match outcome {
-        Ok((id, _)) if written => {
-            let cookie =
-                format!("{SESSION_COOKIE}={id}; Path=/; Secure; HttpOnly; SameSite=Strict");
-            let mut response = Redirect::to("/").into_response();
-            if let Ok(value) = HeaderValue::from_str(&cookie) {
-                response.headers_mut().insert(header::SET_COOKIE, value);
-            }
-            return response;
-        }
-        Ok((id, _)) => {
-            core.accounts.sign_out(&id);
-            t.text("error.unwritable").to_owned()
-        }
-        Err(SignInError::Wrong) => t.text("sign_in.wrong").to_owned(),
-        Err(SignInError::Locked { minutes }) => t.with("sign_in.locked", minutes),
+    let refusal = Refusal {
+        what: What::SignIn,
+        actor: &Actor::peer(&known, address),
+        action,
+        detail,
+        from: address,
     };
-    let page = SignInPage {
-        t,
-        frame: Frame::anonymous(t),
-        user: known,
-        problem: Some(problem),
-    };
-    (StatusCode::UNAUTHORIZED, html(&page)).into_response()
+    // One that cannot be written down is refused all the same.
+    drop(refusals::note(core, refusal).await);
+    if is_attack {
+        refusals::raise(core, address).await;
+    }
+}
+
+/// As much of a name as is written down and shown.
+fn known_part(user: &str) -> String {
+    user.chars().take(64).collect()
+}
+
+fn signed_in(back: &str, id: &str) -> Response {
+    let cookie = format!("{SESSION_COOKIE}={id}; Path=/; Secure; HttpOnly; SameSite=Strict");
+    let mut response = Redirect::to(back).into_response();
+    if let Ok(value) = HeaderValue::from_str(&cookie) {
+        response.headers_mut().insert(header::SET_COOKIE, value);
+    }
+    response
+}
+
+/// What no page of ours sends.
+fn malformed() -> Response {
+    let text = "this form does not come from a page of this console\n";
+    (StatusCode::BAD_REQUEST, text).into_response()
 }
 
 #[derive(Deserialize)]
@@ -198,13 +330,10 @@ pub(crate) async fn language(
     headers: HeaderMap,
     Form(form): Form<LanguageForm>,
 ) -> Response {
-    let back = if form.back.starts_with('/')
-        && !form.back.starts_with("//")
-        && !form.back.contains('\\')
-    {
-        form.back.as_str()
-    } else {
-        "/"
+    let back = match Back::read(&form.back) {
+        Back::Page(page) => page,
+        Back::Other => "/",
+        Back::Malformed => return malformed(),
     };
     let mut response = Redirect::to(back).into_response();
     if is_foreign(&headers) {
@@ -213,8 +342,8 @@ pub(crate) async fn language(
     let Some(language) = Language::from_code(&form.language) else {
         return response;
     };
-    if let Some(session) = cookie(&headers, SESSION_COOKIE).and_then(|id| core.accounts.session(id))
-    {
+    let session = cookie(&headers, SESSION_COOKIE);
+    if let Some(session) = session.and_then(|id| core.accounts.session(id, Asker::Page)) {
         drop(core.accounts.set_language(&session.user, language.code()));
     }
     let cookie = format!(
@@ -256,8 +385,10 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     })
 }
 
-/// Passwords checked at once.
-static CHECKS: Semaphore = Semaphore::const_new(2);
+/// What a page's own script sends with what it asks by itself: no person acted.
+const REFRESH_HEADER: &str = "x-scrinium-refresh";
+/// When to try again while too many wait, seconds.
+const BUSY_S: u64 = 5;
 /// The prefix makes browsers refuse the cookie over plain HTTP or from a subdomain.
 const SESSION_COOKIE: &str = "__Host-scrinium";
 const LANGUAGE_COOKIE: &str = "scrinium-language";

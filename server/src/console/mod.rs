@@ -4,16 +4,20 @@
 //! browser ═TLS═▶ [tls] ─▶ router ─▶ [auth] who ─▶ [pages] what ─▶ templates, [chart], [i18n]
 //! ```
 //!
-//! No page but the sign-in, its assets and the health checks answers without a session. No inline
+//! No page but the sign-in, its assets and the health checks answers without a session; the numbers for monitoring
+//! have a listener of their own ([metrics]). No inline
 //! script or style: the content security policy forbids them.
 
 mod assets;
 mod auth;
+mod back;
 mod chart;
 pub(crate) mod i18n;
+pub(crate) mod metrics;
 mod pages;
 mod progress;
 pub(crate) mod tls;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,7 +130,7 @@ fn router(core: Arc<Core>) -> Router {
         .route("/assets/{name}", get(assets::serve))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))
-        .route("/metrics", get(pages::overview::metrics))
+        .route("/metrics", get(metrics::page))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(FORM_LEN_MAX))
         .layer(axum::middleware::from_fn(body_in_time))

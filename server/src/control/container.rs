@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::policy::Person;
 use super::{Failure, Refused, audit_as, caller};
 use crate::archive::container::{Access, Opening};
-use crate::bounds::{self, REASON_LEN_MAX};
+use crate::bounds::{self, ID_LEN_MAX, OPENED_MAX, REASON_LEN_MAX};
 use crate::catalogue::records::{Group, StoredSecret};
 use crate::clock::{self, Day};
 use crate::core::Core;
@@ -74,6 +74,7 @@ pub(super) async fn handle_open(
     } = request;
     let actor = person.actor(&core).await?;
     bounds::check("--purpose", &purpose, REASON_LEN_MAX)?;
+    bounds::check_count("days to be opened", keys.len(), OPENED_MAX)?;
     let until_us = clock::unix_us().saturating_add(hours.saturating_mul(3_600_000_000));
     let days: Vec<String> = keys
         .iter()
@@ -109,6 +110,7 @@ pub(super) async fn handle_close(
     State(core): State<Arc<Core>>,
     Json(request): Json<CloseRequest>,
 ) -> Result<Json<Value>, Failure> {
+    bounds::check("the word of the opening", &request.opening, ID_LEN_MAX)?;
     audit_as(&core, &caller::local(), "container closed", json!({})).await?;
     let was_open = core.archive.openings().end(&request.opening);
     Ok(Json(json!({ "was_open": was_open })))

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,6 +27,7 @@ use axum::{Json, Router};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use scrinium_protocol::shown;
+use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
@@ -40,6 +41,10 @@ use crate::archive::{EVER, verify};
 use crate::audit::{Actor, long_text};
 use crate::backup;
 use crate::backup::target::Location;
+use crate::bounds::{
+    self, CHECKPOINT_LEN_MAX, CHECKPOINTS_MAX, COMMAND_LEN_MAX, LOCATION_LEN_MAX, NAME_LEN_MAX,
+    USER_LEN_MAX,
+};
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::Core;
@@ -66,6 +71,13 @@ pub(crate) struct BackupRequest {
     pub(crate) location: String,
     /// The keys file.
     pub(crate) keys: PathBuf,
+}
+
+impl BackupRequest {
+    fn check(&self, location: &str) -> Result<()> {
+        bounds::check(location, &self.location, LOCATION_LEN_MAX)?;
+        bounds::check("--keys", &self.keys.to_string_lossy(), LOCATION_LEN_MAX)
+    }
 }
 
 /// What `agent enroll` asks.
@@ -111,6 +123,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/volume", get(handle_volume))
         .route("/alarms/acknowledge", post(handle_acknowledge))
         .route("/users/password", post(handle_password))
+        .layer(DefaultBodyLimit::max(COMMAND_LEN_MAX))
         .with_state(core)
 }
 
@@ -260,6 +273,10 @@ async fn handle_verify(
     State(core): State<Arc<Core>>,
     Json(request): Json<VerifyRequest>,
 ) -> Result<Json<verify::Report>, Failure> {
+    bounds::check_count("--checkpoint", request.checkpoints.len(), CHECKPOINTS_MAX)?;
+    for checkpoint in &request.checkpoints {
+        bounds::check_len("a checkpoint", checkpoint, CHECKPOINT_LEN_MAX)?;
+    }
     let extent = match (request.from_us, request.to_us) {
         (None, None) if request.only_new => verification::Extent::New,
         (None, None) => verification::Extent::All,
@@ -286,6 +303,7 @@ async fn handle_backup(
     State(core): State<Arc<Core>>,
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
+    request.check("--to")?;
     let BackupRequest { location, keys } = request;
     audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
     let to = Location::parse(&location).context("--to")?;
@@ -305,6 +323,7 @@ async fn handle_backup_verify(
     State(core): State<Arc<Core>>,
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
+    request.check("--from")?;
     let BackupRequest { location, keys } = request;
     let from = Location::parse(&location).context("--from")?;
     let verify = {
@@ -380,6 +399,7 @@ async fn handle_enabled(
         .get("enabled")
         .and_then(Value::as_bool)
         .unwrap_or(true);
+    bounds::check("agent name", name, NAME_LEN_MAX)?;
     audit(
         &core,
         "agent enabled",
@@ -405,6 +425,7 @@ async fn handle_approve(
     State(core): State<Arc<Core>>,
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
+    bounds::check("agent name", &request.name, NAME_LEN_MAX)?;
     audit(&core, "agent approved", json!({ "agent": request.name })).await?;
     let done = core.agents.approve(&request.name, None);
     or_said(&core, &caller::local(), "agent approved", done).await?;
@@ -416,6 +437,7 @@ async fn handle_integrity_only(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     let AgentRequest { name, allow, .. } = request;
+    bounds::check("agent name", &name, NAME_LEN_MAX)?;
     let detail = json!({ "agent": name, "allowed": allow });
     audit(&core, "sending in clear", detail).await?;
     let done = core.agents.set_integrity_only(&name, allow);
@@ -428,6 +450,8 @@ async fn handle_configure(
     Json(request): Json<AgentRequest>,
 ) -> Result<Json<Value>, Failure> {
     let AgentRequest { name, text, .. } = request;
+    bounds::check("agent name", &name, NAME_LEN_MAX)?;
+    bounds::check_len("the configuration", &text, CONFIGURATION_LEN_MAX)?;
     let detail = json!({ "agent": name, "configuration": long_text(&text) });
     audit(&core, "agent configured", detail).await?;
     let done = core.agents.configure(&name, &text);
@@ -462,6 +486,7 @@ async fn handle_password(
 ) -> Result<Json<Value>, Failure> {
     let text = |key: &str| request.get(key).cloned().unwrap_or_default();
     let (name, password) = (text("name"), zeroize::Zeroizing::new(text("password")));
+    bounds::check("user name", &name, USER_LEN_MAX)?;
     audit(&core, "password set", json!({ "user": name })).await?;
     let done = {
         let core = core.clone();

@@ -16,10 +16,11 @@ use zeroize::Zeroizing;
 use super::waiting::{self, Asked};
 use super::{Failure, Refused, audit_as, caller, or_said};
 use crate::accounts::SignInError;
+use crate::accounts::tries::Place;
 use crate::agents::check_name;
 use crate::archive::retention::{self, Due};
 use crate::audit::Actor;
-use crate::bounds::{self, REASON_LEN_MAX};
+use crate::bounds::{self, NAME_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX};
 use crate::catalogue::records::{
     ClassChange, HoldRecord, OfficerRecord, PolicySettings, RuleRecord, WaitingAct, WaitingRecord,
 };
@@ -27,7 +28,7 @@ use crate::clock::{self, Day};
 use crate::core::Core;
 use crate::ingest::Submission;
 use crate::policy::waiting::DELAY_US;
-use crate::policy::{GRACE_DAYS, Policy};
+use crate::policy::{GRACE_DAYS, Policy, check_hold};
 use crate::present;
 
 /// Who acts: an account that proves itself, or whoever may open the socket.
@@ -96,7 +97,7 @@ impl Person {
         let (signed_in, user) = {
             let core = core.clone();
             let check = move || {
-                let signed_in = core.accounts.sign_in(&user, &password);
+                let signed_in = core.accounts.sign_in(&user, &password, Place::Local);
                 if let Ok((session, _)) = &signed_in {
                     core.accounts.sign_out(session);
                 }
@@ -107,13 +108,15 @@ impl Person {
         let known: String = user.chars().take(64).collect();
         let (action, text) = match signed_in {
             Ok(()) => return Ok(caller::account(&user)),
-            Err(SignInError::Wrong) => (
+            Err(SignInError::Wrong(_)) => (
                 "sign-in refused: wrong name or password",
                 format!("--user '{known}': name or password is wrong"),
             ),
-            Err(SignInError::Locked { minutes }) => (
-                "sign-in refused: account locked",
-                format!("--user '{known}' is locked for {minutes} minutes"),
+            Err(SignInError::TooSoon { seconds }) => (
+                "sign-in refused: too many wrong passwords",
+                format!(
+                    "--user '{known}': too many passwords were wrong; try again in {seconds} seconds"
+                ),
             ),
         };
         let actor = Actor {
@@ -161,6 +164,7 @@ pub(super) async fn handle_act(
     State(core): State<Arc<Core>>,
     Json(request): Json<PolicyRequest>,
 ) -> Result<Json<Value>, Failure> {
+    check(&core.policy, &request.act)?;
     let actor = request.person.actor(&core).await?;
     if let Some((act, what)) = what_waits(&core.policy, &request.act)? {
         return match waiting::ask(&core, &actor, act, what).await? {
@@ -173,6 +177,25 @@ pub(super) async fn handle_act(
     let done = change(&core.policy, request.act, &actor);
     or_said(&core, &actor, "policy changed", done).await?;
     Ok(Json(json!({})))
+}
+
+/// Whether the texts of an act keep to their bounds, before anything of it is written down.
+fn check(policy: &Policy, act: &Act) -> Result<()> {
+    match act {
+        Act::Class(change) => check_name("class", &change.name),
+        Act::Officer { officer } => {
+            bounds::check("--recipient", &officer.recipient, REFERENCE_LEN_MAX)?;
+            policy.check_officer(officer)
+        }
+        Act::Rules { rules } => policy.changed_rules(rules).map(drop),
+        Act::Hold { hold } => check_hold(hold),
+        Act::Release { name, reason } => {
+            bounds::check("hold", name, NAME_LEN_MAX)?;
+            bounds::check("--reason", reason, REASON_LEN_MAX)
+        }
+        Act::Contract { tenant, .. } => check_name("tenant", tenant),
+        Act::TwoPersons { .. } => Ok(()),
+    }
 }
 
 fn change(policy: &Policy, act: Act, actor: &Actor) -> Result<()> {
@@ -238,7 +261,6 @@ fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>
             end: Some(end),
             grace_days,
         } => {
-            check_name("tenant", tenant)?;
             let grace_days = grace_days.unwrap_or(GRACE_DAYS);
             let last = end.plus(grace_days);
             let soonest = Day::of(clock::unix_us().saturating_add(DELAY_US));
@@ -258,11 +280,9 @@ fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>
             WaitingAct::OnePerson,
             "deleting without a second person".to_owned(),
         )),
-        Act::Release { reason, .. } => {
-            bounds::check("--reason", reason, REASON_LEN_MAX)?;
+        Act::Contract { .. } | Act::TwoPersons { .. } | Act::Hold { .. } | Act::Release { .. } => {
             None
         }
-        Act::Contract { .. } | Act::TwoPersons { .. } | Act::Hold { .. } => None,
     })
 }
 
@@ -324,6 +344,7 @@ pub(super) async fn handle_delete(
         person,
     } = request;
     let actor = person.actor(&core).await?;
+    bounds::check("agent name", &name, NAME_LEN_MAX)?;
     bounds::check("--reason", &why, REASON_LEN_MAX)?;
     if why.trim().is_empty() {
         return Err(anyhow::anyhow!("--reason must not be empty").into());

@@ -42,8 +42,7 @@ fn todays_keys_cannot_sign_what_was_said_yesterday() {
     )
     .unwrap();
     // All of it is read, interval 2 is another, and what signs it is made with what the thief has.
-    let mut read =
-        Leaves::open(&evidence_dir, volume.key("evidence"), Cipher::default()).unwrap();
+    let mut read = Leaves::open(&evidence_dir, volume.key("evidence"), Cipher::default()).unwrap();
     let mut records: Vec<(u8, Vec<u8>)> = Vec::new();
     read.read_all(|leaf| {
         records.push(match leaf {

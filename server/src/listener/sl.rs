@@ -22,8 +22,10 @@ use tracing::{debug, info, warn};
 
 use crate::agents::{Accepted, Proven, Refused};
 use crate::alarms::{AlarmKind, Raise};
+use crate::audit::Actor;
 use crate::catalogue::records::TokenRecord;
 use crate::core::Core;
+use crate::refusals::{self, Refusal, What};
 use crate::{clock, session};
 
 /// Accepts until the task is dropped.
@@ -136,9 +138,9 @@ async fn handshake(
                 warn!(%address, reason = %refused, "refused an agent");
                 let detail =
                     json!({ "reason": refused.to_string(), "address": address.to_string() });
-                core.audit.record("agent", "refused", detail).await;
+                note_refused(core, What::Agent, "refused", detail, address).await;
                 if let Some(raise) = core.agents.note_refusal(&static_public, &refused, address) {
-                    core.alarms.raise(raise).await;
+                    core.alarms.raise_from(raise, address.ip()).await;
                 }
             }
             let frame = refusal_frame(refused.code(), &refused.to_string());
@@ -209,16 +211,27 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
 async fn note_token(core: &Core, refused: &Refused, address: SocketAddr) {
     info!(%address, reason = %refused, "refused an enrolment");
     let detail = json!({ "reason": refused.to_string(), "address": address.to_string() });
-    core.audit
-        .record("agent", "enrolment refused", detail)
-        .await;
+    note_refused(core, What::Enrolment, "enrolment refused", detail, address).await;
     let raise = Raise {
         kind: AlarmKind::TokenRefused,
         agent: String::new(),
         text: format!("{refused}. It came from {address}."),
-        key: address.ip().to_string(),
+        key: String::new(),
     };
-    core.alarms.raise(raise).await;
+    core.alarms.raise_from(raise, address.ip()).await;
+}
+
+async fn note_refused(core: &Core, what: What, action: &str, detail: Value, from: SocketAddr) {
+    let refusal = Refusal {
+        what,
+        actor: &Actor::of("agent"),
+        action,
+        detail,
+        from,
+    };
+    if let Err(error) = refusals::note(core, refusal).await {
+        warn!(%error, "a refusal could not be written to the audit stream");
+    }
 }
 
 async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {

@@ -442,7 +442,7 @@ fn write_log(piece: &Piece<'_>, is_whole_stream: bool, out: &mut dyn Write) -> R
 
 fn begin_table(table: Table, out: &mut dyn Write) -> Result<()> {
     if table == Table::Csv {
-        writeln!(out, "{}", present::CSV_NAMES)?;
+        writeln!(out, "{}{}", present::CSV_MARK, present::CSV_NAMES)?;
     }
     Ok(())
 }

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 
 use super::is_own_class;
-use crate::bounds::{self, NAME_LEN_MAX, STREAM_LEN_MAX};
-use crate::catalogue::records::{ClassRecord, RuleRecord};
+use crate::agents::check_name;
+use crate::bounds::{self, NAME_LEN_MAX, REASON_LEN_MAX, STREAM_LEN_MAX};
+use crate::catalogue::records::{ClassRecord, HoldRecord, RuleRecord};
 
 /// Whether a class keeps to what every class keeps to.
 pub(super) fn check_bounds(class: &ClassRecord) -> Result<()> {
@@ -79,6 +80,23 @@ pub(super) fn check_selector(tenant: &str, site: &str, agent: &str, stream: &str
     // A site of an earlier version may be long and is still to be held.
     bounds::check("site", site, STREAM_LEN_MAX)?;
     bounds::check("stream", stream, STREAM_LEN_MAX)
+}
+
+/// Whether what a hold says keeps to its bounds.
+pub(crate) fn check_hold(hold: &HoldRecord) -> Result<()> {
+    check_name("hold", &hold.name)?;
+    ensure!(!hold.reason.trim().is_empty(), "a hold needs a reason");
+    bounds::check("the reason of a hold", &hold.reason, REASON_LEN_MAX)?;
+    let HoldRecord {
+        tenant,
+        site,
+        agent,
+        stream,
+        ..
+    } = hold;
+    check_selector(tenant, site, agent, stream)?;
+    ensure!(hold.from <= hold.to, "a hold's first day is after its last");
+    Ok(())
 }
 
 /// Why a class may not be set at once; `before` is what it was.

@@ -15,13 +15,13 @@ use anyhow::{Context as _, Result, ensure};
 use globset::{GlobBuilder, GlobMatcher};
 use scrinium_protocol::identity::{AgentId, StreamKind};
 
-use self::law::{DAYS_MAX, check_bounds, check_rules, check_selector};
+pub(crate) use self::law::check_hold;
+use self::law::{DAYS_MAX, check_bounds, check_rules};
 use self::waiting::Waiting;
 use crate::agents::{Agents, check_name};
 use crate::archive::container::parse_recipient;
 use crate::archive::retention::Reason;
 use crate::audit::STATISTICS;
-use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{
     ClassChange, ClassRecord, ContractRecord, FIRST_TENANT, Group, HoldRecord, OfficerRecord,
@@ -320,18 +320,7 @@ impl Policy {
 
     /// Begins a hold; holds stack.
     pub(crate) fn hold(&self, hold: HoldRecord) -> Result<()> {
-        check_name("hold", &hold.name)?;
-        ensure!(!hold.reason.trim().is_empty(), "a hold needs a reason");
-        bounds::check("the reason of a hold", &hold.reason, REASON_LEN_MAX)?;
-        let HoldRecord {
-            tenant,
-            site,
-            agent,
-            stream,
-            ..
-        } = &hold;
-        check_selector(tenant, site, agent, stream)?;
-        ensure!(hold.from <= hold.to, "a hold's first day is after its last");
+        check_hold(&hold)?;
         let pattern = pattern(&hold.stream)?;
         let mut state = self.write();
         ensure!(

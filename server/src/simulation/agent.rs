@@ -250,7 +250,7 @@ impl Process {
                 time_us: 1,
                 flags: EntryFlags::NONE,
             };
-            builder.push(line, meta);
+            assert!(builder.push(line, meta));
         }
         let bookmark = ((begin + lines.len()) as u64).to_be_bytes().to_vec();
         let (batch, after) =

@@ -126,10 +126,10 @@ impl Line {
     fn batch(&mut self, time_us: u64) -> (scrinium_protocol::batch::SealedBatch, StreamPosition) {
         let mut builder = BatchBuilder::new();
         let flags = EntryFlags::NONE;
-        builder.push(
+        assert!(builder.push(
             b"in place of four megabytes\n",
             EntryMeta { time_us, flags },
-        );
+        ));
         let bookmark = vec![0; 60];
         builder.seal(
             self.id,

@@ -462,7 +462,7 @@ impl Year {
                 );
                 let time_us = u64::try_from(said).unwrap() * DAY_US;
                 let flags = EntryFlags::NONE;
-                batch.push(text.as_bytes(), EntryMeta { time_us, flags });
+                assert!(batch.push(text.as_bytes(), EntryMeta { time_us, flags }));
                 lines.push(text);
             }
             let owner = AgentId([stream.agent; 16]);

@@ -101,7 +101,7 @@ fn a_catalogue_made_again_from_older_copies_is_not_whole() {
         copy(&left, &lab.data());
         remove(&lab, "catalogue.db");
         if acked {
-            std::fs::write(&copied, &early).unwrap();
+            scrinium_segment::durable::write_file(&copied, &early).unwrap();
         } else {
             std::fs::remove_dir_all(lab.data().join("acked")).unwrap();
         }

@@ -315,7 +315,7 @@ fn a_batch_that_contradicts_the_archive_is_an_alarm_and_changes_nothing() {
             time_us: 1,
             flags: EntryFlags::NONE,
         };
-        builder.push(line, meta);
+        assert!(builder.push(line, meta));
         let key = Client::signing();
         let mut compressor = Compressor::new(1);
         let (batch, after) = builder.seal(id, position, Vec::new(), &key, &mut compressor);

@@ -39,7 +39,7 @@ proptest! {
     fn any_entries_survive_a_batch(lines in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 1..40), times in proptest::collection::vec(any::<u32>(), 40)) {
         let mut builder = BatchBuilder::new();
         for (line, time) in lines.iter().zip(&times) {
-            builder.push(line, EntryMeta { time_us: u64::from(*time), flags: EntryFlags::FRAGMENT });
+            assert!(builder.push(line, EntryMeta { time_us: u64::from(*time), flags: EntryFlags::FRAGMENT }));
         }
         let stream = StreamId([1; 16]);
         let position = StreamPosition::start(AgentId([2; 16]), stream, Epoch([3; 16]));

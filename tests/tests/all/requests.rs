@@ -294,7 +294,7 @@ fn send_claims(client: &mut Client, lines: &[(u64, &str)]) {
             time_us: *time_us,
             flags: EntryFlags::NONE,
         };
-        builder.push(format!("{line}\n").as_bytes(), meta);
+        assert!(builder.push(format!("{line}\n").as_bytes(), meta));
     }
     let key = Client::signing();
     let (batch, _) = builder.seal(id, &start, Vec::new(), &key, &mut Compressor::new(1));

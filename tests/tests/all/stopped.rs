@@ -214,10 +214,10 @@ fn what_the_stop_wrote_down_is_missed_and_kept_by_a_start_that_fails() {
     let len = std::fs::metadata(&acked).unwrap().len();
     Case::Byte(len - 1).make(&acked, &acked);
     let (catalogue, away) = (lab.data().join("catalogue.db"), lab.dir.join("away.db"));
-    std::fs::rename(&catalogue, &away).unwrap();
+    scrinium_segment::durable::rename(&catalogue, &away).unwrap();
     let (code, said) = verify(&lab.data());
-    assert!(code == 1 && rest.exists(), "{said}");
-    std::fs::rename(&away, &catalogue).unwrap();
+    assert!(code == 1 && rest.try_exists().unwrap(), "{said}");
+    scrinium_segment::durable::rename(&away, &catalogue).unwrap();
     let (code, said) = verify(&lab.data());
     assert_eq!(code, 3, "{said}");
 }

@@ -16,16 +16,18 @@ pub(crate) mod own;
 pub(crate) mod syslog;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Once};
 
+use scrinium_protocol::batch::BOOKMARK_LEN_MAX;
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::{StreamId, StreamName};
 use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use scrinium_syslog::{Received, Sink as SyslogSink};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tracing::warn;
 
 use super::file::Pass;
 use super::output::{Output, Positions};
@@ -352,7 +354,16 @@ impl Feed {
             }
             for item in line {
                 stream.output.push(&item.bytes, item.flags, item.time_us);
-                if !item.bookmark.is_empty() {
+                if item.bookmark.len() > BOOKMARK_LEN_MAX {
+                    // The source goes on from the one before then, and says again what came after it.
+                    static SAID: Once = Once::new();
+                    SAID.call_once(|| {
+                        warn!(
+                            bytes = item.bookmark.len(),
+                            "a source's position is longer than one can be and is not kept"
+                        );
+                    });
+                } else if !item.bookmark.is_empty() {
                     stream.bookmark = item.bookmark;
                 }
             }

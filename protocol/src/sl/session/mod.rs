@@ -153,7 +153,7 @@ mod tests {
         let noise: Vec<u8> = (0..40_000_u32)
             .flat_map(|i| sha256(&[&i.to_be_bytes()]).into_iter().take(1))
             .collect();
-        builder.push(&noise, meta);
+        assert!(builder.push(&noise, meta));
         let batch = seal(builder);
         let sent = link
             .agent
@@ -344,13 +344,13 @@ mod tests {
 
     fn batch() -> SealedBatch {
         let mut builder = BatchBuilder::new();
-        builder.push(
+        assert!(builder.push(
             b"line\n",
             EntryMeta {
                 time_us: 1,
                 flags: EntryFlags::NONE,
             },
-        );
+        ));
         seal(builder)
     }
 

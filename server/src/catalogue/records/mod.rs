@@ -7,6 +7,8 @@ mod policy;
 mod time;
 mod waiting;
 
+use std::net::IpAddr;
+
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -101,6 +103,11 @@ pub(crate) struct ServerKeys {
     /// Self-signed certificate of the console and its key, PEM.
     pub(crate) certificate: String,
     pub(crate) certificate_key: String,
+    /// Until when it is valid, Unix µs, and for which names; 0 when an earlier version made it.
+    #[serde(default)]
+    pub(crate) certificate_ends_us: u64,
+    #[serde(default)]
+    pub(crate) certificate_names: Vec<String>,
 }
 
 impl Stored for ServerKeys {
@@ -145,6 +152,12 @@ pub(crate) struct AlarmRecord {
     pub(crate) count: u64,
     pub(crate) acknowledged_by: Option<String>,
     pub(crate) acknowledged_us: u64,
+    /// From where it came: the first address, then others, the last one last.
+    #[serde(default)]
+    pub(crate) addresses: Vec<IpAddr>,
+    /// There were more.
+    #[serde(default)]
+    pub(crate) more_addresses: bool,
 }
 
 impl Stored for AlarmRecord {

@@ -13,8 +13,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::configuration::Editor;
-use super::{Frame, ago, html, unwritten};
+use super::{Frame, ago, encode, html, unwritten};
 use crate::agents::Live;
+use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
@@ -262,7 +263,7 @@ pub(crate) async fn detail(
         .collect();
     html(&AgentPage {
         t,
-        frame: Frame::new(&who, "agents", &format!("/agents/{name}")),
+        frame: Frame::new(&who, "agents", &format!("/agents/{}", encode(&name))),
         row: Row::new(
             t,
             &core,
@@ -296,6 +297,9 @@ pub(crate) async fn set_enabled(
     Form(form): Form<EnabledForm>,
 ) -> Response {
     let detail = json!({ "agent": name, "enabled": form.enabled });
+    if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
+        return outcome(Err(error), &name);
+    }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
         return refused;
     }
@@ -324,6 +328,9 @@ pub(crate) async fn approve(
     Form(form): Form<ApproveForm>,
 ) -> Response {
     let detail = json!({ "agent": name });
+    if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
+        return outcome(Err(error), &name);
+    }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
@@ -352,7 +359,7 @@ pub(super) async fn act(
 
 pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
     match done {
-        Ok(()) => Redirect::to(&format!("/agents/{name}")).into_response(),
+        Ok(()) => Redirect::to(&format!("/agents/{}", encode(name))).into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use axum::Form;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::agents::{act, outcome};
 use crate::audit::long_text;
+use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
 use crate::console::i18n::Language;
@@ -80,6 +82,12 @@ pub(crate) async fn send(
 ) -> Response {
     // Browsers end lines as the network does.
     let text = form.text.replace("\r\n", "\n");
+    let checked = bounds::check("agent name", &name, NAME_LEN_MAX);
+    if let Err(error) =
+        checked.and_then(|()| bounds::check_len("the configuration", &text, CONFIGURATION_LEN_MAX))
+    {
+        return outcome(Err(error), &name);
+    }
     let detail = json!({ "agent": name, "configuration": long_text(&text) });
     if let Err(refused) = act(&core, &who, &form.csrf, "agent configured", detail).await {
         return refused;

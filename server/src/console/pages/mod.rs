@@ -78,6 +78,18 @@ pub(crate) fn unwritten(t: Language, problem: NotWritten) -> String {
     }
 }
 
+/// Percent-encodes a segment of a path or the value of a query parameter.
+pub(crate) fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
 /// How long ago, in the words of the language.
 pub(crate) fn ago(t: Language, us: u64, now_us: u64) -> String {
     let seconds = now_us.saturating_sub(us) / 1_000_000;

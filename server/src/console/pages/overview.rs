@@ -56,6 +56,8 @@ struct OverviewPage {
     /// What alarms about the server itself name.
     own_name: &'static str,
     alarms: Vec<AlarmRow>,
+    /// How many stand besides.
+    alarms_more: Option<String>,
     /// What is done after a delay, unless somebody stops it.
     waiting: Vec<WaitingRow>,
     /// What waits for the time to be confirmed, and why; when a person has something to see in it.
@@ -74,20 +76,23 @@ struct AlarmRow {
 }
 
 impl AlarmRow {
-    fn standing(t: Language, core: &Core, now: u64) -> Vec<Self> {
-        let alarms = core.alarms.list().into_iter();
-        alarms
-            .filter(|alarm| alarm.acknowledged_by.is_none())
+    /// The newest, and how many more there are.
+    fn standing(t: Language, core: &Core, now: u64) -> (Vec<Self>, usize) {
+        let mut alarms = core.alarms.list();
+        alarms.retain(|alarm| alarm.acknowledged_by.is_none());
+        let more = alarms.len().saturating_sub(ALARMS_SHOWN);
+        let shown = alarms
+            .into_iter()
             .map(|alarm| Self {
                 id: alarm.id,
                 kind: t.text(&format!("alarm.{}", alarm.kind.name())),
+                text: alarm.said(),
                 agent: alarm.agent,
-                text: alarm.text,
                 last: ago(t, alarm.last_us, now),
                 times: (alarm.count > 1).then(|| t.with("alarm.times", alarm.count)),
             })
-            .take(ALARMS_SHOWN)
-            .collect()
+            .take(ALARMS_SHOWN);
+        (shown.collect(), more)
     }
 }
 
@@ -194,6 +199,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         title: t.text("overview.received_chart"),
     };
     let (intervals, sealed_us) = core.evidence.sealed();
+    let (alarms, more) = AlarmRow::standing(t, &core, now);
     html(&OverviewPage {
         intervals: t.number(intervals),
         verified: match verification::last(&core) {
@@ -232,7 +238,8 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         latest: latest.collect(),
         attention,
         own_name: OWN_NAME,
-        alarms: AlarmRow::standing(t, &core, now),
+        alarms,
+        alarms_more: (more > 0).then(|| t.with("alarm.more", more)),
         waiting: WaitingRow::all(t, &core, &who.session.user, now),
         waits: waits_said(t, &core).await,
         address: core.address.clone(),
@@ -272,53 +279,6 @@ fn backup_said(t: Language, core: &Core, now_us: u64) -> String {
         }
         _ => t.text("overview.no_backup").to_owned(),
     }
-}
-
-/// Numbers for Prometheus; no names.
-pub(crate) async fn metrics(State(core): State<Arc<Core>>) -> Response {
-    let agents = core.agents.list();
-    let connected = agents.iter().filter(|(_, live)| live.connected).count();
-    let totals = core.archive.totals();
-    let entries = totals.entries;
-    let doors = [
-        ("sl", &core.doors.sl),
-        ("console", &core.doors.console),
-        ("syslog", &core.doors.syslog),
-    ];
-    let (mut open, mut refused, mut displaced) = (String::new(), String::new(), String::new());
-    for (name, door) in doors {
-        let ((used, _), counts) = (door.used(), door.counts());
-        open.push_str(&format!(
-            "scrinium_connections{{listener=\"{name}\"}} {used}\n"
-        ));
-        let count = counts.refused();
-        refused.push_str(&format!(
-            "scrinium_connections_refused_total{{listener=\"{name}\"}} {count}\n"
-        ));
-        let count = counts.displaced;
-        displaced.push_str(&format!(
-            "scrinium_connections_displaced_total{{listener=\"{name}\"}} {count}\n"
-        ));
-    }
-    let unknown = core.unknown_senders.entries();
-    let (segments, logs) = core.archive.parts();
-    let (intervals, sealed_us) = core.evidence.sealed();
-    format!(
-        "# TYPE scrinium_agents gauge\nscrinium_agents {}\n# TYPE scrinium_agents_connected gauge\nscrinium_agents_connected {connected}\n\
-         # TYPE scrinium_streams gauge\nscrinium_streams {}\n# TYPE scrinium_entries_total counter\nscrinium_entries_total {entries}\n\
-         # TYPE scrinium_segments gauge\nscrinium_segments {}\n# TYPE scrinium_logs gauge\nscrinium_logs {}\n\
-         # TYPE scrinium_intervals_total counter\nscrinium_intervals_total {intervals}\n\
-         # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n\
-         # TYPE scrinium_connections gauge\n{open}# TYPE scrinium_connections_refused_total counter\n{refused}\
-         # TYPE scrinium_connections_displaced_total counter\n{displaced}\
-         # TYPE scrinium_unknown_sender_entries_total counter\nscrinium_unknown_sender_entries_total {unknown}\n",
-        agents.len(),
-        totals.streams,
-        segments.len(),
-        logs.len(),
-        sealed_us / 1_000_000,
-    )
-    .into_response()
 }
 
 /// Alarms on the overview; the command lists all.

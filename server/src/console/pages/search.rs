@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Frame, html, unwritten};
+use super::{Frame, encode, html, unwritten};
 use crate::answer::{self, Asked, Shape, account_of};
 use crate::archive::block::AHEAD_US_MAX;
 use crate::bounds::{self, QUERY_LEN_MAX};
@@ -320,18 +320,6 @@ async fn ask(
         time_max: Some(SEARCH_MAX),
     };
     Ok((asked, (from, to), bucket_us))
-}
-
-/// Percent-encodes a query parameter.
-fn encode(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
 }
 
 const RANGES: [&str; 6] = ["15m", "1h", "24h", "7d", "30d", "all"];

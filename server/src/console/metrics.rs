@@ -1,0 +1,120 @@
+//! Numbers for monitoring, in the format of Prometheus: no names, no words.
+//!
+//! On the console's port a session sees them. Programs ask on listeners of their own (`listen.metrics`), which are
+//! plain HTTP and answer this one path to anybody who reaches them: on loopback, unless somebody chose otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use scrinium_syslog::accept;
+use scrinium_syslog::admission::{Admission, Limits};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use super::auth::SignedIn;
+use crate::clock;
+use crate::core::Core;
+
+/// For somebody who signed in.
+pub(super) async fn page(State(core): State<Arc<Core>>, _who: SignedIn) -> Response {
+    answer(&core)
+}
+
+/// Serves a listener of its own until the task is dropped.
+pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
+    if let Some(address) = listener
+        .local_addr()
+        .ok()
+        .filter(|address| !address.ip().is_loopback())
+    {
+        warn!(%address, "listen.metrics is not on loopback: whoever reaches it reads the server's numbers, without a password or encryption");
+    }
+    let path = get(|State(core): State<Arc<Core>>| async move { answer(&core) });
+    let router = Router::new().route("/metrics", path).with_state(core);
+    let door = Arc::new(Admission::new(LIMITS));
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let (stream, address) = accept(&listener, &door).await;
+        let Some(place) = door.admit(address.ip(), clock::now()) else {
+            debug!(%address, "a connection that asks for metrics was not admitted");
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tasks.spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).keep_alive(false);
+            let served = http.serve_connection(TokioIo::new(stream), service);
+            let served = tokio::time::timeout(CONNECTION_MAX, served);
+            tokio::select! {
+                _ended = served => {}
+                () = place.displaced() => {}
+            }
+        });
+    }
+}
+
+fn answer(core: &Core) -> Response {
+    let agents = core.agents.list();
+    let connected = agents.iter().filter(|(_, live)| live.connected).count();
+    let totals = core.archive.totals();
+    let entries = totals.entries;
+    let doors = [
+        ("sl", &core.doors.sl),
+        ("console", &core.doors.console),
+        ("syslog", &core.doors.syslog),
+    ];
+    let (mut open, mut refused, mut displaced) = (String::new(), String::new(), String::new());
+    for (name, door) in doors {
+        let ((used, _), counts) = (door.used(), door.counts());
+        open.push_str(&format!(
+            "scrinium_connections{{listener=\"{name}\"}} {used}\n"
+        ));
+        let count = counts.refused();
+        refused.push_str(&format!(
+            "scrinium_connections_refused_total{{listener=\"{name}\"}} {count}\n"
+        ));
+        let count = counts.displaced;
+        displaced.push_str(&format!(
+            "scrinium_connections_displaced_total{{listener=\"{name}\"}} {count}\n"
+        ));
+    }
+    let unknown = core.unknown_senders.entries();
+    let (segments, logs) = core.archive.parts();
+    let (intervals, sealed_us) = core.evidence.sealed();
+    let text = format!(
+        "# TYPE scrinium_agents gauge\nscrinium_agents {}\n# TYPE scrinium_agents_connected gauge\nscrinium_agents_connected {connected}\n\
+         # TYPE scrinium_streams gauge\nscrinium_streams {}\n# TYPE scrinium_entries_total counter\nscrinium_entries_total {entries}\n\
+         # TYPE scrinium_segments gauge\nscrinium_segments {}\n# TYPE scrinium_logs gauge\nscrinium_logs {}\n\
+         # TYPE scrinium_intervals_total counter\nscrinium_intervals_total {intervals}\n\
+         # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n\
+         # TYPE scrinium_connections gauge\n{open}# TYPE scrinium_connections_refused_total counter\n{refused}\
+         # TYPE scrinium_connections_displaced_total counter\n{displaced}\
+         # TYPE scrinium_unknown_sender_entries_total counter\nscrinium_unknown_sender_entries_total {unknown}\n",
+        agents.len(),
+        totals.streams,
+        segments.len(),
+        logs.len(),
+        sealed_us / 1_000_000,
+    );
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+/// Connections at once: who monitors makes one every few seconds.
+const LIMITS: Limits = Limits {
+    places: 16,
+    each: 8,
+    kept: 0,
+    per_second: None,
+    rests_after: CONNECTION_MAX,
+};
+/// From accepting to the end of the answer.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
