@@ -30,9 +30,9 @@ use clap::Parser as _;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    scrinium_segment::process::refuse_core_dumps();
     let cli = commands::Cli::parse();
     log::start();
+    scrinium_segment::process::close_to_others();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

@@ -53,7 +53,6 @@ use tracing_subscriber::EnvFilter;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    scrinium_segment::process::refuse_core_dumps();
     // Libraries that ask for the process's provider get the one that everything here uses.
     drop(rustls::crypto::ring::default_provider().install_default());
     let cli = commands::Cli::parse();
@@ -64,6 +63,7 @@ pub fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    scrinium_segment::process::close_to_others();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {
