@@ -320,7 +320,13 @@ impl BatchBuilder {
     /// Whether an entry of `len` bytes still fits.
     #[must_use]
     pub fn has_room(&self, len: usize) -> bool {
-        self.count < BATCH_ENTRIES_MAX && self.bytes.len() + len <= BATCH_BYTES_MAX
+        self.has_room_for(1, len)
+    }
+
+    /// Whether so many entries of so many bytes in all still fit.
+    #[must_use]
+    pub fn has_room_for(&self, entries: u32, bytes: usize) -> bool {
+        self.count + entries <= BATCH_ENTRIES_MAX && self.bytes.len() + bytes <= BATCH_BYTES_MAX
     }
 
     #[must_use]

@@ -93,13 +93,12 @@ const JOURNAL_FILES_MAX: usize = 10_000;
 mod tests {
     use super::*;
 
-    fn deny(texts: &[&str]) -> Deny {
-        let patterns = texts.iter().map(|text| Pattern::new("deny", text).unwrap());
-        Deny::new(patterns.collect())
-    }
-
     #[test]
     fn a_journal_is_forbidden_by_its_directory_its_files_and_where_they_lead() {
+        let deny = |texts: &[&str]| {
+            let patterns = texts.iter().map(|text| Pattern::new("deny", text).unwrap());
+            Deny::new(patterns.collect())
+        };
         let dir = std::env::temp_dir().join(format!("scrinium-deny-{}", std::process::id()));
         drop(std::fs::remove_dir_all(&dir));
         let (journal, linked) = (dir.join("journal"), dir.join("linked"));

@@ -34,10 +34,9 @@ fn lab(name: &str, own: impl Fn(&Path) -> String) -> Lab {
 /// Has the server send a configuration; returns why it was rejected, when it was answered.
 fn configure(lab: &Lab, config: &str) -> Option<String> {
     lab.write("central.toml", config.as_bytes());
-    let file = lab.dir.join("central.toml");
-    let file = file.to_str().unwrap();
+    let file = lab.dir.join("central.toml").display().to_string();
     let before = lab.agent("web1")["configuration"]["version"].as_u64();
-    let done = lab.server(&["agent", "configure", "web1", "--file", file]);
+    let done = lab.server(&["agent", "configure", "web1", "--file", &file]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let mut rejected = None;
     wait_until("it is answered", PATIENCE, || {
