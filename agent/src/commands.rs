@@ -1,7 +1,7 @@
 //! The commands of `scrinium-agent`.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tracing::info;
+use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::Config;
@@ -29,7 +30,7 @@ use crate::service::Action;
 #[cfg(unix)]
 use crate::service::notify::Notifier;
 use crate::shipper::Refused;
-use crate::source::discover::Discovery;
+use crate::source::discover::{Discovery, Found};
 use crate::status::{self, Status};
 use crate::uplink;
 
@@ -38,7 +39,7 @@ use crate::uplink;
 #[command(
     version,
     name = "scrinium-agent",
-    after_help = "Example: scrinium-agent enroll SCRINIUM1-… && scrinium-agent run"
+    after_help = "Example: scrinium-agent enroll --token-file - && scrinium-agent run"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -65,13 +66,19 @@ struct ConfigFile {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Joins a server with a one-time token.
+    /// Joins a server with a one-time token. Every user of this machine sees the words of a command while it runs:
+    /// give the token by a file, by standard input or in the environment.
     #[command(
         visible_alias = "enrol",
-        after_help = "Example: scrinium-agent enroll SCRINIUM1-AQAT…"
+        after_help = "Examples: scrinium-agent enroll --token-file -\n          SCRINIUM_TOKEN=SCRINIUM1-AQAT… scrinium-agent enroll"
     )]
     Enroll {
-        token: String,
+        /// The token, seen by every user of this machine.
+        #[arg(env = "SCRINIUM_TOKEN", hide_env_values = true)]
+        token: Option<Zeroizing<String>>,
+        /// Read the token from this file; from standard input if it is `-`. It counts before the others.
+        #[arg(long)]
+        token_file: Option<PathBuf>,
         #[command(flatten)]
         state: StateDir,
     },
@@ -142,7 +149,11 @@ impl Cli {
 impl Command {
     async fn run(self) -> Result<ExitCode> {
         match self {
-            Self::Enroll { token, state } => enroll(&token, &state.state).await?,
+            Self::Enroll {
+                token,
+                token_file,
+                state,
+            } => enroll(&token_of(token, token_file.as_deref())?, &state.state).await?,
             Self::Run { state, config } => run(&state.state, load(&config)?).await?,
             Self::Status { state, json } => return show_status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
@@ -170,6 +181,25 @@ impl Command {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The token of a file, else of the command line, else of the environment.
+fn token_of(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<Zeroizing<String>> {
+    let Some(file) = file else {
+        let missing =
+            "there is no token: give it with --token-file FILE, --token-file - or SCRINIUM_TOKEN";
+        return token.ok_or_else(|| UsageError(missing.into()).into());
+    };
+    let mut text = Zeroizing::new(String::new());
+    let read = match file == Path::new("-") {
+        true => std::io::stdin()
+            .take(TOKEN_FILE_LEN_MAX)
+            .read_to_string(&mut text),
+        false => std::fs::File::open(file)
+            .and_then(|file| file.take(TOKEN_FILE_LEN_MAX).read_to_string(&mut text)),
+    };
+    read.with_context(|| format!("reading the token from {}", file.display()))?;
+    Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
 /// Uses the token: one handshake, in which the server names this agent.
@@ -376,9 +406,12 @@ async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
 }
 
 async fn check(dir: &Path, config: &Config) -> Result<()> {
-    let files = Discovery::new(config).files();
+    let Found { files, refused } = Discovery::new(config).look();
     say(&format!("configuration: fine; {} files match", files.len()))?;
-    for path in &files {
+    for (path, reason) in refused {
+        say(&format!("not collected: {}: {reason}", path.display()))?;
+    }
+    for path in files.keys() {
         if let Err(error) = std::fs::File::open(path) {
             say(&format!("unreadable: {}: {error}", path.display()))?;
         }
@@ -440,4 +473,6 @@ pub(crate) fn say(line: &str) -> Result<()> {
 const DEFAULT_STATE: &str = "/var/lib/scrinium/agent";
 #[cfg(windows)]
 const DEFAULT_STATE: &str = "C:/ProgramData/Scrinium/agent";
+/// Bytes read of a file that is said to hold a token.
+const TOKEN_FILE_LEN_MAX: u64 = 64 << 10;
 const ANSWER_MAX: Duration = Duration::from_secs(15);

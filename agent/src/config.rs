@@ -1,5 +1,7 @@
 //! Configuration: what the file says (`raw`), then what the program runs on (`Config`).
 
+mod central;
+mod deny;
 mod raw;
 
 use std::path::Path;
@@ -12,6 +14,8 @@ use globset::{GlobBuilder, GlobMatcher};
 use regex::bytes::{Regex, RegexBuilder};
 use scrinium_protocol::identity::StreamName;
 
+use self::central::Allowed;
+pub(crate) use self::deny::Deny;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
@@ -30,7 +34,9 @@ pub struct Config {
     /// No source was named.
     has_default_sources: bool,
     /// Paths the administrator of this machine forbids; nothing overrides them.
-    pub(crate) deny: Vec<Pattern>,
+    pub(crate) deny: Deny,
+    /// Where the server may let the agent listen, besides where this configuration does.
+    allow_listen: Vec<Allowed>,
     pub(crate) limits: Limits,
     pub(crate) rates: Rates,
     /// How long a configuration from the server may keep it out of reach before it is taken back.
@@ -98,18 +104,50 @@ impl FeedSource {
         }
     }
 
-    /// Collects for as long as entries are wanted, from `bookmark` on if it can be asked.
-    pub(crate) async fn run(self, bookmark: Vec<u8>, sink: Sink) {
+    /// Why `deny` does not let it be collected.
+    fn denied_by(&self, deny: &Deny) -> Option<String> {
+        let what = self.own_stream();
+        let path = match self {
+            Self::Syslog(Syslog::Unix { path, .. }) => deny.forbids(path).then(|| path.clone()),
+            #[cfg(unix)]
+            Self::Journal(journal) => deny.forbids_journal(journal.directory.as_deref()),
+            _ => None,
+        };
+        path.map(|path| {
+            format!(
+                "source.{} '{}': {} is denied on this machine",
+                if matches!(self, Self::Syslog(_)) {
+                    "syslog"
+                } else {
+                    "journal"
+                },
+                what.name,
+                path.display()
+            )
+        })
+    }
+
+    /// Collects for as long as entries are wanted, from `bookmark` on if it can be asked, and nothing that `deny`
+    /// forbids by then.
+    pub(crate) async fn run(self, bookmark: Vec<u8>, deny: Deny, sink: Sink) {
         match self {
-            Self::Syslog(syslog) => syslog.run(sink).await,
+            Self::Syslog(syslog) => syslog.run(deny, sink).await,
             Self::Command(command) => command.run(sink).await,
             #[cfg(unix)]
-            Self::Journal(journal) => journal.run(bookmark, sink).await,
+            Self::Journal(journal) => journal.run(bookmark, deny, sink).await,
             #[cfg(windows)]
             Self::EventLog(channel) => channel.run(bookmark, sink).await,
             Self::Own => own::run(sink).await,
         }
     }
+}
+
+/// Who says what is in a configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Origin {
+    /// This machine's administrator, who may do everything here.
+    Machine,
+    Server,
 }
 
 /// A glob over absolute paths.
@@ -163,28 +201,7 @@ impl Config {
             }));
         }
         config.check()?;
-        Ok(config)
-    }
-
-    /// Reads the text of a configuration from the server.
-    ///
-    /// # Errors
-    /// A field is unknown, out of its bounds, or not the server's to set; the error names it.
-    pub fn parse_central(text: &str) -> Result<Self> {
-        let config = Self::parse(text)?;
-        if config.integrity_only.is_some() {
-            bail!("server.integrity_only can be set on the machine alone");
-        }
-        if config.revert_after.is_some() {
-            bail!("server.revert_after_s can be set on the machine alone");
-        }
-        if config
-            .feeds
-            .iter()
-            .any(|feed| matches!(feed, FeedSource::Command(_)))
-        {
-            bail!("source.command can be set on the machine alone");
-        }
+        config.leave_out_denied();
         Ok(config)
     }
 
@@ -193,35 +210,28 @@ impl Config {
         self.feeds.iter().cloned().chain([FeedSource::Own])
     }
 
-    /// This configuration with what the server wants on top: its limits, its sources and those named
-    /// here; what is denied here stays denied.
-    pub(crate) fn with_central(&self, central: &Self) -> Self {
-        let local = self.sources.iter().filter(|_| !self.has_default_sources);
-        let mut feeds = central.feeds.clone();
-        feeds.extend(
-            self.feeds
-                .iter()
-                .filter(|own| !self.has_default_sources && !central.feeds.contains(own))
-                .cloned(),
-        );
-        Self {
-            sources: central.sources.iter().chain(local).cloned().collect(),
-            feeds,
-            has_default_sources: false,
-            deny: self.deny.iter().chain(&central.deny).cloned().collect(),
-            limits: central.limits,
-            rates: central.rates,
-            revert_after: self.revert_after,
-            integrity_only: self.integrity_only.clone(),
-        }
-    }
-
     /// Reads the text of a configuration file.
     ///
     /// # Errors
     /// A field is unknown or out of its bounds; the error names it.
     pub fn parse(text: &str) -> Result<Self> {
+        Self::parse_from(text, Origin::Machine)
+    }
+
+    fn parse_from(text: &str, origin: Origin) -> Result<Self> {
         let raw: raw::Config = toml::from_str(text)?;
+        if origin == Origin::Server {
+            central::check_counts(&raw)?;
+            for (field, is_set) in [
+                ("server.integrity_only", raw.server.integrity_only.is_some()),
+                ("server.revert_after_s", raw.server.revert_after_s.is_some()),
+                ("allow_listen", !raw.allow_listen.is_empty()),
+            ] {
+                if is_set {
+                    bail!("{field} can be set on the machine alone");
+                }
+            }
+        }
         let has_default_sources = raw.source.is_empty();
         let mut sources = Vec::new();
         let mut feeds = Vec::new();
@@ -241,8 +251,8 @@ impl Config {
             match source {
                 raw::Source {
                     file: Some(file), ..
-                } => sources.push(FileSource::new(file, source)?),
-                _ => feeds.push(FeedSource::new(source)?),
+                } => sources.push(FileSource::new(file, source, origin)?),
+                _ => feeds.push(FeedSource::new(source, origin)?),
             }
             source.check()?;
         }
@@ -250,10 +260,16 @@ impl Config {
             sources,
             feeds,
             has_default_sources,
-            deny: raw
-                .deny
+            deny: Deny::new(
+                raw.deny
+                    .iter()
+                    .map(|text| Pattern::new("deny", text))
+                    .collect::<Result<_>>()?,
+            ),
+            allow_listen: raw
+                .allow_listen
                 .iter()
-                .map(|text| Pattern::new("deny", text))
+                .map(|text| Allowed::parse(text))
                 .collect::<Result<_>>()?,
             limits: Limits {
                 ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
@@ -295,13 +311,17 @@ impl FileSource {
         })
     }
 
-    fn new(file: &str, raw: &raw::Source) -> Result<Self> {
+    fn new(file: &str, raw: &raw::Source, origin: Origin) -> Result<Self> {
         let exclude = raw.exclude.iter();
         let exclude = exclude.map(|text| Pattern::new("source.exclude", text));
         let multiline = raw.multiline_start.as_deref().map(|text| {
             let pattern = RegexBuilder::new(text)
                 .unicode(false)
-                .size_limit(PATTERN_SIZE_MAX)
+                .size_limit(match origin {
+                    Origin::Machine => PATTERN_SIZE_MAX,
+                    Origin::Server => PATTERN_SIZE_MAX_CENTRAL,
+                })
+                .dfa_size_limit(PATTERN_CACHE_MAX)
                 .build();
             pattern.with_context(|| format!("source.multiline_start: '{text}' is not a pattern"))
         });
@@ -314,9 +334,10 @@ impl FileSource {
 }
 
 impl FeedSource {
-    fn new(raw: &raw::Source) -> Result<Self> {
+    fn new(raw: &raw::Source, origin: Origin) -> Result<Self> {
         if let Some(text) = &raw.syslog {
-            return Ok(Self::Syslog(Syslog::parse(text)?));
+            let mode = central::socket_mode(raw.mode.as_deref(), origin)?;
+            return Ok(Self::Syslog(Syslog::parse("source.syslog", text, mode)?));
         }
         if let Some(words) = &raw.command {
             let program = words.first().map(Path::new);
@@ -340,9 +361,8 @@ impl FeedSource {
             if directory.as_ref().is_some_and(|path| !path.is_absolute()) {
                 bail!("source.journal: '{text}' must be \"system\" or an absolute path");
             }
-            let wrong = raw.matches.iter().find(|text| !text.contains('='));
-            if let Some(wrong) = wrong {
-                bail!("source.matches: '{wrong}' must be FIELD=value");
+            if let Some(wrong) = raw.matches.iter().find(|text| !is_match(text)) {
+                bail!("source.matches: '{wrong}' must be FIELD=value, or + between two of them");
             }
             let matches = raw.matches.clone();
             return Ok(Self::Journal(Journal { directory, matches }));
@@ -397,6 +417,18 @@ impl Pattern {
     }
 }
 
+/// Whether `journalctl` reads a word as a match and never as an option or a path (journalctl(1), MATCHES).
+#[cfg(unix)]
+fn is_match(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let is_word = |byte: u8| byte.is_ascii_uppercase() || byte == b'_' || byte.is_ascii_digit();
+        name.bytes().all(is_word) && !name.starts_with(|first: char| first.is_ascii_digit())
+    };
+    let field = text.split_once('=');
+    let is_field = field.is_some_and(|(name, _)| !name.is_empty() && is_name(name));
+    (text == "+" || is_field) && !text.contains('\0')
+}
+
 /// A number of bytes: `1048576`, `512 KiB`, `16 MiB`, `1 GiB`.
 fn parse_bytes(field: &str, text: &str) -> Result<u64> {
     let text = text.trim();
@@ -444,8 +476,11 @@ const REVERT_AFTER_MAX: Duration = Duration::from_secs(86_400);
 const UPLOAD_MIN: u64 = 1 << 10;
 /// A day.
 const EVERY_S_MAX: u64 = 86_400;
-/// Memory of one compiled pattern.
+/// Memory of one compiled pattern, in bytes: of this machine's own configuration and of the server's.
 const PATTERN_SIZE_MAX: usize = 1 << 20;
+const PATTERN_SIZE_MAX_CENTRAL: usize = 256 << 10;
+/// Memory of one pattern at work, in bytes.
+const PATTERN_CACHE_MAX: usize = 512 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -482,11 +517,7 @@ mod tests {
             .collect();
         assert_eq!(names, ["/central/*.log", "/own/*.log"]);
         assert_eq!(both.limits.ram_bytes_max, 1 << 20);
-        assert!(
-            both.deny
-                .iter()
-                .any(|deny| deny.matcher.is_match("/secret/x.log"))
-        );
+        assert!(both.deny.forbids(Path::new("/secret/x.log")));
         let nothing_named = Config::parse("").unwrap();
         let only_central = nothing_named.with_central(&Config::parse_central(central).unwrap());
         assert_eq!(only_central.sources.len(), 1);
@@ -513,6 +544,8 @@ mod tests {
                 "[limits]\nupload_bytes_per_s_max = '1023'",
                 "limits.upload_bytes_per_s_max",
             ),
+            ("[[source]]\nfile = '/x'\nmode = '0660'", "source.mode"),
+            ("allow_listen = ['here']", "allow_listen"),
             ("[limits]\ncpu_percent_max = 0", "limits.cpu_percent_max"),
             ("[limits]\ncpu_percent_max = 101", "limits.cpu_percent_max"),
             (

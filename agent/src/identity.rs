@@ -106,7 +106,7 @@ pub fn key_of(dir: &Path) -> Result<Secret<32>> {
     let path = dir.join(BINDING_FILE);
     let text = std::fs::read(&path).with_context(|| {
         format!(
-            "{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}",
+            "{} holds no agent; enrol one with: scrinium-agent enroll --token-file FILE --state {0}",
             dir.display()
         )
     })?;
@@ -135,7 +135,7 @@ impl Identity {
         })?;
         let Some(bytes) = bytes else {
             bail!(
-                "{} holds no agent; enrol one with: scrinium-agent enroll TOKEN --state {0}",
+                "{} holds no agent; enrol one with: scrinium-agent enroll --token-file FILE --state {0}",
                 dir.display()
             );
         };

@@ -31,10 +31,10 @@ use scrinium_protocol::shown;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    scrinium_segment::process::refuse_core_dumps();
     scrinium_segment::process::raise_descriptors();
     let cli = commands::Cli::parse();
     log::start();
+    scrinium_segment::process::close_to_others();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

@@ -1,17 +1,20 @@
 //! The agent at work: sources, sockets and clock around the [`Shipper`].
 //!
 //! ```text
-//! sources ─▶ Shipper ─▶ socket         Shipper ─orders─▶ sources
+//! sources ─▶ Shipper ─▶ socket         Shipper ─orders─▶ [Orders] ─▶ sources ─what they took up─▶ Shipper
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::SigningKey;
+use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::handshake::Established;
@@ -28,7 +31,7 @@ use crate::identity::Identity;
 use crate::link::Dial;
 use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
-use crate::source::{self, Command, Positions};
+use crate::source::{self, Command, Heard, Positions};
 use crate::status::Status;
 
 /// Runs until `stop` says so.
@@ -40,22 +43,29 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<bool>,
     status: watch::Sender<Status>,
 ) -> Result<()> {
-    let in_force = match &identity.state.central {
-        Some(central) => config.with_central(&Config::parse_central(&central.text)?),
-        None => config.clone(),
+    let (in_force, refused) = match &identity.state.central {
+        Some(central) => config.resume_central(&central.text),
+        None => (config.clone(), None),
     };
-    let check = |text: &str| Config::parse_central(text).map(drop);
+    let own = config.clone();
+    let check = Box::new(move |text: &str| own.accept_central(text).map(drop));
     let mut shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
+    if let Some(reason) = refused {
+        shipper.set_refused(reason);
+    }
     if let Some(revert_after) = config.revert_after {
         shipper.set_revert_after(revert_after);
     }
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
+    let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
         config,
         in_force,
         shipper,
         sources: None,
-        out: Some(out),
+        out: Some((out, heard)),
+        orders: Orders::default(),
+        configurations: 0,
         socket: Socket::Down {
             until: clock::now(),
         },
@@ -74,6 +84,11 @@ pub(crate) async fn run(
             done = uplink.step(&mut produced, &mut stop) => {
                 done?;
                 is_shown = false;
+            }
+            // What was ordered is passed on by the next step, as far as there is room now.
+            Ok(()) = hears.changed() => {
+                let heard = *hears.borrow_and_update();
+                uplink.handle_heard(heard);
             }
             () = tokio::time::sleep_until(show_at.into()), if !is_shown => {}
         }
@@ -96,8 +111,12 @@ struct Uplink {
     in_force: Config,
     shipper: Shipper,
     sources: Option<(SyncSender<Command>, std::thread::JoinHandle<()>)>,
-    /// The sources' end of the channel, until they are started.
-    out: Option<mpsc::Sender<Produced>>,
+    /// The sources' ends of the channels, until they are started.
+    out: Option<(mpsc::Sender<Produced>, watch::Sender<Heard>)>,
+    /// What the sources are still to be told.
+    orders: Orders,
+    /// Configurations that they took up.
+    configurations: u64,
     socket: Socket,
     backoff: Duration,
     /// Bytes a second that go out; 0 for as many as do.
@@ -230,12 +249,13 @@ impl Uplink {
         Ok(())
     }
 
-    /// Tells the sources what the shipper wants of them.
+    /// Tells the sources what the shipper wants of them, as far as they listen: they may be waiting for us to take
+    /// a batch, so nobody waits for them here.
     fn pass_orders(&mut self) -> Result<()> {
         while let Some(order) = self.shipper.poll_order() {
-            let command = match order {
+            match order {
                 Order::Start { positions, lost } => {
-                    if let Some(out) = self.out.take() {
+                    if let Some((out, heard)) = self.out.take() {
                         let state = self.shipper.state();
                         let signing = SigningKey::from_bytes(state.signing.expose());
                         let started = source::start(
@@ -243,39 +263,45 @@ impl Uplink {
                             signing,
                             Positions::new(state.agent, state.epoch, positions, lost),
                             out,
+                            heard,
                         )?;
                         self.sources = Some(started);
                     }
-                    continue;
                 }
                 Order::Rewind {
                     stream,
                     position,
                     rewinds,
                     lost,
-                } => Command::Rewind {
-                    stream,
-                    position,
-                    rewinds,
-                    lost,
-                },
-                Order::Configure(text) => {
+                } => self.orders.rewind(stream, position, rewinds, lost),
+                Order::Configure { text, answers } => {
                     self.in_force = match text {
                         Some(text) => self.config.with_central(&Config::parse_central(&text)?),
                         None => self.config.clone(),
                     };
                     self.limit_upload();
                     self.shipper.set_limits(self.in_force.limits);
-                    Command::Configure(Box::new(self.in_force.clone()))
+                    let config = Box::new(self.in_force.clone());
+                    self.orders.configure = Some(Command::Configure { config, answers });
                 }
-            };
-            if let Some((commands, _)) = &self.sources {
-                // The sources may be waiting for us to take a batch: do not wait for them.
-                let sent = commands.try_send(command);
-                sent.ok().context("the sources do not listen")?;
             }
         }
+        if let Some((commands, _)) = &self.sources {
+            self.orders.pass(commands)?;
+        }
         Ok(())
+    }
+
+    /// The sources took up what they were told.
+    fn handle_heard(&mut self, heard: Heard) {
+        let is_news = core::mem::replace(&mut self.configurations, heard.configurations)
+            != heard.configurations;
+        if let Some(version) = heard.answers.filter(|_| is_news) {
+            let answered = self.shipper.handle_configured(version, clock::now());
+            if let Err(error) = answered {
+                self.lose_link(&error);
+            }
+        }
     }
 
     fn limit_upload(&self) {
@@ -397,6 +423,57 @@ impl Uplink {
     }
 }
 
+/// What the sources are still to be told: of each stream the last word, then the last configuration. A server can
+/// have no more of it than there are streams.
+#[derive(Default)]
+struct Orders {
+    rewinds: BTreeMap<StreamId, (StreamPosition, u64, bool)>,
+    configure: Option<Command>,
+}
+
+impl Orders {
+    fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64, lost: bool) {
+        let before = self.rewinds.remove(&stream);
+        let lost = lost || before.is_some_and(|(.., lost)| lost);
+        self.rewinds.insert(stream, (position, rewinds, lost));
+    }
+
+    /// Passes on what there is room for; the rest when the sources have taken some of it.
+    fn pass(&mut self, commands: &SyncSender<Command>) -> Result<()> {
+        loop {
+            let command = match self.rewinds.pop_first() {
+                Some((stream, (position, rewinds, lost))) => Command::Rewind {
+                    stream,
+                    position,
+                    rewinds,
+                    lost,
+                },
+                None => match self.configure.take() {
+                    Some(configure) => configure,
+                    None => return Ok(()),
+                },
+            };
+            match commands.try_send(command) {
+                Ok(()) => {}
+                Err(TrySendError::Full(Command::Rewind {
+                    stream,
+                    position,
+                    rewinds,
+                    lost,
+                })) => {
+                    self.rewind(stream, position, rewinds, lost);
+                    return Ok(());
+                }
+                Err(TrySendError::Full(configure)) => {
+                    self.configure = Some(configure);
+                    return Ok(());
+                }
+                Err(TrySendError::Disconnected(_)) => bail!("the sources ended by themselves"),
+            }
+        }
+    }
+}
+
 enum Happened {
     Read(std::io::Result<usize>),
     Room,
@@ -426,3 +503,59 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The server answered, and said no: somebody may be about to change that.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::identity::{AgentId, Epoch};
+
+    use super::*;
+
+    /// More than the sources listen to at once waits, the last word about each stream, the configuration last.
+    #[test]
+    fn orders_wait_until_the_sources_listen_and_none_is_lost() {
+        let mut orders = Orders::default();
+        let stream = |n: u8| StreamId([n; 16]);
+        let start = |n: u8| StreamPosition::start(AgentId([9; 16]), stream(n), Epoch([8; 16]));
+        for rewinds in 1..=2 {
+            for n in 0..5 {
+                orders.rewind(stream(n), start(n), rewinds, rewinds == 1);
+            }
+        }
+        let config = Box::new(Config::parse("").unwrap());
+        let answers = Some(7);
+        orders.configure = Some(Command::Configure { config, answers });
+        let (commands, received) = std::sync::mpsc::sync_channel(2);
+        let mut told = Vec::new();
+        while told.len() < 6 {
+            orders.pass(&commands).unwrap();
+            let taken: Vec<Command> = received.try_iter().collect();
+            assert!((1..=2).contains(&taken.len()));
+            told.extend(taken);
+        }
+        for (n, command) in (0..5).zip(&told) {
+            // Something sealed is gone, as the first word said.
+            let Command::Rewind {
+                stream: of,
+                rewinds: 2,
+                lost: true,
+                ..
+            } = command
+            else {
+                panic!("the stream {n}");
+            };
+            assert_eq!(*of, stream(n));
+        }
+        let last = told.last();
+        assert!(matches!(
+            last,
+            Some(Command::Configure {
+                answers: Some(7),
+                ..
+            })
+        ));
+        assert!(orders.rewinds.is_empty() && orders.configure.is_none());
+        drop(received);
+        orders.rewind(stream(1), start(1), 3, false);
+        assert!(orders.pass(&commands).is_err());
+    }
+}

@@ -1,10 +1,18 @@
-//! This process.
+//! This process: what others on the machine can get of it.
 
-/// Nothing of its memory, where keys and log lines are in clear, is left behind should it crash.
-pub fn refuse_core_dumps() {
+/// To be called first of all, by every program that holds keys or log lines in clear.
+///
+/// Nothing of its memory is left behind should it crash: no core dump is written, and none is piped to a
+/// handler either (core(5): a piped `core_pattern` does not heed the limit, but a process that is not dumpable is
+/// not dumped at all). Other processes of the same user can then not read its memory or attach to it. What it makes
+/// is for its owner alone: who wants another mode sets it. And where the limit of locked memory is
+/// unlimited (`LimitMEMLOCK=infinity`), none of its memory is written to swap.
+pub fn close_to_others() {
     #[cfg(unix)]
     {
-        use rustix::process::{Resource, Rlimit, setrlimit};
+        use rustix::fs::Mode;
+        use rustix::process::{Resource, Rlimit, setrlimit, umask};
+        umask(Mode::RWXG | Mode::RWXO);
         let none = Rlimit {
             current: Some(0),
             maximum: Some(0),
@@ -12,6 +20,31 @@ pub fn refuse_core_dumps() {
         if let Err(error) = setrlimit(Resource::Core, none) {
             tracing::warn!(%error, "core dumps cannot be refused");
         }
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            tracing::warn!(%error, "the memory of this process cannot be closed to others of the same user");
+        }
+        lock_memory();
+    }
+}
+
+/// Keeps all memory out of swap, where that cannot make an allocation fail later: a limit that is not unlimited
+/// would be reached in the middle of the work, and then memory is refused. Pages are locked when they
+/// are first used, so it costs no memory.
+#[cfg(target_os = "linux")]
+fn lock_memory() {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    use rustix::process::{Resource, getrlimit};
+    if getrlimit(Resource::Memlock).current.is_some() {
+        tracing::debug!("memory may be swapped: the limit of locked memory is not unlimited");
+        return;
+    }
+    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if let Err(error) = mlockall(all) {
+        tracing::debug!(%error, "memory may be swapped: it cannot be locked");
     }
 }
 

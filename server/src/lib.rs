@@ -62,7 +62,6 @@ use tracing_subscriber::fmt::format;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    scrinium_segment::process::refuse_core_dumps();
     scrinium_segment::process::raise_descriptors();
     // Libraries that ask for the process's provider get the one that everything here uses.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -81,6 +80,7 @@ pub fn main() -> ExitCode {
             .delimited(" "),
         )
         .init();
+    scrinium_segment::process::close_to_others();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

@@ -5,6 +5,7 @@
 pub(super) struct Config {
     pub(super) source: Vec<Source>,
     pub(super) deny: Vec<String>,
+    pub(super) allow_listen: Vec<String>,
     pub(super) spool: Spool,
     pub(super) server: Server,
     pub(super) limits: Limits,
@@ -43,6 +44,7 @@ pub(super) struct Source {
     pub(super) exclude: Vec<String>,
     pub(super) multiline_start: Option<String>,
     pub(super) syslog: Option<String>,
+    pub(super) mode: Option<String>,
     pub(super) journal: Option<String>,
     #[serde(default)]
     pub(super) matches: Vec<String>,
@@ -54,6 +56,32 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) const KINDS: &str = "file, syslog, command, journal (Linux) and event_log (Windows)";
+
+    /// What it is, for people.
+    pub(super) fn named(&self) -> String {
+        let command = self.command.as_ref().map(|words| words.join(" "));
+        let kinds = [
+            ("file", &self.file),
+            ("syslog", &self.syslog),
+            ("journal", &self.journal),
+            ("event_log", &self.event_log),
+            ("command", &command),
+        ];
+        let named = kinds.into_iter().find_map(|(kind, text)| {
+            let text = text.as_ref()?;
+            let end = text.floor_char_boundary(NAMED_LEN_MAX);
+            Some(format!(
+                "{kind} = '{}'",
+                text.get(..end).unwrap_or_default()
+            ))
+        });
+        named.unwrap_or_else(|| "of no kind".into())
+    }
+
+    fn is_socket(&self) -> bool {
+        let syslog = self.syslog.as_deref();
+        syslog.is_some_and(|place| place.starts_with("unix://"))
+    }
 
     /// A field that another kind of source has is a mistake.
     pub(super) fn check(&self) -> anyhow::Result<()> {
@@ -75,6 +103,7 @@ impl Source {
                 self.file.is_some(),
             ),
             ("matches", !self.matches.is_empty(), self.journal.is_some()),
+            ("mode", self.mode.is_some(), self.is_socket()),
             ("query", self.query.is_some(), self.event_log.is_some()),
             ("every_s", self.every_s.is_some(), self.command.is_some()),
         ] {
@@ -101,3 +130,6 @@ impl Default for Spool {
         }
     }
 }
+
+/// Bytes of a source's name in a refusal.
+const NAMED_LEN_MAX: usize = 200;

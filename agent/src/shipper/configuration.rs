@@ -1,4 +1,5 @@
-//! Configurations from the server: verified, checked, made durable, in force, answered, in this order.
+//! Configurations from the server: verified, checked, made durable, taken up by the thread that collects,
+//! answered, in this order.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -81,7 +82,8 @@ impl Shipper {
                 "the server was out of reach with the configuration it sent: the one before is in force again"
             );
             let text = previous.map(|previous| previous.text);
-            self.orders.push_back(Order::Configure(text));
+            let answers = None;
+            self.orders.push_back(Order::Configure { text, answers });
         }
     }
 
@@ -106,25 +108,60 @@ impl Shipper {
         saved
     }
 
+    /// The configuration that was in force before is not, or not all of it: why. The server is told.
+    pub fn set_refused(&mut self, reason: String) {
+        warn!(
+            reason,
+            "the configuration of the server does not fit this machine"
+        );
+        self.refused = Some(reason);
+    }
+
     /// Tells the server that what it believes to be in force is not; it may not know yet.
     pub(super) fn tell_reverted(&mut self, now: Instant) -> Result<()> {
-        let Some(version) = self.identity.state.reverted else {
+        let state = &self.identity.state;
+        let in_force = state.central.as_ref().map(|central| central.version);
+        let reverted = state.reverted.map(|version| (version, REVERTED.to_owned()));
+        let Some((version, reason)) = reverted.or_else(|| in_force.zip(self.refused.clone()))
+        else {
             return Ok(());
         };
-        if let Some(link) = &mut self.link {
-            let rejected = Some(REVERTED.into());
-            let answer = ConfigurationAnswer { version, rejected };
+        let rejected = Some(reason);
+        self.answer_configuration(ConfigurationAnswer { version, rejected }, now)
+    }
+
+    /// The thread that collects has taken up the configuration of this version.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn handle_configured(&mut self, version: u64, now: Instant) -> Result<()> {
+        let in_force = self.identity.state.central.as_ref();
+        // Taken back or replaced meanwhile: what is in force then has an answer of its own.
+        if in_force.is_none_or(|central| central.version != version) {
+            return Ok(());
+        }
+        let rejected = self.refused.clone();
+        self.answer_configuration(ConfigurationAnswer { version, rejected }, now)
+    }
+
+    /// Without a session the server asks again in the next one.
+    pub(super) fn answer_configuration(
+        &mut self,
+        answer: ConfigurationAnswer,
+        now: Instant,
+    ) -> Result<()> {
+        if let Some(link) = self.link.as_mut().filter(|link| link.ready_since.is_some()) {
             link.session.send_configuration_answer(answer, now)?;
         }
         Ok(())
     }
 
-    /// Applies a configuration, or says why not.
+    /// Orders a configuration, or says why not.
     pub(super) fn handle_configuration(
         &mut self,
         wanted: Configuration,
         now: Instant,
-    ) -> ConfigurationAnswer {
+    ) -> Option<ConfigurationAnswer> {
         let state = &self.identity.state;
         let in_force = state.central.as_ref().map_or(0, |central| central.version);
         let key = state.server_signing.as_ref();
@@ -162,13 +199,18 @@ impl Shipper {
                 self.trial = Some(Progress::new(now, self.spool.progress().0));
             }
         }
-        if rejected.is_none() {
-            // At this point it outlives us; if we die before answering, the server sends it again.
-            self.orders.push_back(Order::Configure(Some(wanted.text)));
-        }
         let version = wanted.version;
         info!(version, rejected, "a configuration came from the server");
-        ConfigurationAnswer { version, rejected }
+        if rejected.is_none() {
+            self.refused = None;
+            // At this point it outlives us; if we die before answering, the server sends it again.
+            self.orders.push_back(Order::Configure {
+                text: Some(wanted.text),
+                answers: Some(version),
+            });
+            return None;
+        }
+        Some(ConfigurationAnswer { version, rejected })
     }
 }
 
@@ -198,17 +240,24 @@ mod tests {
 
         let stranger = SigningKey::from_bytes(&[66; 32]);
         let forged = answer(Configuration::new(9, "fine".into(), agent, &stranger));
-        assert!(forged.rejected.unwrap().contains("not signed"));
+        assert!(reason(forged).contains("not signed"));
         let foreign = Configuration::new(9, "fine".into(), AgentId([2; 16]), &server);
-        assert!(answer(foreign).rejected.unwrap().contains("not signed"));
+        assert!(reason(answer(foreign)).contains("not signed"));
         let bad = answer(Configuration::new(5, "bad".into(), agent, &server));
-        assert_eq!(bad.rejected.as_deref(), Some("the text is bad"));
+        assert_eq!(reason(bad), "the text is bad");
         let good = Configuration::new(7, "fine".into(), agent, &server);
-        assert_eq!(answer(good.clone()).rejected, None);
+        assert_eq!(answer(good.clone()), None);
         // Asked again because the answer was lost: the same answer.
-        assert_eq!(answer(good).rejected, None);
+        assert_eq!(answer(good), None);
         let older = answer(Configuration::new(6, "fine".into(), agent, &server));
-        assert!(older.rejected.unwrap().contains("older"));
+        assert!(reason(older).contains("older"));
+        // Nothing was answered yet: the thread that collects says when it has taken it up.
+        let ordered = std::iter::from_fn(|| shipper.poll_order());
+        let answers = ordered.filter_map(|order| match order {
+            Order::Configure { answers, .. } => Some(answers),
+            Order::Start { .. } | Order::Rewind { .. } => None,
+        });
+        assert_eq!(answers.collect::<Vec<_>>(), [Some(7), Some(7)]);
         let central = shipper.state().central.clone().unwrap();
         assert_eq!((central.version, central.text.as_str()), (7, "fine"));
         drop(shipper);
@@ -229,19 +278,19 @@ mod tests {
         let told = |shipper: &mut Shipper| {
             let orders = std::iter::from_fn(|| shipper.poll_order());
             let texts = orders.filter_map(|order| match order {
-                Order::Configure(text) => Some(text),
+                Order::Configure { text, .. } => Some(text),
                 Order::Start { .. } | Order::Rewind { .. } => None,
             });
             texts.collect::<Vec<_>>()
         };
         let answer = shipper.handle_configuration(configuration(1, "fine"), now);
-        assert_eq!(answer.rejected, None);
+        assert_eq!(answer, None);
         now += REVERT_AFTER - Duration::from_millis(1);
         shipper.review_configuration(now);
         assert_eq!(told(&mut shipper), [Some("fine".to_owned())]);
         // Two on trial: back to before the first of them.
         let answer = shipper.handle_configuration(configuration(2, "fine too"), now);
-        assert_eq!(answer.rejected, None);
+        assert_eq!(answer, None);
         assert_eq!(shipper.state().trial, Some(Trial { previous: None }));
         now += REVERT_AFTER;
         shipper.review_configuration(now);
@@ -249,9 +298,9 @@ mod tests {
         assert_eq!(shipper.state().central, None);
         // The server did not hear of it, and sends it once more; the next version is another matter.
         let again = shipper.handle_configuration(configuration(2, "fine too"), now);
-        assert!(again.rejected.unwrap().contains("out of reach"));
+        assert!(reason(again).contains("out of reach"));
         let next = shipper.handle_configuration(configuration(3, "fine"), now);
-        assert_eq!(next.rejected, None);
+        assert_eq!(next, None);
         assert_eq!(shipper.state().reverted, None);
         drop(shipper);
         std::fs::remove_dir_all(&dir).unwrap();
@@ -276,7 +325,7 @@ mod tests {
             let up = now + REVERT_AFTER;
             shipper.take(produced(agent, "old"));
             let sent = Configuration::new(1, "fine".into(), agent, &server);
-            assert_eq!(shipper.handle_configuration(sent, now).rejected, None);
+            assert_eq!(shipper.handle_configuration(sent, now), None);
             shipper.take(produced(agent, "new"));
             shipper.take(produced(agent, "late"));
             let ack = |shipper: &mut Shipper, name: &str| {
@@ -304,6 +353,10 @@ mod tests {
             drop(shipper);
             std::fs::remove_dir_all(&dir).unwrap();
         }
+    }
+
+    fn reason(answer: Option<ConfigurationAnswer>) -> String {
+        answer.unwrap().rejected.unwrap()
     }
 
     fn produced(agent: AgentId, name: &str) -> Produced {

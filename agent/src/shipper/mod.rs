@@ -12,7 +12,8 @@
 //! 2. It is cleared only with RAM empty: by a spill, after which the disk knows everything sent.
 //! 3. The credential is replaced, durably, when the server's first record was opened, and before the
 //!    server is told so.
-//! 4. A configuration is in force only after it is durable, and is answered only after it is in force.
+//! 4. A configuration is in force only after it is durable, and is answered only after the thread that collects
+//!    has taken it up.
 
 mod aside;
 mod configuration;
@@ -69,7 +70,11 @@ pub enum Order {
     },
     /// Collect what the server's configuration says, of this text; without one, what this machine's own
     /// says.
-    Configure(Option<String>),
+    Configure {
+        text: Option<String>,
+        /// The version that is answered once it is taken up: see [`Shipper::handle_configured`].
+        answers: Option<u64>,
+    },
 }
 
 /// The server refused, in its own words.
@@ -89,10 +94,9 @@ impl Refused {
 }
 
 /// Checks the text of a configuration; says why it cannot be applied.
-pub type Check = fn(&str) -> Result<()>;
+pub type Check = Box<dyn Fn(&str) -> Result<()> + Send>;
 
 /// The agent's shipping.
-#[derive(Debug)]
 pub struct Shipper {
     identity: Identity,
     spool: Spool,
@@ -111,6 +115,8 @@ pub struct Shipper {
     check: Check,
     /// How the configuration on trial does.
     trial: Option<configuration::Progress>,
+    /// What of the configuration that was in force before is not, since this process began.
+    refused: Option<String>,
     /// How long it may keep the server out of reach.
     revert_after: Duration,
     /// Why there is no link, while there is none.
@@ -140,6 +146,8 @@ struct Link {
     /// Bytes before the first record, in case they are a refusal.
     first: Option<Vec<u8>>,
     stated: BTreeMap<StreamId, StreamPosition>,
+    /// How many of them are of no stream that we know.
+    unknown: usize,
     opened: BTreeSet<StreamId>,
     /// What is sent and not acked, in the order it was sent.
     in_flight: VecDeque<(StreamId, Sequence, Instant)>,
@@ -154,6 +162,15 @@ impl Link {
     fn is_behind(&self, now: Instant) -> bool {
         let oldest = self.in_flight.front();
         oldest.is_some_and(|(.., sent_at)| now.duration_since(*sent_at) > IN_FLIGHT_MAX)
+    }
+}
+
+impl std::fmt::Debug for Shipper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shipper = f.debug_struct("Shipper");
+        { shipper }
+            .field("link", &self.link)
+            .finish_non_exhaustive()
     }
 }
 
@@ -192,6 +209,7 @@ impl Shipper {
             unknown: 0,
             check,
             trial: None,
+            refused: None,
             revert_after: REVERT_AFTER,
             problem: None,
             disk_problem: None,
@@ -259,6 +277,7 @@ impl Shipper {
             session: AgentSession::new(established, now),
             first: Some(Vec::new()),
             stated: BTreeMap::new(),
+            unknown: 0,
             opened: BTreeSet::new(),
             in_flight: VecDeque::new(),
             ready_since: None,
@@ -410,15 +429,22 @@ impl Shipper {
                 info!(%agent, "enrolled");
             }
             AgentEvent::StreamState { stream, position } => {
+                if !self.positions.contains_key(&stream) && !link.stated.contains_key(&stream) {
+                    link.unknown += 1;
+                }
+                anyhow::ensure!(
+                    self.positions.len() + link.unknown <= STREAMS_MAX,
+                    "the server states where more than {STREAMS_MAX} streams stand"
+                );
                 link.stated.insert(stream, position);
             }
             AgentEvent::Ready { restored, signing } => {
                 self.handle_ready(restored, &signing, now)?;
             }
             AgentEvent::Configuration(configuration) => {
-                let answer = self.handle_configuration(configuration, now);
-                if let Some(link) = &mut self.link {
-                    link.session.send_configuration_answer(answer, now)?;
+                // One that is accepted is answered when it is taken up.
+                if let Some(answer) = self.handle_configuration(configuration, now) {
+                    self.answer_configuration(answer, now)?;
                 }
             }
             AgentEvent::Acked(receipt) => {
@@ -717,6 +743,10 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
         })
 }
 
+/// Streams that an agent remembers, its own and those the server states: twice as many as it follows files at
+/// once, for those that are gone. Each costs about a kilobyte, and a server that states others in every session must not
+/// fill the memory.
+const STREAMS_MAX: usize = 500_000;
 /// Receipts shown in one session.
 const RECEIPTS_MAX: usize = 1000;
 /// Nothing more is sent while something is unacked for longer: a narrow link stays short.
@@ -781,10 +811,10 @@ pub(super) mod tests {
             ram_bytes_max: 1 << 20,
             disk_bytes_max: 1 << 20,
         };
-        let check = |text: &str| {
+        let check = Box::new(|text: &str| {
             anyhow::ensure!(text.starts_with("fine"), "the text is bad");
             Ok(())
-        };
+        });
         let identity = Identity::create(dir, &key, state).unwrap();
         let shipper = Shipper::open(dir, &key, limits, identity, check).unwrap();
         (shipper, server)

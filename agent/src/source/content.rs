@@ -26,6 +26,8 @@ pub(super) struct Packed {
     at: u64,
     /// What was decompressed last.
     recent: Vec<u8>,
+    /// How much of it is read at most.
+    limit: u64,
 }
 
 impl Content {
@@ -33,6 +35,7 @@ impl Content {
         Ok(match packing {
             None => Self::Plain(file),
             Some(packing) => Self::Packed(Box::new(Packed {
+                limit: unpacked_max(file.metadata()?.len()),
                 decoder: packing.decoder(&file)?,
                 file,
                 packing,
@@ -69,18 +72,34 @@ impl Content {
         }
     }
 
-    /// Where the next written byte at or after `offset` is: beyond a hole nobody wrote.
+    /// What hole begins at `offset`, of which nobody wrote a byte.
     #[cfg(target_os = "linux")]
-    pub(super) fn after_hole(&self, offset: u64) -> Option<u64> {
+    pub(super) fn after_hole(&self, offset: u64) -> Option<Hole> {
         let Self::Plain(file) = self else { return None };
-        let found = rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset));
-        found.ok().filter(|&data| data > offset)
+        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => (data > offset).then_some(Hole::Until(data)),
+            // lseek(2): there is no data any more, or the offset is beyond the end.
+            Err(rustix::io::Errno::NXIO) => Some(Hole::ToTheEnd),
+            Err(_) => None,
+        }
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn after_hole(&self, _offset: u64) -> Option<u64> {
+    pub(super) fn after_hole(&self, _offset: u64) -> Option<Hole> {
         None
     }
+}
+
+/// Bytes of a file that nobody wrote.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(dead_code, reason = "only Linux says where holes are")
+)]
+pub(super) enum Hole {
+    /// Up to here.
+    Until(u64),
+    ToTheEnd,
 }
 
 impl Packing {
@@ -134,6 +153,16 @@ impl Packed {
 
     /// Decompresses into the whole of `buffer`, or less at the end.
     fn advance(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at >= self.limit {
+            let limit = self.limit;
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!(
+                    "it unpacks to more than {limit} bytes, and has {} itself",
+                    self.file.metadata()?.len()
+                ),
+            ));
+        }
         let decoder = &mut self.decoder;
         let got = read_full(buffer, |rest, _| decoder.read(rest))?;
         let read = buffer.get(..got).unwrap_or_default();
@@ -182,17 +211,57 @@ fn file_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
 }
 
+/// What a compressed file of `len` bytes may unpack to.
+fn unpacked_max(len: u64) -> u64 {
+    len.saturating_mul(UNPACKED_RATIO_MAX).max(UNPACKED_MIN)
+}
+
+/// How many times its own length a compressed file is read for. Logs are 5 to 30 times smaller when compressed,
+/// very monotonous ones 100 times; a thousand, of which gzip is capable, is one byte again and again.
+const UNPACKED_RATIO_MAX: u64 = 200;
+/// So much is read of any: a small file's ratio says little.
+const UNPACKED_MIN: u64 = 64 << 20;
 const BUFFER_LEN: usize = 64 << 10;
-const SKIP_LEN: usize = 16 << 10;
-/// More than what is read twice: a line cut by a chunk, and what identifies a position. A longer line
-/// means decompressing once more.
-const RECENT_LEN: usize = 68 << 10;
+const SKIP_LEN: usize = 64 << 10;
+/// Bytes of a compressed file that are read at once.
+pub(super) const PACKED_READ_LEN: usize = 128 << 10;
+/// More than what is read twice: what was read last, of which the spool may not have taken all, and what identifies
+/// a position before it. Beyond that it would have to be decompressed from its start once more, again and again.
+const RECENT_LEN: usize = PACKED_READ_LEN + (68 << 10);
 
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_file_of_few_bytes_that_unpacks_to_many_is_read_up_to_a_limit() {
+        let path = std::env::temp_dir().join(format!("scrinium-bomb-{}", std::process::id()));
+        let mut encoder =
+            zstd::stream::write::Encoder::new(File::create(&path).unwrap(), 1).unwrap();
+        for _ in 0..UNPACKED_MIN / (1 << 20) + 1 {
+            encoder.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        }
+        encoder.finish().unwrap();
+        let file = File::open(&path).unwrap();
+        let mut content = Content::new(file, Some(Packing::Zstd)).unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        let error = loop {
+            match content.read_at(&mut buffer, at) {
+                Ok(got) => at += got as u64,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(at, UNPACKED_MIN);
+        assert!(
+            error.to_string().contains("unpacks to more than"),
+            "{error}"
+        );
+        assert_eq!(unpacked_max(1 << 30), 200 << 30);
+        std::fs::remove_file(path).unwrap();
+    }
 
     #[test]
     fn a_compressed_file_is_read_anywhere() {

@@ -7,15 +7,26 @@ use std::path::{Path, PathBuf};
 use regex::bytes::Regex;
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 
 use super::content::Packing;
-use crate::config::{Config, FileSource, Pattern};
+#[cfg(unix)]
+use super::trust;
+use crate::config::{Config, Deny, FileSource};
 
 /// The globs, and where to look for what they match.
 pub(crate) struct Discovery {
     sources: Vec<(PathBuf, FileSource)>,
-    deny: Vec<Pattern>,
+    deny: Deny,
+}
+
+/// What the globs match now.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Files, each with what begins its entries if they have several lines.
+    pub(crate) files: BTreeMap<PathBuf, Option<Regex>>,
+    /// Links that are not followed, and why.
+    pub(crate) refused: BTreeMap<PathBuf, String>,
 }
 
 impl Discovery {
@@ -32,13 +43,13 @@ impl Discovery {
 
     /// The regular files that match a source and are not denied, by path.
     pub(crate) fn files(&self) -> BTreeSet<PathBuf> {
-        self.sources_of_files().into_keys().collect()
+        self.look().files.into_keys().collect()
     }
 
     /// The same, each with what begins its entries if they have several lines. The first source that
     /// names a file says so.
-    pub(crate) fn sources_of_files(&self) -> BTreeMap<PathBuf, Option<Regex>> {
-        let mut found = BTreeMap::new();
+    pub(crate) fn look(&self) -> Found {
+        let mut found = Found::default();
         for (root, source) in &self.sources {
             let pattern = &source.files;
             let depth = if pattern.text.contains("**") {
@@ -46,23 +57,32 @@ impl Discovery {
             } else {
                 depth_of(root, &pattern.text)
             };
-            for entry in WalkDir::new(root)
-                .max_depth(depth)
-                .follow_links(true)
-                .into_iter()
-                .flatten()
-            {
-                let path = entry.path();
-                if !entry.file_type().is_file() || !self.is_wanted_by(source, path) {
+            let refused = &mut found.refused;
+            let walk = WalkDir::new(root).max_depth(depth).follow_links(true);
+            let walk = walk.into_iter().filter_entry(|entry| {
+                let is_wanted =
+                    entry.file_type().is_dir() || self.is_wanted_by(source, entry.path());
+                is_wanted && follows(entry, root, refused)
+            });
+            for entry in walk.flatten() {
+                if !entry.file_type().is_file() {
                     continue;
                 }
-                if found.len() < FILES_MAX && !found.contains_key(path) {
+                if found.files.len() < FILES_MAX && !found.files.contains_key(entry.path()) {
                     let path = entry.into_path();
-                    found.insert(path, source.multiline.clone());
+                    found.files.insert(path, source.multiline.clone());
                 }
             }
         }
         found
+    }
+
+    /// Below which directory the first source that names the path follows links by their owners.
+    pub(crate) fn root_of(&self, path: &Path) -> PathBuf {
+        let mut sources = self.sources.iter();
+        let names_it = sources.find(|(_, source)| self.is_wanted_by(source, path));
+        let parent = || path.parent().unwrap_or(path).to_owned();
+        names_it.map_or_else(parent, |(root, _)| root.clone())
     }
 
     /// Whether a source names the path and nobody forbids it, be there a file or not.
@@ -78,21 +98,7 @@ impl Discovery {
                 .exclude
                 .iter()
                 .any(|glob| glob.matcher.is_match(path))
-            && !self.is_denied(path)
-    }
-
-    /// Whether the administrator of this machine forbids the path, or what it links to.
-    fn is_denied(&self, path: &Path) -> bool {
-        if self.deny.is_empty() {
-            return false;
-        }
-        let real = std::fs::canonicalize(path);
-        self.deny.iter().any(|pattern| {
-            pattern.matcher.is_match(path)
-                || real
-                    .as_ref()
-                    .is_ok_and(|real| pattern.matcher.is_match(real))
-        })
+            && !self.deny.forbids(path)
     }
 
     /// The directories in which matching files lie or may appear.
@@ -109,7 +115,30 @@ impl Discovery {
     }
 }
 
-/// Whether a file is named as a compressed one: its lines were collected before it was compressed.
+/// Whether an entry is no link, or one that is followed; else it is noted.
+#[cfg(unix)]
+fn follows(entry: &DirEntry, root: &Path, refused: &mut BTreeMap<PathBuf, String>) -> bool {
+    if entry.depth() == 0 || !entry.path_is_symlink() {
+        return true;
+    }
+    match trust::leads_to(entry.path(), root) {
+        Err(error) if trust::is_refusal(&error) => {
+            if refused.len() < REFUSED_MAX {
+                refused.insert(entry.path().to_owned(), error.to_string());
+            }
+            false
+        }
+        // Whatever else is wrong with it is said when it is opened.
+        _ => true,
+    }
+}
+
+/// Links have no owners that could be compared.
+#[cfg(not(unix))]
+fn follows(_entry: &DirEntry, _root: &Path, _refused: &mut BTreeMap<PathBuf, String>) -> bool {
+    true
+}
+
 /// What the stream of a file is called: its path. Names that are no text stay apart from each other and from
 /// all that are: each byte that is none is written as [`NO_TEXT`] and two digits, and so is that character
 /// itself. One that is too long ends in what tells it from others that begin alike.
@@ -140,6 +169,7 @@ pub(super) fn name_of(path: &Path) -> String {
     name
 }
 
+/// Whether a file is named as a compressed one: its lines were collected before it was compressed.
 fn is_compressed(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     Packing::of(path).is_some()
@@ -147,7 +177,7 @@ fn is_compressed(path: &Path) -> bool {
 }
 
 /// The directories of a glob before its first special character.
-fn fixed_part(text: &str) -> PathBuf {
+pub(crate) fn fixed_part(text: &str) -> PathBuf {
     let special = text.find(['*', '?', '[', '{']).unwrap_or(text.len());
     let fixed = text.get(..special).unwrap_or_default();
     let end = fixed
@@ -167,6 +197,8 @@ fn depth_of(root: &Path, text: &str) -> usize {
 /// Compressed in ways we do not read.
 const COMPRESSED: [&str; 6] = ["Z", "bz2", "lz4", "tgz", "xz", "zip"];
 const DEPTH_MAX: usize = 16;
+/// Links that are noted in one look; see the same of all looks.
+const REFUSED_MAX: usize = 1000;
 /// Files followed at once.
 pub(crate) const FILES_MAX: usize = 250_000;
 

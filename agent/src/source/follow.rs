@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, TAIL_LEN_MAX};
-use super::content::{Content, Packing};
+use super::content::{Content, Hole, Packing};
+#[cfg(unix)]
+use super::trust;
 
 /// A file being read.
 pub(super) struct Follow {
@@ -22,6 +24,18 @@ pub(super) struct Follow {
     pub(super) unfinished: Option<(usize, Instant)>,
     /// Since when it is no longer at the path.
     pub(super) renamed: Option<Instant>,
+    /// From the offset to this length, its end, nobody has written anything.
+    pub(super) unwritten: Option<u64>,
+    /// Such a hole was said, or may have been before this file was opened again.
+    pub(super) says_no_unwritten: bool,
+}
+
+/// What was done about a hole, and its length.
+pub(super) enum Skipped {
+    Nothing,
+    Hole(u64),
+    /// It goes to the end of the file: nothing more is there now.
+    Waits(u64),
 }
 
 impl Follow {
@@ -34,6 +48,8 @@ impl Follow {
             tail: Vec::new(),
             unfinished: None,
             renamed: None,
+            unwritten: None,
+            says_no_unwritten: false,
         }
     }
 
@@ -53,6 +69,7 @@ impl Follow {
         if got != tail_len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.says_no_unwritten = true;
         self.offset = bookmark.offset;
         self.head = head;
         self.tail = tail;
@@ -91,19 +108,38 @@ impl Follow {
     pub(super) fn is_at_end(&self) -> io::Result<bool> {
         let unfinished = self.unfinished.map_or(0, |(len, _)| len as u64);
         let len = self.content.len()?;
-        Ok(len.is_none_or(|len| len == self.offset + unfinished))
+        Ok(len.is_none_or(|len| len == self.offset + unfinished) || self.is_unwritten(len))
     }
 
-    /// Skips a hole that nobody wrote; returns its length.
-    pub(super) fn skip_hole(&mut self) -> Option<u64> {
-        let after = self.content.after_hole(self.offset)?;
-        let len = after - self.offset;
+    /// Whether a hole goes from the offset to the end of the file, as it did when it was looked at last.
+    pub(super) fn is_unwritten(&self, len: Option<u64>) -> bool {
+        let at = self.offset;
+        self.unwritten.is_some()
+            && self.unwritten == len
+            && self.content.after_hole(at) == Some(Hole::ToTheEnd)
+    }
+
+    /// Skips a hole that nobody wrote; returns its length. One that goes to the end of the file is not skipped: what
+    /// is written there later is read then.
+    pub(super) fn skip_hole(&mut self) -> io::Result<Skipped> {
+        let Some(hole) = self.content.after_hole(self.offset) else {
+            return Ok(Skipped::Nothing);
+        };
+        let end = match hole {
+            Hole::Until(data) => data,
+            Hole::ToTheEnd => self.content.len()?.unwrap_or(0),
+        };
+        let len = end.saturating_sub(self.offset);
         if len < HOLE_LEN_MIN {
-            return None;
+            return Ok(Skipped::Nothing);
         }
-        self.offset = after;
+        if hole == Hole::ToTheEnd {
+            self.unwritten = Some(end);
+            return Ok(Skipped::Waits(len));
+        }
+        self.offset = end;
         self.tail = vec![0; TAIL_LEN_MAX];
-        Some(len)
+        Ok(Skipped::Hole(len))
     }
 
     /// Moves the offset to `at` of a window that begins `tail_len` bytes before the offset.
@@ -139,20 +175,46 @@ impl Follow {
     }
 }
 
-/// Opens a regular file, compressed or not; `None` when there is none.
-pub(super) fn open(path: &Path) -> io::Result<Option<Follow>> {
-    let file = match open_shared(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(None);
+/// Opens a regular file, compressed or not; `None` when there is none. Links below `root` count by their owners.
+///
+/// # Errors
+/// A link is not followed, see [`trust::is_refusal`]; the file cannot be opened, or is renamed faster than that.
+pub(super) fn open(path: &Path, root: &Path) -> io::Result<Option<Follow>> {
+    for _ in 0..OPENS_MAX {
+        let file = match open_shared(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let id = FileId::of(&file, &metadata)?;
+        // What is open is what the links that count lead to, whoever changed them meanwhile.
+        if is_led_to(id, path, root)? {
+            let content = Content::new(file, Packing::of(path))?;
+            return Ok(Some(Follow::new(content, id)));
+        }
     }
-    let id = FileId::of(&file, &metadata)?;
-    let content = Content::new(file, Packing::of(path))?;
-    Ok(Some(Follow::new(content, id)))
+    Err(io::Error::other(
+        "the file is renamed faster than it is opened",
+    ))
+}
+
+#[cfg(unix)]
+fn is_led_to(id: FileId, path: &Path, root: &Path) -> io::Result<bool> {
+    match trust::leads_to(path, root) {
+        Ok(found) => Ok(found == id),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "on other systems it can fail")]
+fn is_led_to(_id: FileId, _path: &Path, _root: &Path) -> io::Result<bool> {
+    Ok(true)
 }
 
 /// What the file system calls the regular file at `path`, and its length.
@@ -162,6 +224,42 @@ pub(super) fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// What is at a path, and its length; when it is another file than `known`, whether links may lead to it.
+pub(super) fn look_within(
+    path: &Path,
+    root: &Path,
+    known: Option<(FileId, u64)>,
+) -> io::Result<Option<(FileId, u64)>> {
+    let seen = look(path)?;
+    #[cfg(unix)]
+    if let Some((id, _)) = seen
+        && known.is_none_or(|(known, _)| known != id)
+    {
+        match trust::leads_to(path, root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            led_to => led_to.map(drop)?,
+        }
+    }
+    #[cfg(not(unix))]
+    let _no_owners = (root, known);
+    Ok(seen)
+}
+
+/// Whether no name leads to the file any more.
+#[cfg(unix)]
+pub(super) fn is_deleted(follow: &Follow) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = follow.content.file().metadata();
+    metadata.is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+/// Whether no name will lead to the file any more when everybody has let go of it.
+#[cfg(windows)]
+pub(super) fn is_deleted(follow: &Follow) -> bool {
+    let information = winapi_util::file::information(follow.content.file());
+    information.is_ok_and(|information| information.number_of_links() == 0)
 }
 
 #[cfg(unix)]
@@ -196,3 +294,5 @@ fn open_shared(path: &Path) -> io::Result<File> {
 
 /// A shorter hole is read as the zeros that it is.
 const HOLE_LEN_MIN: u64 = 64 << 10;
+/// How often a file may be renamed while it is opened.
+const OPENS_MAX: usize = 8;

@@ -11,14 +11,17 @@
 
 pub mod bookmark;
 mod content;
+mod context;
 pub(crate) mod discover;
 pub(crate) mod feed;
 mod file;
 mod follow;
 mod generations;
 mod output;
+mod pace;
 mod records;
 mod resting;
+mod trust;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,14 +36,16 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::{StreamId, StreamKind, StreamName};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use self::bookmark::FileId;
-use self::discover::{Discovery, FILES_MAX};
+pub(crate) use self::context::Context;
+use self::discover::{Discovery, FILES_MAX, Found};
 use self::feed::{Feed, Waker};
-use self::file::{FileStream, Pass};
+use self::file::{FileStream, Pass, Place};
 pub(crate) use self::output::Positions;
+use self::pace::{PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
 use self::resting::Resting;
 use crate::clock;
 use crate::config::{Config, FeedSource};
@@ -57,56 +62,25 @@ pub(crate) enum Command {
         /// Something that was sealed after `position` is gone.
         lost: bool,
     },
-    /// Collect what this says from now on.
-    Configure(Box<Config>),
+    /// Collect what this says from now on; that it is so answers the server about this version.
+    Configure {
+        config: Box<Config>,
+        answers: Option<u64>,
+    },
     /// Something changed on the disk.
     Wake,
     Stop,
 }
 
-/// What every stream needs to make batches.
-pub(crate) struct Context {
-    pub(crate) signing: SigningKey,
-    pub(crate) compressor: Compressor,
-    out: mpsc::Sender<Produced>,
-    runtime: Handle,
-    stopped: bool,
-    /// There are more files than descriptors: those that are read are closed.
-    parks: bool,
-}
-
-impl Context {
-    /// Hands a batch over. There is room, or next to: see [`Context::has_room`].
-    fn send(&mut self, produced: Produced) {
-        if self.out.blocking_send(produced).is_err() {
-            self.stopped = true;
-        }
-    }
-
-    /// Whether a batch can be sealed, and those that the end of a pass may need.
-    fn has_room(&self) -> bool {
-        self.out.capacity() >= BATCHES_AT_END
-    }
-
-    /// Waits a moment for room; whether there is still none.
-    fn is_blocked(&mut self) -> bool {
-        if self.has_room() {
-            return false;
-        }
-        let room = async {
-            let room = self.out.reserve_many(BATCHES_AT_END);
-            let room = tokio::time::timeout(BLOCKED_MAX, room).await;
-            room.map(|room| room.is_ok())
-        };
-        match self.runtime.block_on(room) {
-            Ok(true) => false,
-            Ok(false) => {
-                self.stopped = true;
-                true
-            }
-            Err(_) => true,
-        }
-    }
+/// What the thread of the sources took up of what it was told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Heard {
+    /// Commands; there is room for as many others.
+    commands: u64,
+    /// Configurations among them.
+    pub(crate) configurations: u64,
+    /// What the last configuration answers.
+    pub(crate) answers: Option<u64>,
 }
 
 /// Starts the thread of the sources, which go on from `positions`.
@@ -115,6 +89,7 @@ pub(crate) fn start(
     signing: SigningKey,
     positions: Positions,
     out: mpsc::Sender<Produced>,
+    heard: watch::Sender<Heard>,
 ) -> std::io::Result<(SyncSender<Command>, std::thread::JoinHandle<()>)> {
     let (commands, received) = sync_channel(COMMANDS_MAX);
     let mut sources = Sources {
@@ -136,6 +111,10 @@ pub(crate) fn start(
         watcher: None,
         watched: Vec::new(),
         waker: Waker::new(commands.clone()),
+        heard,
+        rewound: BTreeSet::new(),
+        looks_again: false,
+        refused: BTreeSet::new(),
         context: Context {
             signing,
             compressor: Compressor::new(AGENT_LEVEL),
@@ -143,6 +122,8 @@ pub(crate) fn start(
             runtime: Handle::current(),
             stopped: false,
             parks: false,
+            deny: config.deny.clone(),
+            unpacking: Pace::new(UNPACKED_PER_S_MAX),
         },
     };
     sources.watch();
@@ -179,6 +160,13 @@ struct Sources {
     watcher: Option<notify::RecommendedWatcher>,
     watched: Vec<PathBuf>,
     waker: Waker,
+    heard: watch::Sender<Heard>,
+    /// Streams that are to go on elsewhere.
+    rewound: BTreeSet<StreamId>,
+    /// Files are to be looked for before it is time.
+    looks_again: bool,
+    /// Links that are not followed and were said to be so.
+    refused: BTreeSet<PathBuf>,
     context: Context,
 }
 
@@ -187,7 +175,8 @@ impl Sources {
         let mut discover_at = clock::now();
         while !self.context.stopped {
             let now = clock::now();
-            if now >= discover_at {
+            if now >= discover_at || core::mem::take(&mut self.looks_again) {
+                self.looks_again = false;
                 self.discover();
                 self.feed();
                 // Looking for files is never more than a small part of the work.
@@ -213,6 +202,7 @@ impl Sources {
                 }
             }
             let patience = match pass {
+                Pass::Paced => PACE_INTERVAL,
                 Pass::Idle => self.poll_interval(),
                 Pass::Busy | Pass::Blocked => Duration::ZERO,
             };
@@ -337,31 +327,56 @@ impl Sources {
                     lost,
                 }) => {
                     self.positions.rewind(stream, position, rewinds, lost);
-                    self.rewind(stream);
+                    self.rewound.insert(stream);
+                    // Others may follow at once: all of them are one look at every stream.
+                    deadline = deadline.min(clock::now() + GATHER_DELAY);
+                    self.heard.send_modify(|heard| heard.commands += 1);
                 }
-                Ok(Command::Configure(config)) => self.configure(&config),
-                Err(RecvTimeoutError::Timeout) => return true,
+                Ok(Command::Configure { config, answers }) => {
+                    self.rewind();
+                    self.configure(&config);
+                    self.heard.send_modify(|heard| {
+                        heard.commands += 1;
+                        heard.configurations += 1;
+                        heard.answers = answers;
+                    });
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.rewind();
+                    return true;
+                }
             }
         }
     }
 
-    /// Goes on with a stream where it stands now.
-    fn rewind(&mut self, stream: StreamId) {
+    /// Goes on with the streams that were rewound where they stand now.
+    fn rewind(&mut self) {
+        let rewound = core::mem::take(&mut self.rewound);
+        if rewound.is_empty() {
+            return;
+        }
         for feed in &mut self.feeds {
-            if feed.rewind(stream, &mut self.positions) {
+            let mut asks_again = false;
+            for stream in &rewound {
+                asks_again |= feed.rewind(*stream, &mut self.positions);
+            }
+            if asks_again {
                 let source = feed.source().clone();
                 *feed = Feed::start(source, &self.positions, &self.context, self.waker.clone());
             }
         }
         // Opened again by the next discovery, from the new position.
-        self.resting.remove_stream(stream);
-        self.streams.retain(|_, open| open.id() != stream);
-        self.discover();
+        for stream in &rewound {
+            self.resting.remove_stream(*stream);
+        }
+        self.streams.retain(|_, open| !rewound.contains(&open.id()));
+        self.looks_again = true;
     }
 
     /// Follows what the new configuration names, and no longer what it does not.
     fn configure(&mut self, config: &Config) {
         self.discovery = Discovery::new(config);
+        self.context.deny = config.deny.clone();
         self.deleted_bytes_max = config.rates.deleted_bytes_max;
         self.governor = Governor::new(config.rates.cpu_percent_max);
         // What rests and is not wanted any more says so, like others.
@@ -369,7 +384,7 @@ impl Sources {
             self.open(path, None, false);
         }
         for (path, stream) in &mut self.streams {
-            stream.set_wanted(self.discovery.wants(path));
+            stream.set_wanted(self.discovery.wants(path), &config.deny);
         }
         self.wanted = config.feeds().collect();
         self.feed();
@@ -418,13 +433,25 @@ impl Sources {
             name: discover::name_of(&path),
         };
         let output = self.positions.open(name);
-        let stream = FileStream::new(output, path.clone(), multiline, history, self.began);
+        let root = self.discovery.root_of(&path);
+        let deny = self.context.deny.clone();
+        let place = Place { path, root, deny };
+        let path = place.path.clone();
+        let stream = FileStream::new(output, place, multiline, history, self.began);
         self.streams.insert(path, stream);
     }
 
     /// Opens a stream for every file that matches and has none.
     fn discover(&mut self) {
-        let found = self.discovery.sources_of_files();
+        let Found {
+            files: found,
+            refused,
+        } = self.discovery.look();
+        for (path, reason) in refused {
+            if self.refused.len() < REFUSED_MAX && self.refused.insert(path.clone()) {
+                warn!(path = %path.display(), reason, "a link is not collected");
+            }
+        }
         let too_many = found.len() >= FILES_MAX;
         if too_many && !self.too_many {
             warn!(
@@ -550,16 +577,14 @@ fn descriptors_max() -> usize {
 /// Streams of files at once; when there are so many, those that are quiet make room.
 const AWAKE_MAX: usize = 10_240;
 const COMMANDS_MAX: usize = 1024;
+/// Links of which it is said that they are not followed; who makes more has been named often enough.
+const REFUSED_MAX: usize = 1000;
 const DISCOVER_INTERVAL: Duration = Duration::from_secs(1);
 /// Looking for files takes at most one part in so many of the time.
 const DISCOVER_SHARE: u32 = 50;
 const DESCRIPTORS_MAX: usize = 4096;
 /// For sockets, spool, watches, and the generations of files that are being rotated.
 const DESCRIPTORS_SPARE: usize = 96;
-/// Room for a batch, and for what the end of a pass may seal beside it.
-const BATCHES_AT_END: usize = 3;
-/// How long a stream waits for room before the others and the commands have their turn.
-const BLOCKED_MAX: Duration = Duration::from_millis(100);
 /// How long the last entries wait for room at the end.
 const FINISH_MAX: Duration = Duration::from_secs(5);
 /// A spool that was full for this long may be so for longer: disk space counts then.

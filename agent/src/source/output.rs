@@ -1,6 +1,6 @@
 //! One stream on its way out: entries become sealed batches, each after the one before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
@@ -105,6 +105,7 @@ impl Positions {
             rewinds: self.rewinds.get(&id).copied().unwrap_or(0),
             position: self.positions.get(&id).cloned().unwrap_or_else(start),
             builder: BatchBuilder::new(),
+            statements: VecDeque::new(),
             in_line: false,
         }
     }
@@ -118,6 +119,8 @@ pub(crate) struct Output {
     /// After the last sealed batch.
     position: StreamPosition,
     builder: BatchBuilder,
+    /// What was said when the batch had no room for it: said in the next one, before anything else.
+    statements: VecDeque<(Vec<u8>, EntryFlags, u64)>,
     /// The last entry was a fragment: its line is still open.
     pub(crate) in_line: bool,
 }
@@ -134,19 +137,17 @@ impl Output {
 
     /// Nothing waits to be sealed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.builder.is_empty()
+        self.builder.is_empty() && self.statements.is_empty()
     }
 
-    /// Whether so many entries of `len` bytes together fit, and after them what may have to be said before the batch
-    /// is sealed.
+    /// Whether there is room for so many entries of `len` bytes together, and for what is said at any place without
+    /// asking for room.
     pub(crate) fn has_room_for(&self, entries: u32, len: usize) -> bool {
-        self.builder.has_room_for(
-            entries.saturating_add(STATEMENTS_MAX),
-            len + STATEMENTS_BYTES_MAX,
-        )
+        let (entries, bytes) = (entries.saturating_add(STATEMENTS), len + STATEMENTS_LEN);
+        self.statements.is_empty() && self.builder.has_room_for(entries, bytes)
     }
 
-    /// The same for an entry.
+    /// The same for one entry.
     pub(crate) fn has_room(&self, len: usize) -> bool {
         self.has_room_for(1, len)
     }
@@ -163,6 +164,17 @@ impl Output {
         self.in_line = flags.is_fragment();
     }
 
+    /// Adds what is said between entries, whether or not there is room.
+    fn state(&mut self, bytes: &[u8], flags: EntryFlags) {
+        let time_us = clock::unix_us();
+        if self.statements.is_empty() && self.builder.has_room(bytes.len()) {
+            self.push(bytes, flags, time_us);
+        } else {
+            self.statements.push_back((bytes.to_vec(), flags, time_us));
+            self.in_line = flags.is_fragment();
+        }
+    }
+
     /// Gives back the memory of what was sealed.
     pub(crate) fn shrink(&mut self) {
         if self.builder.is_empty() {
@@ -173,7 +185,7 @@ impl Output {
     /// Ends an open line, so that what comes next does not go on with it.
     pub(crate) fn close_line(&mut self) {
         if self.in_line {
-            self.push(b"", EntryFlags::NONE, clock::unix_us());
+            self.state(b"", EntryFlags::NONE);
         }
     }
 
@@ -181,7 +193,7 @@ impl Output {
     pub(crate) fn push_gap(&mut self, text: &str) {
         self.close_line();
         let line = format!("gap: {text}\n");
-        self.push(line.as_bytes(), EntryFlags::GAP, clock::unix_us());
+        self.state(line.as_bytes(), EntryFlags::GAP);
     }
 
     /// Says that the configuration ends the stream here.
@@ -194,60 +206,93 @@ impl Output {
 
     /// Seals what was collected and sends it; the source goes on at `bookmark` after it.
     pub(crate) fn seal(&mut self, bookmark: Vec<u8>, context: &mut Context) {
-        if self.builder.is_empty() {
-            return;
+        let in_line = self.in_line;
+        loop {
+            while let Some((bytes, flags, time_us)) = self.statements.pop_front() {
+                if !self.builder.has_room(bytes.len()) {
+                    self.statements.push_front((bytes, flags, time_us));
+                    break;
+                }
+                self.push(&bytes, flags, time_us);
+            }
+            if self.builder.is_empty() {
+                break;
+            }
+            let (batch, after) = self.builder.seal(
+                self.id,
+                &self.position,
+                bookmark.clone(),
+                &context.signing,
+                &mut context.compressor,
+            );
+            self.position = after;
+            context.send(Produced {
+                name: self.name.clone(),
+                rewinds: self.rewinds,
+                batch,
+            });
         }
-        let (batch, after) = self.builder.seal(
-            self.id,
-            &self.position,
-            bookmark,
-            &context.signing,
-            &mut context.compressor,
-        );
-        self.position = after;
-        context.send(Produced {
-            name: self.name.clone(),
-            rewinds: self.rewinds,
-            batch,
-        });
+        self.in_line = in_line;
     }
 }
 
-/// Gap entries and ends of lines that find room in a batch that is full for everything else: a pass says a few at most
-/// before it seals.
-const STATEMENTS_MAX: u32 = 16;
-/// Their bytes: each names a file, whose path has 4 KiB at most.
-const STATEMENTS_BYTES_MAX: usize = 64 << 10;
+/// What is said between two entries finds room in their batch: so many entries, so many bytes. More of it is said
+/// in the next batch.
+const STATEMENTS: u32 = 8;
+const STATEMENTS_LEN: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
+    use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
     use scrinium_protocol::identity::StreamKind;
+    use tokio::sync::mpsc;
 
     use super::*;
+    use crate::config::Deny;
+    use crate::source::pace::Pace;
 
-    /// A pass that fills a batch to its last entry, and then has to say that the source ends: that was a panic.
+    /// A statement comes wherever something is found missing, and a batch may be full just then.
     #[test]
-    fn a_batch_that_is_full_has_room_for_what_must_be_said() {
-        let positions = Positions::new(
-            AgentId([1; 16]),
-            Epoch::default(),
-            BTreeMap::new(),
-            BTreeSet::new(),
-        );
-        let name = StreamName {
-            kind: StreamKind::File,
-            name: "x".repeat(4096),
+    fn what_is_missing_is_said_in_its_place_however_full_a_batch_is() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (out, mut produced) = mpsc::channel(100);
+        let mut context = Context {
+            signing: ed25519_dalek::SigningKey::from_bytes(&[1; 32]),
+            compressor: Compressor::new(AGENT_LEVEL),
+            out,
+            runtime: runtime.handle().clone(),
+            stopped: false,
+            parks: false,
+            deny: Deny::default(),
+            unpacking: Pace::new(1),
         };
-        for line in [&b""[..], &[b'x'; 60 << 10]] {
-            let mut output = positions.open(name.clone());
-            while output.has_room(line.len()) {
-                output.push(line, EntryFlags::FRAGMENT, 1);
+        for len in [1, 1000, 60_000] {
+            let (positions, none) = (BTreeMap::new(), BTreeSet::new());
+            let positions = Positions::new(AgentId([1; 16]), Epoch([2; 16]), positions, none);
+            let mut output = positions.open(StreamName {
+                kind: StreamKind::File,
+                name: "/x".into(),
+            });
+            let mut expected = 0;
+            while output.has_room(len) {
+                output.push(&vec![b'x'; len], EntryFlags::FRAGMENT, 1);
+                expected += 1;
             }
-            for _ in 0..4 {
-                output.push_gap(&"p".repeat(4096));
+            // The line is closed, and each is said.
+            expected += 1;
+            for n in 0..5000 {
+                output.push_gap(&format!("{n} is missing"));
+                expected += 1;
             }
-            output.push_end();
-            assert!(!output.in_line, "all of it was taken");
+            assert!(!output.has_room(0) && !output.is_empty());
+            output.seal(b"bookmark".to_vec(), &mut context);
+            assert!(output.is_empty() && output.has_room(60_000) && !output.in_line);
+            assert_eq!(output.position().next.0, expected);
+            let mut counted = 0;
+            while let Ok(sealed) = produced.try_recv() {
+                counted += u64::from(sealed.batch.header.count);
+            }
+            assert_eq!(counted, expected);
         }
     }
 }

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::{Data, client, close, read_shares, say, say_json};
+use super::shares::Shares;
+use super::{Data, client, close, say, say_json};
 use crate::backup;
 use crate::backup::Status;
 use crate::backup::target::Location;
@@ -65,9 +66,8 @@ pub(super) enum Backup {
         from: String,
         #[arg(long)]
         keys: PathBuf,
-        /// A recovery share; twice. Without it they are read from standard input, a line each.
-        #[arg(long = "share")]
-        shares: Vec<String>,
+        #[command(flatten)]
+        shares: Shares,
         #[arg(long)]
         json: bool,
     },
@@ -132,7 +132,7 @@ impl Backup {
                 shares,
                 json,
             } => {
-                let shares = read_shares(shares)?;
+                let shares = shares.read_or_ask()?;
                 let from = Location::parse(&from).context("--from")?;
                 let restore = move || backup::restore(&data.data, &from, &keys, &shares);
                 let done = tokio::task::spawn_blocking(restore).await??;

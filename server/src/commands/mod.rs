@@ -9,6 +9,7 @@ mod fsck;
 mod link;
 mod policy;
 mod run;
+mod shares;
 mod status;
 mod volume;
 
@@ -30,6 +31,7 @@ use self::container::Container;
 use self::export::Export;
 use self::link::Link;
 use self::policy::Policy;
+use self::shares::Shares;
 use self::volume::{Bind, VolumeCommand, hand_out};
 use crate::accounts::{Accounts, check_password, random_password};
 use crate::archive::verify::Report;
@@ -94,14 +96,13 @@ enum Command {
     },
     /// Opens the volume with recovery shares on a machine it was not made on, and binds it here.
     #[command(
-        after_help = "Example: scrinium-server recover --data DIR --share SCRINIUM-SHARE-… --share SCRINIUM-SHARE-…"
+        after_help = "Example: scrinium-server recover --data DIR --share-file FILE --share-file FILE"
     )]
     Recover {
         #[command(flatten)]
         data: Data,
-        /// A recovery share; give two different ones. Read from standard input, one a line, if none is given.
-        #[arg(long = "share")]
-        shares: Vec<String>,
+        #[command(flatten)]
+        shares: Shares,
     },
     /// Shows and changes what opens the volume.
     #[command(subcommand, after_help = "Example: scrinium-server volume show")]
@@ -261,7 +262,7 @@ impl Command {
                 let config = load_config(&data)?;
                 run::run(&data.data, config).await?;
             }
-            Self::Recover { data, shares } => recover(&data.data, shares)?,
+            Self::Recover { data, shares } => recover(&data.data, &shares)?,
             Self::Volume(volume) => volume.run().await?,
             Self::Agent(agent) => agent.run().await?,
             Self::Alarm(alarm) => alarm.run().await?,
@@ -432,20 +433,11 @@ impl Made {
     }
 }
 
-fn recover(dir: &Path, shares: Vec<String>) -> Result<()> {
-    let shares = read_shares(shares)?;
+fn recover(dir: &Path, shares: &Shares) -> Result<()> {
+    let shares = shares.read_or_ask()?;
     let note = |volume: &Volume| stopped::note(volume, "volume recovered with shares", json!({}));
     drop(Volume::recover(dir, &shares, note)?);
     say("the volume is open and bound to this machine now")
-}
-
-/// The shares of the command line, else the lines of standard input.
-fn read_shares(mut shares: Vec<String>) -> Result<Vec<String>> {
-    if shares.is_empty() {
-        shares = std::io::stdin().lines().collect::<Result<_, _>>()?;
-        shares.retain(|line| !line.trim().is_empty());
-    }
-    Ok(shares)
 }
 
 /// The running server, or the stopped one's volume in this process.

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Subcommand;
 use scrinium_protocol::shown;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Data, client, close, say, say_json, say_lines};
+use super::shares::Shares;
+use super::{Data, client, close, say, say_json, say_lines, usage};
 use crate::audit::NotWritten;
 use crate::control::{Client, caller, json_of};
 use crate::core::public_key;
@@ -27,7 +28,7 @@ pub(super) enum VolumeCommand {
     /// Binds the volume to this machine anew: with another install secret, to what the options say, and with
     /// --new-shares, for new recovery shares. The data is not written again. The server must be stopped.
     #[command(
-        after_help = "Examples: scrinium-server volume rekey --may-change cpu-model\n          scrinium-server volume rekey --tpm /dev/tpmrm0\n          scrinium-server volume rekey --new-shares --share SCRINIUM-SHARE-… --share SCRINIUM-SHARE-…"
+        after_help = "Examples: scrinium-server volume rekey --may-change cpu-model\n          scrinium-server volume rekey --tpm /dev/tpmrm0\n          scrinium-server volume rekey --new-shares --share-file FILE --share-file FILE"
     )]
     Rekey {
         #[command(flatten)]
@@ -35,11 +36,10 @@ pub(super) enum VolumeCommand {
         #[command(flatten)]
         bind: Bind,
         /// Deal new recovery shares; takes two of those there are, which open nothing afterwards.
-        #[arg(long, requires = "shares")]
+        #[arg(long)]
         new_shares: bool,
-        /// A recovery share there is; give two different ones.
-        #[arg(long = "share", requires = "new_shares")]
-        shares: Vec<String>,
+        #[command(flatten)]
+        shares: Shares,
         /// Write the new shares to this file (mode 0600) instead of printing them.
         #[arg(long, requires = "new_shares")]
         recovery_out: Option<PathBuf>,
@@ -92,10 +92,16 @@ impl VolumeCommand {
             Self::Rekey {
                 data,
                 bind,
-                new_shares: _,
+                new_shares,
                 shares,
                 recovery_out,
             } => {
+                if new_shares != shares.are_given() {
+                    return Err(usage(anyhow!(
+                        "--new-shares takes two shares there are, with --share-file or --share, and nothing else does"
+                    )));
+                }
+                let shares = shares.read()?;
                 if Client::connect(&data.data).await.is_some() {
                     bail!("the server runs on this volume; stop it first");
                 }

@@ -90,7 +90,7 @@ impl Agent {
             ram_bytes_max: 2000,
             disk_bytes_max: 100_000,
         };
-        let check = |_: &str| Ok(());
+        let check = Box::new(|_: &str| Ok(()));
         let identity = self.open_state()?;
         self.process = Some(Process {
             shipper: Shipper::open(&self.dir, &self.key, limits, identity, check)?,
@@ -217,7 +217,7 @@ impl Process {
                     };
                     self.reading.insert(stream, Reading { position, rewinds });
                 }
-                Order::Configure(_) => {}
+                Order::Configure { .. } => {}
             }
         }
     }

@@ -448,6 +448,12 @@ fn k4_a_source_that_is_taken_out_ends_with_a_marker_and_goes_on_when_it_is_named
         socket.display()
     );
     lab.write("with.toml", with.as_bytes());
+    let own = format!(
+        "allow_listen = [\"unix://{}\"]\n[[source]]\nfile = \"{}/*.log\"\n",
+        socket.display(),
+        lab.dir.join("logs").display()
+    );
+    lab.write("web1.toml", own.as_bytes());
     lab.write("without.toml", b"[[source]]\nfile = \"/nowhere/*.txt\"\n");
     lab.start_agent("web1");
     lab.wait_connected("web1");

@@ -9,6 +9,7 @@
 mod backup;
 mod backup_elsewhere;
 mod browser;
+mod central;
 mod ciphers;
 mod clock;
 mod conserved;
@@ -30,6 +31,7 @@ mod law;
 mod link;
 mod links;
 mod machine;
+mod machine_users;
 mod oracles;
 mod outage;
 mod package;

@@ -32,6 +32,8 @@ fn a1_a_hundred_rotations_by_logrotate_under_load_are_conserved() {
         lab.add_agent("web1", lab.sl, "");
         let log = lab.log("app.log");
         lab.start_agent("web1");
+        // What came and went before it began to look is another test's.
+        lab.wait_connected("web1");
         let writer = Writer::start(&log, 0);
         for round in 0..100 {
             pause(Duration::from_millis(20 + round % 5 * 20));

@@ -21,13 +21,14 @@ use tokio::process::{Child, ChildStdout, Command};
 use tracing::warn;
 
 use super::{Item, Sink};
+use crate::config::Deny;
 
 /// What of the journal is collected.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Journal {
     /// Where its files are; the machine's own journal when none is named.
     pub(crate) directory: Option<PathBuf>,
-    /// `FIELD=value`, as `journalctl` takes them.
+    /// `FIELD=value` or `+`, as `journalctl` takes them.
     pub(crate) matches: Vec<String>,
 }
 
@@ -42,14 +43,17 @@ impl Journal {
     }
 
     /// Reads on after the entry with the cursor in `bookmark`, for as long as entries are wanted.
-    pub(crate) async fn run(self, bookmark: Vec<u8>, sink: Sink) {
+    pub(crate) async fn run(self, bookmark: Vec<u8>, deny: Deny, sink: Sink) {
         let stream = self.stream();
-        let mut cursor = String::from_utf8(bookmark).unwrap_or_default();
+        // It came from the server: a word of the journal's own kind, or none.
+        let is_cursor = |text: &String| text.bytes().all(|byte| byte.is_ascii_graphic());
+        let cursor = String::from_utf8(bookmark).ok().filter(is_cursor);
+        let mut cursor = cursor.unwrap_or_default();
         let mut pause = RESTART_MIN;
         let mut complained = false;
         loop {
             let before = cursor.clone();
-            let error = match self.follow(&stream, &mut cursor, &sink).await {
+            let error = match self.follow(&stream, &mut cursor, &deny, &sink).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
@@ -66,7 +70,17 @@ impl Journal {
     }
 
     /// Follows the journal until that fails; `Ok` when its entries are no longer wanted.
-    async fn follow(&self, stream: &StreamName, cursor: &mut String, sink: &Sink) -> Result<()> {
+    async fn follow(
+        &self,
+        stream: &StreamName,
+        cursor: &mut String,
+        deny: &Deny,
+        sink: &Sink,
+    ) -> Result<()> {
+        // Where the directory leads, and what is in it, may be something else than when it was configured.
+        if let Some(path) = deny.forbids_journal(self.directory.as_deref()) {
+            bail!("{} is denied on this machine", path.display());
+        }
         let mut arguments = vec!["--follow", "--no-tail"];
         let at = format!("--cursor={cursor}");
         if !cursor.is_empty() {
@@ -124,10 +138,11 @@ impl Journal {
         let mut command = Command::new("journalctl");
         command.args(["--output=export", "--all", "--quiet", "--no-pager"]);
         if let Some(directory) = &self.directory {
-            command.arg("--directory").arg(directory);
+            command.arg("--directory").arg(directory); // absolute: no option
         }
         let mut child = command
             .args(arguments)
+            .arg("--") // whatever follows is no option
             .args(&self.matches)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

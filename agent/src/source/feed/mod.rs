@@ -237,7 +237,10 @@ impl Feed {
         let sink = Sink { items, waker };
         let bookmark = source.stream().map(|stream| positions.bookmark(&stream));
         let bookmark = bookmark.unwrap_or_default();
-        let task = context.runtime.spawn(source.clone().run(bookmark, sink));
+        let task = {
+            let run = source.clone().run(bookmark, context.deny.clone(), sink);
+            context.runtime.spawn(run)
+        };
         Self {
             source,
             items: received,

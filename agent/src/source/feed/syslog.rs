@@ -10,29 +10,35 @@ use scrinium_syslog::admission::Admission;
 use tracing::{info, warn};
 
 use super::{Item, Sink};
+use crate::config::Deny;
 
 /// Where to listen.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Syslog {
     Udp(SocketAddr),
     Tcp(SocketAddr),
-    Unix(PathBuf),
+    /// A socket at `path`, with the permissions `mode`.
+    Unix {
+        path: PathBuf,
+        mode: u32,
+    },
 }
 
 impl Syslog {
-    /// Reads `udp://IP:PORT`, `tcp://IP:PORT` or `unix:///PATH`.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    /// Reads `udp://IP:PORT`, `tcp://IP:PORT` or `unix:///PATH` of a field; a socket gets `mode`.
+    pub(crate) fn parse(field: &str, text: &str, mode: u32) -> Result<Self> {
         let address = |text: &str| {
             let address = text.parse::<SocketAddr>();
-            address.with_context(|| format!("source.syslog: '{text}' is not IP:PORT"))
+            address.with_context(|| format!("{field}: '{text}' is not IP:PORT"))
         };
         Ok(match text.split_once("://") {
             Some(("udp", rest)) => Self::Udp(address(rest)?),
             Some(("tcp", rest)) => Self::Tcp(address(rest)?),
-            Some(("unix", path)) if cfg!(unix) && path.starts_with('/') => Self::Unix(path.into()),
-            _ => bail!(
-                "source.syslog: '{text}' must be udp://IP:PORT, tcp://IP:PORT or unix:///PATH"
-            ),
+            Some(("unix", path)) if cfg!(unix) && path.starts_with('/') => Self::Unix {
+                path: path.into(),
+                mode,
+            },
+            _ => bail!("{field}: '{text}' must be udp://IP:PORT, tcp://IP:PORT or unix:///PATH"),
         })
     }
 
@@ -41,17 +47,19 @@ impl Syslog {
         let (kind, name) = match self {
             Self::Udp(address) => (StreamKind::SyslogUdp, format!("udp://{address}")),
             Self::Tcp(address) => (StreamKind::SyslogTcp, format!("tcp://{address}")),
-            Self::Unix(path) => (StreamKind::SyslogUnix, format!("unix://{}", path.display())),
+            Self::Unix { path, .. } => {
+                (StreamKind::SyslogUnix, format!("unix://{}", path.display()))
+            }
         };
         StreamName { kind, name }
     }
 
     /// Listens, and tries again while that is not possible.
-    pub(crate) async fn run(self, sink: Sink) {
+    pub(crate) async fn run(self, deny: Deny, sink: Sink) {
         let own = self.own_stream();
         let mut complained = false;
         loop {
-            match self.listen(&sink, &own).await {
+            match self.listen(&deny, &sink, &own).await {
                 Ok(()) => return,
                 Err(error) if complained => drop(error),
                 Err(error) => {
@@ -63,7 +71,7 @@ impl Syslog {
         }
     }
 
-    async fn listen(&self, sink: &Sink, own: &StreamName) -> Result<()> {
+    async fn listen(&self, deny: &Deny, sink: &Sink, own: &StreamName) -> Result<()> {
         enum Socket {
             Udp(tokio::net::UdpSocket),
             Tcp(tokio::net::TcpListener),
@@ -73,10 +81,13 @@ impl Syslog {
         let socket = match self {
             Self::Udp(address) => Socket::Udp(scrinium_syslog::bind_udp(&address.to_string())?),
             Self::Tcp(address) => Socket::Tcp(tokio::net::TcpListener::bind(address).await?),
+            Self::Unix { path, .. } if deny.forbids(path) => {
+                bail!("{} is denied on this machine", path.display())
+            }
             #[cfg(unix)]
-            Self::Unix(path) => Socket::Unix(scrinium_syslog::bind_unix(path)?),
+            Self::Unix { path, mode } => Socket::Unix(scrinium_syslog::bind_unix(path, *mode)?),
             #[cfg(not(unix))]
-            Self::Unix(_) => bail!("there are no such sockets on this system"),
+            Self::Unix { .. } => bail!("there are no such sockets on this system"),
         };
         info!(source = %own.name, "listening for syslog");
         let text = format!(
@@ -127,10 +138,10 @@ mod tests {
 
     #[test]
     fn an_address_says_how_and_where_to_listen() {
-        let udp = Syslog::parse("udp://0.0.0.0:514").unwrap();
+        let udp = Syslog::parse("source.syslog", "udp://0.0.0.0:514", 0).unwrap();
         assert_eq!(udp, Syslog::Udp("0.0.0.0:514".parse().unwrap()));
         assert!(matches!(
-            Syslog::parse("tcp://[::1]:601"),
+            Syslog::parse("source.syslog", "tcp://[::1]:601", 0),
             Ok(Syslog::Tcp(_))
         ));
         for bad in [
@@ -141,7 +152,9 @@ mod tests {
             "unix://dev/log",
             "tls://1.2.3.4:6514",
         ] {
-            let error = Syslog::parse(bad).unwrap_err().to_string();
+            let error = Syslog::parse("source.syslog", bad, 0)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("source.syslog"), "{bad}: {error}");
         }
     }

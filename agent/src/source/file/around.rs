@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{FileStream, LINGER};
 use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId};
-use crate::source::follow::{Follow, look, open};
+use crate::source::follow::{Follow, look};
 use crate::source::generations::{is_generation_of, rank, siblings};
 
 impl FileStream {
@@ -39,7 +39,7 @@ impl FileStream {
         self.output.in_line = bookmark.in_line;
         // Nearly always it is where it was: no need to look around.
         if older.is_empty()
-            && let Some(mut follow) = open(&self.path)?
+            && let Some(mut follow) = self.open(&self.path)?
             && follow.id == bookmark.id
             && follow.is_of(bookmark)?
         {
@@ -79,7 +79,7 @@ impl FileStream {
                 bookmark.offset
             ));
             warn!(stream = %self.id(), offset = bookmark.offset, "a followed file is gone; a gap entry says so");
-            self.current = open(&self.path)?;
+            self.current = self.open(&self.path)?;
             self.resumed = true;
             return Ok(());
         };
@@ -139,7 +139,7 @@ impl FileStream {
         candidates.extend(siblings(&self.path)?);
         let mut by_content = None;
         for path in candidates {
-            let Some(mut follow) = open(&path)? else {
+            let Some(mut follow) = self.open(&path)? else {
                 continue;
             };
             let is_same_inode = follow.id == bookmark.id;
@@ -177,7 +177,7 @@ impl FileStream {
     /// nobody can have meant them not to be collected.
     fn files_begun_since(&self) -> io::Result<VecDeque<Follow>> {
         // One that was there before says that none did: no need to look around.
-        if let Some(file) = open(&self.path)?
+        if let Some(file) = self.open(&self.path)?
             && !file.begins_after(self.began)
         {
             return Ok(VecDeque::from([file]));
@@ -193,14 +193,14 @@ impl FileStream {
     /// The files written after `current`, oldest first: generations that came and went while nobody
     /// looked, and the one at the path.
     pub(super) fn later_files(&self, current: Option<&Follow>) -> io::Result<VecDeque<Follow>> {
-        let at_path = open(&self.path)?;
+        let at_path = self.open(&self.path)?;
         let at_path_id = at_path.as_ref().map(|follow| follow.id);
         let mut found = Vec::new();
         for path in siblings(&self.path)? {
             let Some(rank) = rank(&self.path, &path) else {
                 continue;
             };
-            let Some(follow) = open(&path)? else {
+            let Some(follow) = self.open(&path)? else {
                 continue;
             };
             if Some(follow.id) != at_path_id {
@@ -225,7 +225,7 @@ impl FileStream {
                     found.written = whole_second(found.written);
                 }
             }
-            let rank = Self::rank_of(current, modified, &found)?;
+            let rank = self.rank_of(current, modified, &found)?;
             found.retain(|found| match found.written.cmp(&modified) {
                 Ordering::Less => false,
                 Ordering::Equal => {
@@ -238,7 +238,7 @@ impl FileStream {
         let mut later = VecDeque::new();
         for found in found {
             let is_known = self.known().any(|known| known.id == found.id);
-            if let Some(mut follow) = open(&found.path)?
+            if let Some(mut follow) = self.open(&found.path)?
                 && !is_known
                 && !self.has_finished(&mut follow)?
             {
@@ -252,6 +252,7 @@ impl FileStream {
     /// The rank of a file among its generations, should it still have a name; it may have been
     /// compressed meanwhile.
     fn rank_of(
+        &self,
         current: &Follow,
         modified: SystemTime,
         generations: &[Generation],
@@ -265,7 +266,7 @@ impl FileStream {
         }
         let bookmark = current.bookmark(false);
         for found in generations.iter().filter(|found| found.written == modified) {
-            let follow = open(&found.path)?;
+            let follow = self.open(&found.path)?;
             let packed = follow.filter(|follow| follow.content.is_packed());
             // A damaged one is none we know.
             if packed.is_some_and(|mut packed| packed.is_of(&bookmark).unwrap_or(false)) {

@@ -16,7 +16,7 @@ mod read;
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use regex::bytes::Regex;
@@ -27,16 +27,29 @@ use tracing::{info, warn};
 use self::read::Read;
 use super::Context;
 use super::bookmark::{Bookmark, FileId};
-use super::follow::{Follow, look, open};
+use super::follow::{Follow, is_deleted, look, look_within, open};
 use super::output::{Output, Positions};
 use super::records::Encoding;
 use super::resting::Rest;
+use super::trust;
 use crate::clock;
+use crate::config::Deny;
+
+/// A file's path, and the directory below which links are followed by their owners.
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) root: PathBuf,
+    /// What nothing may collect: generations beside the path may be forbidden although it is not.
+    pub(crate) deny: Deny,
+}
 
 /// The stream of one path.
 pub(crate) struct FileStream {
     output: Output,
     path: PathBuf,
+    /// Below it links are followed by their owners.
+    root: PathBuf,
+    deny: Deny,
     /// A line that matches begins an entry of several lines.
     multiline: Option<Regex>,
     /// The sources ask for its old generations too: they are read first when nothing was read yet.
@@ -85,6 +98,8 @@ enum Role {
 pub(crate) enum Pass {
     /// Everything is read.
     Idle,
+    /// There is more to read, a moment later.
+    Paced,
     /// There is more to read at once.
     Busy,
     /// The spool takes no more.
@@ -94,15 +109,18 @@ pub(crate) enum Pass {
 impl FileStream {
     pub(crate) fn new(
         output: Output,
-        path: PathBuf,
+        place: Place,
         multiline: Option<Regex>,
         history: bool,
         began: SystemTime,
     ) -> Self {
+        let Place { path, root, deny } = place;
         Self {
             output,
-            seen: look(&path).ok().flatten(),
+            seen: look_within(&path, &root, None).ok().flatten(),
             path,
+            root,
+            deny,
             multiline,
             history,
             began,
@@ -150,8 +168,9 @@ impl FileStream {
         self.current.iter().chain(older)
     }
 
-    /// Whether the configuration names this stream.
-    pub(crate) fn set_wanted(&mut self, wanted: bool) {
+    /// Whether the configuration names this stream, and what it forbids.
+    pub(crate) fn set_wanted(&mut self, wanted: bool, deny: &Deny) {
+        self.deny = deny.clone();
         self.wanting = match (wanted, self.wanting) {
             (true, _) => Wanting::Wanted,
             (false, Wanting::Wanted) => Wanting::Ending,
@@ -249,13 +268,20 @@ impl FileStream {
         match self.try_pass(context, now) {
             Ok(pass) => {
                 self.complained = false;
-                if context.parks {
+                // What was unpacked is not unpacked once more for a moment's wait.
+                if context.parks && pass != Pass::Paced {
                     self.park(pass, context);
                 }
                 pass
             }
             Err(error) => {
                 if !self.complained {
+                    if trust::is_refusal(&error) {
+                        if context.is_blocked() {
+                            return Pass::Blocked;
+                        }
+                        self.say_refused(&error, context);
+                    }
                     let path = self.path.display();
                     warn!(%path, %error, "a file cannot be read; trying again");
                     self.complained = true;
@@ -268,12 +294,35 @@ impl FileStream {
         }
     }
 
+    /// Says in the stream that a link is at its path which is not followed.
+    fn say_refused(&mut self, error: &io::Error, context: &mut Context) {
+        self.output
+            .push_gap(&format!("{error}; what is at its end is not collected"));
+        match &self.current {
+            Some(_) => self.seal(context),
+            None => {
+                let bookmark = self.output.position().bookmark.clone();
+                self.output.seal(bookmark, context);
+            }
+        }
+    }
+
+    /// Opens a file at the path or beside it, unless that is forbidden.
+    fn open(&self, path: &Path) -> io::Result<Option<Follow>> {
+        if self.deny.forbids(path) {
+            return Ok(None);
+        }
+        open(path, &self.root)
+    }
+
     fn try_pass(&mut self, context: &mut Context, now: Instant) -> io::Result<Pass> {
-        let seen = match look(&self.path) {
+        let seen = match look_within(&self.path, &self.root, self.seen) {
             Err(error) if cfg!(windows) => {
                 self.let_go(context)?;
                 return Err(error);
             }
+            // What was read before a link was laid there is read to its end.
+            Err(error) if trust::is_refusal(&error) && self.current.is_some() => None,
             seen => seen?,
         };
         if !self.resumed {
@@ -288,13 +337,20 @@ impl FileStream {
         if self.current.is_none() {
             self.current = match self.queued.pop_front() {
                 Some(next) => Some(next),
-                None => open(&self.path)?,
+                None => self.open(&self.path)?,
             };
         }
         let mut taken = 0;
         while taken < PASS_BYTES && !context.stopped {
             if context.is_blocked() {
                 return Ok(Pass::Blocked);
+            }
+            let is_packed = self
+                .current
+                .as_ref()
+                .is_some_and(|file| file.content.is_packed());
+            if is_packed && context.unpacking.is_used_up(clock::now()) {
+                return Ok(Pass::Paced);
             }
             let Some(mut follow) = self.current.take() else {
                 // There is no file, and what is said about that is said at no place in one.
@@ -304,6 +360,9 @@ impl FileStream {
             let before = follow.offset;
             let read = self.read(&mut follow, Role::Current, context, now);
             taken += follow.offset - before;
+            if is_packed {
+                context.unpacking.take(follow.offset - before);
+            }
             if follow.offset > before {
                 self.read_at = now;
             }
@@ -578,21 +637,6 @@ impl FileStream {
             self.output.seal(bookmark, context);
         }
     }
-}
-
-/// Whether no name leads to the file any more.
-#[cfg(unix)]
-fn is_deleted(follow: &Follow) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = follow.content.file().metadata();
-    metadata.is_ok_and(|metadata| metadata.nlink() == 0)
-}
-
-/// Whether no name will lead to the file any more when everybody has let go of it.
-#[cfg(windows)]
-fn is_deleted(follow: &Follow) -> bool {
-    let information = winapi_util::file::information(follow.content.file());
-    information.is_ok_and(|information| information.number_of_links() == 0)
 }
 
 /// A file that is not read for so long rests, should there be many.

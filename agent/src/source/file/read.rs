@@ -8,7 +8,8 @@ use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use super::{FileStream, Role};
 use crate::clock;
 use crate::source::Context;
-use crate::source::follow::Follow;
+use crate::source::content::PACKED_READ_LEN;
+use crate::source::follow::{Follow, Skipped};
 use crate::source::records::Encoding;
 
 /// What a read met.
@@ -34,18 +35,24 @@ impl FileStream {
         if len.is_some_and(|len| len < follow.offset) {
             return Ok(Read::Truncated);
         }
-        if len == Some(follow.offset) {
+        if len == Some(follow.offset) || follow.is_unwritten(len) {
             return Ok(Read::End);
         }
+        follow.unwritten = None;
         let tail_len = follow.tail.len();
         let start = follow.offset - tail_len as u64;
-        let wanted = len.map_or(u64::MAX, |len| len - start);
+        // Only a compressed file's length is not known.
+        let wanted = len.map_or(PACKED_READ_LEN as u64, |len| len - start);
         let mut window = vec![0; usize::try_from(wanted).unwrap_or(usize::MAX).min(CHUNK_LEN)];
         let got = match follow.content.read_at(&mut window, start) {
             Err(error) if follow.content.is_packed() => {
                 // It was whole when it replaced the plain file, so it will not get better.
+                let what = match error.kind() == io::ErrorKind::FileTooLarge {
+                    true => "left",
+                    false => "damaged",
+                };
                 self.output.push_gap(&format!(
-                    "a compressed file is damaged after byte {} ({error}); the rest of it was not collected",
+                    "a compressed file is {what} after byte {} ({error}); the rest of it was not collected",
                     follow.offset
                 ));
                 return Ok(Read::End);
@@ -60,11 +67,23 @@ impl FileStream {
         let fresh = window.get(tail_len..).unwrap_or_default();
         if fresh.len() >= HOLE_SEEN && fresh.iter().take(HOLE_SEEN).all(|&byte| byte == 0) {
             let from = follow.offset;
-            if let Some(hole) = follow.skip_hole() {
-                self.output.push_gap(&format!(
-                    "the file has a hole of {hole} bytes at byte {from}; nobody wrote them"
-                ));
-                return Ok(Read::More);
+            match follow.skip_hole()? {
+                Skipped::Nothing => {}
+                Skipped::Hole(hole) => {
+                    self.output.push_gap(&format!(
+                        "the file has a hole of {hole} bytes at byte {from}; nobody wrote them"
+                    ));
+                    return Ok(Read::More);
+                }
+                Skipped::Waits(hole) => {
+                    // Once for a file, however much is written there and wherever it goes on.
+                    if !core::mem::replace(&mut follow.says_no_unwritten, true) {
+                        self.output.push_gap(&format!(
+                            "the file has a hole of {hole} bytes from byte {from} to its end; nobody wrote them, and what is written there later is collected then"
+                        ));
+                    }
+                    return Ok(Read::End);
+                }
             }
         }
         follow.learn_head(&window, start);
