@@ -328,7 +328,7 @@ impl BatchBuilder {
     #[must_use]
     pub fn has_room_for(&self, entries: u32, len: usize) -> bool {
         self.count.saturating_add(entries) <= BATCH_ENTRIES_MAX
-            && self.bytes.len() + len <= BATCH_BYTES_MAX
+            && self.bytes.len().saturating_add(len) <= BATCH_BYTES_MAX
     }
 
     #[must_use]

@@ -21,6 +21,8 @@ pub struct Lab {
     pub console: SocketAddr,
     pub syslog_udp: SocketAddr,
     pub syslog_tcp: SocketAddr,
+    /// Where it tells its numbers.
+    pub metrics: SocketAddr,
     /// Two of the recovery shares.
     pub shares: Vec<String>,
     /// What the server's processes get in their environment.
@@ -45,13 +47,14 @@ impl Lab {
         let dir = std::env::temp_dir().join(format!("scrinium-lab-{name}-{}", std::process::id()));
         let _absent = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(dir.join("logs")).unwrap();
-        let ports: Vec<SocketAddr> = (0..5).map(|_| free_address()).collect();
+        let ports: Vec<SocketAddr> = (0..6).map(|_| free_address()).collect();
         let mut lab = Self {
             sl: ports[0],
             console: ports[1],
             syslog_udp: ports[2],
             syslog_tcp: ports[3],
             sl_integrity: ports[4],
+            metrics: ports[5],
             shares: Vec::new(),
             server_environment: Vec::new(),
             server: None,
@@ -64,8 +67,8 @@ impl Lab {
             "keep_alive_s = 2"
         };
         let config = format!(
-            "[listen]\nsl = [\"{}\"]\nsl_integrity = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\n[agents]\n{keep_alive}\n{agents}\n[archive]\nlog_mib_max = 1\n",
-            lab.sl, lab.sl_integrity, lab.console, lab.syslog_udp, lab.syslog_tcp
+            "[listen]\nsl = [\"{}\"]\nsl_integrity = [\"{}\"]\nconsole = [\"{}\"]\nsyslog_udp = [\"{}\"]\nsyslog_tcp = [\"{}\"]\nmetrics = [\"{}\"]\n[agents]\n{keep_alive}\n{agents}\n[archive]\nlog_mib_max = 1\n",
+            lab.sl, lab.sl_integrity, lab.console, lab.syslog_udp, lab.syslog_tcp, lab.metrics
         );
         lab.write("server.toml", config.as_bytes());
         lab.write("password", PASSWORD.as_bytes());

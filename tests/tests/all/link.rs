@@ -423,7 +423,7 @@ fn f1_a_backlog_does_not_delay_live_lines() {
         Duration::from_secs(60),
         || {
             lab.agent_status("web1")
-                .is_some_and(|status| status["disk_bytes"].as_u64().unwrap() > 12 << 20)
+                .is_some_and(|status| status["disk_bytes"].as_u64().unwrap() > 11 << 20)
         },
     );
     proxy.pace(2 << 20);
