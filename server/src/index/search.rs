@@ -55,7 +55,7 @@ pub(crate) struct Found {
     pub(crate) histogram: BTreeMap<u64, u64>,
     /// Extents that could not be read: the rest was served.
     pub(crate) damaged: u64,
-    /// Extents that could not be read because no file descriptor was left; see [`Found::checked`].
+    /// Extents that could not be read because no file descriptor was left: that is no answer.
     pub(crate) lacking: u64,
     /// Extents of the second container, which were not read.
     pub(crate) sealed: u64,
