@@ -405,6 +405,9 @@ impl Pattern {
         if !Path::new(text).is_absolute() {
             bail!("{field}: '{text}' must be an absolute path or glob");
         }
+        if let Some(problem) = scrinium_protocol::bounds::glob_problem(text) {
+            bail!("{field}: the pattern {problem}");
+        }
         let glob = GlobBuilder::new(text)
             .literal_separator(true)
             .case_insensitive(cfg!(windows))

@@ -12,6 +12,7 @@
 
 pub mod aead;
 pub mod batch;
+pub mod bounds;
 pub mod codec;
 pub mod compress;
 pub mod entry;

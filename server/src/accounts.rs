@@ -117,7 +117,10 @@ impl Accounts {
     ) -> Result<(String, Session), SignInError> {
         if name.len() > USER_LEN_MAX {
             // No account has such a name: nothing of it is remembered but that somebody tries.
-            let failed = self.lock().tries.failed(place, "", clock::unix_s());
+            if let Some(seconds) = self.wait_s("", place) {
+                return Err(SignInError::TooSoon { seconds });
+            }
+            let failed = self.lock().tries.failed_nobody(place, clock::unix_s());
             return Err(SignInError::Wrong(failed));
         }
         if let Some(seconds) = self.wait_s(name, place) {

@@ -33,7 +33,7 @@ use crate::core::Core;
 use crate::index::hits::Hit;
 use crate::index::query::Query;
 use crate::index::search::{CancelOnDrop, Cancelled, Found, Search, Wanted};
-use crate::index::turns::{AnswerTurn, ScanTurn};
+use crate::index::turns::{AnswerTurn, LOCAL, ScanTurn};
 use crate::present::{self, View};
 
 /// What somebody asks.
@@ -166,7 +166,7 @@ impl LeftOut {
 pub(crate) fn account_of(actor: &Actor) -> String {
     match actor.is_account {
         true => format!("account {}", actor.name),
-        false => "local".to_owned(),
+        false => LOCAL.to_owned(),
     }
 }
 

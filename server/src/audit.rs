@@ -162,6 +162,7 @@ impl Audit {
                 flags: EntryFlags::NONE,
                 bytes,
                 durable: Some(durable),
+                room: None,
             };
             let sent = self.0.send(entry).await;
             sent.map_err(|_| NotWritten::Unavailable)?;

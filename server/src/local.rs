@@ -26,7 +26,7 @@ use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_segment::fault;
 use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use scrinium_syslog::{Received, Sink};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::error;
 
 use crate::archive::Archive;
@@ -44,14 +44,49 @@ pub(crate) struct LocalEntry {
     pub(crate) bytes: Vec<u8>,
     /// Answered when the entry is durable.
     pub(crate) durable: Option<oneshot::Sender<()>>,
+    /// What it takes of the [`Room`], until it is durable; none of what the server says itself.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
 }
 
-/// The way in. A full queue holds [`QUEUE_MAX`] entries, about 16 MiB of ordinary lines.
+/// The way in. A full queue holds [`QUEUE_MAX`] entries.
 pub(crate) type LocalQueue = mpsc::Sender<LocalEntry>;
+
+/// Bytes of what senders sent that is not durable yet: each kind of listener has as many, so that datagrams have room
+/// while connections fill theirs.
+#[derive(Clone)]
+pub(crate) struct Room {
+    udp: Arc<Semaphore>,
+    tcp: Arc<Semaphore>,
+}
+
+impl Room {
+    pub(crate) fn new() -> Self {
+        let room = || Arc::new(Semaphore::new(ROOM_MAX));
+        Self {
+            udp: room(),
+            tcp: room(),
+        }
+    }
+
+    /// The bytes an entry counts for, and whose.
+    fn of(&self, received: &Received) -> (&Arc<Semaphore>, u32) {
+        let counted = received.bytes.len().saturating_add(ENTRY_COST);
+        let counted = u32::try_from(counted.min(ROOM_MAX)).unwrap_or(u32::MAX);
+        let room = if received.kind == StreamKind::SyslogUdp {
+            &self.udp
+        } else {
+            &self.tcp
+        };
+        (room, counted)
+    }
+}
 
 /// Where the syslog listeners put what they receive.
 #[derive(Clone)]
-pub(crate) struct SyslogSink(pub(crate) LocalQueue);
+pub(crate) struct SyslogSink {
+    pub(crate) queue: LocalQueue,
+    pub(crate) room: Room,
+}
 
 impl Sink for SyslogSink {
     fn now_us(&self) -> u64 {
@@ -63,24 +98,31 @@ impl Sink for SyslogSink {
     }
 
     fn try_put(&self, received: Received) -> bool {
-        self.0.try_send(received.into()).is_ok()
+        let (room, counted) = self.room.of(&received);
+        let Ok(room) = room.clone().try_acquire_many_owned(counted) else {
+            return false;
+        };
+        self.queue.try_send(entry(received, room)).is_ok()
     }
 
     async fn put(&self, received: Received) -> bool {
-        self.0.send(received.into()).await.is_ok()
+        let (room, counted) = self.room.of(&received);
+        let Ok(room) = room.clone().acquire_many_owned(counted).await else {
+            return false;
+        };
+        self.queue.send(entry(received, room)).await.is_ok()
     }
 }
 
-impl From<Received> for LocalEntry {
-    fn from(received: Received) -> Self {
-        Self {
-            kind: received.kind,
-            name: received.name,
-            time_us: received.time_us,
-            flags: received.flags,
-            bytes: received.bytes,
-            durable: None,
-        }
+fn entry(received: Received, room: OwnedSemaphorePermit) -> LocalEntry {
+    LocalEntry {
+        kind: received.kind,
+        name: received.name,
+        time_us: received.time_us,
+        flags: received.flags,
+        bytes: received.bytes,
+        durable: None,
+        room: Some(room),
     }
 }
 
@@ -110,7 +152,10 @@ pub(crate) async fn run(
         fault::point("server: entries of its own taken");
         let mut waiting = Vec::new();
         let mut sealed = Vec::new();
-        for entry in buffer.drain(..) {
+        // Given back when all of the round is durable.
+        let mut room = Vec::new();
+        for mut entry in buffer.drain(..) {
+            room.extend(entry.room.take());
             sealed.extend(maker.add(entry, &mut waiting));
         }
         sealed.extend(maker.seal_all());
@@ -127,6 +172,7 @@ pub(crate) async fn run(
             // taken up again where the archive stands.
             maker.streams.clear();
         }
+        drop(room);
         // Gathers a few more before the next batch of a quiet stream, at the cost of this delay.
         if entries.len() < GATHER_MIN {
             tokio::time::sleep(GATHER_DELAY).await;
@@ -348,6 +394,11 @@ impl LocalStream {
     }
 }
 
+/// Bytes of entries of one kind of listener that wait or are being made durable: a round has three times as much in
+/// memory at most.
+const ROOM_MAX: usize = 16 << 20;
+/// What an entry takes beside its bytes.
+const ENTRY_COST: usize = 128;
 /// Entries waiting to be put into batches.
 pub(crate) const QUEUE_MAX: usize = 65_536;
 /// Most entries of one round.
@@ -378,6 +429,7 @@ mod tests {
                 flags: EntryFlags::NONE,
                 bytes: bytes.clone(),
                 durable: Some(durable),
+                room: None,
             };
             let mut made = maker.add(entry, &mut waiting);
             made.extend(maker.seal_all());
@@ -410,6 +462,7 @@ mod tests {
                 flags: EntryFlags::NONE,
                 bytes: b"<13>a line\n".to_vec(),
                 durable: None,
+                room: None,
             };
             made.extend(maker.add(entry, &mut Vec::new()));
         }

@@ -11,7 +11,8 @@
 //! Invariants:
 //! 1. No more connections than places, and no more of one network than its share.
 //! 2. Some places are for peers that showed before who they are; strangers never take those.
-//! 3. A connection that proved itself and is at work is never closed for another one.
+//! 3. A connection that proved itself and is at work is never closed for another one, unless its peer has very many and
+//!    the other one few.
 //! 4. What is refused or closed is counted; [`Admission::counts`] says so to whoever tells people.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -276,16 +277,34 @@ impl Admission {
                 return None;
             }
         }
-        let is_known = state.known.has(networks.peer());
+        // A few places are kept for each known peer: whoever has very many is as any stranger.
+        let width = if networks.peer().is_ipv4() { 32 } else { 64 };
+        let of_peer = state.counts.get(&(networks.peer(), width)).copied();
+        let of_peer = of_peer.unwrap_or(0);
+        let is_known = state.known.has(networks.peer()) && of_peer < KEPT_EACH;
         let for_strangers = self.limits.places.saturating_sub(self.limits.kept);
         let is_full =
             state.held.len() >= self.limits.places || !is_known && state.strangers >= for_strangers;
+        if is_full && of_peer < KEPT_EACH && state.displace_of_crowd() {
+            return Some(self.hold(&mut state, networks, is_known, now));
+        }
         // Strangers make room for each other; for a known peer everybody may.
         let may_leave = |held: &Held| is_known || !held.is_known;
         if is_full && !state.displace(&self.limits, now, may_leave) {
             state.total.full += 1;
             return None;
         }
+        Some(self.hold(&mut state, networks, is_known, now))
+    }
+
+    /// Takes a place for a connection.
+    fn hold(
+        self: &Arc<Self>,
+        state: &mut State,
+        networks: Networks,
+        is_known: bool,
+        now: Instant,
+    ) -> Place {
         let leave = Arc::new(Notify::new());
         let id = state.next;
         state.next += 1;
@@ -301,12 +320,11 @@ impl Admission {
             leave: leave.clone(),
         };
         state.held.insert(id, held);
-        drop(state);
-        Some(Place {
+        Place {
             admission: self.clone(),
             id,
             leave,
-        })
+        }
     }
 
     /// A connection was refused by a limit behind this one.
@@ -360,6 +378,25 @@ impl Limits {
 impl State {
     /// Closes the connection that is missed least among those that `may` leave. First those whose peer did not
     /// yet show who it is, of them one of the largest crowd, of that the one where nothing moved for longest.
+    /// The connection at rest longest of the peer that has most makes room for a peer that has few, even one that is at
+    /// work: nobody needs so many.
+    fn displace_of_crowd(&mut self) -> bool {
+        let candidates = self.held.iter().filter_map(|(id, held)| {
+            let peer = held.networks.peer();
+            let width = if peer.is_ipv4() { 32 } else { 64 };
+            let count = self.counts.get(&(peer, width)).copied().unwrap_or(0);
+            (count >= CROWD_MIN).then_some((core::cmp::Reverse(count), held.moved, *id))
+        });
+        let Some((_, _, id)) = candidates.min() else {
+            return false;
+        };
+        if let Some(held) = self.remove(id) {
+            self.total.displaced += 1;
+            held.leave.notify_one();
+        }
+        true
+    }
+
     fn displace(&mut self, limits: &Limits, now: Instant, may: impl Fn(&Held) -> bool) -> bool {
         let candidates = self.held.iter().filter(|(_, held)| {
             let rests = now.saturating_duration_since(held.moved) >= limits.rests_after;
@@ -427,6 +464,10 @@ impl State {
 
 const TOKEN: u64 = 1_000_000;
 const BURST_S: u64 = 4;
+/// Connections of a known peer that may take kept places.
+const KEPT_EACH: usize = 8;
+/// From so many connections on those of a peer make room for peers that have fewer than [`KEPT_EACH`].
+const CROWD_MIN: usize = 64;
 /// Addresses whose rate is remembered: 4 MiB.
 const BUCKETS_MAX: usize = 65_536;
 /// Known peers of one set; two sets are 4 MiB.

@@ -64,23 +64,25 @@ pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
     };
     let mut left = VecDeque::from(names(below));
     let mut links = 0;
+    // Who owns links on the way that count by what they lead to: at the end it is asked once more, of the very file
+    // that is told, since a name may lead elsewhere by then.
+    let mut owners = Vec::new();
     while let Some(name) = left.pop_front() {
         if name == ".." {
             at.pop();
             continue;
         }
         let next = at.join(&name);
-        let metadata = std::fs::symlink_metadata(&next)?;
-        if !metadata.is_symlink() {
+        let Some((link, target)) = read_link(&next)? else {
             at = next;
             continue;
-        }
+        };
         links += 1;
         if links > LINKS_MAX {
             return Err(io::Error::other("too many links lead from one to the next"));
         }
-        let link = metadata.uid();
         if link != ROOT && link != own {
+            owners.push(link);
             let target = std::fs::metadata(&next)?.uid();
             if target != link {
                 let refusal = Refusal { link, target };
@@ -88,7 +90,6 @@ pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
             }
         }
         // Of here on its own way is looked at, from where the link really is.
-        let target = std::fs::read_link(&next)?;
         at = match target.is_absolute() {
             true => "/".into(),
             false => std::fs::canonicalize(&at)?,
@@ -97,7 +98,43 @@ pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
             left.push_front(name);
         }
     }
-    Ok(FileId::of_metadata(&std::fs::symlink_metadata(&at)?))
+    let metadata = std::fs::symlink_metadata(&at)?;
+    let target = metadata.uid();
+    if let Some(&link) = owners.iter().find(|&&link| link != target) {
+        let refusal = Refusal { link, target };
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal));
+    }
+    Ok(FileId::of_metadata(&metadata))
+}
+
+/// Who owns the link at `path` and where it leads, of one and the same link; none when it is no link.
+#[cfg(target_os = "linux")]
+fn read_link(path: &Path) -> io::Result<Option<(u32, std::path::PathBuf)>> {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use rustix::fs::{FileType, Mode, OFlags, fstat, open, readlinkat};
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = open(path, flags, Mode::empty())?;
+    let stat = fstat(&link)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        return Ok(None);
+    }
+    let target = readlinkat(&link, "", Vec::new())?.into_bytes();
+    Ok(Some((
+        stat.st_uid,
+        std::ffi::OsString::from_vec(target).into(),
+    )))
+}
+
+/// The same where a link cannot be opened itself.
+#[cfg(all(unix, not(target_os = "linux")))]
+fn read_link(path: &Path) -> io::Result<Option<(u32, std::path::PathBuf)>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::symlink_metadata(path)?;
+    if !metadata.is_symlink() {
+        return Ok(None);
+    }
+    Ok(Some((metadata.uid(), std::fs::read_link(path)?)))
 }
 
 #[cfg(unix)]

@@ -11,8 +11,8 @@
 //! 1. What comes from one place never keeps another place out: there is no lock of an account.
 //! 2. A place from which an account has signed in waits for that account half a minute at most.
 //! 3. A try during a delay is refused unread and makes the delay no longer.
-//! 4. What is remembered is bounded. When it is full, what is over goes first, then what has failed least; nothing
-//!    forgets all of it.
+//! 4. What is remembered is bounded. When it is full, what is over goes first, then the oldest that is not locked;
+//!    nothing forgets all of it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -104,15 +104,23 @@ impl Tries {
         });
         let mut is_attack = count >= LOCK_AFTER;
         if !is_known {
-            let count = self.count(key(place, None), now_s, |count| match count {
-                count if count < PLACE_FREE => 0,
-                count => doubled(count - PLACE_FREE).min(UNKNOWN_S_MAX),
-            });
-            is_attack |= count >= PLACE_FREE;
+            is_attack |= self.failed_nobody(place, now_s).is_attack;
         }
         Failed {
             wait_s: self.wait_s(place, name, now_s),
             is_attack,
+        }
+    }
+
+    /// Something that no account can be called: it counts for the place alone.
+    pub(crate) fn failed_nobody(&mut self, place: Place, now_s: u64) -> Failed {
+        let count = self.count(key(place, None), now_s, |count| match count {
+            count if count < PLACE_FREE => 0,
+            count => doubled(count - PLACE_FREE).min(UNKNOWN_S_MAX),
+        });
+        Failed {
+            wait_s: self.wait_s(place, "", now_s),
+            is_attack: count >= PLACE_FREE,
         }
     }
 
@@ -160,7 +168,9 @@ impl Tries {
             return;
         }
         let least = self.failures.iter();
-        let least = least.min_by_key(|(_, failures)| (failures.count, failures.last_s));
+        // Never the newest, or those that come last forget each other at once.
+        let least =
+            least.min_by_key(|(_, failures)| (failures.count >= LOCK_AFTER, failures.last_s));
         if let Some((least, _)) = least {
             let least = *least;
             self.failures.remove(&least);

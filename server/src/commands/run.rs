@@ -13,7 +13,7 @@ use tracing::info;
 use crate::catalogue::copies;
 use crate::config::Config;
 use crate::core::{Running, host_name};
-use crate::local::SyslogSink;
+use crate::local::{Room, SyslogSink};
 use crate::vital::PartFell;
 use crate::volume::Volume;
 use crate::{
@@ -77,9 +77,14 @@ impl Server {
         let vital = &running.vital;
         let mut spawn = |part, task: Task| tasks.spawn(vital.clone().watched(part, task));
         let core = || running.core.clone();
+        let room = Room::new();
+        let sink = || SyslogSink {
+            queue: running.local.clone(),
+            room: room.clone(),
+        };
         spawn("control", Box::pin(control::run(core(), control)));
         for socket in udp {
-            let sink = SyslogSink(running.local.clone());
+            let sink = sink();
             spawn(
                 "syslog over UDP",
                 Box::pin(scrinium_syslog::run_udp(socket, sink)),
@@ -89,12 +94,12 @@ impl Server {
             let task = scrinium_syslog::tell_refusals(
                 running.core.doors.syslog.clone(),
                 SYSLOG_TCP_NAME.to_owned(),
-                SyslogSink(running.local.clone()),
+                sink(),
             );
             spawn("refused senders", Box::pin(task));
         }
         for listener in syslog_tcp {
-            let sink = SyslogSink(running.local.clone());
+            let sink = sink();
             let door = running.core.doors.syslog.clone();
             let idle_max = config.connections.syslog_idle_max;
             spawn(

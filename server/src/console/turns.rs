@@ -32,6 +32,8 @@ struct State {
     waiting: usize,
     /// Of places that are known, and of others.
     rings: [Ring; 2],
+    /// The last turn went to a place that is known: the next one goes to another, if one waits.
+    was_known: bool,
 }
 
 /// Places in the order of their turns, and who waits from each.
@@ -47,6 +49,7 @@ impl Turns {
             free,
             waiting: 0,
             rings: Default::default(),
+            was_known: false,
         })))
     }
 
@@ -81,7 +84,7 @@ impl Turns {
         loop {
             let next = {
                 let mut state = self.lock();
-                let next = state.rings.iter_mut().find_map(Ring::next);
+                let next = state.next();
                 match next {
                     Some(next) => {
                         state.waiting -= 1;
@@ -103,6 +106,27 @@ impl Turns {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Known places first, and no two of them while others wait.
+    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+        let [known, other] = &mut self.rings;
+        let (next, was_known) = if self.was_known {
+            let next = other.next();
+            match next {
+                Some(next) => (Some(next), false),
+                None => (known.next(), true),
+            }
+        } else {
+            match known.next() {
+                Some(next) => (Some(next), true),
+                None => (other.next(), false),
+            }
+        };
+        self.was_known = was_known;
+        next
     }
 }
 

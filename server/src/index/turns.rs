@@ -17,6 +17,8 @@ use tracing::warn;
 /// The places of everybody.
 pub(crate) struct Turns {
     answers: Arc<Semaphore>,
+    /// Of the commands on this machine: accounts never take them.
+    local_answers: Arc<Semaphore>,
     scans: Arc<Semaphore>,
     accounts: Mutex<BTreeMap<String, Weak<Share>>>,
     wait_max: Duration,
@@ -72,6 +74,7 @@ impl Turns {
     fn waiting(wait_max: Duration) -> Self {
         Self {
             answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+            local_answers: Arc::new(Semaphore::new(ANSWERS_OF_ONE_MAX)),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             accounts: Mutex::default(),
             wait_max,
@@ -82,7 +85,11 @@ impl Turns {
     pub(crate) async fn answer(&self, account: &str) -> Result<AnswerTurn, Busy> {
         let share = self.share(account);
         let own = place(&share.answers, self.wait_max, Busy::OwnAnswers).await?;
-        let all = place(&self.answers, self.wait_max, Busy::AllAnswers).await?;
+        let all = match account {
+            LOCAL => &self.local_answers,
+            _ => &self.answers,
+        };
+        let all = place(all, self.wait_max, Busy::AllAnswers).await?;
         Ok(AnswerTurn {
             share,
             wait_max: self.wait_max,
@@ -132,9 +139,11 @@ async fn place(
     }
 }
 
+/// Who uses the control socket.
+pub(crate) const LOCAL: &str = "local";
 /// Answers at once: each holds a page of lines, or what an export is made with.
 const ANSWERS_MAX: usize = 16;
-/// Of one account, or of the local user. Five accounts are needed to take all.
+/// Of one account, or of the local user, who has as many of his own. Four accounts are needed to take all others.
 const ANSWERS_OF_ONE_MAX: usize = 4;
 /// Searches that run at once: each uses every processor, and memory for each.
 const SCANS_MAX: usize = 4;

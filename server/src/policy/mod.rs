@@ -11,7 +11,7 @@ pub(crate) mod waiting;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use globset::{GlobBuilder, GlobMatcher};
 use scrinium_protocol::identity::{AgentId, StreamKind};
 
@@ -406,6 +406,9 @@ fn compiled(rules: Vec<RuleRecord>) -> Result<Vec<(RuleRecord, GlobMatcher)>> {
 
 fn pattern(text: &str) -> Result<GlobMatcher> {
     let text = if text.is_empty() { "**" } else { text };
+    if let Some(problem) = scrinium_protocol::bounds::glob_problem(text) {
+        bail!("a pattern of stream names {problem}");
+    }
     let pattern = GlobBuilder::new(text).literal_separator(true).build();
     let pattern = pattern.with_context(|| format!("'{text}' is not a pattern of stream names"))?;
     Ok(pattern.compile_matcher())

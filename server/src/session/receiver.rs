@@ -5,7 +5,7 @@
 //! bytes ◀─ ServerSession ◀─ receipt, the last of each stream ◀─ answers, in order
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::Established;
 use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt, stream_refused};
@@ -67,6 +67,9 @@ pub(crate) struct Receiver {
     budget: Budget,
     /// The stream of the last batch that came, and the sequence after it.
     last: Option<(StreamId, u64)>,
+    /// Receipts for what is missing that were shown in this session: no more than streams that the agent may have, a few
+    /// times over.
+    unmet: BTreeSet<(StreamId, Epoch, u64)>,
 }
 
 impl Receiver {
@@ -102,6 +105,7 @@ impl Receiver {
         session.send(&Message::Ready(ready), now)?;
         let totals = shared.archive.totals_of(agent.id);
         let mut receiver = Self {
+            unmet: BTreeSet::new(),
             budget: Budget::new(shared.streams, totals, now),
             shared,
             agent: agent.id,
@@ -184,6 +188,21 @@ impl Receiver {
         }) {
             return Ok(());
         }
+        // One that is shown again says nothing new.
+        if !self
+            .unmet
+            .insert((receipt.stream, receipt.epoch, receipt.next.0))
+        {
+            return Ok(());
+        }
+        if self.unmet.len() > UNMET_MAX {
+            bail!("it shows more than {UNMET_MAX} receipts for what is missing");
+        }
+        // All are in the trail; of very many the alarm counts.
+        let key = match self.unmet.len() {
+            ..=UNMET_ALARMS_MAX => receipt.stream.to_string(),
+            _ => String::new(),
+        };
         let agent = self.shared.agents.get(self.agent);
         let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
         let have = stream
@@ -199,7 +218,7 @@ impl Receiver {
                 receipt.next.0.saturating_sub(1),
                 have.saturating_sub(1)
             ),
-            key: receipt.stream.to_string(),
+            key,
         }));
         let detail = json!({
             "agent": agent, "stream": name, "first": have, "next": receipt.next.0,
@@ -432,6 +451,10 @@ impl Receiver {
     }
 }
 
+/// Streams of which each has an alarm of its own in one session.
+const UNMET_ALARMS_MAX: usize = 16;
+/// Receipts for what is missing in one session: about 5 MiB.
+const UNMET_MAX: usize = 100_000;
 /// Most bytes of batches an agent may have in flight in one lane.
 const LANE_BYTES_MAX: u32 = 4 << 20;
 /// Most batches of one session at the writer.

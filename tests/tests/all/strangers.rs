@@ -11,7 +11,7 @@ use scrinium_protocol::sl::session::AgentEvent;
 use scrinium_protocol::token::Token;
 use scrinium_tests::client::Client;
 use scrinium_tests::console::Console;
-use scrinium_tests::lab::{Lab, PASSWORD, resident_bytes, text};
+use scrinium_tests::lab::{Lab, PASSWORD, peak_bytes, resident_bytes, text};
 use scrinium_tests::strangers::{Browser, address, browse, connect, send};
 use scrinium_tests::{has_tool, now, pause, wait_until};
 
@@ -56,6 +56,33 @@ fn idle_senders_make_room_for_those_that_speak_and_it_is_said() {
         "said, and not for each: {log}"
     );
     drop(strangers);
+}
+
+/// Long lines over a few connections, faster than they can be archived: they wait, in bounded memory, and none is lost.
+#[test]
+fn long_lines_of_a_few_senders_take_bounded_memory() {
+    let lab = Lab::start("strangers-long");
+    let line = format!("<34>1 - host app - - - {} longword\n", "x".repeat(60_000));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut sender = TcpStream::connect(lab.syslog_tcp).unwrap();
+                for _ in 0..2000 {
+                    sender.write_all(line.as_bytes()).unwrap();
+                }
+            });
+        }
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..5000 {
+            // What does not fit into the kernel's queue is counted there.
+            let _dropped = datagrams.send_to(line.as_bytes(), lab.syslog_udp);
+        }
+    });
+    wait_until("every line is archived", Duration::from_secs(60), || {
+        lab.count("longword stream:\"127.0.0.1\"") >= 4000
+    });
+    let peak = peak_bytes(lab.server_pid());
+    assert!(peak < 256 << 20, "{} MiB", peak >> 20);
 }
 
 /// What a sender sent before it was closed for another one is kept: a whole message and the begin of one.
