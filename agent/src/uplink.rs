@@ -333,6 +333,7 @@ impl Uplink {
                     let rate = rate.load(Ordering::Relaxed);
                     if rate > 0 {
                         let seconds = part.len() as f64 / rate as f64;
+                        // So long the part takes at the rate that was asked for.
                         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
                     }
                 }

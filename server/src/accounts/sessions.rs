@@ -104,8 +104,8 @@ mod tests {
     fn a_page_that_refreshes_itself_keeps_no_session_alive() {
         let mut sessions = Sessions::default();
         let (id, _) = sessions.begin("admin", 0).unwrap();
-        for now_s in (5..IDLE_S).step_by(5) {
-            assert!(sessions.used(&id, Asker::Page, now_s).is_some());
+        for at_s in (5..IDLE_S).step_by(5) {
+            assert!(sessions.used(&id, Asker::Page, at_s).is_some());
         }
         assert!(sessions.used(&id, Asker::Page, IDLE_S).is_none());
         let (id, _) = sessions.begin("admin", 0).unwrap();
@@ -117,8 +117,8 @@ mod tests {
     fn a_session_ends_after_twelve_hours_whatever_is_done() {
         let mut sessions = Sessions::default();
         let (id, _) = sessions.begin("admin", 7).unwrap();
-        for now_s in (7..7 + LIFE_S).step_by(60) {
-            assert!(sessions.used(&id, Asker::Person, now_s).is_some());
+        for at_s in (7..7 + LIFE_S).step_by(60) {
+            assert!(sessions.used(&id, Asker::Person, at_s).is_some());
         }
         assert!(sessions.used(&id, Asker::Person, 7 + LIFE_S).is_none());
     }

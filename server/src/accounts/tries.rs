@@ -245,8 +245,8 @@ mod tests {
         let mut tries = Tries::default();
         let home = place("192.0.2.1");
         tries.succeeded(home, "admin", 5);
-        for now_s in (10..2000).step_by(31) {
-            assert!(tries.failed(home, "admin", now_s).wait_s <= KNOWN_S_MAX);
+        for at_s in (10..2000).step_by(31) {
+            assert!(tries.failed(home, "admin", at_s).wait_s <= KNOWN_S_MAX);
         }
         assert!(tries.failed(home, "admin", 2000).is_attack);
         tries.succeeded(home, "admin", 2040);

@@ -140,6 +140,7 @@ pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
                 })
                 .await;
         }
+        // Backups are due by the clock: nothing else tells.
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

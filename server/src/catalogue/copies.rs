@@ -105,6 +105,7 @@ pub(crate) async fn run(core: Arc<Core>) {
                 Err(error) => error!(%error, "writing the catalogue's copy failed"),
             }
         }
+        // Many changes in a row are one copy.
         tokio::time::sleep(INTERVAL).await;
     }
 }

@@ -61,6 +61,7 @@ impl Command {
                     } else {
                         (pause * 2).min(RESTART_MAX)
                     };
+                    // A command that ends at once is not started in a loop.
                     tokio::time::sleep(pause).await;
                 }
             }

@@ -64,6 +64,7 @@ impl Journal {
                 warn!(journal = %stream.name, error = format!("{error:#}"), "the journal cannot be read; trying again");
                 complained = true;
             }
+            // A journal that cannot be read is not asked in a loop.
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RESTART_MAX);
         }

@@ -67,6 +67,7 @@ impl Syslog {
                     complained = true;
                 }
             }
+            // Nobody tells when the place is free again.
             tokio::time::sleep(BIND_RETRY).await;
         }
     }
