@@ -137,6 +137,10 @@ impl Accounts {
         if !right {
             return Err(SignInError::Wrong(state.tries.failed(place, name, now_s)));
         }
+        // The password was changed while this one was compared: it is no longer known to be right.
+        if state.users.get(name).map(|user| &user.password_hash) != hash.as_ref() {
+            return Err(SignInError::TooSoon { seconds: 1 });
+        }
         state.tries.succeeded(place, name, now_s);
         let begun = state.sessions.begin(name, now_s);
         begun.ok_or(SignInError::TooSoon { seconds: 1 })

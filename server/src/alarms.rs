@@ -2,7 +2,7 @@
 //!
 //! Every alarm is an entry of the audit stream too, where nobody can take it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -205,6 +205,14 @@ impl Alarms {
         Some(alarm)
     }
 
+    /// The agents of which an alarm of a kind stands.
+    pub(crate) fn standing(&self, kind: AlarmKind) -> BTreeSet<String> {
+        let state = self.lock();
+        let alarms = state.values();
+        let standing = alarms.filter(|alarm| alarm.acknowledged_by.is_none() && alarm.kind == kind);
+        standing.map(|alarm| alarm.agent.clone()).collect()
+    }
+
     /// What was wrong with `agent` is over: its alarm stands no longer.
     pub(crate) async fn end(&self, kind: AlarmKind, agent: &str, why: &str) {
         let standing: Vec<u64> = {
@@ -255,9 +263,16 @@ impl Alarms {
 
 impl AlarmRecord {
     fn came_from(&mut self, from: IpAddr) {
-        // The last one stands last.
-        self.addresses.retain(|known| *known != from);
-        self.addresses.push(from);
+        let Some(first) = self.addresses.first().copied() else {
+            return self.addresses.push(from);
+        };
+        // The first one keeps its place, and the last one stands last: one may be both.
+        let others = self.addresses.drain(1..).filter(|known| *known != from);
+        let others: Vec<IpAddr> = others.collect();
+        self.addresses.extend(others);
+        if self.addresses.len() > 1 || from != first {
+            self.addresses.push(from);
+        }
         if self.addresses.len() > ADDRESSES_MAX {
             self.addresses.remove(1);
             self.more_addresses = true;
@@ -269,7 +284,7 @@ impl AlarmRecord {
         let (Some(first), Some(last)) = (self.addresses.first(), self.addresses.last()) else {
             return self.text.clone();
         };
-        if first == last {
+        if self.addresses.len() == 1 {
             return self.text.clone();
         }
         let more = if self.more_addresses {
@@ -277,10 +292,11 @@ impl AlarmRecord {
         } else {
             ""
         };
+        let distinct: BTreeSet<&IpAddr> = self.addresses.iter().collect();
         format!(
             "{} It came from {more}{} addresses, first from {first}, last from {last}.",
             self.text,
-            self.addresses.len()
+            distinct.len()
         )
     }
 }
@@ -334,6 +350,25 @@ mod tests {
         let alarms = alarms("long");
         let alarm = alarms.note(&raise(&"x".repeat(100_000)), None).unwrap();
         assert!(alarm.text.len() <= ALARM_LEN_MAX + '…'.len_utf8());
+    }
+
+    #[test]
+    fn the_first_address_keeps_its_place() {
+        let alarms = alarms("first");
+        for address in ["127.0.0.1", "127.0.0.2", "127.0.0.1", "127.0.0.1"] {
+            alarms.note(&raise("refused."), Some(address.parse().unwrap()));
+        }
+        let said = alarms.list().remove(0).said();
+        assert!(
+            said.ends_with("from 2 addresses, first from 127.0.0.1, last from 127.0.0.1."),
+            "{said}"
+        );
+        alarms.note(&raise("refused."), Some("127.0.0.3".parse().unwrap()));
+        let said = alarms.list().remove(0).said();
+        assert!(
+            said.ends_with("from 3 addresses, first from 127.0.0.1, last from 127.0.0.3."),
+            "{said}"
+        );
     }
 
     fn raise(text: &str) -> Raise {

@@ -152,6 +152,13 @@ impl Audit {
     }
 
     async fn write_lines(&self, trail: &str, lines: Vec<Vec<u8>>) -> Result<(), NotWritten> {
+        // A queue that takes nothing refuses an act as a disk does that writes nothing.
+        let written = tokio::time::timeout(PATIENCE, self.queue_lines(trail, lines)).await;
+        written.unwrap_or(Err(NotWritten::Unavailable))
+    }
+
+    /// Queues entries, and waits until they are durable.
+    async fn queue_lines(&self, trail: &str, lines: Vec<Vec<u8>>) -> Result<(), NotWritten> {
         let mut waiting = Vec::with_capacity(lines.len());
         for bytes in lines {
             let (durable, done) = oneshot::channel();
@@ -168,14 +175,10 @@ impl Audit {
             sent.map_err(|_| NotWritten::Unavailable)?;
             waiting.push(done);
         }
-        let all = async {
-            for done in waiting {
-                done.await.map_err(|_| NotWritten::Unavailable)?;
-            }
-            Ok(())
-        };
-        let written = tokio::time::timeout(PATIENCE, all).await;
-        written.unwrap_or(Err(NotWritten::Unavailable))
+        for done in waiting {
+            done.await.map_err(|_| NotWritten::Unavailable)?;
+        }
+        Ok(())
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use scrinium_protocol::kdf::sha256;
+use scrinium_segment::{Kind, segment_name};
 use tracing::error;
 
 use crate::alarms::{AlarmKind, Raise};
@@ -101,19 +103,33 @@ pub(crate) fn run(core: &Core, extent: Extent, checkpoints: &[String]) -> Result
     // All of it since then: what is not sealed yet is read each time.
     let full_us = read.values().copied().min().unwrap_or(now);
     report.read_since_us = Some(full_us);
-    if !report.whole {
-        // What was found damaged is looked at again.
-        read.clear();
-    }
+    // A segment in which something was found is looked at again.
+    let found: BTreeSet<&str> = report
+        .findings
+        .iter()
+        .map(|found| found.segment.as_str())
+        .collect();
+    read.retain(|number, _| !found.contains(segment_name(Kind::Archive, *number).as_str()));
+    let digest = digest(&report)?;
+    report.is_known = before.is_some_and(|before| before.digest == digest);
     core.catalogue.put(&VerificationRecord {
         time_us: now,
         whole: report.whole,
         findings: report.findings.len() as u64,
+        digest,
         full_us,
         segments: read.keys().copied().collect(),
         read,
     })?;
     Ok(report)
+}
+
+/// What tells the findings of one verification from those of another; zeros where there are none.
+fn digest(report: &Report) -> Result<[u8; 32]> {
+    if report.whole {
+        return Ok([0; 32]);
+    }
+    Ok(sha256(&[&serde_json::to_vec(&report.findings)?]))
 }
 
 /// The segments whose turn it is to be read again: so many bytes a night that all are within `days`, the oldest first,
@@ -152,7 +168,8 @@ pub(crate) async fn nightly(core: Arc<Core>) {
         };
         let problem = match verified {
             Ok(Ok(None)) => None,
-            Ok(Ok(Some(report))) => (!report.whole).then(|| {
+            // The same as in the night before: its alarm stands, or somebody has seen it.
+            Ok(Ok(Some(report))) => (!report.whole && !report.is_known).then(|| {
                 let first = report.findings.first();
                 format!(
                     "the archive is not whole: {} findings, the first in {}: {}. Run scrinium-server verify.",

@@ -51,6 +51,9 @@ pub(crate) struct Report {
     #[serde(default)]
     pub(crate) notes: Vec<String>,
     pub(crate) findings: Vec<Finding>,
+    /// The verification before this one found the same.
+    #[serde(skip)]
+    pub(crate) is_known: bool,
 }
 
 /// Something that is not as it was sealed.
@@ -105,6 +108,7 @@ pub(crate) fn verify(
         broken: BTreeSet::new(),
         claims,
         pruned: archive.pruned(),
+        met: BTreeSet::new(),
         scope,
     };
     run.report.pruned = run
@@ -147,6 +151,8 @@ struct Run<'a> {
     claims: Claims,
     /// What was deleted lawfully.
     pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
+    /// Streams whose unmet receipt was met since.
+    met: BTreeSet<StreamId>,
     scope: Scope,
 }
 
@@ -215,7 +221,11 @@ impl Run<'_> {
 
     fn extent(&mut self, extent: &Extent) {
         let known = extent.block().map(|(segment, _)| segment.number);
-        if known.is_some_and(|number| self.scope.verified.contains(&number)) {
+        let is_awaited = self.claims.unmet.iter().any(|receipt| {
+            let (first, next) = extent.sequences;
+            receipt.stream == extent.stream && (first..=next).contains(&receipt.sequences.1)
+        });
+        if !is_awaited && known.is_some_and(|number| self.scope.verified.contains(&number)) {
             self.report.verified_before += extent.entries();
             return self.unread(extent);
         }
@@ -396,6 +406,15 @@ impl Run<'_> {
                 format!("interval {interval} was sealed over another history"),
             );
         }
+        let met = self.claims.unmet.iter().filter(|receipt| {
+            (
+                receipt.stream,
+                receipt.epoch,
+                receipt.sequences.1,
+                receipt.head,
+            ) == (stream, after.epoch, after.next.0, after.head)
+        });
+        self.met.extend(met.map(|receipt| receipt.stream));
         self.positions.insert(stream, after);
     }
 
@@ -416,18 +435,23 @@ impl Run<'_> {
         });
     }
 
-    /// What an agent holds a receipt for is missing, unless it came again.
+    /// What an agent holds a receipt for is missing, unless the very same batches came again. What else came since then
+    /// excuses nothing.
     fn find_unmet(&mut self, receipt: UnmetReceipt) {
-        let stream = self.archive.stream(receipt.stream);
-        let came_again = stream.is_some_and(|stream| {
-            stream.position.epoch != receipt.epoch || stream.position.next.0 >= receipt.sequences.1
-        });
-        if came_again {
+        let (first, last) = (receipt.sequences.0, receipt.sequences.1.saturating_sub(1));
+        let said = format!(
+            "stream {}: entries {first} to {last} were missing when their agent showed its receipt",
+            receipt.name
+        );
+        if self.met.contains(&receipt.stream) {
+            self.report
+                .notes
+                .push(format!("{said}, and came again as the receipt says"));
+            return;
+        }
+        if self.scope.is_range() {
             self.report.notes.push(format!(
-                "stream {}: entries {} to {} were missing when their agent showed its receipt, and came again",
-                receipt.name,
-                receipt.sequences.0,
-                receipt.sequences.1.saturating_sub(1)
+                "{said}; a verification of everything tells whether they came again"
             ));
             return;
         }
@@ -437,7 +461,8 @@ impl Run<'_> {
             agent: agent.map_or_else(|| receipt.agent.to_string(), |(name, _)| name.clone()),
             stream: receipt.name,
             sequences: receipt.sequences,
-            problem: "the agent holds a receipt for entries that are missing".to_owned(),
+            problem: "the agent holds a receipt for entries that were missing when it showed it, and that did not come again as they were"
+                .to_owned(),
         });
     }
 

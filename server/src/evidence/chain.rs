@@ -13,7 +13,7 @@
 //! be noted elsewhere.
 //!
 //! `evidence/interval.key` has two slots of 68 bytes at bytes 0 and 512: nonce (12), number (8) and seed (32) sealed
-//! with AES-256-GCM, tag (16). A slot is overwritten in place; what a copying file system or a flash disk keeps of it
+//! with AES-256-GCM, tag (16). The highest bit of the number is set in the slot of the first key of a chain. A slot is overwritten in place; what a copying file system or a flash disk keeps of it
 //! is sealed under the volume's key.
 
 use std::fs::{File, OpenOptions};
@@ -93,7 +93,16 @@ pub(super) struct Chain {
     file: File,
     cipher: Aes256Gcm,
     /// By the parity of their number.
-    keys: [Option<(u64, SigningKey)>; 2],
+    keys: [Option<Held>; 2],
+}
+
+/// A key of an interval.
+#[derive(Clone)]
+struct Held {
+    number: u64,
+    key: SigningKey,
+    /// A chain begins with it: the record that says its public key may not be durable yet.
+    is_first: bool,
 }
 
 impl Chain {
@@ -123,31 +132,32 @@ impl Chain {
         leaf: &[u8],
         mut append: impl FnMut(u8, &[u8]) -> Result<()>,
     ) -> Result<Option<[u8; 32]>> {
-        let mut begun = None;
-        let key = match self.key(number) {
-            Some(key) => key,
-            None => {
-                let key = self.make(number)?;
-                let public = key.verifying_key().to_bytes();
-                let signature = server.sign(&root_text(&self.origin, number, &public));
-                let root = Link::Root {
-                    number,
-                    public,
-                    signature: signature.to_bytes(),
-                };
-                let (kind, payload) = root.encode();
-                append(kind, &payload)?;
-                begun = Some(public);
-                key
-            }
+        let Held { key, is_first, .. } = match self.key(number) {
+            Some(held) => held,
+            None => self.make(number, true)?,
         };
+        fault::point("server: first key of a chain made");
+        let mut begun = None;
+        if is_first {
+            // Said again if we died before it was signed with: the same record twice begins one chain.
+            let public = key.verifying_key().to_bytes();
+            let signature = server.sign(&root_text(&self.origin, number, &public));
+            let root = Link::Root {
+                number,
+                public,
+                signature: signature.to_bytes(),
+            };
+            let (kind, payload) = root.encode();
+            append(kind, &payload)?;
+            begun = Some(public);
+        }
         // Made before, if we died before its public key was durable.
         let next = match self.key(number + 1) {
             Some(next) => next,
-            None => self.make(number + 1)?,
+            None => self.make(number + 1, false)?,
         };
         fault::point("server: key of an interval made");
-        let next = next.verifying_key().to_bytes();
+        let next = next.key.verifying_key().to_bytes();
         let signature = key.sign(&signed_text(&self.origin, number, leaf, &next));
         let (kind, payload) = Link::Signed {
             number,
@@ -165,8 +175,10 @@ impl Chain {
     /// What somebody signs who took the keys that are there.
     #[cfg(test)]
     pub(super) fn forge(&self, number: u64, leaf: &[u8], next: [u8; 32]) -> (u8, Vec<u8>) {
-        let (_, key) = self.keys.iter().flatten().next().unwrap();
-        let signature = key.sign(&signed_text(&self.origin, number, leaf, &next));
+        let held = self.keys.iter().flatten().next().unwrap();
+        let signature = held
+            .key
+            .sign(&signed_text(&self.origin, number, leaf, &next));
         let signature = signature.to_bytes();
         Link::Signed {
             number,
@@ -178,7 +190,7 @@ impl Chain {
 
     /// Destroys keys of intervals before `number`.
     pub(super) fn destroy_before(&mut self, number: u64) -> Result<()> {
-        let old: Vec<u64> = self.keys.iter().flatten().map(|(of, _)| *of).collect();
+        let old: Vec<u64> = self.keys.iter().flatten().map(|held| held.number).collect();
         old.into_iter()
             .filter(|of| *of < number)
             .try_for_each(|of| self.destroy(of))
@@ -186,18 +198,18 @@ impl Chain {
 
     /// The last interval there is a key of.
     pub(super) fn last(&self) -> Option<u64> {
-        self.keys.iter().flatten().map(|(of, _)| *of).max()
+        self.keys.iter().flatten().map(|held| held.number).max()
     }
 
-    fn key(&self, number: u64) -> Option<SigningKey> {
-        let keys = self.keys.iter().flatten();
-        let mut keys = keys.filter(|(of, _)| *of == number);
-        keys.next().map(|(_, key)| key.clone())
+    fn key(&self, number: u64) -> Option<Held> {
+        let mut keys = self.keys.iter().flatten();
+        keys.find(|held| held.number == number).cloned()
     }
 
-    fn make(&mut self, number: u64) -> Result<SigningKey> {
+    fn make(&mut self, number: u64, is_first: bool) -> Result<Held> {
         let seed = Zeroizing::new(random::<32>()?);
-        let text = Zeroizing::new([&number.to_be_bytes()[..], &*seed].concat());
+        let marked = if is_first { number | FIRST } else { number };
+        let text = Zeroizing::new([&marked.to_be_bytes()[..], &*seed].concat());
         let nonce: [u8; 12] = random()?;
         let payload = Payload {
             msg: &text,
@@ -206,9 +218,13 @@ impl Chain {
         let sealed = self.cipher.encrypt(&nonce.into(), payload);
         let sealed = sealed.map_err(|_| anyhow!("sealing the key of an interval"))?;
         self.overwrite(number, &[&nonce[..], &sealed].concat())?;
-        let key = SigningKey::from_bytes(&seed);
-        *self.slot(number) = Some((number, key.clone()));
-        Ok(key)
+        let held = Held {
+            number,
+            key: SigningKey::from_bytes(&seed),
+            is_first,
+        };
+        *self.slot(number) = Some(held.clone());
+        Ok(held)
     }
 
     fn destroy(&mut self, number: u64) -> Result<()> {
@@ -217,7 +233,7 @@ impl Chain {
         Ok(())
     }
 
-    fn slot(&mut self, number: u64) -> &mut Option<(u64, SigningKey)> {
+    fn slot(&mut self, number: u64) -> &mut Option<Held> {
         let [even, odd] = &mut self.keys;
         if number.is_multiple_of(2) { even } else { odd }
     }
@@ -229,7 +245,7 @@ impl Chain {
         Ok(())
     }
 
-    fn read(&self, parity: u64) -> Result<Option<(u64, SigningKey)>> {
+    fn read(&self, parity: u64) -> Result<Option<Held>> {
         let mut bytes = Zeroizing::new([0; SLOT_LEN]);
         match durable::read_exact_at(&self.file, &mut *bytes, slot_at(parity)) {
             Ok(()) => {}
@@ -255,8 +271,12 @@ impl Chain {
             return Ok(None);
         };
         let seed: &[u8; 32] = seed.try_into().context("a seed")?;
-        let number = u64::from_be_bytes(*number);
-        Ok(Some((number, SigningKey::from_bytes(seed))))
+        let marked = u64::from_be_bytes(*number);
+        Ok(Some(Held {
+            number: marked & !FIRST,
+            key: SigningKey::from_bytes(seed),
+            is_first: marked & FIRST != 0,
+        }))
     }
 }
 
@@ -316,8 +336,12 @@ impl Follower {
                     );
                     self.problems.push(problem);
                 }
-                self.key = Some((*number, *public));
-                self.roots.push((*number, *public));
+                let root = (*number, *public);
+                // Said twice by a server that died before it signed with the key.
+                if self.key != Some(root) || self.roots.last() != Some(&root) {
+                    self.roots.push(root);
+                }
+                self.key = Some(root);
             }
             Link::Signed {
                 number,
@@ -375,6 +399,8 @@ fn slot_at(number: u64) -> u64 {
 /// Kinds of records beside the intervals'.
 const RECORD_SIGNED: u8 = 2;
 const RECORD_ROOT: u8 = 3;
+/// The bit of a slot's number that says that a chain begins with its key.
+const FIRST: u64 = 1 << 63;
 /// Nonce, number, seed, tag.
 const SLOT_LEN: usize = 12 + 8 + 32 + 16;
 /// Where the second slot begins: another sector.

@@ -151,3 +151,43 @@ fn todays_keys_cannot_sign_what_was_said_yesterday() {
     drop(volume);
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+/// A server that dies when it has made the first key of a chain, or whose disk is full then, says it again.
+#[test]
+fn a_chain_that_was_begun_and_not_said_begins_all_the_same() {
+    let dir = std::env::temp_dir().join(format!("scrinium-chain-begun-{}", std::process::id()));
+    drop(std::fs::remove_dir_all(&dir));
+    durable::create_dir(&dir).unwrap();
+    let server = SigningKey::from_bytes(&[7; 32]);
+    let open = || Chain::open(&dir, &Secret::new([3; 32]), "o".into()).unwrap();
+    let mut records = Vec::new();
+    // How many records each life makes durable before it ends.
+    for lasts in [0, 1, 1, 2] {
+        let mut left = lasts;
+        let append = |kind, payload: &[u8]| {
+            left = usize::checked_sub(left, 1).ok_or_else(|| anyhow::anyhow!("no space"))?;
+            records.push((kind, payload.to_vec()));
+            Ok(())
+        };
+        let signed = open().sign(&server, 0, b"leaf", append);
+        assert_eq!(signed.is_ok(), lasts == 2);
+    }
+    let mut chain = open();
+    let append = |kind, payload: &[u8]| {
+        records.push((kind, payload.to_vec()));
+        Ok(())
+    };
+    assert_eq!(chain.sign(&server, 1, b"next", append).unwrap(), None);
+    let mut follower = chain::Follower::default();
+    follower.leaf(0, b"leaf");
+    for (at, (kind, payload)) in records.iter().enumerate() {
+        if at == 4 {
+            follower.leaf(1, b"next");
+        }
+        let link = Link::decode(*kind, payload).unwrap();
+        follower.link("o", &server.verifying_key(), &link);
+    }
+    assert_eq!(records.len(), 5);
+    assert_eq!(follower.problems, Vec::<String>::new());
+    assert_eq!(follower.roots.len(), 1);
+}

@@ -128,8 +128,8 @@ pub(super) fn why_class_waits(
     })
 }
 
-/// Why rules may not be set at once: streams could come into a class that is wider than `general`, or leave one that
-/// must be kept longer.
+/// Why rules may not be set at once: streams could come into a class that is wider than `general` or has a lower floor, or
+/// leave one that must be kept longer.
 pub(super) fn why_rules_wait(
     rules: &[RuleRecord],
     before: &[RuleRecord],
@@ -140,15 +140,23 @@ pub(super) fn why_rules_wait(
         let class = classes.get(&rule.class);
         class.map_or(0, |class| class.floor_days)
     };
-    let is_wide = |rule: &RuleRecord| {
-        classes.get(&rule.class).is_some_and(|class| {
-            class.ceiling_days > general.ceiling_days
-                || class.operations_days > general.operations_days
-        })
+    // What a class allows that `general` does not.
+    let excess = |rule: &RuleRecord| {
+        let class = classes.get(&rule.class)?;
+        if class.ceiling_days > general.ceiling_days
+            || class.operations_days > general.operations_days
+        {
+            Some("is wider than")
+        } else {
+            (class.floor_days < general.floor_days).then_some("may be deleted before")
+        }
     };
     let (new, old) = (places(rules), places(before));
-    // A stream comes to a wide rule when the rule is new, or when one before it no longer catches the stream.
-    for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| is_wide(rule)) {
+    // A stream comes to such a rule when the rule is new, or when one before it no longer catches the stream.
+    for (at, rule) in rules.iter().enumerate() {
+        let Some(excess) = excess(rule) else {
+            continue;
+        };
         let caught = old
             .get(rule)
             .map(|&was| before.get(..was).unwrap_or_default());
@@ -158,7 +166,7 @@ pub(super) fn why_rules_wait(
         });
         if !still {
             return Some(format!(
-                "a rule brings streams into class '{}', which is wider than '{}'",
+                "a rule brings streams into class '{}', which {excess} '{}'",
                 rule.class, general.name
             ));
         }
@@ -242,6 +250,18 @@ mod tests {
         assert!(waits(&[&plain, &admin], &[&admin]));
         assert!(!waits(&[&admin, &plain], &[&admin]));
         assert!(!waits(&[&plain, &admin], &[&plain, &admin]));
+    }
+
+    #[test]
+    fn rules_wait_when_streams_come_to_a_lower_floor_than_that_of_all() {
+        let general = class("general", 183, 365, 90);
+        let classes = [general.clone(), class("short", 1, 365, 90)];
+        let classes: BTreeMap<_, _> = classes.into_iter().map(|c| (c.name.clone(), c)).collect();
+        let short = [rule("short", "a*")];
+        let why = why_rules_wait(&short, &[], &classes, &general).unwrap();
+        assert!(why.contains("may be deleted before"), "{why}");
+        assert_eq!(why_rules_wait(&short, &short, &classes, &general), None);
+        assert_eq!(why_rules_wait(&[], &short, &classes, &general), None);
     }
 
     fn class(name: &str, floor_days: u32, ceiling_days: u32, operations_days: u32) -> ClassRecord {

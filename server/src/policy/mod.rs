@@ -427,6 +427,29 @@ pub(crate) const GRACE_DAYS: u32 = 15;
 mod tests {
     use super::*;
 
+    /// The library panics at what is nested too deep, however it is written.
+    #[test]
+    fn the_deepest_patterns_that_are_taken_are_compiled() {
+        let levels = scrinium_protocol::bounds::GLOB_BRACES_MAX;
+        for (begin, end) in [
+            ("{", "}"),
+            ("{a,", "}"),
+            ("{a,b?", "c*,d}"),
+            ("x{a,**/", "}y"),
+            (r"{\}", "}"),
+            ("{[}]", "}"),
+            ("{[!}]?", "}"),
+        ] {
+            let text = |levels| format!("/{}a{}", begin.repeat(levels), end.repeat(levels));
+            drop(pattern(&text(levels)));
+            let problem = pattern(&text(levels + 1)).unwrap_err().to_string();
+            assert!(problem.contains("braces"), "{problem}");
+        }
+        assert!(pattern(&"{a,".repeat(levels)).is_err());
+        let deepest = format!("/{}a{}", "{a,".repeat(levels), "}".repeat(levels));
+        assert!(pattern(&deepest).unwrap().is_match("/a"));
+    }
+
     #[test]
     fn a_class_keeps_within_its_floor_and_ceiling() {
         let dir = Dir::new("bounds");

@@ -234,6 +234,7 @@ impl Receiver {
             name,
             epoch: receipt.epoch,
             sequences: (have, receipt.next.0),
+            head: receipt.head,
         }));
         Ok(())
     }

@@ -1,10 +1,9 @@
 //! Looks at the clocks every few seconds, and tells people of a step and of agents whose clocks are wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scrinium_protocol::identity::AgentId;
 use serde_json::json;
 
 use super::confirmation::distance;
@@ -16,7 +15,7 @@ use crate::present::rfc3339;
 /// Watches until the task is dropped.
 pub(crate) async fn run(core: Arc<Core>, offset_max: Duration) {
     let offset_us_max = u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX);
-    let mut wrong = BTreeSet::new();
+    let mut wrong = Wrong::of(core.alarms.standing(AlarmKind::AgentClock));
     loop {
         let looked = {
             let core = core.clone();
@@ -56,21 +55,21 @@ async fn tell_of_steps(core: &Core) {
     }
 }
 
-/// One alarm for each time that an agent's clock is far from this one's; it ends with it.
-async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut BTreeSet<AgentId>) {
+/// One alarm for each time that an agent's clock is far from this one's; it ends when the clock has been right for a while.
+async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut Wrong) {
     let (reference_us, is_confirmed) = core.time.reference_us();
-    for (agent, name, shown_us) in core.agents.named_clocks(crate::clock::boot_us()) {
+    let boot_us = crate::clock::boot_us();
+    for (_, name, shown_us) in core.agents.named_clocks(boot_us) {
         let offset_us = distance(shown_us, reference_us);
-        if offset_us.unsigned_abs() <= offset_us_max {
-            if wrong.remove(&agent) {
+        match wrong.look(&name, offset_us.unsigned_abs() <= offset_us_max, boot_us) {
+            Change::None => continue,
+            Change::Ended => {
                 core.alarms
                     .end(AlarmKind::AgentClock, &name, "its clock is right again")
                     .await;
+                continue;
             }
-            continue;
-        }
-        if !wrong.insert(agent) {
-            continue;
+            Change::Begun => {}
         }
         let way = if offset_us > 0 { "ahead of" } else { "behind" };
         let doubt = if is_confirmed {
@@ -92,5 +91,80 @@ async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut BTreeSet<Ag
     }
 }
 
+/// Agents whose clocks are wrong, by name, and since when each has been right again, boot time in µs.
+#[derive(Default)]
+struct Wrong(BTreeMap<String, Option<u64>>);
+
+/// What became of an agent's clock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Change {
+    None,
+    Begun,
+    Ended,
+}
+
+impl Wrong {
+    /// As the alarms say that stood when the server started.
+    fn of(standing: BTreeSet<String>) -> Self {
+        Self(standing.into_iter().map(|name| (name, None)).collect())
+    }
+
+    fn look(&mut self, name: &str, is_right: bool, now_us: u64) -> Change {
+        let Some(right_since) = self.0.get_mut(name) else {
+            if is_right {
+                return Change::None;
+            }
+            self.0.insert(name.to_owned(), None);
+            return Change::Begun;
+        };
+        if !is_right {
+            *right_since = None;
+            return Change::None;
+        }
+        let since_us = *right_since.get_or_insert(now_us);
+        if now_us.saturating_sub(since_us) < RIGHT_FOR_US {
+            return Change::None;
+        }
+        self.0.remove(name);
+        Change::Ended
+    }
+}
+
+/// How long a clock must have been right before its alarm ends: one that goes to and fro is one alarm.
+const RIGHT_FOR_US: u64 = 5 * 60 * 1_000_000;
 /// How often the clocks are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_goes_to_and_fro_is_one_alarm() {
+        let mut wrong = Wrong::default();
+        assert_eq!(wrong.look("web1", true, 0), Change::None);
+        assert_eq!(wrong.look("web1", false, 1), Change::Begun);
+        for second in 1..1000 {
+            let now_us = second * 1_000_000;
+            assert_eq!(wrong.look("web1", second % 2 == 0, now_us), Change::None);
+        }
+        let right_us = 2_000_000_000;
+        assert_eq!(wrong.look("web1", true, right_us), Change::None);
+        assert_eq!(
+            wrong.look("web1", true, right_us + RIGHT_FOR_US),
+            Change::Ended
+        );
+        assert_eq!(
+            wrong.look("web1", false, right_us + RIGHT_FOR_US + 1),
+            Change::Begun
+        );
+    }
+
+    /// It was raised before the server was restarted.
+    #[test]
+    fn an_alarm_that_stood_at_the_start_ends_too() {
+        let mut wrong = Wrong::of(BTreeSet::from(["web1".to_owned()]));
+        assert_eq!(wrong.look("web1", true, 7), Change::None);
+        assert_eq!(wrong.look("web1", true, 7 + RIGHT_FOR_US), Change::Ended);
+    }
+}

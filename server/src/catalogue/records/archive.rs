@@ -212,6 +212,14 @@ pub(crate) struct UnmetReceipt {
     pub(crate) epoch: Epoch,
     /// First sequence, and the one after the last.
     pub(crate) sequences: (u64, u64),
+    /// The chain head that the receipt names.
+    #[serde(default = "no_head", with = "codec")]
+    pub(crate) head: Head,
+}
+
+/// A head that no chain has.
+fn no_head() -> Head {
+    Head([0; 32])
 }
 
 impl Stored for UnmetReceipt {
@@ -328,6 +336,9 @@ pub(crate) struct VerificationRecord {
     pub(crate) time_us: u64,
     pub(crate) whole: bool,
     pub(crate) findings: u64,
+    /// Of the findings; zeros where there are none.
+    #[serde(default, with = "hex")]
+    pub(crate) digest: [u8; 32],
     /// When every byte was verified last.
     pub(crate) full_us: u64,
     /// The segments that were found as they were sealed.

@@ -150,7 +150,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         + states.get("buffering").copied().unwrap_or(0);
     let totals = core.archive.totals();
     let bucket = bucket_for(HOUR_US);
-    let from = (now - HOUR_US) / bucket * bucket + bucket;
+    let from = now.saturating_sub(HOUR_US) / bucket * bucket + bucket;
     let names = core.agent_names();
     let range_us = (from, from + HOUR_US);
     let asked = Asked {
