@@ -478,6 +478,14 @@ impl Archive {
         state.streams.clone()
     }
 
+    /// Where every stream stands that has entries; without their names, which may be very long together.
+    pub(crate) fn reached(&self) -> Vec<Reached> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let streams = state.streams.values();
+        let with_entries = streams.filter(|stream| stream.entries > 0);
+        with_entries.map(StreamRecord::reached).collect()
+    }
+
     /// The streams that are `wanted`.
     pub(crate) fn matching(&self, wanted: impl Fn(&StreamRecord) -> bool) -> BTreeSet<StreamId> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
