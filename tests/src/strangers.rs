@@ -88,7 +88,7 @@ pub struct ManyStreams {
     pub reason: Option<String>,
 }
 
-/// Opens up to `streams` streams with names of 1,300 bytes, an entry in each, as fast as it is let, until it is told to
+/// Opens up to `streams` streams with names of 650 bytes, an entry in each, as fast as it is let, until it is told to
 /// go, or `stop`. Then it stays connected until `stop`.
 #[must_use]
 pub fn open_many_streams(mut client: Client, streams: u32, stop: &AtomicBool) -> ManyStreams {
@@ -111,7 +111,7 @@ pub fn open_many_streams(mut client: Client, streams: u32, stop: &AtomicBool) ->
             pause(Duration::from_millis(2));
             continue;
         }
-        let name = format!("/{sent}{}", "x".repeat(1300));
+        let name = format!("/{sent}{}", "x".repeat(650));
         let id = StreamId::derive(client.agent, StreamKind::File, &name);
         let opened = client
             .session

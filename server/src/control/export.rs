@@ -17,6 +17,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tracing::{info, warn};
 
 use super::{Failure, audit_as, caller, container};
+use crate::allocator;
 use crate::answer::account_of;
 use crate::archive::container::{Access, parse_recipient};
 use crate::audit::Actor;
@@ -119,6 +120,7 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
         let mut out = ChunkWriter {
             chunks: chunks.clone(),
             reading: &reading,
+            waited: 0,
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
         if is_package && let Err(error) = publish(&core, &order.wanted) {
@@ -128,6 +130,7 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
         }
         let done = package::write(&core, order, &access, &reading, &mut out);
         let done = done.and_then(|()| Ok(out.flush()?));
+        allocator::give_back();
         match done {
             Ok(()) => {}
             Err(_) if reading.is_over() => info!("an export ended: whoever asked went away"),
@@ -252,6 +255,8 @@ fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
 struct ChunkWriter<'a> {
     chunks: mpsc::Sender<Result<Bytes>>,
     reading: &'a Reading,
+    /// How often it waited for its client.
+    waited: usize,
     buffer: Vec<u8>,
 }
 
@@ -271,6 +276,11 @@ impl Write for ChunkWriter<'_> {
             Err(TrySendError::Closed(_)) => Err(Error::new(ErrorKind::BrokenPipe, GONE)),
             // Who takes it slowly holds no processor meanwhile.
             Err(TrySendError::Full(chunk)) => {
+                if self.waited.is_multiple_of(CHUNKS_BETWEEN) {
+                    // What was read and compared before goes back to the system; it costs about a millisecond.
+                    allocator::give_back();
+                }
+                self.waited += 1;
                 let sent = self.reading.rest(|| self.chunks.blocking_send(chunk));
                 let sent = sent.map_err(Error::other)?;
                 sent.map_err(|_| Error::new(ErrorKind::BrokenPipe, GONE))
@@ -280,5 +290,7 @@ impl Write for ChunkWriter<'_> {
 }
 
 const GONE: &str = "whoever asked went away";
+/// Chunks between two times that memory is given back: 16 MiB.
+const CHUNKS_BETWEEN: usize = 64;
 const CHUNK_LEN: usize = 256 << 10;
 const CHUNKS_MAX: usize = 8;

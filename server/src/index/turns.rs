@@ -254,9 +254,9 @@ const SCANS_MAX: usize = 4;
 /// Of one account: half, so that another one's search always runs; and of the local user, who has as many of his own.
 const SCANS_OF_ONE_MAX: usize = 2;
 /// Bytes of lines of one page that are held at once. What matches and does not fit is found again.
-const PAGE_BYTES_MAX: usize = 16 << 20;
+const PAGE_BYTES_MAX: usize = 8 << 20;
 /// Of all pages together, when none is smaller than [`PAGE_BYTES_MIN`]; each thread of a search holds as much again.
-const PAGES_BYTES: usize = 64 << 20;
+const PAGES_BYTES: usize = 32 << 20;
 /// A page is never smaller.
 const PAGE_BYTES_MIN: usize = 1 << 20;
 /// As long as a search of the console may take, and some.
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(rooms[0].bytes(), PAGE_BYTES_MAX);
         assert!(rooms.iter().all(|room| room.bytes() >= PAGE_BYTES_MIN));
         let all: usize = rooms.iter().map(PageRoom::bytes).sum();
-        assert!(all < PAGES_BYTES + PAGE_BYTES_MIN, "{all}");
+        assert!(all < PAGES_BYTES + ANSWERS_MAX * PAGE_BYTES_MIN, "{all}");
         drop(rooms);
         assert_eq!(held[0].page_room().bytes(), PAGE_BYTES_MAX);
         // Nor do accounts keep the commands on this machine from searching.

@@ -454,6 +454,6 @@ fn found_numbers(lab: &Lab, format: &str) -> Vec<u32> {
     found
 }
 
-/// What the server may have resident while it gives 480 MB to somebody: 16 MiB of lines, the blocks that its threads
+/// What the server may have resident while it gives 480 MB to somebody: 8 MiB of lines, the blocks that its threads
 /// take apart, and what it has anyway.
 const PEAK_MAX: u64 = 256 << 20;
