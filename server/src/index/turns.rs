@@ -189,7 +189,7 @@ impl AnswerTurn {
     /// Room for the next page: the more others hold, the less. So many that are taken slowly hold no more than a few.
     pub(crate) fn page_room(&self) -> PageRoom {
         let used = self.pages.load(Ordering::Relaxed);
-        let bytes = PAGES_BYTES.saturating_sub(used) / 4;
+        let bytes = PAGES_BYTES.saturating_sub(used) / 2;
         let bytes = bytes.clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
         self.pages.fetch_add(bytes, Ordering::Relaxed);
         PageRoom {
@@ -256,7 +256,7 @@ const SCANS_OF_ONE_MAX: usize = 2;
 /// Bytes of lines of one page that are held at once. What matches and does not fit is found again.
 const PAGE_BYTES_MAX: usize = 8 << 20;
 /// Of all pages together, when none is smaller than [`PAGE_BYTES_MIN`]; each thread of a search holds as much again.
-const PAGES_BYTES: usize = 32 << 20;
+const PAGES_BYTES: usize = 16 << 20;
 /// A page is never smaller.
 const PAGE_BYTES_MIN: usize = 1 << 20;
 /// As long as a search of the console may take, and some.
