@@ -6,7 +6,7 @@
 #   SCRINIUM_TEST_SOAK_S=600      everything at once for longer than 20 s
 #   SCRINIUM_TEST_CACHE_MIB=100  a cache of this size and an outage of ten times as much, not 8 MiB and 24
 #   SCRINIUM_TEST_FILES=100000   follow so many old files, not 15,000
-#   SCRINIUM_TEST_STRANGERS=1    2,000 idle and 2,000 slow connections on every listener and 100,000 spoofed senders, not 1,000 each and 4,000
+#   SCRINIUM_TEST_STRANGERS=1    2,000 idle and 2,000 slow connections on every listener, 100,000 spoofed senders and an agent of 25,000 streams, not 1,000 each, 4,000 and 2,500
 #   SCRINIUM_TEST_SEED=N         other moments for kills, cuts and rotations
 #   SCRINIUM_TEST_WORLDS=100000  live through more than 10,000 simulated worlds
 #   SCRINIUM_TEST_ROUNDS=1000    die more often than 200 times while the credential rolls, 16 while days go by, and 2 at each step of upkeep

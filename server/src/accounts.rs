@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! name, password, place ─▶ [tries] may it be tried now? ─▶ [hashing] is it right? ─▶ [sessions]
+//! cookie of a browser that is known ─▶ [devices] ─▶ a place of its own
 //! new password ─▶ [passwords] may it be one? ─▶ [hashing] ─▶ catalogue
 //! ```
 
+pub(crate) mod devices;
 mod hashing;
 mod passwords;
 mod sessions;
@@ -15,9 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail};
 use data_encoding::BASE32_NOPAD;
+use scrinium_protocol::secret::Secret;
 use scrinium_segment::random;
 use zeroize::Zeroizing;
 
+use self::devices::Devices;
 pub(crate) use self::hashing::PLACES;
 use self::sessions::Sessions;
 pub(crate) use self::sessions::{Asker, Session};
@@ -31,6 +35,7 @@ use crate::clock;
 /// All accounts and their sessions.
 pub(crate) struct Accounts {
     catalogue: Arc<Catalogue>,
+    devices: Devices,
     state: Mutex<State>,
 }
 
@@ -52,7 +57,8 @@ pub(crate) enum SignInError {
 }
 
 impl Accounts {
-    pub(crate) fn load(catalogue: Arc<Catalogue>) -> Result<Self> {
+    /// `device_key` is what browsers are known again by.
+    pub(crate) fn load(catalogue: Arc<Catalogue>, device_key: Secret<32>) -> Result<Self> {
         let users = catalogue.load::<UserRecord>()?;
         let state = State {
             users: users
@@ -63,6 +69,7 @@ impl Accounts {
         };
         Ok(Self {
             catalogue,
+            devices: Devices::new(device_key),
             state: Mutex::new(state),
         })
     }
@@ -141,7 +148,7 @@ impl Accounts {
         if state.users.get(name).map(|user| &user.password_hash) != hash.as_ref() {
             return Err(SignInError::TooSoon { seconds: 1 });
         }
-        state.tries.succeeded(place, name, now_s);
+        state.tries.succeeded(place, name);
         let begun = state.sessions.begin(name, now_s);
         begun.ok_or(SignInError::TooSoon { seconds: 1 })
     }
@@ -152,9 +159,18 @@ impl Accounts {
         (wait_s > 0).then_some(wait_s)
     }
 
-    /// Whether the account has signed in from there since the server started.
-    pub(crate) fn is_known(&self, name: &str, place: Place) -> bool {
-        name.len() <= USER_LEN_MAX && self.lock().tries.is_known(place, name)
+    /// Where a try of `name` comes from, when its browser shows that the account signed in there before.
+    pub(crate) fn known_place(&self, name: &str, cookie: &str) -> Option<Place> {
+        let state = self.lock();
+        let user = state.users.get(name)?;
+        self.devices.place(user, cookie, clock::unix_s())
+    }
+
+    /// The cookie of the browser in which `name` signed in from `place` just now.
+    pub(crate) fn device_cookie(&self, name: &str, place: Place) -> Option<String> {
+        let state = self.lock();
+        let user = state.users.get(name)?;
+        self.devices.cookie(user, place, clock::unix_s())
     }
 
     /// The session of a cookie, if it lives; using it keeps it alive, when a person does.
@@ -204,6 +220,8 @@ pub(crate) fn random_password() -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(groups.join("-")))
 }
 
+/// The purpose of the key that browsers are known again by.
+pub(crate) const BROWSERS_KEY: &str = "browsers of accounts";
 /// A hash no password has, of the default cost.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -224,7 +242,14 @@ mod tests {
         let right = |from| accounts.sign_in("admin", "right password", from).err();
         assert!(too_soon(right(stranger)));
         assert!(right(home).is_none());
-        assert!(accounts.is_known("admin", home) && !accounts.is_known("admin", stranger));
+        // A browser that is known waits for nothing that others do at its address.
+        let cookie = accounts.device_cookie("admin", home).unwrap();
+        let browser = accounts.known_place("admin", &cookie).unwrap();
+        assert!(right(browser).is_none());
+        assert!(accounts.known_place("other", &cookie).is_none());
+        assert!(accounts.known_place("nobody", &cookie).is_none());
+        accounts.set_password("admin", "another password").unwrap();
+        assert!(accounts.known_place("admin", &cookie).is_none());
     }
 
     #[test]
@@ -251,9 +276,8 @@ mod tests {
             std::process::id()
         ));
         drop(std::fs::remove_file(&path));
-        let catalogue =
-            Catalogue::create(&path, &scrinium_protocol::secret::Secret::new([1; 32])).unwrap();
-        let accounts = Accounts::load(Arc::new(catalogue)).unwrap();
+        let catalogue = Catalogue::create(&path, &Secret::new([1; 32])).unwrap();
+        let accounts = Accounts::load(Arc::new(catalogue), Secret::new([2; 32])).unwrap();
         accounts.set_password("admin", "right password").unwrap();
         accounts.set_password("other", "right password").unwrap();
         accounts

@@ -30,9 +30,10 @@ use crate::audit::Actor;
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::core::Core;
+use crate::index::cancelled::{CancelOnDrop, Cancelled};
 use crate::index::hits::Hit;
 use crate::index::query::Query;
-use crate::index::search::{CancelOnDrop, Cancelled, Found, Search, Wanted};
+use crate::index::search::{Found, Search, Wanted};
 use crate::index::turns::{AnswerTurn, LOCAL, ScanTurn};
 use crate::present::{self, View};
 
@@ -275,10 +276,12 @@ impl Answer {
         let mut asked = Some(asked);
         self.writer.begin(&mut self.buffer);
         loop {
+            // Held until all of the page was handed on.
+            let room = self.turn.page_room();
             let wanted = Wanted {
                 // One more tells whether there are older ones.
                 lines_max: remaining.saturating_add(1),
-                bytes_max: PAGE_BYTES_MAX,
+                bytes_max: room.bytes(),
                 histogram: None,
                 count_all: self.is_counted && search.is_none(),
                 deadline: None,
@@ -296,6 +299,10 @@ impl Answer {
                 };
                 let found = search.page(Wanted { deadline, ..wanted });
                 drop(scan);
+                // Who takes it slowly keeps no more than the page meanwhile.
+                if found.read_bytes > GIVEN_BACK_MIN {
+                    allocator::give_back();
+                }
                 Ok((search, found, clock::now().duration_since(started)))
             };
             let (left, mut found, took) = tokio::task::spawn_blocking(work).await??;
@@ -475,8 +482,6 @@ fn tell_damage(extents: u64) {
 /// What the end of an answer says of it.
 pub(crate) const LEFT_OUT: HeaderName = HeaderName::from_static("x-left-out");
 const BROKEN_OFF: &str = "the answer broke off";
-/// Bytes of lines of one answer that are held at once. What matches and does not fit is found again.
-const PAGE_BYTES_MAX: usize = 16 << 20;
 const CHUNK_LEN: usize = 256 << 10;
 /// Chunks that wait for who takes them: 1 MiB.
 const CHUNKS_MAX: usize = 4;

@@ -165,6 +165,7 @@ impl Audit {
             let entry = LocalEntry {
                 kind: StreamKind::Audit,
                 name: trail.to_owned(),
+                connection: 0,
                 time_us: clock::unix_us(),
                 flags: EntryFlags::NONE,
                 bytes,

@@ -15,7 +15,7 @@ use scrinium_syslog::senders::SenderLimits;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-use crate::accounts::Accounts;
+use crate::accounts::{Accounts, BROWSERS_KEY};
 use crate::agents::Agents;
 use crate::alarms::Alarms;
 use crate::archive::upkeep::{Upkeep, UpkeepQueue};
@@ -31,6 +31,7 @@ use crate::listener::doors::Doors;
 use crate::local::{LocalQueue, Unknown};
 use crate::policy::Policy;
 use crate::refusals::Refusals;
+use crate::session::budget::Rates;
 use crate::session::receiver::Shared;
 use crate::time::ServerTime;
 use crate::vital::{Fallen, Vital};
@@ -196,10 +197,11 @@ impl Running {
                 signing: signing.clone(),
                 keep_alive: config.keep_alive,
                 streams: config.agent_streams,
+                rates: Rates::default(),
             },
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone())?,
-            accounts: Accounts::load(catalogue.clone())?,
+            accounts: Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?,
             refusals: Refusals::default(),
             links: Links::load(catalogue.clone())?,
             audit,

@@ -7,6 +7,7 @@
 //! Invariants:
 //! 1. A link holds no entry. What was deleted since it was made is in no download; what came since is not either.
 //! 2. A download is in the audit trail, and counted, before its first byte.
+//! 3. Every account has places of its own: what one makes takes none of another's. Accounts are made by hand, and few.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,18 +59,35 @@ impl Links {
 
     fn add(&self, link: &LinkRecord) -> Result<()> {
         let mut state = self.lock();
-        let is_past = |old: &&LinkRecord| old.end_us + REMEMBERED_US < link.made_us;
-        let past: Vec<LinkRecord> = state.values().filter(is_past).cloned().collect();
+        let own = state.values().filter(|old| old.by == link.by);
+        let now_us = link.made_us;
+        let (mut over, living): (Vec<_>, Vec<_>) = own.partition(|old| old.is_over(now_us));
         ensure!(
-            state.len() - past.len() < LINKS_MAX,
-            "there are {LINKS_MAX} links; no more are made before some are {} days old",
-            (LIFE_US + REMEMBERED_US) / DAY_US
+            living.len() < LIVING_OF_ONE_MAX,
+            "{} has {LIVING_OF_ONE_MAX} download links that are not over, which is all that one account may have; end some, or wait until they are {} days old",
+            link.by,
+            LIFE_US / DAY_US
         );
+        // Of those that are over the newest are remembered.
+        over.sort_by_key(|old| core::cmp::Reverse(old.end_us));
+        let mut number = 0..;
+        over.retain(|_| {
+            number
+                .next()
+                .is_none_or(|number| number >= OVER_OF_ONE_MAX - 1)
+        });
+        let is_past = |old: &&LinkRecord| old.end_us.saturating_add(REMEMBERED_US) < now_us;
+        let past = state.values().filter(is_past);
+        let gone: BTreeMap<String, LinkRecord> = over
+            .into_iter()
+            .chain(past)
+            .map(|old| (old.id.clone(), old.clone()))
+            .collect();
         self.catalogue.write(|changes| {
-            past.iter().try_for_each(|old| changes.remove(old))?;
+            gone.values().try_for_each(|old| changes.remove(old))?;
             changes.put(link)
         })?;
-        state.retain(|_, old| !is_past(&&*old));
+        state.retain(|id, _| !gone.contains_key(id));
         state.insert(link.id.clone(), link.clone());
         Ok(())
     }
@@ -183,4 +201,69 @@ async fn audit(core: &Core, by: &Actor, action: &str, link: &LinkRecord) -> Resu
 pub(crate) const LIFE_US: u64 = 31 * DAY_US;
 /// How long it is then still said to be over, and not unknown.
 const REMEMBERED_US: u64 = 365 * DAY_US;
-const LINKS_MAX: usize = 10_000;
+/// Links of one account, or of the local commands, that give something: six a day. With texts of ordinary length 100 KB.
+const LIVING_OF_ONE_MAX: usize = 200;
+/// Of one account that are over and remembered all the same; the oldest is forgotten for one more.
+const OVER_OF_ONE_MAX: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::secret::Secret;
+
+    use super::*;
+
+    #[test]
+    fn an_account_fills_its_own_places_and_links_that_are_over_make_room() {
+        let path = std::env::temp_dir().join(format!("scrinium-links-{}.db", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let catalogue = Catalogue::create(&path, &Secret::new([1; 32])).unwrap();
+        let links = Links::load(Arc::new(catalogue)).unwrap();
+        let now_us = 1_800_000_000_000_000;
+        for n in 0..LIVING_OF_ONE_MAX {
+            links.add(&link("one", n, now_us)).unwrap();
+        }
+        let refused = links
+            .add(&link("one", 9999, now_us))
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("one has 200 download links"), "{refused}");
+        links.add(&link("two", 0, now_us)).unwrap();
+        // When they are over there is room again, and those that are over are remembered, as many as may be.
+        let later_us = now_us + LIFE_US;
+        for n in 0..LIVING_OF_ONE_MAX {
+            links.add(&link("one", 1000 + n, later_us)).unwrap();
+        }
+        let of_one = || links.list().iter().filter(|link| link.by == "one").count();
+        assert!(
+            of_one() >= LIVING_OF_ONE_MAX + OVER_OF_ONE_MAX - 1,
+            "{}",
+            of_one()
+        );
+        let much_later_us = later_us + LIFE_US;
+        links.add(&link("one", 2000, much_later_us)).unwrap();
+        assert_eq!(of_one(), OVER_OF_ONE_MAX);
+        // After a year nobody's are remembered.
+        links
+            .add(&link(
+                "one",
+                3000,
+                much_later_us + LIFE_US + REMEMBERED_US + 1,
+            ))
+            .unwrap();
+        assert_eq!(links.list().len(), 1);
+        let catalogue = links.catalogue;
+        assert_eq!(catalogue.load::<LinkRecord>().unwrap().len(), 1);
+    }
+
+    fn link(by: &str, n: usize, made_us: u64) -> LinkRecord {
+        LinkRecord {
+            id: format!("{by}-{n}"),
+            request: ExportRequest::default(),
+            by: by.to_owned(),
+            made_us,
+            end_us: made_us + LIFE_US,
+            downloads: 0,
+            last_us: 0,
+        }
+    }
+}

@@ -39,6 +39,8 @@ use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
 pub(crate) struct LocalEntry {
     pub(crate) kind: StreamKind,
     pub(crate) name: String,
+    /// The connection it came on; 0 where there is none.
+    pub(crate) connection: u64,
     pub(crate) time_us: u64,
     pub(crate) flags: EntryFlags,
     pub(crate) bytes: Vec<u8>,
@@ -118,6 +120,7 @@ fn entry(received: Received, room: OwnedSemaphorePermit) -> LocalEntry {
     LocalEntry {
         kind: received.kind,
         name: received.name,
+        connection: received.connection,
         time_us: received.time_us,
         flags: received.flags,
         bytes: received.bytes,
@@ -278,6 +281,7 @@ impl Maker {
         let received = Received {
             kind: entry.kind,
             name: entry.name,
+            connection: entry.connection,
             time_us: entry.time_us,
             flags: entry.flags,
             bytes: entry.bytes,
@@ -288,7 +292,11 @@ impl Maker {
             streams.contains_key(&id) || archive.has_stream(id)
         });
         match placed {
-            Placed::Own(entry) => self.add_own(&entry),
+            Placed::Own { line_end, entry } => {
+                let mut made = line_end.map_or_else(Vec::new, |end| self.add_own(&end));
+                made.extend(self.add_own(&entry));
+                made
+            }
             Placed::Unknown(entries) => {
                 self.unknown.0.fetch_add(1, Ordering::Relaxed);
                 self.add_linked(&entries)
@@ -425,6 +433,7 @@ mod tests {
             let entry = LocalEntry {
                 kind: StreamKind::Audit,
                 name: "deletions".to_owned(),
+                connection: 0,
                 time_us: 1,
                 flags: EntryFlags::NONE,
                 bytes: bytes.clone(),
@@ -458,6 +467,7 @@ mod tests {
             let entry = LocalEntry {
                 kind: StreamKind::SyslogUdp,
                 name: std::net::Ipv4Addr::from(n).to_string(),
+                connection: 0,
                 time_us: 1,
                 flags: EntryFlags::NONE,
                 bytes: b"<13>a line\n".to_vec(),

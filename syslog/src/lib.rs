@@ -38,6 +38,8 @@ pub struct Received {
     pub kind: StreamKind,
     /// The sender's address, the socket's path, or the listener itself.
     pub name: String,
+    /// The connection it came on, of this process; 0 where there is none.
+    pub connection: u64,
     /// When it was received, Unix µs.
     pub time_us: u64,
     pub flags: EntryFlags,
@@ -65,6 +67,7 @@ pub trait Sink: Clone + Send + Sync + 'static {
 fn to_entries(
     kind: StreamKind,
     name: &str,
+    connection: u64,
     time_us: u64,
     bytes: &[u8],
     goes_on: bool,
@@ -85,6 +88,7 @@ fn to_entries(
         entries.push(Received {
             kind,
             name: name.to_owned(),
+            connection,
             time_us,
             flags,
             bytes,
@@ -106,7 +110,7 @@ mod tests {
     #[test]
     fn a_message_longer_than_an_entry_becomes_linked_fragments() {
         let long = vec![b'x'; ENTRY_LEN_MAX * 2];
-        let entries = to_entries(StreamKind::SyslogTcp, "192.0.2.1", 1, &long, false);
+        let entries = to_entries(StreamKind::SyslogTcp, "192.0.2.1", 9, 1, &long, false);
         let flags: Vec<bool> = entries.iter().map(|e| e.flags.is_fragment()).collect();
         assert_eq!(flags, [true, true, false]);
         let joined: Vec<u8> = entries.into_iter().flat_map(|entry| entry.bytes).collect();
@@ -115,7 +119,7 @@ mod tests {
 
     #[test]
     fn an_empty_message_is_an_empty_line() {
-        let entries = to_entries(StreamKind::SyslogUdp, "192.0.2.1", 1, b"", false);
+        let entries = to_entries(StreamKind::SyslogUdp, "192.0.2.1", 0, 1, b"", false);
         let bytes: Vec<&[u8]> = entries.iter().map(|entry| &*entry.bytes).collect();
         assert_eq!(bytes, [b"\n"]);
     }

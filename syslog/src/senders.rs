@@ -9,11 +9,13 @@
 //! Nothing is dropped: past the limits an entry goes into the stream [`UNKNOWN_SENDERS`], as two linked pieces. The
 //! first one is `from ADDRESS: `, the second has the sender's bytes, unchanged and as an entry of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use scrinium_protocol::entry::EntryFlags;
 use scrinium_protocol::identity::StreamKind;
+
+use tracing::warn;
 
 use crate::Received;
 
@@ -29,8 +31,11 @@ pub struct SenderLimits {
 /// What becomes of an entry.
 #[derive(Debug)]
 pub enum Placed {
-    /// It goes into the stream it names.
-    Own(Received),
+    /// It goes into the stream it names; before it, what ends the line of another connection.
+    Own {
+        line_end: Option<Received>,
+        entry: Received,
+    },
     /// These go into the stream of unknown senders, one after the other in one batch.
     Unknown(Vec<Received>),
 }
@@ -43,8 +48,64 @@ pub struct Senders {
     /// Days since 1970, of the last new sender.
     day: u64,
     new_today: usize,
-    /// Unknown senders whose last piece was not the end of a message.
-    going_on: BTreeSet<String>,
+    /// Connections of unknown senders whose last piece was not the end of a message.
+    going_on: BTreeSet<(String, u64)>,
+    open: OpenLines,
+}
+
+/// Which connection's line a sender's stream is in the middle of. A line too long for one entry is several: an entry of
+/// another connection between them would be read as a part of it.
+#[derive(Debug, Default)]
+struct OpenLines {
+    of_senders: BTreeMap<String, u64>,
+    /// Lines that were ended early since it was said, and when that was, Unix µs.
+    ended: u64,
+    said_us: u64,
+}
+
+impl OpenLines {
+    /// What ends the line that is open where an entry comes, if that is another connection's. The rest of that line
+    /// becomes a line of its own. Takes note of the line that the entry leaves open.
+    fn before(&mut self, entry: &mut Received) -> Option<Received> {
+        if entry.kind != StreamKind::SyslogTcp {
+            return None;
+        }
+        let open = self.of_senders.get(&entry.name).copied();
+        let is_others = open.is_some_and(|connection| connection != entry.connection);
+        let line_end = is_others.then(|| Received {
+            flags: EntryFlags::NONE,
+            bytes: b"\n".to_vec(),
+            ..entry.clone()
+        });
+        if is_others {
+            self.said(entry.time_us);
+        }
+        if entry.flags.is_fragment() && (open.is_some() || self.of_senders.len() < OPEN_MAX) {
+            self.of_senders.insert(entry.name.clone(), entry.connection);
+        } else {
+            self.of_senders.remove(&entry.name);
+            if entry.flags.is_fragment() {
+                // Nobody could tell any more whose line goes on: it ends here. A piece leaves room for that.
+                entry.flags = EntryFlags::NONE;
+                entry.bytes.push(b'\n');
+                self.said(entry.time_us);
+            }
+        }
+        line_end
+    }
+
+    /// A line was ended early: said at once, then once a minute.
+    fn said(&mut self, now_us: u64) {
+        self.ended += 1;
+        if now_us.abs_diff(self.said_us) >= SAY_EVERY_US {
+            let lines = core::mem::take(&mut self.ended);
+            self.said_us = now_us;
+            warn!(
+                lines,
+                "long lines of syslog senders were ended where another connection of the same sender spoke; the rest of each is a line of its own, and nothing is lost"
+            );
+        }
+    }
 }
 
 impl Senders {
@@ -57,6 +118,7 @@ impl Senders {
             day: 0,
             new_today: 0,
             going_on: BTreeSet::new(),
+            open: OpenLines::default(),
         }
     }
 
@@ -67,7 +129,7 @@ impl Senders {
         has_stream: impl FnOnce(&Received) -> bool,
     ) -> Placed {
         if !is_sender(received.kind, &received.name) || has_stream(&received) {
-            return Placed::Own(received);
+            return self.own(received);
         }
         let day = received.time_us / DAY_US;
         if day > self.day {
@@ -76,14 +138,20 @@ impl Senders {
         if self.new_today < self.limits.new_per_day && self.known < self.limits.max {
             self.new_today += 1;
             self.known += 1;
-            return Placed::Own(received);
+            return self.own(received);
         }
         Placed::Unknown(self.with_address(received))
     }
 
+    fn own(&mut self, mut entry: Received) -> Placed {
+        let line_end = self.open.before(&mut entry);
+        Placed::Own { line_end, entry }
+    }
+
     /// Adds the sender's address, and a line feed to a piece that has none.
     fn with_address(&mut self, received: Received) -> Vec<Received> {
-        let going_on = match self.going_on.remove(&received.name) {
+        let line = (received.name.clone(), received.connection);
+        let going_on = match self.going_on.remove(&line) {
             true => ", going on",
             false => "",
         };
@@ -93,11 +161,12 @@ impl Senders {
             if self.going_on.len() >= GOING_ON_MAX {
                 self.going_on.clear();
             }
-            self.going_on.insert(received.name.clone());
+            self.going_on.insert(line);
         }
         let entry = |bytes: Vec<u8>, flags: EntryFlags| Received {
             kind: received.kind,
             name: UNKNOWN_SENDERS.to_owned(),
+            connection: received.connection,
             time_us: received.time_us,
             flags,
             bytes,
@@ -139,6 +208,10 @@ pub const UNKNOWN_SENDERS: &str = "unknown senders";
 const DAY_US: u64 = 86_400_000_000;
 /// Unknown senders in the middle of a message that are remembered; past them a rest is not marked as one.
 const GOING_ON_MAX: usize = 4096;
+/// Senders of which a line is open: more than connections at once, as those that went away in a line count too. 1 MB.
+const OPEN_MAX: usize = 10_000;
+/// How often it is said that lines were ended early, µs.
+const SAY_EVERY_US: u64 = 60_000_000;
 /// The longest address, and what may stand behind it.
 const HEAD_LEN_MAX: usize = 64;
 
@@ -153,7 +226,7 @@ mod tests {
         let mut unknown = Vec::new();
         for n in 0..4 {
             match senders.place(datagram(n, b"<13>hello\n"), |_| false) {
-                Placed::Own(_) => own += 1,
+                Placed::Own { .. } => own += 1,
                 Placed::Unknown(entries) => unknown.push(entries),
             }
         }
@@ -178,13 +251,14 @@ mod tests {
         // Who has a stream keeps it, and the next day others get theirs.
         assert!(matches!(
             senders.place(datagram(9, b"x\n"), |_| true),
-            Placed::Own(_)
+            Placed::Own { .. }
         ));
         let tomorrow = Received {
             time_us: DAY_US * 2,
             ..datagram(10, b"x\n")
         };
-        assert!(matches!(senders.place(tomorrow, |_| false), Placed::Own(_)));
+        let placed = senders.place(tomorrow, |_| false);
+        assert!(matches!(placed, Placed::Own { .. }));
     }
 
     #[test]
@@ -195,7 +269,7 @@ mod tests {
                 time_us: DAY_US * u64::from(n),
                 ..datagram(n, b"x\n")
             };
-            matches!(senders.place(received, |_| false), Placed::Own(_))
+            matches!(senders.place(received, |_| false), Placed::Own { .. })
         });
         assert_eq!(own.count(), 3);
     }
@@ -228,11 +302,68 @@ mod tests {
             name: "port 514".into(),
             ..datagram(1, b"gap\n")
         };
-        assert!(matches!(senders.place(own, |_| false), Placed::Own(_)));
+        let placed = senders.place(own, |_| false);
+        assert!(matches!(placed, Placed::Own { .. }));
         assert_eq!(split_sender(b"from here: x"), None);
         assert_eq!(split_sender(b"from 192.0.2.1 and on"), None);
         let v6 = split_sender(b"from 2001:db8::1: x");
         assert_eq!(v6, Some(("2001:db8::1", &b"x"[..])));
+    }
+
+    #[test]
+    fn no_entry_goes_on_with_the_line_of_another_connection() {
+        let mut senders = senders(20, 20);
+        let mut text = Vec::new();
+        // (connection, text, whether its line goes on)
+        for (connection, bytes, goes_on) in [
+            (1, "one ", true),
+            (1, "goes on ", true),
+            (2, "two ", true),
+            (1, "rest of one\n", false),
+            (3, "three\n", false),
+            (2, "rest of two\n", false),
+            (4, "four is gone in the middle", true),
+            (5, "five\n", false),
+        ] {
+            let piece = stream_piece("192.0.2.1", connection, bytes, goes_on);
+            let Placed::Own { line_end, entry } = senders.place(piece, |_| true) else {
+                panic!("it has a stream");
+            };
+            text.extend(line_end.into_iter().flat_map(|end| end.bytes));
+            text.extend(entry.bytes);
+        }
+        let expected = "one goes on \ntwo \nrest of one\nthree\nrest of two\nfour is gone in the middle\nfive\n";
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn open_lines_are_bounded_and_past_the_bound_a_piece_is_a_line() {
+        let mut senders = senders(0, 0);
+        let mut whole = 0;
+        for n in 0..OPEN_MAX + 10 {
+            let name = format!("10.0.{}.{}", n / 256, n % 256);
+            let piece = stream_piece(&name, 1 + n as u64, "begin", true);
+            let Placed::Own { line_end, entry } = senders.place(piece, |_| true) else {
+                panic!("it has a stream");
+            };
+            assert!(line_end.is_none());
+            whole += usize::from(!entry.flags.is_fragment() && entry.bytes == b"begin\n");
+        }
+        assert_eq!(whole, 10);
+        assert_eq!(senders.open.of_senders.len(), OPEN_MAX);
+    }
+
+    fn stream_piece(name: &str, connection: u64, text: &str, goes_on: bool) -> Received {
+        Received {
+            kind: StreamKind::SyslogTcp,
+            name: name.into(),
+            connection,
+            flags: match goes_on {
+                true => EntryFlags::FRAGMENT,
+                false => EntryFlags::NONE,
+            },
+            ..datagram(1, text.as_bytes())
+        }
     }
 
     fn senders(new_per_day: usize, max: usize) -> Senders {
@@ -243,6 +374,7 @@ mod tests {
         Received {
             kind: StreamKind::SyslogUdp,
             name: format!("192.0.2.{n}"),
+            connection: 0,
             time_us: 1,
             flags: EntryFlags::NONE,
             bytes: bytes.to_vec(),

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -70,6 +71,7 @@ pub async fn tell_refusals(admission: Arc<Admission>, name: String, sink: impl S
         let entry = Received {
             kind: StreamKind::SyslogTcp,
             name: name.clone(),
+            connection: 0,
             time_us: sink.now_us(),
             flags: EntryFlags::GAP,
             bytes: text.into_bytes(),
@@ -91,7 +93,10 @@ async fn receive(
         .with_time(PROBE_AFTER)
         .with_interval(PROBE_INTERVAL);
     SockRef::from(&stream).set_tcp_keepalive(&probes)?;
-    let name = sender_name(from.ip());
+    let sender = Sender {
+        name: sender_name(from.ip()),
+        connection: NEXT.fetch_add(1, Ordering::Relaxed),
+    };
     let mut deframer = Deframer::new();
     loop {
         let limit = match deframer.pending() {
@@ -116,12 +121,12 @@ async fn receive(
         }
         while let Some(frame) = deframer.poll_frame() {
             place.prove(sink.now());
-            put(&name, &frame, sink).await?;
+            put(&sender, &frame, sink).await?;
         }
         if is_over || !matches!(read, Ok(1..)) {
             // The rest of a connection that ended in the middle of a message is kept too.
             if let Some(frame) = deframer.finish() {
-                put(&name, &frame, sink).await?;
+                put(&sender, &frame, sink).await?;
             }
             if is_over {
                 debug!(%from, "a syslog connection at rest was closed");
@@ -152,11 +157,21 @@ fn read(stream: &TcpStream, deframer: &mut Deframer) -> std::io::Result<usize> {
     })
 }
 
-async fn put(name: &str, frame: &Frame, sink: &impl Sink) -> Result<()> {
+/// Who sends on a connection, and which one that is: lines of two of one sender are told apart.
+struct Sender {
+    name: String,
+    connection: u64,
+}
+
+/// The number of the next connection of this process.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+async fn put(sender: &Sender, frame: &Frame, sink: &impl Sink) -> Result<()> {
     let time_us = sink.now_us();
     for entry in to_entries(
         StreamKind::SyslogTcp,
-        name,
+        &sender.name,
+        sender.connection,
         time_us,
         &frame.bytes,
         frame.is_cut,

@@ -73,7 +73,7 @@ pub async fn run_udp(socket: UdpSocket, sink: impl Sink) {
             .entry(from.ip())
             .or_insert_with(|| sender_name(from.ip()));
         let bytes = buffer.get(..len).unwrap_or_default();
-        for entry in to_entries(StreamKind::SyslogUdp, name, sink.now_us(), bytes, false) {
+        for entry in to_entries(StreamKind::SyslogUdp, name, 0, sink.now_us(), bytes, false) {
             if !sink.try_put(entry) {
                 drops.queue_full += 1;
             }
@@ -112,6 +112,7 @@ impl Drops {
         let entry = Received {
             kind: StreamKind::SyslogUdp,
             name: format!("port {}", self.port),
+            connection: 0,
             time_us: sink.now_us(),
             flags: EntryFlags::GAP,
             bytes: text.into_bytes(),

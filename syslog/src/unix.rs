@@ -53,7 +53,14 @@ pub async fn run_unix(socket: UnixDatagram, name: String, sink: impl Sink) {
         let bytes = buffer.get(..len).unwrap_or_default();
         // Some libraries end messages with a zero byte.
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
-        for entry in to_entries(StreamKind::SyslogUnix, &name, sink.now_us(), bytes, false) {
+        for entry in to_entries(
+            StreamKind::SyslogUnix,
+            &name,
+            0,
+            sink.now_us(),
+            bytes,
+            false,
+        ) {
             if !sink.put(entry).await {
                 return;
             }

@@ -1,7 +1,7 @@
 //! Somebody who signed in to the console, without a browser.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use crate::lab::{Lab, text};
 
@@ -62,6 +62,17 @@ impl Console {
         let to = to.to_str().unwrap();
         let words = ["-b", &self.cookies, "-o", to, "-w", "%{http_code}"];
         self.curl(path, &words).trim().parse().unwrap()
+    }
+
+    /// Begins to fetch what is at `path` into a file, so many bytes a second at most.
+    #[must_use]
+    pub fn begin(&self, path: &str, to: &Path, bytes_per_s: u32) -> Child {
+        let url = format!("{}{path}", self.address);
+        let rate = bytes_per_s.to_string();
+        let words = ["-sk", &url, "-b", &self.cookies, "--limit-rate", &rate];
+        let mut curl = Command::new("curl");
+        curl.args(words).arg("-o").arg(to);
+        curl.spawn().unwrap()
     }
 
     /// Sends the form of the page `from` to `path`; returns the status and the answer.

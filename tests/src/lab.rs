@@ -1,7 +1,8 @@
 //! A server and its agents in a directory of their own.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -144,7 +145,7 @@ impl Lab {
         let console = self.console;
         let socket = self.data().join("control.sock");
         wait_until("the server listens", Duration::from_secs(60), || {
-            std::net::TcpStream::connect(console).is_ok()
+            TcpStream::connect(console).is_ok()
                 && std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
     }
@@ -406,6 +407,29 @@ impl Lab {
             .chain(&self.server)
             .map(|child| cpu_seconds(child.id()))
             .sum()
+    }
+
+    /// What `/metrics` says of a name.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        let mut asker = TcpStream::connect(self.metrics).unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        asker.write_all(request).unwrap();
+        let mut answer = String::new();
+        asker.read_to_string(&mut answer).unwrap();
+        let line = answer.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name}: {answer}"))
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    /// Makes an account with a password.
+    pub fn add_user(&self, name: &str, password: &str) {
+        self.write("user-password", password.as_bytes());
+        let file = self.dir.join("user-password").display().to_string();
+        let made = self.server(&["user", "password", name, "--password-file", &file]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
     }
 
     /// How many lines match.

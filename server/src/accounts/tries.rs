@@ -1,15 +1,17 @@
 //! Who may try a password now: what is remembered of tries that failed, without I/O.
 //!
 //! ```text
-//! (place, account) ── wrong ─▶ a delay that doubles ── ten, from where nobody ever signed in ─▶ a quarter of an hour
+//! (place, account) ── wrong ─▶ a delay that doubles ── ten, of no browser that is known ─▶ a quarter of an hour
 //! (place)          ── wrong for many accounts ───────▶ a delay that doubles
 //! ```
 //!
-//! A *place* is an IPv4 address, or an IPv6 /64, which one subscriber has whole.
+//! A *place* is an IPv4 address, or an IPv6 /64, which one subscriber has whole; or a browser in which the account signed
+//! in before ([`super::devices`]), whatever its address is.
 //!
 //! Invariants:
 //! 1. What comes from one place never keeps another place out: there is no lock of an account.
-//! 2. A place from which an account has signed in waits for that account half a minute at most.
+//! 2. A browser in which an account has signed in waits half a minute at most, and never for what others at its address
+//!    do. An address gives no such right: nobody learns from a delay who signs in from there.
 //! 3. A try during a delay is refused unread and makes the delay no longer.
 //! 4. What is remembered is bounded. When it is full, what is over goes first, then the oldest that is not locked;
 //!    nothing forgets all of it.
@@ -27,6 +29,8 @@ pub(crate) enum Place {
     V4([u8; 4]),
     /// The first 64 bits.
     V6([u8; 8]),
+    /// A browser that showed that the account it tries has signed in there.
+    Device([u8; 16]),
 }
 
 impl Place {
@@ -40,11 +44,17 @@ impl Place {
         }
     }
 
+    /// Whether the account it tries has signed in there: it waits before strangers do not.
+    pub(crate) fn is_known(self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
     fn bytes(self) -> Vec<u8> {
         match self {
             Self::Local => vec![0],
             Self::V4(bytes) => [&[4][..], &bytes].concat(),
             Self::V6(bytes) => [&[6][..], &bytes].concat(),
+            Self::Device(bytes) => [&[1][..], &bytes].concat(),
         }
     }
 }
@@ -53,8 +63,6 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct Tries {
     failures: BTreeMap<Key, Failures>,
-    /// Where accounts signed in, and when last.
-    succeeded: BTreeMap<Key, u64>,
 }
 
 /// A place alone or with a name: 16 bytes of SHA-256, so that nobody fills the memory with names.
@@ -85,7 +93,7 @@ impl Tries {
             failures.map_or(0, |failures| failures.until_s.saturating_sub(now_s))
         };
         let pair = key(place, Some(name));
-        if self.succeeded.contains_key(&pair) {
+        if place.is_known() {
             return left(pair);
         }
         left(pair).max(left(key(place, None)))
@@ -94,7 +102,7 @@ impl Tries {
     /// A wrong password came.
     pub(crate) fn failed(&mut self, place: Place, name: &str, now_s: u64) -> Failed {
         let pair = key(place, Some(name));
-        let is_known = self.succeeded.contains_key(&pair);
+        let is_known = place.is_known();
         let count = self.count(pair, now_s, |count| match count {
             count if count < PAIR_FREE => 0,
             count if !is_known && count >= LOCK_AFTER => LOCK_S,
@@ -125,22 +133,8 @@ impl Tries {
     }
 
     /// The right password came.
-    pub(crate) fn succeeded(&mut self, place: Place, name: &str, now_s: u64) {
-        let pair = key(place, Some(name));
-        self.failures.remove(&pair);
-        if self.succeeded.len() >= SUCCEEDED_MAX
-            && !self.succeeded.contains_key(&pair)
-            && let Some((oldest, _)) = self.succeeded.iter().min_by_key(|(_, last_s)| **last_s)
-        {
-            let oldest = *oldest;
-            self.succeeded.remove(&oldest);
-        }
-        self.succeeded.insert(pair, now_s);
-    }
-
-    /// Whether an account has signed in from there: it waits before strangers do not.
-    pub(crate) fn is_known(&self, place: Place, name: &str) -> bool {
-        self.succeeded.contains_key(&key(place, Some(name)))
+    pub(crate) fn succeeded(&mut self, place: Place, name: &str) {
+        self.failures.remove(&key(place, Some(name)));
     }
 
     /// Counts one more, which waits as `wait_s` says; returns how many there are now.
@@ -202,14 +196,13 @@ fn doubled(times: u32) -> u64 {
 
 /// Wrong passwords of one account from one place without any delay: a person mistypes.
 const PAIR_FREE: u32 = 3;
-/// From this one on a place from which the account never signed in waits [`LOCK_S`].
+/// From this one on a place that is no known browser waits [`LOCK_S`].
 pub(crate) const LOCK_AFTER: u32 = 10;
 /// A quarter of an hour, seconds: 40 tries an hour from each place.
 const LOCK_S: u64 = 15 * 60;
 /// Wrong passwords from one place, of whatever accounts, without any delay: an office has one address for all.
 const PLACE_FREE: u32 = 30;
-/// Longest delay of a place from which the account signed in before, seconds: whoever shares an address with somebody
-/// who plays at it still gets in.
+/// Longest delay of a browser in which the account signed in before, seconds.
 const KNOWN_S_MAX: u64 = 30;
 /// Longest delay before the lock, seconds.
 const UNKNOWN_S_MAX: u64 = 60;
@@ -217,8 +210,6 @@ const UNKNOWN_S_MAX: u64 = 60;
 const REMEMBERED_S: u64 = 3600;
 /// Places, and pairs of place and account, whose failures are remembered: about 1 MiB.
 const FAILURES_MAX: usize = 10_000;
-/// Pairs of place and account that signed in: about 100 KiB.
-const SUCCEEDED_MAX: usize = 1_000;
 
 #[cfg(test)]
 mod tests {
@@ -241,16 +232,31 @@ mod tests {
     }
 
     #[test]
-    fn whoever_signed_in_there_before_waits_half_a_minute_at_most() {
+    fn a_browser_in_which_one_signed_in_before_waits_half_a_minute_at_most() {
         let mut tries = Tries::default();
-        let home = place("192.0.2.1");
-        tries.succeeded(home, "admin", 5);
+        let home = Place::Device([7; 16]);
         for at_s in (10..2000).step_by(31) {
             assert!(tries.failed(home, "admin", at_s).wait_s <= KNOWN_S_MAX);
         }
         assert!(tries.failed(home, "admin", 2000).is_attack);
-        tries.succeeded(home, "admin", 2040);
+        tries.succeeded(home, "admin");
         assert_eq!(tries.failed(home, "admin", 2041).wait_s, 0);
+    }
+
+    #[test]
+    fn who_shares_an_address_with_an_attacker_waits_for_nothing_in_a_known_browser() {
+        let (office, browser) = (place("192.0.2.1"), Place::Device([7; 16]));
+        let mut tries = Tries::default();
+        tries.succeeded(office, "admin");
+        let mut now_s = 10;
+        for n in 0..50 {
+            now_s += tries.wait_s(office, "admin", now_s);
+            tries.failed(office, "admin", now_s);
+            tries.failed(office, &format!("user{n}"), now_s);
+        }
+        // That somebody signed in from there shortens no delay.
+        assert!(tries.wait_s(office, "admin", now_s) > LOCK_S / 2);
+        assert_eq!(tries.wait_s(browser, "admin", now_s), 0);
     }
 
     #[test]
@@ -262,9 +268,6 @@ mod tests {
         }
         assert!(tries.wait_s(place("2001:db8::ffff:2"), "somebody", 50) > 0);
         assert_eq!(tries.wait_s(place("2001:db8:0:1::1"), "somebody", 50), 0);
-        // Somebody who signed in from that network before does not wait for what others there did.
-        tries.succeeded(stranger, "anna", 51);
-        assert_eq!(tries.wait_s(stranger, "anna", 51), 0);
     }
 
     #[test]
@@ -279,11 +282,6 @@ mod tests {
         }
         assert!(tries.failures.len() <= FAILURES_MAX);
         assert!(tries.wait_s(stranger, "admin", 920) > 800);
-        for n in 0..2 * u64::try_from(SUCCEEDED_MAX).unwrap() {
-            tries.succeeded(stranger, &format!("{n}"), n);
-        }
-        assert!(tries.succeeded.len() <= SUCCEEDED_MAX);
-        assert!(tries.is_known(stranger, "1999") && !tries.is_known(stranger, "1"));
     }
 
     #[test]

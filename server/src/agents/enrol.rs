@@ -1,6 +1,8 @@
 //! Enrolment: one-time tokens, and the agents they make.
 
-use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail, ensure};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
@@ -20,12 +22,19 @@ pub(crate) struct NewAgent<'a> {
     pub(crate) name: &'a str,
     pub(crate) site: &'a str,
     pub(crate) tenant: &'a str,
+    /// The account that makes the token; empty for the local command.
+    pub(crate) by: &'a str,
 }
 
 impl Agents {
     /// Whether a token can be made for an agent.
     pub(crate) fn check_new(&self, agent: &NewAgent<'_>, address: &str, ttl_s: u64) -> Result<()> {
-        let NewAgent { name, site, tenant } = *agent;
+        let NewAgent {
+            name,
+            site,
+            tenant,
+            by,
+        } = *agent;
         check_agent_name(name)?;
         bounds::check("site", site, NAME_LEN_MAX)?;
         check_name("tenant", tenant)?;
@@ -38,7 +47,9 @@ impl Agents {
         if ttl_s == 0 || ttl_s > TTL_S_MAX {
             bail!("ttl must be between 1 second and 30 days");
         }
-        check_unused(name, self.lock().agents.values())
+        let state = self.lock();
+        check_unused(name, state.agents.values())?;
+        check_share(&state, by, clock::unix_s())
     }
 
     /// Makes an enrolment token for an agent to be called `name`.
@@ -50,16 +61,23 @@ impl Agents {
         ttl_s: u64,
     ) -> Result<Token> {
         self.check_new(agent, address, ttl_s)?;
-        let NewAgent { name, site, tenant } = *agent;
+        let NewAgent {
+            name,
+            site,
+            tenant,
+            by,
+        } = *agent;
+        let now_s = clock::unix_s();
         let mut state = self.lock();
         // Somebody else may have been quicker.
         check_unused(name, state.agents.values())?;
+        check_share(&state, by, now_s)?;
         let token = Token {
             address: address.to_owned(),
             server_public,
             id: random()?,
             secret: Secret::new(random()?),
-            expires_s: clock::unix_s() + ttl_s,
+            expires_s: now_s + ttl_s,
         };
         let record = TokenRecord {
             id: token.id,
@@ -70,8 +88,14 @@ impl Agents {
             made_us: clock::unix_us(),
             expires_s: token.expires_s,
             used_by: None,
+            by: by.to_owned(),
         };
-        self.catalogue.put(&record)?;
+        let past = past_tokens(&state, by, now_s);
+        self.catalogue.write(|changes| {
+            past.values().try_for_each(|old| changes.remove(old))?;
+            changes.put(&record)
+        })?;
+        state.tokens.retain(|id, _| !past.contains_key(id));
         state.tokens.insert(record.id, record);
         Ok(token)
     }
@@ -94,6 +118,35 @@ impl Agents {
             .find(|agent| agent.token_id == *token)
             .cloned()
     }
+}
+
+/// Whether an account may make one token more: tokens that wait for their agent have a share for each.
+fn check_share(state: &State, by: &str, now_s: u64) -> Result<()> {
+    let tokens = state.tokens.values();
+    let waiting =
+        tokens.filter(|token| token.by == by && token.used_by.is_none() && now_s < token.expires_s);
+    let (who, max) = match by {
+        "" => ("the local command", WAITING_OF_LOCAL_MAX),
+        account => (account, WAITING_OF_ONE_MAX),
+    };
+    ensure!(
+        waiting.count() < max,
+        "{who} has {max} enrolment tokens that nobody used yet, which is all that one account may have; use some, or wait until they expire"
+    );
+    Ok(())
+}
+
+/// The tokens that need not be known any more when `by` makes another one. Who shows one is told that it is unknown, and
+/// not that it expired.
+fn past_tokens(state: &State, by: &str, now_s: u64) -> BTreeMap<[u8; 16], TokenRecord> {
+    let is_past = |token: &&TokenRecord| now_s >= token.expires_s.saturating_add(REMEMBERED_S);
+    let past = state.tokens.values().filter(is_past);
+    let expired = |token: &&TokenRecord| token.by == by && now_s >= token.expires_s;
+    let mut of_one: Vec<_> = state.tokens.values().filter(expired).collect();
+    of_one.sort_by_key(|token| core::cmp::Reverse(token.expires_s));
+    let oldest = of_one.into_iter().skip(EXPIRED_OF_ONE_MAX);
+    let all = past.chain(oldest);
+    all.map(|token| (token.id, token.clone())).collect()
 }
 
 /// The agent a token makes, and the token as used.
@@ -157,3 +210,65 @@ pub(super) fn new_agent(
 }
 
 const TTL_S_MAX: u64 = 30 * 86_400;
+/// Tokens of one account that wait for their agent: a roll-out by hand. About 80 KiB.
+const WAITING_OF_ONE_MAX: usize = 200;
+/// The same of the local command, whose user could take everything anyway: a roll-out by a program.
+const WAITING_OF_LOCAL_MAX: usize = 100_000;
+/// Expired tokens of one account that are remembered, and for how long, seconds.
+const EXPIRED_OF_ONE_MAX: usize = 200;
+const REMEMBERED_S: u64 = 30 * 86_400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+
+    #[test]
+    fn an_account_fills_its_own_share_of_tokens_and_expired_ones_make_room() {
+        let path = std::env::temp_dir().join(format!("scrinium-tokens-{}.db", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let catalogue = Catalogue::create(&path, &Secret::new([1; 32])).unwrap();
+        let agents = Agents::load(std::sync::Arc::new(catalogue), 0).unwrap();
+        let make = |by: &str, n: usize| {
+            let agent = NewAgent {
+                name: &format!("web{by}-{n}"),
+                site: "",
+                tenant: "first",
+                by,
+            };
+            agents.make_token(&agent, "192.0.2.1:720", [1; 32], 600)
+        };
+        for n in 0..WAITING_OF_ONE_MAX {
+            make("one", n).unwrap();
+        }
+        let refused = make("one", 9999).err().unwrap().to_string();
+        assert!(
+            refused.contains("one has 200 enrolment tokens"),
+            "{refused}"
+        );
+        make("two", 0).unwrap();
+        make("", 0).unwrap();
+        // Those that expired are remembered, as many as may be; those that were used count for nothing.
+        let age = |by: &str, seconds: u64| {
+            let mut state = agents.lock();
+            let tokens = state.tokens.values_mut().filter(|token| token.by == by);
+            tokens.for_each(|token| token.expires_s -= seconds);
+        };
+        age("one", 700);
+        for n in 0..WAITING_OF_ONE_MAX {
+            make("one", n).unwrap();
+        }
+        age("one", 700);
+        make("one", 1).unwrap();
+        let count = |by: &str| {
+            let state = agents.lock();
+            state.tokens.values().filter(|token| token.by == by).count()
+        };
+        assert_eq!(count("one"), EXPIRED_OF_ONE_MAX + 1);
+        age("one", 700 + REMEMBERED_S);
+        make("two", 1).unwrap();
+        assert_eq!((count("one"), count("two")), (0, 2));
+        let kept = agents.catalogue.load::<TokenRecord>().unwrap();
+        assert_eq!(kept.len(), 3);
+    }
+}

@@ -275,9 +275,9 @@ impl Archive {
 
 impl Indexes {
     fn hold(&mut self, number: u64, index: Arc<Index>) {
-        self.blocks += index.blocks.len();
+        self.blocks += cost(&index);
         if let Some((before, _)) = self.held.insert(number, (index, self.uses)) {
-            self.blocks -= before.blocks.len();
+            self.blocks -= cost(&before);
         }
         while self.blocks > INDEXED_BLOCKS_MAX && self.held.len() > 1 {
             let oldest = self.held.iter().min_by_key(|(_, (_, used))| *used);
@@ -290,9 +290,15 @@ impl Indexes {
 
     pub(super) fn release(&mut self, number: u64) {
         if let Some((gone, _)) = self.held.remove(&number) {
-            self.blocks -= gone.blocks.len();
+            self.blocks -= cost(&gone);
         }
     }
+}
+
+/// What an index takes of memory, in blocks: the names of its streams may be longer than all else.
+fn cost(index: &Index) -> usize {
+    let names = index.streams.values().map(|stream| stream.name.len());
+    index.blocks.len() + names.sum::<usize>() / BLOCK_COST
 }
 
 impl Extent {
@@ -353,5 +359,7 @@ pub(crate) fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
 const LATE_US_MAX: u64 = 31 * DAY_US;
 /// All times.
 pub(crate) const EVER: (u64, u64) = (0, u64::MAX);
-/// Most blocks whose place is kept in memory, about 200 bytes each.
+/// About what the place of a block takes of memory, bytes.
+const BLOCK_COST: usize = 200;
+/// Most blocks whose place is kept in memory; names of their streams count as so many blocks as they are long.
 const INDEXED_BLOCKS_MAX: usize = 1 << 18;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use scrinium_protocol::batch::StreamPosition;
+use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::{Archive, State, log};
@@ -60,6 +61,14 @@ impl Archive {
     pub(crate) fn streams(&self) -> BTreeMap<StreamId, StreamRecord> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.streams.clone()
+    }
+
+    /// Where every stream stands that has entries; without their names, which may be very long together.
+    pub(crate) fn reached(&self) -> Vec<Reached> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let streams = state.streams.values();
+        let with_entries = streams.filter(|stream| stream.entries > 0);
+        with_entries.map(StreamRecord::reached).collect()
     }
 
     /// The streams that are `wanted`.

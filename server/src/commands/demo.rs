@@ -171,6 +171,7 @@ async fn start_agent(
             name: AGENT_NAME,
             site: "demo",
             tenant: FIRST_TENANT,
+            by: "",
         };
         let detail = json!({ "agent": agent.name, "site": agent.site });
         audit_as(core, &caller::local(), "token made", detail).await?;

@@ -33,7 +33,7 @@ use self::link::Link;
 use self::policy::Policy;
 use self::shares::Shares;
 use self::volume::{Bind, VolumeCommand, hand_out};
-use crate::accounts::{Accounts, check_password, random_password};
+use crate::accounts::{Accounts, BROWSERS_KEY, check_password, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::search::SearchRequest;
@@ -416,7 +416,9 @@ fn init(
     check_password(ADMIN, &password)?;
     let (volume, shares) = Volume::create(dir, binding)?;
     let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
-    Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
+    // Whoever signs in is known again by the server that runs.
+    let accounts = Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?;
+    accounts.set_password(ADMIN, &password)?;
     make_keys(&catalogue, &run::console_names(config))?;
     stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
     Ok(Made { password, shares })

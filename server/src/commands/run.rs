@@ -72,6 +72,7 @@ impl Server {
         // What is configured is right from here on, and nothing is in the trail of this run before its start.
         stopped::begin(&running.core).await?;
         let names = console_names(&config);
+        let metrics_names: std::sync::Arc<[String]> = names.clone().into();
         let (tls, shown) = console::tls::config(&running.core, installed, &names).await?;
         let mut tasks = JoinSet::new();
         let vital = &running.vital;
@@ -120,7 +121,7 @@ impl Server {
             spawn("console certificate", Box::pin(task));
         }
         for listener in metrics {
-            let task = console::metrics::serve(core(), listener);
+            let task = console::metrics::serve(core(), listener, metrics_names.clone());
             spawn("metrics", Box::pin(task));
         }
         for (suite, listeners) in [(Suite::Encrypted, sl), (Suite::IntegrityOnly, sl_integrity)] {

@@ -9,6 +9,8 @@ use axum::extract::{FromRequestParts, Query as UrlQuery, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use data_encoding::HEXLOWER;
+use scrinium_protocol::kdf::sha256;
 use scrinium_syslog::admission;
 use serde::Deserialize;
 use serde_json::json;
@@ -18,6 +20,7 @@ use super::back::Back;
 use super::i18n::Language;
 use super::pages::{Frame, encode, html};
 use super::turns::Turns;
+use crate::accounts::devices::LIFE_S;
 use crate::accounts::tries::Place;
 use crate::accounts::{Asker, PLACES, Session, SignInError};
 use crate::audit::Actor;
@@ -177,7 +180,10 @@ pub(crate) async fn sign_in(
         Back::Malformed => return malformed(),
     };
     let user = form.user;
-    let tried = try_password(&core, &user, Zeroizing::new(form.password), address).await;
+    let shown = cookie(&headers, &device_cookie(&user));
+    let known = shown.and_then(|shown| core.accounts.known_place(&user, shown));
+    let place = known.unwrap_or_else(|| Place::of(address.ip()));
+    let tried = try_password(&core, &user, Zeroizing::new(form.password), place).await;
     let (status, problem, wait_s) = match tried {
         Tried::In(id) => {
             let actor = Actor::peer(&user, address);
@@ -187,7 +193,8 @@ pub(crate) async fn sign_in(
                 .await
                 .is_ok()
             {
-                return signed_in(&back, &id);
+                let device = core.accounts.device_cookie(&user, place);
+                return signed_in(&back, &id, &user, device.as_deref());
             }
             core.accounts.sign_out(&id);
             let text = t.text("error.unwritable").to_owned();
@@ -227,15 +234,13 @@ async fn try_password(
     core: &Arc<Core>,
     user: &str,
     password: Zeroizing<String>,
-    address: SocketAddr,
+    place: Place,
 ) -> Tried {
     static TURNS: LazyLock<Turns> = LazyLock::new(|| Turns::new(PLACES));
-    let place = Place::of(address.ip());
     if let Some(seconds) = core.accounts.wait_s(user, place) {
         return Tried::Refused(SignInError::TooSoon { seconds });
     }
-    let is_known = core.accounts.is_known(user, place);
-    let Some(turn) = TURNS.take(place, is_known).await else {
+    let Some(turn) = TURNS.take(place, place.is_known()).await else {
         return Tried::Busy;
     };
     let check = {
@@ -284,13 +289,28 @@ fn known_part(user: &str) -> String {
     user.chars().take(64).collect()
 }
 
-fn signed_in(back: &str, id: &str) -> Response {
-    let cookie = format!("{SESSION_COOKIE}={id}; Path=/; Secure; HttpOnly; SameSite=Strict");
+fn signed_in(back: &str, id: &str, user: &str, device: Option<&str>) -> Response {
+    let session = format!("{SESSION_COOKIE}={id}; Path=/; Secure; HttpOnly; SameSite=Strict");
+    let device = device.map(|device| {
+        format!(
+            "{}={device}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={LIFE_S}",
+            device_cookie(user)
+        )
+    });
     let mut response = Redirect::to(back).into_response();
-    if let Ok(value) = HeaderValue::from_str(&cookie) {
-        response.headers_mut().insert(header::SET_COOKIE, value);
+    for cookie in [Some(session), device].into_iter().flatten() {
+        if let Ok(value) = HeaderValue::from_str(&cookie) {
+            response.headers_mut().append(header::SET_COOKIE, value);
+        }
     }
     response
+}
+
+/// What the cookie is called that says that an account signed in with this browser: several accounts have one each, and
+/// none is named.
+fn device_cookie(user: &str) -> String {
+    let [a, b, c, d, ..] = sha256(&[b"scrinium device cookie", user.as_bytes()]);
+    format!("{DEVICE_COOKIE}-{}", HEXLOWER.encode(&[a, b, c, d]))
 }
 
 /// What no page of ours sends.
@@ -391,4 +411,5 @@ const REFRESH_HEADER: &str = "x-scrinium-refresh";
 const BUSY_S: u64 = 5;
 /// The prefix makes browsers refuse the cookie over plain HTTP or from a subdomain.
 const SESSION_COOKIE: &str = "__Host-scrinium";
+const DEVICE_COOKIE: &str = "__Host-scrinium-device";
 const LANGUAGE_COOKIE: &str = "scrinium-language";

@@ -1,14 +1,17 @@
 //! Numbers for monitoring, in the format of Prometheus: no names, no words.
 //!
 //! On the console's port a session sees them. Programs ask on listeners of their own (`listen.metrics`), which are
-//! plain HTTP and answer this one path to anybody who reaches them: on loopback, unless somebody chose otherwise.
+//! plain HTTP and answer this one path to anybody who reaches them: on loopback, unless somebody chose otherwise. They
+//! answer to no name of others: a web page elsewhere that gives its own name this machine's address ("DNS rebinding")
+//! would read them in the browser of somebody here.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,7 +32,9 @@ pub(super) async fn page(State(core): State<Arc<Core>>, _who: SignedIn) -> Respo
 }
 
 /// Serves a listener of its own until the task is dropped.
-pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
+///
+/// `names` are what this machine is called.
+pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, names: Arc<[String]>) {
     if let Some(address) = listener
         .local_addr()
         .ok()
@@ -37,7 +42,16 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
     {
         warn!(%address, "listen.metrics is not on loopback: whoever reaches it reads the server's numbers, without a password or encryption");
     }
-    let path = get(|State(core): State<Arc<Core>>| async move { answer(&core) });
+    let path = get(
+        move |State(core): State<Arc<Core>>, headers: HeaderMap| async move {
+            match headers.get(header::HOST).map(HeaderValue::to_str) {
+                // Programs of old send none; browsers always do.
+                None => answer(&core),
+                Some(Ok(host)) if is_own(host, &names) => answer(&core),
+                Some(_) => (StatusCode::MISDIRECTED_REQUEST, MISDIRECTED).into_response(),
+            }
+        },
+    );
     let router = Router::new().route("/metrics", path).with_state(core);
     let door = Arc::new(Admission::new(LIMITS));
     let mut tasks = JoinSet::new();
@@ -60,6 +74,16 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
             }
         });
     }
+}
+
+/// Whether a request's `Host` is this machine: an address, which no name of others is, or one of its names.
+fn is_own(host: &str, names: &[String]) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(name, _)| name),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.parse::<IpAddr>().is_ok() || names.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
 fn answer(core: &Core) -> Response {
@@ -108,6 +132,7 @@ fn answer(core: &Core) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
+const MISDIRECTED: &str = "421: this is not a name of the server; ask by its address, or by a name that its certificate has\n";
 /// Connections at once: who monitors makes one every few seconds.
 const LIMITS: Limits = Limits {
     places: 16,
@@ -118,3 +143,39 @@ const LIMITS: Limits = Limits {
 };
 /// From accepting to the end of the answer.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_told_to_no_name_of_others() {
+        let names = [
+            "logs".to_owned(),
+            "logs.example".to_owned(),
+            "localhost".to_owned(),
+        ];
+        for own in [
+            "127.0.0.1:9720",
+            "192.0.2.1",
+            "[::1]:9720",
+            "[::1]",
+            "localhost:9720",
+            "LOGS.example.",
+            "logs:80",
+        ] {
+            assert!(is_own(own, &names), "{own}");
+        }
+        for other in [
+            "",
+            "evil.example:9720",
+            "127.0.0.1.evil.example",
+            "logs.example.evil",
+            "[evil",
+            "localhost@evil",
+            "0x7f000001",
+        ] {
+            assert!(!is_own(other, &names), "{other}");
+        }
+    }
+}

@@ -197,8 +197,8 @@ const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// A form comes within so long: 192 KiB do at 3 KiB/s.
 const BODY_MAX: Duration = Duration::from_secs(60);
-/// What the kernel holds of an answer, doubled by it. A third of it must be taken within the deadline of
-/// [`Progress`]: 3 KiB a second.
+/// What the kernel holds of an answer, doubled by it. One can write again when a third of it was taken, well before the
+/// deadline of [`Progress`].
 const SEND_BUFFER: usize = 128 << 10;
 /// What one connection may have waiting in memory, each way; a request's head is not longer.
 const BUFFER_MAX: usize = 64 << 10;

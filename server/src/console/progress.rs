@@ -1,4 +1,9 @@
-//! A browser's connection that must go on: whoever takes nothing of an answer for [`STALLED_MAX`] is cut off.
+//! A browser's connection that must go on: whoever takes an answer more slowly than [`RATE_MIN`] is cut off, soon when it
+//! takes nothing.
+//!
+//! ```text
+//! time in which the server waits for the browser ─▶ [Debt] ◀─ bytes that were taken, at the slowest rate
+//! ```
 //!
 //! There is no limit to the whole of an answer: an honest download of gigabytes over a narrow link goes on.
 
@@ -7,7 +12,7 @@ use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use scrinium_syslog::admission::Place;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,8 +25,31 @@ use crate::clock;
 pub(crate) struct Progress {
     stream: TcpStream,
     place: Arc<Place>,
-    /// Ends the connection; there while nothing can be written.
-    stalled: Option<Pin<Box<Sleep>>>,
+    debt: Debt,
+    /// Since when nothing can be written, and what ends the connection then.
+    stalled: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+/// The time that a browser made the server wait beyond what it would have at [`RATE_MIN`]. What is taken faster is not saved
+/// up: else a fast beginning would pay for hours of nothing.
+#[derive(Debug, Default)]
+struct Debt(Duration);
+
+impl Debt {
+    fn waited(&mut self, time: Duration) {
+        self.0 = self.0.saturating_add(time);
+    }
+
+    fn taken(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let worth = Duration::from_micros(bytes.saturating_mul(1_000_000) / RATE_MIN);
+        self.0 = self.0.saturating_sub(worth);
+    }
+
+    /// How much longer nothing may be taken.
+    fn left(&self) -> Duration {
+        DEBT_MAX.saturating_sub(self.0)
+    }
 }
 
 impl Progress {
@@ -29,6 +57,7 @@ impl Progress {
         Self {
             stream,
             place,
+            debt: Debt::default(),
             stalled: None,
         }
     }
@@ -40,16 +69,23 @@ impl Progress {
         written: Poll<Result<usize>>,
     ) -> Poll<Result<usize>> {
         if written.is_pending() {
-            let sleep = || Box::pin(tokio::time::sleep(STALLED_MAX));
-            let stalled = self.stalled.get_or_insert_with(sleep);
-            if stalled.as_mut().poll(cx).is_ready() {
-                let text = "the browser took nothing of the answer for too long";
+            let left = self.debt.left();
+            let sleep = || (clock::now(), Box::pin(tokio::time::sleep(left)));
+            let (_, ends) = self.stalled.get_or_insert_with(sleep);
+            if ends.as_mut().poll(cx).is_ready() {
+                let text = "the browser took the answer too slowly";
                 return Poll::Ready(Err(Error::new(ErrorKind::TimedOut, text)));
             }
             return Poll::Pending;
         }
-        self.stalled = None;
-        self.place.moved(clock::now());
+        let now = clock::now();
+        if let Some((since, _)) = self.stalled.take() {
+            self.debt.waited(now.duration_since(since));
+        }
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.debt.taken(*bytes);
+        }
+        self.place.moved(now);
         written
     }
 }
@@ -101,5 +137,48 @@ impl AsyncWrite for Progress {
     }
 }
 
-/// As long as the slowest honest reader needs for a third of the kernel's send buffer, which is when one can write again.
-const STALLED_MAX: Duration = Duration::from_secs(30);
+/// Bytes a second that a browser takes at least, on average, while an answer waits for it. Four downloads at once over a
+/// link of 64 KiB/s do.
+const RATE_MIN: u64 = 16 << 10;
+/// How far it may be behind: a link that is gone for so long is forgiven. At the slowest rate one can write again after
+/// six seconds, when a third of the kernel's send buffer is free.
+const DEBT_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_keeps_the_slowest_rate_goes_on_for_ever_and_whoever_does_not_ends() {
+        // A third of the send buffer at a time, as the kernel lets one write.
+        let piece = 85 << 10;
+        let ends = |rate: u32| {
+            let mut debt = Debt::default();
+            let wait = Duration::from_secs(piece as u64) / rate;
+            let mut time = Duration::ZERO;
+            while time < Duration::from_secs(24 * 3600) {
+                if wait >= debt.left() {
+                    return Some(time + debt.left());
+                }
+                debt.waited(wait);
+                debt.taken(piece);
+                time += wait;
+            }
+            None
+        };
+        assert_eq!(ends(64 << 10), None);
+        assert_eq!(ends(16 << 10), None);
+        assert!(ends(8 << 10).unwrap() < Duration::from_secs(70));
+        assert!(ends(3 << 10).unwrap() < Duration::from_secs(45));
+        assert_eq!(ends(1 << 10), Some(DEBT_MAX));
+    }
+
+    #[test]
+    fn a_fast_beginning_pays_for_no_slow_end() {
+        let mut debt = Debt::default();
+        debt.taken(1 << 30);
+        assert_eq!(debt.left(), DEBT_MAX);
+        debt.waited(Duration::from_secs(20));
+        assert_eq!(debt.left(), Duration::from_secs(10));
+    }
+}

@@ -1,7 +1,7 @@
 //! What commands and the console ask to be exported.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,9 +13,11 @@ use scrinium_protocol::identity::{StreamId, StreamKind};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tokio::sync::mpsc::error::TrySendError;
+use tracing::{info, warn};
 
 use super::{Failure, audit_as, caller, container};
+use crate::allocator;
 use crate::answer::account_of;
 use crate::archive::container::{Access, parse_recipient};
 use crate::audit::Actor;
@@ -25,7 +27,9 @@ use crate::bounds::{
 use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
+use crate::index::cancelled::Cancelled;
 use crate::index::query::Query;
+use crate::index::reading::Reading;
 use crate::package::{self, Form, Order, Paper, Table, Wanted};
 use crate::present;
 
@@ -102,39 +106,53 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
     let about = request.about(&by.name, &access);
     let order = request.order(&core, about.clone())?;
     let turn = core.turns.answer(&account_of(by)).await?;
+    let scan = turn.scan().await?;
     let audited = json!({
         "format": request.format, "request": about, "container": container::said_of(&access),
     });
     audit_as(&core, by, "export", audited).await?;
     let is_package = request.format != "raw";
     let (chunks, receiver) = mpsc::channel::<Result<Bytes>>(CHUNKS_MAX);
+    let cancelled = Cancelled::default();
+    let guard = cancelled.guard();
+    let reading = Reading::begin(turn, scan, cancelled);
     tokio::task::spawn_blocking(move || {
-        let _turn = turn;
         let mut out = ChunkWriter {
             chunks: chunks.clone(),
+            reading: &reading,
+            waited: 0,
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
-        if is_package
-            && let Err(error) =
-                core.evidence
-                    .publish(&core.archive, clock::unix_us(), core.time.doubt())
-        {
+        if is_package && let Err(error) = publish(&core, &order.wanted) {
             // The package says what is in no interval.
             let error = format!("{error:#}");
             warn!(error, "no interval was published before an export");
         }
-        let done = package::write(&core, order, &access, &mut out);
+        let done = package::write(&core, order, &access, &reading, &mut out);
         let done = done.and_then(|()| Ok(out.flush()?));
-        if let Err(error) = done {
-            warn!(error = format!("{error:#}"), "an export failed");
-            drop(chunks.blocking_send(Err(error)));
+        allocator::give_back();
+        match done {
+            Ok(()) => {}
+            Err(_) if reading.is_over() => info!("an export ended: whoever asked went away"),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "an export failed");
+                drop(chunks.blocking_send(Err(error)));
+            }
         }
     });
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+    let stream = futures_util::stream::unfold((receiver, guard), |(mut receiver, guard)| async {
         let chunk = receiver.recv().await?;
-        Some((chunk.map_err(std::io::Error::other), receiver))
+        Some((chunk.map_err(Error::other), (receiver, guard)))
     });
     Ok(Body::from_stream(stream))
+}
+
+/// Publishes an interval, so that all of what is wanted can be proven, unless all of it is in one already.
+fn publish(core: &Core, wanted: &Wanted) -> Result<()> {
+    let streams = wanted.streams(&core.archive, &core.agent_names());
+    let (now_us, doubt) = (clock::unix_us(), core.time.doubt());
+    core.evidence
+        .publish(&core.archive, &streams, now_us, doubt)
 }
 
 impl ExportRequest {
@@ -234,12 +252,15 @@ fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
     Ok(stream.id)
 }
 
-struct ChunkWriter {
+struct ChunkWriter<'a> {
     chunks: mpsc::Sender<Result<Bytes>>,
+    reading: &'a Reading,
+    /// How often it waited for its client.
+    waited: usize,
     buffer: Vec<u8>,
 }
 
-impl Write for ChunkWriter {
+impl Write for ChunkWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= CHUNK_LEN {
@@ -250,13 +271,26 @@ impl Write for ChunkWriter {
 
     fn flush(&mut self) -> std::io::Result<()> {
         let chunk = core::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_LEN));
-        let sent = self.chunks.blocking_send(Ok(chunk.into()));
-        sent.map_err(|_| {
-            std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the reader went away")
-        })?;
-        Ok(())
+        match self.chunks.try_send(Ok(chunk.into())) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Error::new(ErrorKind::BrokenPipe, GONE)),
+            // Who takes it slowly holds no processor meanwhile.
+            Err(TrySendError::Full(chunk)) => {
+                if self.waited.is_multiple_of(CHUNKS_BETWEEN) {
+                    // What was read and compared before goes back to the system; it costs about a millisecond.
+                    allocator::give_back();
+                }
+                self.waited += 1;
+                let sent = self.reading.rest(|| self.chunks.blocking_send(chunk));
+                let sent = sent.map_err(Error::other)?;
+                sent.map_err(|_| Error::new(ErrorKind::BrokenPipe, GONE))
+            }
+        }
     }
 }
 
+const GONE: &str = "whoever asked went away";
+/// Chunks between two times that memory is given back: 16 MiB.
+const CHUNKS_BETWEEN: usize = 64;
 const CHUNK_LEN: usize = 256 << 10;
 const CHUNKS_MAX: usize = 8;

@@ -372,6 +372,7 @@ async fn handle_enrol(
         name: &request.name,
         site: &request.site,
         tenant: &request.tenant,
+        by: "",
     };
     core.agents.check_new(&agent, address, request.ttl_s)?;
     let detail = json!({

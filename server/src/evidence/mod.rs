@@ -12,6 +12,7 @@
 
 pub(crate) mod chain;
 mod check;
+mod demand;
 pub(crate) mod http;
 mod inclusion;
 mod leaves;
@@ -40,6 +41,7 @@ use tracing::{error, info, warn};
 
 use self::chain::{Chain, Link};
 pub(crate) use self::check::{Claims, Doubted, Expected, check};
+use self::demand::Demand;
 pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
 use self::leaves::{Leaf, Leaves};
 pub(crate) use self::letter::Correspondence;
@@ -81,6 +83,7 @@ pub(crate) struct Evidence {
     memory_key: Secret<32>,
     /// Intervals are published by themselves: the server runs.
     is_live: AtomicBool,
+    demand: Mutex<Demand>,
     state: Mutex<State>,
 }
 
@@ -203,6 +206,7 @@ impl Evidence {
             copies,
             memory_key,
             is_live: AtomicBool::new(false),
+            demand: Mutex::default(),
             state: Mutex::new(state),
         })
     }
@@ -374,11 +378,9 @@ impl Evidence {
         // Before it is looked where the streams stand: what is noted in the files before is in this interval.
         let introduced = archive.introduced();
         let acked = archive.acked().begin(&introduced)?;
-        let streams = archive.streams().into_values();
-        let reached = streams
-            .filter(|stream| stream.entries > 0)
-            .map(|stream| stream.reached());
-        let moved: Vec<Reached> = reached
+        let moved: Vec<Reached> = archive
+            .reached()
+            .into_iter()
             .filter(|reached| state.reached.get(&reached.stream) != Some(reached))
             .collect();
         let interval = Interval {
@@ -440,23 +442,6 @@ impl Evidence {
             })
         });
         behind.collect()
-    }
-
-    /// Publishes an interval for a package that is about to be made, so that all of it can be proven. A stopped volume
-    /// is left as it is: the package says which entries are in no interval.
-    ///
-    /// # Errors
-    /// As [`Evidence::seal`].
-    pub(crate) fn publish(
-        &self,
-        archive: &Archive,
-        now_us: u64,
-        doubt: Option<Doubt>,
-    ) -> Result<()> {
-        if self.is_live.load(Ordering::Relaxed) {
-            self.seal(archive, now_us, doubt)?;
-        }
-        Ok(())
     }
 
     /// Signs the last interval with its own key, which is destroyed, unless that is done.

@@ -6,9 +6,11 @@
 //!
 //! Filters are derived from the entries; without them a search is slower, never wrong.
 
+pub(crate) mod cancelled;
 pub mod filter;
 pub(crate) mod hits;
 pub(crate) mod lines;
 pub mod query;
+pub(crate) mod reading;
 pub(crate) mod search;
 pub(crate) mod turns;

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
+use super::cancelled::Cancelled;
 use super::filter;
 use super::hits::{Hit, Newest, Place};
 use super::lines::for_each_line;
@@ -39,10 +40,6 @@ pub(crate) struct Search {
     lacking: u64,
     sealed: u64,
 }
-
-/// Whether nobody waits for an answer any more.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cancelled(Arc<AtomicBool>);
 
 /// What a page gives.
 #[derive(Debug, Default)]
@@ -92,27 +89,6 @@ struct Candidate {
     extent: Extent,
     /// None of them is ordered later, Unix µs.
     newest_us: u64,
-}
-
-impl Cancelled {
-    /// Nobody waits for it from when this is dropped.
-    pub(crate) fn guard(&self) -> CancelOnDrop {
-        CancelOnDrop(self.clone())
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Held by who waits for an answer.
-#[derive(Debug)]
-pub(crate) struct CancelOnDrop(Cancelled);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Search {

@@ -5,37 +5,82 @@
 //! ```
 //!
 //! Every account has its own queue and a share of the places; behind that, the first that came is served first.
-//! So one account that asks for very much waits for itself, and the others for one of its searches at most.
+//! So one account that asks for very much waits for itself, and the others for one of its searches at most. The last
+//! places for answers are for accounts that are given none yet: a few accounts together cannot take all.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 /// The places of everybody.
 pub(crate) struct Turns {
     answers: Arc<Semaphore>,
+    /// For the only answer of an account.
+    first_answers: Arc<Semaphore>,
+    scans: Arc<Semaphore>,
     /// Of the commands on this machine: accounts never take them.
     local_answers: Arc<Semaphore>,
-    scans: Arc<Semaphore>,
+    local_scans: Arc<Semaphore>,
     accounts: Mutex<BTreeMap<String, Weak<Share>>>,
+    /// Bytes of pages that are being given.
+    pages: Arc<AtomicUsize>,
     wait_max: Duration,
 }
 
 /// The places of one account.
 struct Share {
     answers: Arc<Semaphore>,
+    /// Answers that are given, or wait for a place of all.
+    given: AtomicUsize,
     scans: Arc<Semaphore>,
 }
 
 /// One answer that is being given. It holds memory, so it is one of few.
 pub(crate) struct AnswerTurn {
-    share: Arc<Share>,
+    given: Given,
     scans: Arc<Semaphore>,
+    pages: Arc<AtomicUsize>,
     wait_max: Duration,
     _places: [OwnedSemaphorePermit; 2],
+}
+
+/// What a page of lines may take of memory.
+pub(crate) struct PageRoom {
+    pages: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl PageRoom {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for PageRoom {
+    fn drop(&mut self) {
+        self.pages.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// One answer, among those of its account.
+struct Given(Arc<Share>);
+
+impl Given {
+    /// One more; and whether it is the only one.
+    fn begin(share: Arc<Share>) -> (Self, bool) {
+        let before = share.given.fetch_add(1, Ordering::Relaxed);
+        (Self(share), before == 0)
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        self.0.given.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One search that runs. It holds processors.
@@ -73,10 +118,13 @@ impl Turns {
 
     fn waiting(wait_max: Duration) -> Self {
         Self {
-            answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+            answers: Arc::new(Semaphore::new(ANSWERS_MAX - FIRST_ANSWERS)),
+            first_answers: Arc::new(Semaphore::new(FIRST_ANSWERS)),
             local_answers: Arc::new(Semaphore::new(ANSWERS_OF_ONE_MAX)),
+            local_scans: Arc::new(Semaphore::new(SCANS_OF_ONE_MAX)),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             accounts: Mutex::default(),
+            pages: Arc::default(),
             wait_max,
         }
     }
@@ -85,17 +133,40 @@ impl Turns {
     pub(crate) async fn answer(&self, account: &str) -> Result<AnswerTurn, Busy> {
         let share = self.share(account);
         let own = place(&share.answers, self.wait_max, Busy::OwnAnswers).await?;
+        let (given, is_only) = Given::begin(share);
         let all = match account {
-            LOCAL => &self.local_answers,
-            _ => &self.answers,
+            LOCAL => place(&self.local_answers, self.wait_max, Busy::AllAnswers).await?,
+            _ if is_only => self.first_place().await?,
+            _ => place(&self.answers, self.wait_max, Busy::AllAnswers).await?,
         };
-        let all = place(all, self.wait_max, Busy::AllAnswers).await?;
+        let scans = match account {
+            LOCAL => &self.local_scans,
+            _ => &self.scans,
+        };
         Ok(AnswerTurn {
-            share,
+            given,
+            pages: self.pages.clone(),
             wait_max: self.wait_max,
-            scans: self.scans.clone(),
+            scans: scans.clone(),
             _places: [own, all],
         })
+    }
+
+    /// A place for the only answer of an account: one of those for everybody, else one that is kept for it.
+    async fn first_place(&self) -> Result<OwnedSemaphorePermit, Busy> {
+        if let Ok(place) = self.answers.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        if let Ok(place) = self.first_answers.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        let either = async {
+            tokio::select! {
+                place = self.answers.clone().acquire_owned() => place,
+                place = self.first_answers.clone().acquire_owned() => place,
+            }
+        };
+        in_time(either, self.wait_max, Busy::AllAnswers).await
     }
 
     fn share(&self, account: &str) -> Arc<Share> {
@@ -106,6 +177,7 @@ impl Turns {
         accounts.retain(|_, share| share.strong_count() > 0);
         let share = Arc::new(Share {
             answers: Arc::new(Semaphore::new(ANSWERS_OF_ONE_MAX)),
+            given: AtomicUsize::new(0),
             scans: Arc::new(Semaphore::new(SCANS_OF_ONE_MAX)),
         });
         accounts.insert(account.to_owned(), Arc::downgrade(&share));
@@ -114,10 +186,32 @@ impl Turns {
 }
 
 impl AnswerTurn {
+    /// Room for the next page: the more others hold, the less. So many that are taken slowly hold no more than a few.
+    pub(crate) fn page_room(&self) -> PageRoom {
+        let used = self.pages.load(Ordering::Relaxed);
+        let bytes = PAGES_BYTES.saturating_sub(used) / 2;
+        let bytes = bytes.clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
+        self.pages.fetch_add(bytes, Ordering::Relaxed);
+        PageRoom {
+            pages: self.pages.clone(),
+            bytes,
+        }
+    }
+
     /// A place to search; waits a while for it.
     pub(crate) async fn scan(&self) -> Result<ScanTurn, Busy> {
-        let own = place(&self.share.scans, self.wait_max, Busy::OwnScans).await?;
-        let all = place(&self.scans, self.wait_max, Busy::AllScans).await?;
+        self.scan_within(self.wait_max).await
+    }
+
+    /// The same for who had one already, and gave it on: what was begun is not lost to a crowd.
+    pub(crate) async fn scan_again(&self) -> Result<ScanTurn, Busy> {
+        self.scan_within(self.wait_max.saturating_mul(AGAIN_FACTOR))
+            .await
+    }
+
+    async fn scan_within(&self, wait_max: Duration) -> Result<ScanTurn, Busy> {
+        let own = place(&self.given.0.scans, wait_max, Busy::OwnScans).await?;
+        let all = place(&self.scans, wait_max, Busy::AllScans).await?;
         Ok(ScanTurn {
             _places: [own, all],
         })
@@ -129,8 +223,15 @@ async fn place(
     wait_max: Duration,
     busy: Busy,
 ) -> Result<OwnedSemaphorePermit, Busy> {
-    let free = tokio::time::timeout(wait_max, places.clone().acquire_owned());
-    match free.await {
+    in_time(places.clone().acquire_owned(), wait_max, busy).await
+}
+
+async fn in_time(
+    free: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>>,
+    wait_max: Duration,
+    busy: Busy,
+) -> Result<OwnedSemaphorePermit, Busy> {
+    match tokio::time::timeout(wait_max, free).await {
         Ok(Ok(place)) => Ok(place),
         Ok(Err(_)) | Err(_) => {
             warn!(%busy, "a search or an export was refused");
@@ -143,14 +244,25 @@ async fn place(
 pub(crate) const LOCAL: &str = "local";
 /// Answers at once: each holds a page of lines, or what an export is made with.
 const ANSWERS_MAX: usize = 16;
-/// Of one account, or of the local user, who has as many of his own. Four accounts are needed to take all others.
+/// Of these for accounts that are given no other. Four accounts that read slowly hold 13 places, and it takes seven to
+/// hold all.
+const FIRST_ANSWERS: usize = 4;
+/// Of one account, or of the local user, who has as many of his own.
 const ANSWERS_OF_ONE_MAX: usize = 4;
 /// Searches that run at once: each uses every processor, and memory for each.
 const SCANS_MAX: usize = 4;
-/// Of one account, or of the local user: half, so that another one's search always runs.
+/// Of one account: half, so that another one's search always runs; and of the local user, who has as many of his own.
 const SCANS_OF_ONE_MAX: usize = 2;
+/// Bytes of lines of one page that are held at once. What matches and does not fit is found again.
+const PAGE_BYTES_MAX: usize = 8 << 20;
+/// Of all pages together, when none is smaller than [`PAGE_BYTES_MIN`]; each thread of a search holds as much again.
+const PAGES_BYTES: usize = 16 << 20;
+/// A page is never smaller.
+const PAGE_BYTES_MIN: usize = 1 << 20;
 /// As long as a search of the console may take, and some.
 const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Who was at work already waits so many times as long: ten minutes, then the export breaks off.
+const AGAIN_FACTOR: u32 = 20;
 
 #[cfg(test)]
 mod tests {
@@ -192,5 +304,44 @@ mod tests {
         drop((of_one, other));
         drop(turns.answer("third").await.unwrap());
         assert_eq!(turns.accounts.lock().unwrap().len(), 1);
+    }
+    #[tokio::test]
+    async fn four_accounts_do_not_take_all_answers_and_each_other_one_is_given_its_first() {
+        let turns = Turns::waiting(Duration::from_millis(20));
+        let mut held = Vec::new();
+        for account in ["a", "b", "c", "d"] {
+            for _ in 0..ANSWERS_OF_ONE_MAX {
+                held.extend(turns.answer(account).await);
+            }
+        }
+        assert_eq!(held.len(), ANSWERS_MAX - FIRST_ANSWERS + 1);
+        // Everybody else is given an answer at once, and a second one is not.
+        let begun = crate::clock::now();
+        let mut first = Vec::new();
+        for account in ["e", "f", "g"] {
+            first.push(turns.answer(account).await.unwrap());
+        }
+        assert!(crate::clock::now().duration_since(begun) < Duration::from_millis(20));
+        assert!(matches!(turns.answer("e").await, Err(Busy::AllAnswers)));
+        assert!(matches!(turns.answer("h").await, Err(Busy::AllAnswers)));
+        // Nor do they take those places by ending some of theirs and asking again.
+        first.pop();
+        assert!(matches!(turns.answer("d").await, Err(Busy::AllAnswers)));
+        turns.answer("h").await.unwrap();
+        // What they hold of lines is no more than a few pages.
+        let rooms: Vec<_> = held.iter().map(AnswerTurn::page_room).collect();
+        assert_eq!(rooms[0].bytes(), PAGE_BYTES_MAX);
+        assert!(rooms.iter().all(|room| room.bytes() >= PAGE_BYTES_MIN));
+        let all: usize = rooms.iter().map(PageRoom::bytes).sum();
+        assert!(all < PAGES_BYTES + ANSWERS_MAX * PAGE_BYTES_MIN, "{all}");
+        drop(rooms);
+        assert_eq!(held[0].page_room().bytes(), PAGE_BYTES_MAX);
+        // Nor do accounts keep the commands on this machine from searching.
+        let mut scans = Vec::new();
+        for answer in &held {
+            scans.extend(answer.scan().await);
+        }
+        assert_eq!(scans.len(), SCANS_MAX);
+        turns.answer(LOCAL).await.unwrap().scan().await.unwrap();
     }
 }

@@ -49,6 +49,7 @@ use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
 use crate::evidence::Inclusions;
+use crate::index::reading::Reading;
 use crate::measure::Measure;
 use crate::present::{self, View};
 
@@ -100,13 +101,19 @@ impl Table {
 }
 
 /// Writes what was asked for: complete, or an error.
-pub(crate) fn write(core: &Core, order: Order, access: &Access, out: &mut dyn Write) -> Result<()> {
+pub(crate) fn write(
+    core: &Core,
+    order: Order,
+    access: &Access,
+    reading: &Reading,
+    out: &mut dyn Write,
+) -> Result<()> {
     let Some(recipient) = order.recipient else {
-        return write_plain(core, order.wanted, order.form, access, out);
+        return write_plain(core, order.wanted, order.form, access, reading, out);
     };
     let recipients = std::iter::once(&recipient as &dyn age::Recipient);
     let mut sealed = age::Encryptor::with_recipients(recipients)?.wrap_output(out)?;
-    write_plain(core, order.wanted, order.form, access, &mut sealed)?;
+    write_plain(core, order.wanted, order.form, access, reading, &mut sealed)?;
     sealed.finish()?;
     Ok(())
 }
@@ -116,24 +123,26 @@ fn write_plain(
     wanted: Wanted,
     form: Form,
     access: &Access,
+    reading: &Reading,
     out: &mut dyn Write,
 ) -> Result<()> {
     let (archive, names) = (&core.archive, core.agent_names());
     let paper = match form {
-        Form::Raw => return raw(archive, &names, wanted, access, out),
+        Form::Raw => return raw(archive, &names, wanted, access, reading, out),
         Form::Package(paper) => paper,
     };
     let is_whole_stream = wanted.is_whole_stream();
-    let mut selection = Selection::find(archive, &names, wanted, access)?;
+    let mut selection = Selection::find(archive, &names, wanted, access, reading)?;
     let inclusions = selection.lead_to_seals(core, access)?;
     let writer = PackageWriter {
         core,
         selection: &selection,
         inclusions: &inclusions,
         access,
+        reading,
         is_whole_stream,
         names,
-        streams: archive.streams(),
+        streams: archive.streams_among(selection.runs.iter().map(|run| run.stream.id)),
     };
     writer.write(&paper, out)
 }
@@ -144,11 +153,12 @@ pub(crate) fn raw(
     names: &BTreeMap<AgentId, String>,
     wanted: Wanted,
     access: &Access,
+    reading: &Reading,
     out: &mut dyn Write,
 ) -> Result<()> {
     let is_whole_stream = wanted.is_whole_stream();
-    let selection = Selection::find(archive, names, wanted, access)?;
-    selection.for_each_piece(archive, access, |piece| {
+    let selection = Selection::find(archive, names, wanted, access, reading)?;
+    selection.for_each_piece(archive, access, reading, |piece| {
         write_log(piece, is_whole_stream, out)
     })
 }
@@ -158,6 +168,7 @@ struct PackageWriter<'a> {
     selection: &'a Selection,
     inclusions: &'a Inclusions,
     access: &'a Access,
+    reading: &'a Reading,
     is_whole_stream: bool,
     names: BTreeMap<AgentId, String>,
     streams: BTreeMap<StreamId, StreamRecord>,
@@ -267,7 +278,8 @@ impl PackageWriter<'_> {
 
     fn pieces(&self, each: impl FnMut(&Piece<'_>) -> Result<()>) -> Result<()> {
         let archive = &self.core.archive;
-        self.selection.for_each_piece(archive, self.access, each)
+        self.selection
+            .for_each_piece(archive, self.access, self.reading, each)
     }
 
     /// Writes a member, as it was measured.

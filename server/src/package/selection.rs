@@ -22,6 +22,7 @@ use crate::core::Core;
 use crate::evidence::{Inclusions, Seal, Seals, Stretch, inclusions};
 use crate::index::lines::{Line, for_each_line};
 use crate::index::query::Query;
+use crate::index::reading::Reading;
 use crate::index::search::{exclude_by_filter, matching_streams};
 
 /// What is asked for.
@@ -39,6 +40,18 @@ impl Wanted {
         Self {
             stream: Some(stream),
             query: Query::default(),
+        }
+    }
+
+    /// The streams that it is about.
+    pub(crate) fn streams(
+        &self,
+        archive: &Archive,
+        names: &BTreeMap<AgentId, String>,
+    ) -> BTreeSet<StreamId> {
+        match self.stream {
+            Some(stream) => BTreeSet::from([stream]),
+            None => matching_streams(archive, names, &self.query),
         }
     }
 
@@ -99,13 +112,12 @@ impl Selection {
         names: &BTreeMap<AgentId, String>,
         wanted: Wanted,
         access: &Access,
+        reading: &Reading,
     ) -> Result<Self> {
         let is_whole_stream = wanted.is_whole_stream();
-        let Wanted { stream, query } = wanted;
-        let streams = match stream {
-            Some(stream) => BTreeSet::from([stream]),
-            None => matching_streams(archive, names, &query),
-        };
+        let streams = wanted.streams(archive, names);
+        let query = wanted.query;
+        reading.step()?;
         let extents = readable_extents(archive, &streams, &query)?;
         let mut runs = Vec::new();
         for (&id, extents) in &extents {
@@ -113,7 +125,8 @@ impl Selection {
             if is_whole_stream {
                 runs.extend(whole_stream(&stream, extents));
             } else {
-                runs.extend(matching(archive, &stream, extents, &query, access)?);
+                let found = matching(archive, &stream, extents, &query, access, reading);
+                runs.extend(found?);
             }
         }
         // Runs of one stream stay in its order.
@@ -194,6 +207,7 @@ impl Selection {
         &self,
         archive: &Archive,
         access: &Access,
+        reading: &Reading,
         mut each: impl FnMut(&Piece<'_>) -> Result<()>,
     ) -> Result<()> {
         // Where the batches end that were handed over, by stream and epoch: the signature that a run ends with may
@@ -208,7 +222,9 @@ impl Selection {
             let (first, last) = run.extents;
             let extents = self.extents_of(run).get(first..=last);
             for extent in extents.context("the extents of a run")? {
+                reading.step()?;
                 for batch in &archive.read(extent, access)? {
+                    reading.step()?;
                     let (first, after) = (batch.header.first.0, batch.header.next().0);
                     let (begin, end) = run.stretch.sequences;
                     if after <= begin.max(*until) || (first >= end && is_signed) {
@@ -223,8 +239,10 @@ impl Selection {
                     *until = after;
                     is_signed = batch.header.is_signed();
                     let mut lines = Vec::new();
-                    let end =
-                        for_each_line(&self.query, batch, true, || false, |line| lines.push(line));
+                    let is_over = || reading.is_over();
+                    let end = for_each_line(&self.query, batch, true, is_over, |line| {
+                        lines.push(line);
+                    });
                     ensure!(end.is_continue(), "a batch was not read to its end");
                     each(&Piece {
                         number,
@@ -308,6 +326,7 @@ fn matching(
     extents: &[Extent],
     query: &Query,
     access: &Access,
+    reading: &Reading,
 ) -> Result<Vec<Run>> {
     let (from, to) = times_of(query);
     let in_time = |extent: &&Extent| extent.times_us.0 <= to && from <= extent.times_us.1;
@@ -315,17 +334,22 @@ fn matching(
     for extent in &candidates {
         ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
     }
-    exclude_by_filter(archive, query, true, access, || false, &mut candidates);
+    reading.step()?;
+    let is_over = || reading.is_over();
+    exclude_by_filter(archive, query, true, access, is_over, &mut candidates);
     let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
     let mut runs: Vec<Run> = Vec::new();
     for (at, extent) in extents.iter().enumerate() {
         if !wanted.contains(&extent.order) {
             continue;
         }
+        reading.step()?;
         for batch in &archive.read(extent, access)? {
+            reading.step()?;
             let mut found = false;
-            let end = for_each_line(query, batch, true, || false, |_| found = true);
-            if end.is_break() || !found {
+            let end = for_each_line(query, batch, true, is_over, |_| found = true);
+            ensure!(end.is_continue(), "a batch was not read to its end");
+            if !found {
                 continue;
             }
             let (first, end) = (batch.header.first.0, batch.header.next().0);

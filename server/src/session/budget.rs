@@ -9,9 +9,10 @@
 //! budget says.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use scrinium_protocol::identity::StreamId;
+use scrinium_protocol::identity::{AgentId, StreamId};
 
 use crate::archive::Totals;
 use crate::catalogue::records::StreamRecord;
@@ -28,29 +29,67 @@ pub(crate) enum OverBudget {
     Opened,
 }
 
+/// How fast new streams of each agent came lately: another connection does not begin anew. Of 20,000 agents 1 MB.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rates(Arc<Mutex<BTreeMap<AgentId, Rate>>>);
+
+/// New streams that may come now; refilled with time. Below zero, nothing more is read for a while.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    tokens: f64,
+    filled_at: Instant,
+}
+
+impl Rates {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AgentId, Rate>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, agent: AgentId) -> Option<Rate> {
+        self.lock().get(&agent).copied()
+    }
+
+    fn keep(&self, agent: AgentId, rate: Rate) {
+        self.lock().insert(agent, rate);
+    }
+}
+
 /// What one agent has of its budget.
 pub(crate) struct Budget {
+    agent: AgentId,
+    rates: Rates,
     limits: AgentStreams,
     streams: usize,
     name_bytes: usize,
     /// Opened in this session, without an entry yet.
     opened: BTreeMap<StreamId, StreamRecord>,
-    /// New streams that may come now; refilled with time. Below zero, nothing more is read for a while.
-    tokens: f64,
-    filled_at: Instant,
+    rate: Rate,
 }
 
 impl Budget {
     /// `totals` are those of the streams that exist.
-    pub(crate) fn new(limits: AgentStreams, totals: Totals, now: Instant) -> Self {
-        Self {
+    pub(crate) fn new(
+        agent: AgentId,
+        rates: Rates,
+        limits: AgentStreams,
+        totals: Totals,
+        now: Instant,
+    ) -> Self {
+        let full = Rate {
+            tokens: per_second(limits) * BURST_S,
+            filled_at: now,
+        };
+        let mut own = Self {
+            agent,
             limits,
             streams: totals.streams,
             name_bytes: totals.name_bytes,
             opened: BTreeMap::new(),
-            tokens: per_second(limits) * BURST_S,
-            filled_at: now,
-        }
+            rate: rates.of(agent).unwrap_or(full),
+            rates,
+        };
+        own.refill(now);
+        own
     }
 
     /// Remembers a stream that is not archived.
@@ -78,7 +117,8 @@ impl Budget {
             return Err(OverBudget::Names);
         }
         self.refill(now);
-        self.tokens -= 1.0;
+        self.rate.tokens -= 1.0;
+        self.rates.keep(self.agent, self.rate);
         self.streams += 1;
         self.name_bytes += stream.name.len();
         Ok(Some(stream))
@@ -86,17 +126,18 @@ impl Budget {
 
     /// Until when nothing more is to be read: new streams came too fast.
     pub(crate) fn waits_until(&self) -> Option<Instant> {
-        let missing = -self.tokens;
-        (missing > 0.0)
-            .then(|| self.filled_at + Duration::from_secs_f64(missing / per_second(self.limits)))
+        let missing = -self.rate.tokens;
+        let wait = || Duration::from_secs_f64(missing / per_second(self.limits));
+        (missing > 0.0).then(|| self.rate.filled_at + wait())
     }
 
     /// Time has passed.
     pub(crate) fn refill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        let Rate { tokens, filled_at } = &mut self.rate;
+        let passed = now.saturating_duration_since(*filled_at).as_secs_f64();
         let rate = per_second(self.limits);
-        self.tokens = (self.tokens + passed * rate).min(rate * BURST_S);
-        self.filled_at = now;
+        *tokens = (*tokens + passed * rate).min(rate * BURST_S);
+        *filled_at = now;
     }
 }
 
@@ -105,8 +146,8 @@ fn per_second(limits: AgentStreams) -> f64 {
     f64::from(per_minute.max(1)) / 60.0
 }
 
-/// Bytes of all names of one agent: 250,000 paths of ordinary length.
-const NAME_BYTES_MAX: usize = 64 << 20;
+/// Bytes of all names of one agent: 250,000 paths of 134 bytes. They are in memory, twice.
+const NAME_BYTES_MAX: usize = 32 << 20;
 /// Streams without an entry in one session: with the longest names 4 MiB. An agent opens one, then sends its batch.
 const OPENED_MAX: usize = 1024;
 /// So many seconds' worth of new streams may come at once.
@@ -114,7 +155,7 @@ const BURST_S: f64 = 60.0;
 
 #[cfg(test)]
 mod tests {
-    use scrinium_protocol::identity::{AgentId, StreamKind};
+    use scrinium_protocol::identity::StreamKind;
 
     use super::*;
     use crate::archive::log::new_stream;
@@ -179,12 +220,36 @@ mod tests {
         assert_eq!(budget.waits_until(), None);
     }
 
+    #[test]
+    fn who_connects_again_goes_on_with_the_rate_that_was_left() {
+        let now = clock::now();
+        let rates = Rates::default();
+        let limits = AgentStreams {
+            max: 1 << 20,
+            new_per_minute_max: 60,
+        };
+        for n in 0..65 {
+            let mut budget = budget_with(rates.clone(), limits, now);
+            budget.open(stream(n, "x")).unwrap();
+            budget.take(stream(n, "x").id, now).unwrap().unwrap();
+        }
+        let waits = |at: Instant| budget_with(rates.clone(), limits, at).waits_until();
+        assert_eq!((waits(now).unwrap() - now).as_secs(), 5);
+        assert_eq!(waits(now + Duration::from_secs(6)), None);
+        let other = Budget::new(AgentId([2; 16]), rates, limits, Totals::default(), now);
+        assert_eq!(other.waits_until(), None);
+    }
+
     fn budget(max: usize, new_per_minute_max: usize, now: Instant) -> Budget {
         let limits = AgentStreams {
             max,
             new_per_minute_max,
         };
-        Budget::new(limits, Totals::default(), now)
+        budget_with(Rates::default(), limits, now)
+    }
+
+    fn budget_with(rates: Rates, limits: AgentStreams, now: Instant) -> Budget {
+        Budget::new(AgentId([1; 16]), rates, limits, Totals::default(), now)
     }
 
     fn budget_of_names(now: Instant) -> Budget {

@@ -1,6 +1,7 @@
 //! One agent's session at work: the [`Receiver`] between a socket and the writer.
 
-mod budget;
+pub(crate) mod budget;
+mod left;
 pub(crate) mod receiver;
 
 use std::cell::RefCell;

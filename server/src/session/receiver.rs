@@ -23,7 +23,8 @@ use scrinium_segment::random;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::budget::{Budget, OverBudget};
+use super::budget::{Budget, OverBudget, Rates};
+use super::left::LeftEpochs;
 use crate::agents::{Accepted, Agents, interference_with};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) keep_alive: Duration,
     /// What one agent may have.
     pub(crate) streams: AgentStreams,
+    /// How fast new streams came.
+    pub(crate) rates: Rates,
 }
 
 /// The server's side of one session.
@@ -70,6 +73,8 @@ pub(crate) struct Receiver {
     /// Receipts for what is missing that were shown in this session: no more than streams that the agent may have, a few
     /// times over.
     unmet: BTreeSet<(StreamId, Epoch, u64)>,
+    /// What the archive has of epochs that the agent left.
+    left: LeftEpochs,
 }
 
 impl Receiver {
@@ -106,7 +111,8 @@ impl Receiver {
         let totals = shared.archive.totals_of(agent.id);
         let mut receiver = Self {
             unmet: BTreeSet::new(),
-            budget: Budget::new(shared.streams, totals, now),
+            left: LeftEpochs::default(),
+            budget: Budget::new(agent.id, shared.rates.clone(), shared.streams, totals, now),
             shared,
             agent: agent.id,
             signing: signing.context("the agent's signing key")?,
@@ -181,11 +187,17 @@ impl Receiver {
     fn handle_receipt(&mut self, receipt: &Receipt) -> Result<()> {
         receipt.verify(&self.shared.signing.verifying_key())?;
         let stream = self.shared.archive.stream(receipt.stream);
-        if stream.as_ref().is_some_and(|stream| {
-            let position = &stream.position;
-            stream.agent != self.agent
-                || (position.epoch == receipt.epoch && position.next >= receipt.next)
-        }) {
+        // Up to where the archive has the epoch that the receipt is of: the agent may have left it since.
+        let have = match &stream {
+            Some(stream) if stream.agent != self.agent => return Ok(()),
+            Some(stream) if stream.position.epoch == receipt.epoch => stream.position.next.0,
+            Some(_) => {
+                let (archive, agent) = (&self.shared.archive, self.agent);
+                self.left.end(archive, agent, receipt.stream, receipt.epoch)
+            }
+            None => 0,
+        };
+        if stream.is_some() && have >= receipt.next.0 {
             return Ok(());
         }
         // One that is shown again says nothing new.
@@ -205,10 +217,6 @@ impl Receiver {
         };
         let agent = self.shared.agents.get(self.agent);
         let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
-        let have = stream
-            .as_ref()
-            .filter(|stream| stream.position.epoch == receipt.epoch);
-        let have = have.map_or(0, |stream| stream.position.next.0);
         let name = stream.map_or_else(|| receipt.stream.to_string(), |stream| stream.name);
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::ReceiptUnmet,

@@ -25,6 +25,7 @@ use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::TokenRecord;
 use crate::ingest::{Ingest, LogLimits, Submission};
+use crate::session::budget::Rates;
 use crate::session::receiver::{Effect, Receiver, Shared};
 use crate::volume::{Binding, Volume};
 
@@ -103,6 +104,7 @@ impl Server {
                 max: 250_000,
                 new_per_minute_max: 60_000,
             },
+            rates: Rates::default(),
         };
         self.process = Some(Process {
             shared,

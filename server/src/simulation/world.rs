@@ -22,6 +22,7 @@ use crate::agents::NewAgent;
 use crate::alarms::AlarmKind;
 use crate::archive::container::Access;
 use crate::catalogue::records::FIRST_TENANT;
+use crate::index::reading::Reading;
 use crate::package::{self, Wanted};
 
 /// A process died at a fault point.
@@ -131,6 +132,7 @@ impl World {
             name: "web1",
             site: "",
             tenant: FIRST_TENANT,
+            by: "",
         };
         let token = agents.make_token(&agent, "192.0.2.1:720", public, 3600)?;
         let agent = Agent::new(&dir.join("agent"), &token)?;
@@ -316,6 +318,7 @@ impl World {
                 &BTreeMap::new(),
                 Wanted::whole(stream.id),
                 &Access::operations(),
+                &Reading::alone(),
                 &mut exported,
             )?;
             ensure!(

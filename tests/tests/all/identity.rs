@@ -292,6 +292,66 @@ fn j8_an_agent_that_was_led_away_is_missed() {
     assert_eq!(lab.alarms()[0]["acknowledged_by"], "local");
 }
 
+/// An agent that began a new epoch may hold receipts of the one before: the archive has what they are for.
+#[test]
+fn a_receipt_of_an_epoch_that_the_agent_left_is_no_alarm() {
+    let lab = Lab::start("left-epoch");
+    let token = Token::parse(&lab.token("web1", lab.sl)).unwrap();
+    let mut client = Client::enrol(&token, lab.sl, 1);
+    wait_until("it is ready", Duration::from_secs(10), || {
+        let (_, stands) = client.breathe();
+        stands && client.is_ready
+    });
+    let id = StreamId::derive(client.agent, StreamKind::File, "/app.log");
+    // One entry in each epoch; the receipt for it.
+    let receipt = |client: &mut Client, epoch: u8| {
+        let opened = client
+            .session
+            .send_stream_open(id, StreamKind::File, "/app.log", now());
+        opened.unwrap();
+        let start = StreamPosition::start(client.agent, id, Epoch([epoch; 16]));
+        let mut builder = BatchBuilder::new();
+        let meta = EntryMeta {
+            time_us: 1,
+            flags: EntryFlags::NONE,
+        };
+        assert!(builder.push(format!("of epoch {epoch}\n").as_bytes(), meta));
+        let key = Client::signing();
+        let mut compressor = Compressor::new(1);
+        let (batch, _) = builder.seal(id, &start, Vec::new(), &key, &mut compressor);
+        let sent = client
+            .session
+            .send_batch(Lane::Live, &batch.header, batch.encoded(), now());
+        sent.unwrap().unwrap();
+        let mut acked = None;
+        wait_until("it is acked", Duration::from_secs(10), || {
+            let (events, stands) = client.breathe();
+            assert!(stands);
+            acked = events.into_iter().find_map(|event| {
+                if let AgentEvent::Acked(receipt) = event {
+                    Some(receipt)
+                } else {
+                    None
+                }
+            });
+            acked.is_some()
+        });
+        acked.unwrap()
+    };
+    let first = receipt(&mut client, 7);
+    let _second = receipt(&mut client, 8);
+    client.session.send_receipt(first, now()).unwrap();
+    // What the server makes of it is done before it takes what comes behind.
+    let _third = receipt(&mut client, 9);
+    let kinds = lab.alarms();
+    assert!(
+        kinds.iter().all(|alarm| alarm["kind"] != "receipt-unmet"),
+        "{kinds:?}"
+    );
+    assert_eq!(lab.trail("receipt for entries that are missing").len(), 0);
+    assert_eq!(lab.verify().0, 0);
+}
+
 /// Two histories of one stream under one signature: the archive keeps the first, and somebody hears of it.
 #[test]
 fn a_batch_that_contradicts_the_archive_is_an_alarm_and_changes_nothing() {

@@ -15,6 +15,7 @@ mod clock;
 mod conserved;
 mod container;
 mod demo;
+mod descriptors;
 mod earlier;
 mod enrolment;
 mod evidence;

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use scrinium_tests::console::Console;
 use scrinium_tests::lab::{
     Lab, PASSWORD, cpu_seconds, forget_peak, peak_bytes, resident_bytes, text,
 };
-use scrinium_tests::{now, pause, unix_s, wait_until};
+use scrinium_tests::{has_tool, now, pause, unix_s, wait_until};
 use serde_json::Value;
 
 /// 480 MB of lines that are 2 MiB on the disk: whoever asks for all of them gets them, newest first and once, and the
@@ -101,6 +102,125 @@ fn an_answer_that_breaks_off_is_an_error() {
     assert_eq!(ended.status.code(), Some(1));
     let said = text(&ended.stderr);
     assert!(said.contains("broke off"), "{said}");
+}
+
+/// Four accounts that take their downloads as slowly as they may held all places, for everybody.
+#[test]
+fn accounts_that_read_slowly_leave_answers_to_everybody_else() {
+    if !has_tool("curl") {
+        return;
+    }
+    let lab = Lab::start("slow-readers");
+    let long = "x".repeat(60_000);
+    send_lines(
+        &lab,
+        (0..600).map(|number| format!("number {number:05} {long}")),
+    );
+    wait_until("all is archived", Duration::from_secs(60), || {
+        lab.count("number") == 600
+    });
+    let mut held = Vec::new();
+    let sign_in = |user: &str| {
+        lab.add_user(user, PASSWORD);
+        Console::sign_in_as(&lab, user, PASSWORD)
+    };
+    for user in ["slow1", "slow2", "slow3", "slow4"] {
+        let console = sign_in(user);
+        for number in 0..4 {
+            let file = lab.dir.join(format!("{user}-{number}"));
+            let path = match number {
+                0 => "/export?q=number",
+                _ => "/search/raw?q=number&range=all",
+            };
+            // A little more than what ends a connection.
+            let download = console.begin(path, &file, 20 << 10);
+            held.push((download, file));
+        }
+    }
+    let honest = sign_in("honest");
+    let begun = |(_, file): &&(Child, PathBuf)| file.metadata().is_ok_and(|file| file.len() > 0);
+    // As many as four accounts can take.
+    wait_until("places are taken", Duration::from_secs(40), || {
+        held.iter().filter(begun).count() >= 12
+    });
+    let asked = now();
+    let found = honest.get("/api/v1/search?q=number&range=all&limit=1");
+    assert!(found.contains("number 00599"), "{found}");
+    let file = lab.dir.join("honest.tar");
+    assert_eq!(honest.download("/export?q=%22number+00007%22", &file), 200);
+    assert!(std::fs::read(&file).unwrap().starts_with(b"manifest.json"));
+    assert_eq!(lab.count("number"), 600);
+    let took = now().duration_since(asked);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    for (mut download, _) in held {
+        download.kill().unwrap();
+        download.wait().unwrap();
+    }
+}
+
+/// An export read all of the archive, several times, for a client that was gone; and each one published an interval.
+#[test]
+fn an_export_ends_with_who_asked_and_publishes_nothing_that_is_sealed() {
+    let lab = Lab::start("export-ends");
+    send_lines(&lab, ["quiet one".to_owned()]);
+    wait_until("it is archived", Duration::from_secs(20), || {
+        lab.count("quiet") == 1
+    });
+    let intervals = || lab.metric("scrinium_intervals_total ");
+    let export = |query: &str, file: &str| {
+        let file = lab.dir.join(file).display().to_string();
+        let words = ["export", "--query", query, "--out", &file];
+        lab.server_command(&words)
+    };
+    let made = |query: &str, number: u32| {
+        let output = export(query, &format!("{number}.tar")).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    made("quiet", 0);
+    let before = intervals();
+    for number in 1..6 {
+        made("quiet", number);
+    }
+    assert_eq!(intervals(), before);
+    send_lines(&lab, ["quiet two".to_owned()]);
+    wait_until("it is archived", Duration::from_secs(20), || {
+        lab.count("quiet") == 2
+    });
+    made("quiet", 6);
+    assert_eq!(intervals(), before + 1);
+
+    let long = "x".repeat(60_000);
+    send_lines(
+        &lab,
+        (0..4000).map(|number| format!("number {number:05} {long}")),
+    );
+    wait_until("all is archived", Duration::from_secs(60), || {
+        lab.count("number") == 4000
+    });
+    let server = lab.server_pid();
+    let begun = cpu_seconds(server);
+    let mut asking = export("number", "left.tar").spawn().unwrap();
+    wait_until("it reads", Duration::from_secs(20), || {
+        cpu_seconds(server) > begun + 0.5
+    });
+    asking.kill().unwrap();
+    asking.wait().unwrap();
+    let killed = cpu_seconds(server);
+    wait_until("the server stops reading", Duration::from_secs(5), || {
+        let before = cpu_seconds(server);
+        pause(Duration::from_millis(300));
+        cpu_seconds(server) - before < 0.05
+    });
+    let used = cpu_seconds(server) - killed;
+    assert!(
+        used < 1.0,
+        "{used} s of processor after the client was gone"
+    );
+    let log = std::fs::read_to_string(lab.dir.join("server.out")).unwrap();
+    assert!(
+        log.contains("an export ended: whoever asked went away"),
+        "{log}"
+    );
 }
 
 /// Lines that are nothing but what is looked for, with another letter before: each place of each line may be it.
@@ -334,6 +454,6 @@ fn found_numbers(lab: &Lab, format: &str) -> Vec<u32> {
     found
 }
 
-/// What the server may have resident while it gives 480 MB to somebody: 16 MiB of lines, the blocks that its threads
+/// What the server may have resident while it gives 480 MB to somebody: 8 MiB of lines, the blocks that its threads
 /// take apart, and what it has anyway.
 const PEAK_MAX: u64 = 256 << 20;

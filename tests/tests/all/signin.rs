@@ -138,6 +138,42 @@ fn a_crowd_of_tries_does_not_make_an_honest_sign_in_wait() {
     assert!(known < limit && unknown < limit, "{known:?}, {unknown:?}");
 }
 
+/// Somebody at an administrator's own address tries passwords: the administrator waits in no browser that is known, and
+/// the tries tell nothing of who signs in from there.
+#[test]
+fn who_shares_an_address_with_an_attacker_signs_in_with_a_known_browser() {
+    let lab = Lab::start("signin-shared");
+    let jar = lab.dir.join("jar").display().to_string();
+    let home = "127.0.0.1";
+    let keep = ["-c", &*jar];
+    assert_eq!(
+        status(try_with(&lab, home, "admin", PASSWORD, &keep)),
+        "303"
+    );
+    let kept = std::fs::read_to_string(&jar).unwrap();
+    assert!(kept.contains("__Host-scrinium-device-"), "{kept}");
+    // Until the wait is long enough for what follows.
+    let retry = ["-w", "%{http_code} %header{retry-after}"];
+    wait_until("the address waits", Duration::from_secs(60), || {
+        let answer = status(try_with(&lab, home, "admin", "a wrong password", &retry));
+        let seconds = answer
+            .strip_prefix("429 ")
+            .map(|wait| wait.trim().parse::<u32>());
+        seconds.is_some_and(|seconds| seconds.unwrap() > 10)
+    });
+    assert_eq!(status(try_from(&lab, home, "admin", PASSWORD)), "429");
+    let shown = ["-b", &*jar];
+    assert_eq!(
+        status(try_with(&lab, home, "admin", PASSWORD, &shown)),
+        "303"
+    );
+    // It is no password.
+    assert_eq!(
+        status(try_with(&lab, home, "admin", "a wrong password", &shown)),
+        "401"
+    );
+}
+
 /// Wherever a password is set.
 #[test]
 fn a_password_that_has_leaked_is_taken_nowhere() {
@@ -173,6 +209,11 @@ fn a_password_that_has_leaked_is_taken_nowhere() {
 
 /// Begins to sign in from an address of this machine.
 fn try_from(lab: &Lab, address: &str, user: &str, password: &str) -> Child {
+    try_with(lab, address, user, password, &[])
+}
+
+/// The same, with more words for curl.
+fn try_with(lab: &Lab, address: &str, user: &str, password: &str, words: &[&str]) -> Child {
     let mut form = tempfile(lab, user, password);
     form.insert(0, '@');
     Command::new("curl")
@@ -189,6 +230,7 @@ fn try_from(lab: &Lab, address: &str, user: &str, password: &str) -> Child {
             "-d",
             &form,
         ])
+        .args(words)
         .arg(format!("https://{}/sign-in", lab.console))
         .stdout(Stdio::piped())
         .spawn()

@@ -1,9 +1,10 @@
-//! What strangers, one agent and a lack of descriptors do to everybody else: nothing.
+//! What strangers and one agent do to everybody else: nothing.
 
-use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use scrinium_protocol::identity::{StreamId, StreamKind};
@@ -12,7 +13,9 @@ use scrinium_protocol::token::Token;
 use scrinium_tests::client::Client;
 use scrinium_tests::console::Console;
 use scrinium_tests::lab::{Lab, PASSWORD, peak_bytes, resident_bytes, text};
-use scrinium_tests::strangers::{Browser, address, browse, connect, send};
+use scrinium_tests::strangers::{
+    Browser, Greedy, address, browse, connect, open_many_streams, send,
+};
 use scrinium_tests::{has_tool, now, pause, wait_until};
 
 /// 1,040 connections that say nothing took all places for as long as they stayed, and nothing was said.
@@ -144,7 +147,7 @@ fn half_sent_forms_do_not_close_the_console() {
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
 }
 
-/// Who asks for a large answer and takes none of it is cut off; who takes it slowly is not.
+/// Who asks for a large answer and takes none of it is cut off, and so is who takes a little; who takes it slowly is not.
 #[test]
 fn an_answer_that_nobody_takes_ends_and_a_slow_one_does_not() {
     let lab = Lab::start("strangers-reader");
@@ -152,7 +155,8 @@ fn an_answer_that_nobody_takes_ends_and_a_slow_one_does_not() {
     let ask = "GET /assets/style.css HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3000);
     let mut deaf = browse(address(1), lab.console, "").unwrap();
     let mut slow = browse(address(2), lab.console, "").unwrap();
-    for browser in [&mut deaf, &mut slow] {
+    let mut dribbling = browse(address(3), lab.console, "").unwrap();
+    for browser in [&mut deaf, &mut slow, &mut dribbling] {
         let limit = Some(Duration::from_millis(500));
         browser.sock.set_write_timeout(limit).unwrap();
         browser
@@ -166,13 +170,23 @@ fn an_answer_that_nobody_takes_ends_and_a_slow_one_does_not() {
     let mut taken = 0;
     let mut buffer = vec![0; 16 << 10];
     let begun = now();
-    wait_until("the deaf one is cut off", Duration::from_secs(60), || {
-        taken += slow.read(&mut buffer).expect("it goes on");
+    let mut open = 3;
+    let mut cut = Vec::new();
+    let what = "the deaf and the dribbling one are cut off";
+    wait_until(what, Duration::from_secs(120), || {
+        // 64 KiB a second, and 4.
+        for _ in 0..2 {
+            taken += slow.read(&mut buffer).expect("it goes on");
+        }
+        let _some_or_none = dribbling.read(&mut buffer[..2048]);
         pause(Duration::from_millis(500));
-        open_connections(&lab) == 1
+        if open_connections(&lab) < open {
+            open -= 1;
+            cut.push(now().duration_since(begun));
+        }
+        open == 1
     });
-    let waited = now().duration_since(begun);
-    assert!(waited > Duration::from_secs(20), "{waited:?}");
+    assert!(cut[0] > Duration::from_secs(20), "{cut:?}");
     assert!(slow.read(&mut buffer).unwrap() > 0 && taken > 0);
 }
 
@@ -344,107 +358,41 @@ fn the_page_of_an_agent_with_many_streams_is_pages() {
     assert!(console.get("/agents/web1").contains("Page 1 / 3"));
 }
 
-/// Searches held one descriptor for each segment; with more segments than descriptors lines were missing, and the
-/// archive was called damaged.
-#[test]
-fn searches_need_few_descriptors_and_a_lack_of_them_is_called_that() {
-    if !has_tool("prlimit") {
-        return;
-    }
-    let lab = Lab::start("strangers-descriptors");
-    let mut random = scrinium_tests::random::Random::new(7);
-    let mut sender = TcpStream::connect(lab.syslog_tcp).unwrap();
-    let mut lines = 0;
-    wait_until("there are many segments", Duration::from_secs(60), || {
-        for _ in 0..20 {
-            let noise: String = (0..50_000)
-                .map(|_| char::from(33 + u8::try_from(random.below(90)).unwrap()))
-                .collect();
-            sender
-                .write_all(format!("<13>needle77 {noise}\n").as_bytes())
-                .unwrap();
-            lines += 1;
-        }
-        segments(&lab) >= 24
-    });
-    wait_until("all is found", Duration::from_secs(20), || {
-        lab.count("needle77") == lines
-    });
-    // Room for six commands, and what two threads of each read.
-    leave_descriptors(&lab, 24);
-    let counts: Vec<_> = std::thread::scope(|scope| {
-        let lab = &lab;
-        let ask = || lab.server(&["search", "needle77", "--count"]);
-        let asked: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
-        asked
-            .into_iter()
-            .map(|asked| asked.join().unwrap())
-            .collect()
-    });
-    for found in counts {
-        assert!(
-            found.status.success() && found.stderr.is_empty(),
-            "{found:?}"
-        );
-        assert_eq!(text(&found.stdout).trim(), lines.to_string());
-    }
-    let (code, said) = lab.verify();
-    assert_eq!(code, 0, "{said}");
-    // One for the command, none for what it wants to read.
-    leave_descriptors(&lab, 1);
-    let found = lab.server(&["search", "needle77", "--count"]);
-    let said = text(&found.stderr);
-    assert_eq!(found.status.code(), Some(1), "{found:?}");
-    assert!(
-        said.contains("no file descriptor left") && said.contains("Nothing is damaged"),
-        "{said}"
-    );
-    let (code, said) = lab.verify();
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("no file descriptor left"), "{said}");
-    limit_descriptors(&lab, 1024);
-    assert_eq!(lab.count("needle77"), lines);
-    assert!(
-        lab.alarms()
-            .iter()
-            .all(|alarm| alarm["kind"] != "archive-damaged")
-    );
-}
-
-/// The soft limit of open files is raised to the hard one: systemd's default of 1,024 is for programs that use `select`.
-#[test]
-fn the_server_may_open_as_many_files_as_it_ever_may() {
-    let lab = Lab::start("strangers-limit");
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", lab.server_pid())).unwrap();
-    let line = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"));
-    let numbers: Vec<&str> = line.unwrap().split_whitespace().skip(3).take(2).collect();
-    assert_eq!(numbers[0], numbers[1], "{limits}");
-}
-
-/// Idle and slow connections on every listener at once, and spoofed senders: an agent, a sender and a signed-in person are
-/// served throughout.
+/// Idle and slow connections on every listener at once, spoofed senders, an agent that wants 25,000 streams, and accounts
+/// with 20 downloads and queries under way: an agent, a sender and a signed-in person are served throughout.
 #[test]
 fn everybody_known_is_served_while_strangers_fill_every_listener() {
     if !has_tool("curl") {
         return;
     }
     scrinium_segment::process::raise_descriptors();
-    let (each, senders) = match std::env::var_os("SCRINIUM_TEST_STRANGERS") {
-        Some(_) => (2000, 100_000),
-        None => (1000, 4000),
+    let is_full = std::env::var_os("SCRINIUM_TEST_STRANGERS").is_some();
+    let (each, senders, streams, more) = match is_full {
+        true => (2000, 100_000, 26_000, "agent_streams_max = 25000"),
+        false => (1000, 4000, 2500, "agent_streams_max = 2000"),
     };
-    let mut lab = Lab::start_with(
-        "strangers-all",
-        "[limits]\nsyslog_new_senders_per_day_max = 1000",
-    );
+    let limits = format!("[limits]\nsyslog_new_senders_per_day_max = 1000\n{more}");
+    let mut lab = Lab::start_with("strangers-all", &limits);
     lab.add_agent("web1", lab.sl, "");
     let log = lab.log("app.log");
     lab.write("logs/app.log", b"before\n");
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &log, 7, Duration::from_secs(20));
     let console = Console::sign_in(&lab, PASSWORD);
+    let mut filler = TcpStream::connect(lab.syslog_tcp).unwrap();
+    let line = format!("<13>filler {}\n", "x".repeat(60_000));
+    for _ in 0..400 {
+        filler.write_all(line.as_bytes()).unwrap();
+    }
+    drop(filler);
+    let mut greedy = Greedy::sign_in(&lab, PASSWORD);
+    let token = Token::parse(&lab.token("evil1", lab.sl)).unwrap();
+    let evil = Client::enrol(&token, lab.sl, 1);
+    let stop = Arc::new(AtomicBool::new(false));
+    let evil = std::thread::spawn({
+        let stop = stop.clone();
+        move || open_many_streams(evil, streams, &stop)
+    });
     let honest = Ipv4Addr::new(127, 0, 0, 7);
     let mut written = b"before\n".to_vec();
     let mut waits = Waits::default();
@@ -454,6 +402,7 @@ fn everybody_known_is_served_while_strangers_fill_every_listener() {
     let form = "POST /sign-in HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nuser=a";
     let rounds: u32 = 40;
     for round in 0..rounds {
+        greedy.ask();
         for n in 0..each / rounds {
             let source = address((round * each + n) % 64);
             let preamble: &[u8] = b"SL\x01\x01";
@@ -500,20 +449,48 @@ fn everybody_known_is_served_while_strangers_fill_every_listener() {
         assert!(console.get("/agents").contains("sign-out"), "round {round}");
         waits.person.push(now().duration_since(begun));
         let begun = now();
+        let found = console.get("/api/v1/search?q=honest&range=15m");
+        assert!(
+            found.contains(&format!("sender{round}")),
+            "round {round}: {found}"
+        );
+        waits.search.push(now().duration_since(begun));
+        let begun = now();
         wait_for_line(&lab, &format!("agent:web1 \"line {round} among\""));
         waits.agent.push(now().duration_since(begun));
         worst_rss = worst_rss.max(resident_bytes(lab.server_pid()));
     }
+    wait_until("the agent is told", Duration::from_secs(60), || {
+        evil.is_finished()
+    });
+    stop.store(true, Ordering::Relaxed);
+    let evil = evil.join().unwrap();
     let (agent, sender, person) = (p99(waits.agent), p99(waits.sender), p99(waits.person));
+    let search = p99(waits.search);
     eprintln!(
-        "{} connections and {} forms tried, {senders} spoofed senders; p99: agent {agent:?}, sender {sender:?}, person {person:?}; resident {} MiB at worst",
+        "{} connections and {} forms tried, {senders} spoofed senders, {} streams of a hostile agent, {} downloads and queries; p99: agent {agent:?}, sender {sender:?}, person {person:?}, search {search:?}; resident {} MiB at worst",
         held.len(),
         forms.len(),
+        evil.archived,
+        greedy.begun,
         worst_rss >> 20
     );
     for wait in [agent, sender, person] {
         assert!(wait < Duration::from_secs(5), "{wait:?}");
     }
+    assert!(search < Duration::from_secs(15), "{search:?}");
+    let reason = evil.reason.clone().expect("the hostile agent is told");
+    let limit = "limits.agent_streams_max";
+    // The last ones before that were not acknowledged to it any more.
+    let archived = if is_full { 24_900 } else { 1900 };
+    assert!(
+        reason.contains(limit) && evil.archived > archived,
+        "{evil:?}"
+    );
+    assert!(
+        lab.wait_for_alarm("too-many-streams", "evil1")
+            .contains(limit)
+    );
     assert!(worst_rss < 400 << 20, "{worst_rss}");
     lab.wait_for_bytes("web1", &log, written.len(), Duration::from_secs(20));
     assert!(lab.export("web1", &log) == written);
@@ -537,6 +514,7 @@ struct Waits {
     agent: Vec<Duration>,
     sender: Vec<Duration>,
     person: Vec<Duration>,
+    search: Vec<Duration>,
 }
 
 fn p99(mut waits: Vec<Duration>) -> Duration {
@@ -562,60 +540,17 @@ fn health(lab: &Lab, source: Ipv4Addr) -> String {
     text(&asked.unwrap().stdout)
 }
 
-/// What `/metrics` says of a name.
-fn metric(lab: &Lab, name: &str) -> u64 {
-    let mut asker = TcpStream::connect(lab.metrics).unwrap();
-    let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    asker.write_all(request).unwrap();
-    let mut answer = String::new();
-    asker.read_to_string(&mut answer).unwrap();
-    let line = answer.lines().find_map(|line| line.strip_prefix(name));
-    line.unwrap_or_else(|| panic!("{name}: {answer}"))
-        .trim()
-        .parse()
-        .unwrap()
-}
-
 fn streams(lab: &Lab) -> u64 {
-    metric(lab, "scrinium_streams ")
+    lab.metric("scrinium_streams ")
 }
 
 /// Connections to the console.
 fn open_connections(lab: &Lab) -> u64 {
-    metric(lab, "scrinium_connections{listener=\"console\"} ")
+    lab.metric("scrinium_connections{listener=\"console\"} ")
 }
 
 fn streams_of(lab: &Lab, query: &str) -> u64 {
     lab.count(query)
-}
-
-fn segments(lab: &Lab) -> u64 {
-    metric(lab, "scrinium_segments ")
-}
-
-/// Lets the server open `free` files more than it has open when it does nothing: connections of commands that just ended
-/// are not among those. The limit is one of numbers, of which the lowest free one is taken.
-fn leave_descriptors(lab: &Lab, free: usize) {
-    let dir = format!("/proc/{}/fd", lab.server_pid());
-    let numbers = || -> BTreeSet<usize> {
-        let open = std::fs::read_dir(&dir).unwrap().flatten();
-        open.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap())
-            .collect()
-    };
-    let open = (0..20).fold(numbers(), |open, _| {
-        pause(Duration::from_millis(50));
-        open.intersection(&numbers()).copied().collect()
-    });
-    let mut unused = (0..).filter(|number| !open.contains(number));
-    limit_descriptors(lab, unused.nth(free).unwrap());
-}
-
-fn limit_descriptors(lab: &Lab, soft: usize) {
-    let pid = lab.server_pid().to_string();
-    let set = Command::new("prlimit")
-        .args(["--pid", &pid, &format!("--nofile={soft}:")])
-        .status();
-    assert!(set.unwrap().success());
 }
 
 /// Whether the server has read everything that came on a connection.

@@ -1,5 +1,7 @@
 //! Real senders: `logger` and rsyslog, over UDP and TCP.
 
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -56,6 +58,58 @@ fn logger_is_found_with_its_host_time_and_severity() {
             "the minute it happened is the minute it came"
         );
     }
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// A line that is too long for an entry is several; what another connection of the same address said was read as a part
+/// of it.
+#[test]
+fn long_lines_of_two_connections_of_one_sender_do_not_mix() {
+    let lab = Lab::start("syslog-mixed");
+    let mut first = TcpStream::connect(lab.syslog_tcp).unwrap();
+    let mut second = TcpStream::connect(lab.syslog_tcp).unwrap();
+    let long = format!("<13>firstbegin {}", "x".repeat(80_000));
+    first.write_all(long.as_bytes()).unwrap();
+    wait_until("a piece is archived", Duration::from_secs(20), || {
+        lab.count("firstbegin") == 1
+    });
+    second.write_all(b"<13>second speaks\n").unwrap();
+    wait_until("the other is archived", Duration::from_secs(20), || {
+        lab.count("\"second speaks\"") == 1
+    });
+    first.write_all(b" firstend\n").unwrap();
+    wait_until("the rest is archived", Duration::from_secs(20), || {
+        lab.count("firstend") == 1
+    });
+    assert_eq!(
+        lab.search("\"second speaks\"")[0]["text"],
+        "<13>second speaks"
+    );
+    assert_eq!(lab.count("second firstend"), 0);
+    assert_eq!(lab.count("second firstbegin"), 0);
+    // Nor does it go on with what a connection left behind that is gone.
+    let mut third = TcpStream::connect(lab.syslog_tcp).unwrap();
+    third.write_all(&vec![b'y'; 65_537]).unwrap();
+    wait_until("a piece is archived", Duration::from_secs(20), || {
+        lab.search("stream:127.0.0.1")[0]["text"]
+            .as_str()
+            .unwrap()
+            .starts_with("yyyy")
+    });
+    drop(third);
+    second.write_all(b"<13>second again\n").unwrap();
+    wait_until("the other is archived", Duration::from_secs(20), || {
+        lab.count("\"second again\"") == 1
+    });
+    assert_eq!(
+        lab.search("\"second again\"")[0]["text"],
+        "<13>second again"
+    );
+    let log = std::fs::read_to_string(lab.dir.join("server.out")).unwrap();
+    assert!(
+        log.contains("another connection of the same sender"),
+        "{log}"
+    );
     assert_eq!(lab.verify().0, 0);
 }
 

@@ -122,6 +122,15 @@ fn metrics_are_not_told_to_strangers_on_the_consoles_port() {
         &format!("http://{address}/"),
     ]);
     assert_eq!(other, "404");
+    // A page elsewhere that gives its own name this address is told nothing.
+    for (host, status) in [
+        ("Host: evil.example:9720", "421"),
+        ("Host: localhost", "200"),
+    ] {
+        let url = format!("http://{address}/metrics");
+        let words = ["-H", host, "-w", "%{http_code}", "-o", "/dev/null", &url];
+        assert_eq!(curl(&words), status, "{host}");
+    }
 }
 
 /// It is made for this machine, is a server's alone, and stays until it has to be another.

@@ -44,6 +44,8 @@ pub(crate) struct Item {
     pub(crate) time_us: u64,
     /// Where the source goes on after it; empty when that is where it would have gone on before it.
     pub(crate) bookmark: Vec<u8>,
+    /// The connection of a relay that it came on; 0 where there is none.
+    pub(crate) connection: u64,
 }
 
 impl Item {
@@ -58,6 +60,7 @@ impl Item {
             flags: EntryFlags::NONE,
             time_us: clock::unix_us(),
             bookmark: Vec::new(),
+            connection: 0,
         }
     }
 
@@ -78,6 +81,7 @@ impl Item {
                 flags,
                 time_us,
                 bookmark: bookmark.to_vec(),
+                connection: 0,
             });
         }
         items
@@ -183,6 +187,7 @@ impl From<Received> for Item {
             flags: received.flags,
             time_us: received.time_us,
             bookmark: Vec::new(),
+            connection: received.connection,
         }
     }
 }
@@ -192,6 +197,7 @@ impl From<Item> for Received {
         Self {
             kind: item.stream.kind,
             name: item.stream.name,
+            connection: item.connection,
             time_us: item.time_us,
             flags: item.flags,
             bytes: item.bytes,
@@ -317,7 +323,10 @@ impl Feed {
         let streams = &self.streams;
         let has_stream = |_: &Received| streams.contains_key(&id) || positions.knows(id);
         match self.senders.place(item.into(), has_stream) {
-            Placed::Own(received) => Some(vec![received.into()]),
+            Placed::Own { line_end, entry } => {
+                let entries = line_end.into_iter().chain([entry]);
+                Some(entries.map(Item::from).collect())
+            }
             Placed::Unknown(entries) => Some(entries.into_iter().map(Item::from).collect()),
         }
     }

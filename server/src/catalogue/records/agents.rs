@@ -105,6 +105,9 @@ pub(crate) struct TokenRecord {
     pub(crate) expires_s: u64,
     /// The static key of the agent that used it.
     pub(crate) used_by: Option<String>,
+    /// The account that made it; empty when the local command or an earlier version did.
+    #[serde(default)]
+    pub(crate) by: String,
 }
 
 impl Stored for TokenRecord {

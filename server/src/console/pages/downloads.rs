@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
+use super::search::status_of;
 use super::{Frame, ago, html};
 use crate::catalogue::records::LinkRecord;
 use crate::clock::{self, DAY_US};
@@ -150,7 +151,7 @@ pub(crate) async fn fetch(
             (StatusCode::GONE, format!("{text}\n")).into_response()
         }
         Ok(Fetched::Unknown) => StatusCode::NOT_FOUND.into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response(),
+        Err(error) => (status_of(&error), format!("{error:#}\n")).into_response(),
     }
 }
 

@@ -72,6 +72,7 @@ pub(crate) async fn make(
         name: form.name.trim(),
         site: form.site.trim(),
         tenant: FIRST_TENANT,
+        by: &who.actor.name,
     };
     let made = make_token(&core, &who, &agent, form.address.trim()).await;
     let (made, problem) = match made {

@@ -235,9 +235,7 @@ pub(crate) async fn export(
     };
     let body = match control_export::begin(core, request, &who.actor).await {
         Ok(body) => body,
-        Err(error) => {
-            return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response();
-        }
+        Err(error) => return (status_of(&error), format!("{error:#}\n")).into_response(),
     };
     let headers = [
         (header::CONTENT_TYPE, "application/x-tar"),
@@ -270,7 +268,7 @@ pub(crate) async fn api(
 }
 
 /// That there is no place now is no fault of what was asked.
-fn status_of(error: &anyhow::Error) -> StatusCode {
+pub(super) fn status_of(error: &anyhow::Error) -> StatusCode {
     match error.is::<Busy>() {
         true => StatusCode::SERVICE_UNAVAILABLE,
         false => StatusCode::UNPROCESSABLE_ENTITY,
