@@ -455,7 +455,7 @@ impl Orders {
     fn configure(&mut self, config: Config, answers: Option<u64>) {
         let before = match self.configure.take() {
             Some(Command::Configure { answers, .. }) => answers,
-            _ => None,
+            Some(Command::Rewind { .. } | Command::Wake | Command::Stop) | None => None,
         };
         let config = Box::new(config);
         let answers = answers.or(before);

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[derive(Clone)]
-    struct Heard(tokio::sync::mpsc::UnboundedSender<Vec<u8>>);
+    struct Heard(tokio::sync::mpsc::Sender<Vec<u8>>);
 
     impl Sink for Heard {
         fn now_us(&self) -> u64 {
@@ -205,11 +205,11 @@ mod tests {
         }
 
         fn now(&self) -> std::time::Instant {
-            std::time::Instant::now()
+            tokio::time::Instant::now().into_std()
         }
 
         fn try_put(&self, received: crate::Received) -> bool {
-            self.0.send(received.bytes).is_ok()
+            self.0.try_send(received.bytes).is_ok()
         }
 
         async fn put(&self, received: crate::Received) -> bool {
@@ -223,7 +223,7 @@ mod tests {
         drop(std::fs::remove_dir_all(&dir));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("log");
-        let (heard, mut messages) = tokio::sync::mpsc::unbounded_channel();
+        let (heard, mut messages) = tokio::sync::mpsc::channel(16);
         let sink = Heard(heard);
         let old = LocalSocket::bind(&path, 0o666).unwrap();
         let connected = Datagrams::unbound().unwrap();

@@ -161,7 +161,9 @@ fn follow_one(path: &Path) -> Option<PathBuf> {
                 continue;
             }
             Component::CurDir => continue,
-            part => at.push(part),
+            part @ (Component::Prefix(_) | Component::RootDir | Component::Normal(_)) => {
+                at.push(part);
+            }
         }
         // A target that begins at the root replaces what was before it.
         if let Ok(target) = std::fs::read_link(&at) {

@@ -87,7 +87,8 @@ impl Named {
     pub(super) fn limits(&self) -> Limits {
         let disk_bytes_max = self.disk_bytes_max.unwrap_or(DISK_BYTES);
         // Who names little disk alone means RAM too: it goes there.
-        let ram = self.ram_bytes_max.unwrap_or(RAM_BYTES.min(disk_bytes_max));
+        let ram = self.ram_bytes_max;
+        let ram = ram.unwrap_or_else(|| RAM_BYTES.min(disk_bytes_max));
         Limits {
             ram_bytes_max: ram,
             disk_bytes_max,
@@ -172,7 +173,7 @@ fn parse_bytes(field: &str, text: &str) -> Result<u64> {
 
 /// The same, written: in the largest unit of which it is a whole number.
 pub(super) fn shown_bytes(bytes: u64) -> String {
-    let fits = |(_, unit): &&(&str, u64)| bytes % unit == 0 && bytes >= *unit;
+    let fits = |(_, unit): &&(&str, u64)| bytes.is_multiple_of(*unit) && bytes >= *unit;
     let (name, unit) = UNITS.iter().rev().find(fits).unwrap_or(&("B", 1));
     format!("{} {name}", bytes / unit)
 }

@@ -434,14 +434,11 @@ mod tests {
 
     /// Whether an earlier version of the message ends there, or one with less in it.
     fn may_end_early(message: &Message, len: usize) -> bool {
-        match message {
-            Message::Batch(_) => true,
-            Message::ConfigurationAnswer(answer) => {
-                let reason = answer.rejected.as_ref().map_or(0, String::len);
-                !answer.in_force.is_empty() && len == 8 + 1 + 2 + reason
-            }
-            _ => false,
+        if let Message::ConfigurationAnswer(answer) = message {
+            let reason = answer.rejected.as_ref().map_or(0, String::len);
+            return !answer.in_force.is_empty() && len == 8 + 1 + 2 + reason;
         }
+        matches!(message, Message::Batch(_))
     }
 
     #[test]

@@ -113,7 +113,6 @@ fn table_of(path: Option<&Path>) -> Result<Table> {
 
 /// The settings, by table and name, that one has and the other has not, or otherwise.
 fn differences(one: &Table, other: &Table) -> BTreeSet<String> {
-    let none = Table::new();
     let mut found = BTreeSet::new();
     for name in one.keys().chain(other.keys()) {
         let inner = |table: &Table| table.get(name).and_then(Value::as_table).cloned();
@@ -121,10 +120,7 @@ fn differences(one: &Table, other: &Table) -> BTreeSet<String> {
             (None, None) if one.get(name) == other.get(name) => {}
             (None, None) => drop(found.insert(name.clone())),
             (before, after) => {
-                let (before, after) = (
-                    before.unwrap_or(none.clone()),
-                    after.unwrap_or(none.clone()),
-                );
+                let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
                 let keys = before.keys().chain(after.keys());
                 let changed = keys.filter(|key| before.get(*key) != after.get(*key));
                 found.extend(changed.map(|key| format!("{name}.{key}")));

@@ -299,7 +299,10 @@ fn what_a_configuration_of_the_server_does_not_name_stays_as_the_machine_has_it(
     let mut expected = machine.clone();
     expected.insert(0, format!("server source.file {}/*.txt", more.display()));
     assert_eq!(shown(&lab), expected);
-    let disk_max = || lab.agent("web1")["cache_bytes_max"].as_u64();
+    let disk_max = || {
+        lab.agent_status("web1")
+            .and_then(|status| status["disk_bytes_max"].as_u64())
+    };
     assert_eq!(disk_max(), Some(32 << 20));
 
     let above = "[spool]\ndisk_bytes_max = \"1 TiB\"\n[limits]\nupload_bytes_per_s_max = \"1 GiB\"\ncpu_percent_max = 90\n";

@@ -77,6 +77,10 @@ impl Sink {
 
     /// The same, on a thread of one's own.
     #[cfg(any(test, windows))]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the thread is the caller's own, and has nothing else to do"
+    )]
     pub(super) fn put_item_blocking(&self, item: Item) -> bool {
         let taken = loop {
             match self.room.clone().try_acquire_many_owned(cost_of(&item)) {
