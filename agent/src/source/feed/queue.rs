@@ -189,6 +189,8 @@ mod tests {
         let waits = sink.put(received(ENTRY_LEN_MAX));
         drop(queue);
         assert!(!waits.await);
-        assert!(!sink.put_item_blocking(received(ENTRY_LEN_MAX).into()));
+        let own = sink.clone();
+        let puts = move || own.put_item_blocking(received(ENTRY_LEN_MAX).into());
+        assert!(!std::thread::spawn(puts).join().unwrap());
     }
 }
