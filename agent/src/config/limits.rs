@@ -126,7 +126,7 @@ impl Named {
     /// nobody says any.
     pub(super) fn each(&self) -> [(&'static str, Option<u64>, bool, Option<u64>); 5] {
         let cpu = self.cpu_percent_max.map(u64::from);
-        let ram = Named {
+        let ram = Self {
             ram_bytes_max: None,
             ..*self
         };

@@ -39,7 +39,7 @@ impl Reload {
     }
 
     /// Reads the file again, and takes of it what can be taken.
-    pub(super) async fn run(&mut self, core: &Core, shown: &Arc<Shown>) {
+    pub(super) async fn run(&self, core: &Core, shown: &Arc<Shown>) {
         let path = self.path.clone();
         // Files may lie on a disk that does not answer.
         let read = tokio::task::spawn_blocking(move || Read::new(path.as_deref()));

@@ -33,7 +33,7 @@ pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Re
         // It stays handled when nobody listens any more.
         drop(signal(SignalKind::from_raw(number))?);
     }
-    let mut reload = Reload::new(file, &config)?;
+    let reload = Reload::new(file, &config)?;
     let mut server = Server::start(dir, config).await?;
     info!(data = %dir.display(), "the server is ready");
     let signal = loop {
