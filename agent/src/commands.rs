@@ -18,8 +18,7 @@ use scrinium_segment::lock::DirLock;
 use scrinium_segment::{fault, random};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::watch;
-use tracing::info;
+use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
 use crate::clock;
@@ -30,6 +29,7 @@ use crate::service::Action;
 #[cfg(unix)]
 use crate::service::notify::Notifier;
 use crate::shipper::Refused;
+use crate::signals;
 use crate::source::discover::{Discovery, Found};
 use crate::status::{self, Status};
 use crate::uplink;
@@ -154,7 +154,7 @@ impl Command {
                 token_file,
                 state,
             } => enroll(&token_of(token, token_file.as_deref())?, &state.state).await?,
-            Self::Run { state, config } => run(&state.state, load(&config)?).await?,
+            Self::Run { state, config } => run(&state.state, &config).await?,
             Self::Status { state, json } => return show_status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
             Self::Service { action } => action.run()?,
@@ -286,22 +286,23 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
     }
 }
 
-async fn run(dir: &Path, config: Config) -> Result<()> {
+async fn run(dir: &Path, file: &ConfigFile) -> Result<()> {
+    let (stop, stopped) = watch::channel(false);
+    let (reload, reloads) = mpsc::channel(1);
+    // First of all: from here on no signal ends us as it would another program.
+    // What was read from a file is read from it again: were that gone, the defaults would collect much else.
+    let path = Config::file(file.config.as_deref());
+    signals::watch(path, stop, reload)?;
+    let config = load(file)?;
     let key = identity::key_of(dir)?;
     let _lock = DirLock::acquire(dir)?;
     let identity = Identity::open(dir, &key)?;
-    let (stop, stopped) = watch::channel(false);
     let (status, shown) = watch::channel(Status::default());
-    tokio::spawn(async move {
-        wait_for_signal().await;
-        info!("stopping");
-        stop.send_replace(true);
-    });
     let state = dir.to_owned();
     tokio::spawn(async move { status::serve(&state, shown).await });
     #[cfg(unix)]
     let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
-    uplink::run(config, dir, &key, identity, stopped, status).await
+    uplink::run(config, dir, &key, identity, (stopped, reloads), status).await
 }
 
 /// Tells the service manager that we are ready, that we live, and that we stop.
@@ -319,29 +320,6 @@ async fn tell_manager(notifier: Notifier, mut stopped: watch::Receiver<bool>) {
     notifier.say("STOPPING=1");
 }
 
-#[cfg(unix)]
-async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-}
-
-#[cfg(not(unix))]
-async fn wait_for_signal() {
-    tokio::select! {
-        stopped = tokio::signal::ctrl_c() => drop(stopped),
-        () = crate::service::windows::stopped() => {}
-    }
-}
-
 /// Runs with the default directory and configuration.
 #[cfg(windows)]
 pub(crate) fn run_as_service() -> Result<()> {
@@ -350,7 +328,7 @@ pub(crate) fn run_as_service() -> Result<()> {
         .build()?;
     let dir =
         std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
-    runtime.block_on(run(&dir, load(&ConfigFile { config: None })?))
+    runtime.block_on(run(&dir, &ConfigFile { config: None }))
 }
 
 async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
@@ -406,7 +384,7 @@ async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
 }
 
 async fn check(dir: &Path, config: &Config) -> Result<()> {
-    let Found { files, refused } = Discovery::new(config).look();
+    let Found { files, refused, .. } = Discovery::new(config).look();
     say(&format!("configuration: fine; {} files match", files.len()))?;
     for (path, reason) in refused {
         say(&format!("not collected: {}: {reason}", path.display()))?;

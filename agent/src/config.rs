@@ -2,20 +2,24 @@
 
 mod central;
 mod deny;
+mod limits;
+mod pattern;
 mod raw;
+mod settings;
 
-use std::path::Path;
-#[cfg(unix)]
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use globset::{GlobBuilder, GlobMatcher};
 use regex::bytes::{Regex, RegexBuilder};
 use scrinium_protocol::identity::StreamName;
+use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
 
 use self::central::Allowed;
 pub(crate) use self::deny::Deny;
+use self::limits::Named;
+pub use self::limits::{Limits, Rates};
+pub(crate) use self::pattern::{Pattern, split_fixed};
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
@@ -31,36 +35,18 @@ pub struct Config {
     pub(crate) sources: Vec<FileSource>,
     /// Sources that are no files.
     pub(crate) feeds: Vec<FeedSource>,
-    /// No source was named.
+    /// No source was named: of the machine's configuration these are the usual ones, of the server's none.
     has_default_sources: bool,
     /// Paths the administrator of this machine forbids; nothing overrides them.
     pub(crate) deny: Deny,
     /// Where the server may let the agent listen, besides where this configuration does.
     allow_listen: Vec<Allowed>,
-    pub(crate) limits: Limits,
-    pub(crate) rates: Rates,
+    /// Its limits, as far as it names them.
+    named: Named,
     /// How long a configuration from the server may keep it out of reach before it is taken back.
     pub(crate) revert_after: Option<Duration>,
     /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
-}
-
-/// What the spool may use.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub ram_bytes_max: u64,
-    pub disk_bytes_max: u64,
-}
-
-/// How much of the machine the agent may use.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Rates {
-    /// Bytes a second to the server.
-    pub upload_bytes_per_s_max: Option<u64>,
-    /// Percent of one processor core.
-    pub cpu_percent_max: Option<u8>,
-    /// Disk space of deleted files that are kept open until they are read.
-    pub deleted_bytes_max: u64,
 }
 
 /// The files of one glob.
@@ -104,6 +90,19 @@ impl FeedSource {
         }
     }
 
+    /// What a configuration calls it.
+    fn field(&self) -> &'static str {
+        match self {
+            Self::Syslog(_) => "source.syslog",
+            Self::Command(_) => "source.command",
+            #[cfg(unix)]
+            Self::Journal(_) => "source.journal",
+            #[cfg(windows)]
+            Self::EventLog(_) => "source.event_log",
+            Self::Own => "source.own",
+        }
+    }
+
     /// Why `deny` does not let it be collected.
     fn denied_by(&self, deny: &Deny) -> Option<String> {
         let what = self.own_stream();
@@ -115,12 +114,8 @@ impl FeedSource {
         };
         path.map(|path| {
             format!(
-                "source.{} '{}': {} is denied on this machine",
-                if matches!(self, Self::Syslog(_)) {
-                    "syslog"
-                } else {
-                    "journal"
-                },
+                "{} '{}': {} is denied on this machine",
+                self.field(),
                 what.name,
                 path.display()
             )
@@ -150,18 +145,18 @@ enum Origin {
     Server,
 }
 
-/// A glob over absolute paths.
-#[derive(Clone, Debug)]
-pub(crate) struct Pattern {
-    pub(crate) text: String,
-    pub(crate) matcher: GlobMatcher,
-}
-
 impl Config {
-    /// Reads `path`, or the default file if it is there, and the environment on top.
-    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+    /// The file that says what is to be done: `path`, or the default one if it is there.
+    pub(crate) fn file(path: Option<&Path>) -> Option<PathBuf> {
         let default = Path::new(DEFAULT_PATH);
         let path = path.or_else(|| default.is_file().then_some(default));
+        path.map(Path::to_owned)
+    }
+
+    /// Reads `path`, or the default file if it is there, and the environment on top.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+        let path = Self::file(path);
+        let path = path.as_deref();
         let text = match path {
             Some(path) => std::fs::read_to_string(path)
                 .with_context(|| format!("reading {}", path.display()))?,
@@ -174,22 +169,7 @@ impl Config {
             )
         };
         let mut config = Self::parse(&text).with_context(|| format!("in {}", named()))?;
-        for (name, field, limit) in [
-            (
-                "SCRINIUM_RAM_BYTES_MAX",
-                "spool.ram_bytes_max",
-                &mut config.limits.ram_bytes_max,
-            ),
-            (
-                "SCRINIUM_DISK_BYTES_MAX",
-                "spool.disk_bytes_max",
-                &mut config.limits.disk_bytes_max,
-            ),
-        ] {
-            if let Ok(text) = std::env::var(name) {
-                *limit = parse_bytes(field, &text)?;
-            }
-        }
+        config.named.take_environment()?;
         #[cfg(target_os = "linux")]
         if config.has_default_sources
             && Path::new(JOURNALD).is_dir()
@@ -200,9 +180,18 @@ impl Config {
                 matches: Vec::new(),
             }));
         }
-        config.check()?;
         config.leave_out_denied();
         Ok(config)
+    }
+
+    /// What the spool may use.
+    pub(crate) fn limits(&self) -> Limits {
+        self.named.limits()
+    }
+
+    /// How much of the machine the agent may use.
+    pub(crate) fn rates(&self) -> Rates {
+        self.named.rates()
     }
 
     /// Every source that is no file; what the agent itself says always is one.
@@ -235,7 +224,8 @@ impl Config {
         let has_default_sources = raw.source.is_empty();
         let mut sources = Vec::new();
         let mut feeds = Vec::new();
-        if has_default_sources {
+        // What the server does not name stays as it is here.
+        if has_default_sources && origin == Origin::Machine {
             for text in DEFAULT_SOURCES {
                 sources.push(FileSource::named(text)?);
             }
@@ -271,11 +261,7 @@ impl Config {
                 .iter()
                 .map(|text| Allowed::parse(text))
                 .collect::<Result<_>>()?,
-            limits: Limits {
-                ram_bytes_max: parse_bytes("spool.ram_bytes_max", &raw.spool.ram_bytes_max)?,
-                disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
-            },
-            rates: Rates::new(&raw.limits)?,
+            named: Named::new(&raw.spool, &raw.limits)?,
             revert_after: raw.server.revert_after_s.map(Duration::from_secs),
             integrity_only: raw.server.integrity_only,
         };
@@ -284,12 +270,6 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        if self.limits.ram_bytes_max < RAM_BYTES_MIN {
-            bail!("spool.ram_bytes_max must be at least 512 KiB: one batch and the next");
-        }
-        if self.limits.disk_bytes_max < self.limits.ram_bytes_max {
-            bail!("spool.disk_bytes_max must be at least spool.ram_bytes_max");
-        }
         let address = self.integrity_only.as_ref();
         if address.is_some_and(|address| !address.contains(':')) {
             bail!("server.integrity_only must be HOST:PORT");
@@ -335,6 +315,18 @@ impl FileSource {
 
 impl FeedSource {
     fn new(raw: &raw::Source, origin: Origin) -> Result<Self> {
+        let source = Self::parse(raw, origin)?;
+        let len = source.own_stream().name.len();
+        if len > STREAM_NAME_LEN_MAX {
+            bail!(
+                "{}: the stream would be called by all that is said here, {len} bytes, and may have {STREAM_NAME_LEN_MAX}",
+                source.field()
+            );
+        }
+        Ok(source)
+    }
+
+    fn parse(raw: &raw::Source, origin: Origin) -> Result<Self> {
         if let Some(text) = &raw.syslog {
             let mode = central::socket_mode(raw.mode.as_deref(), origin)?;
             return Ok(Self::Syslog(Syslog::parse("source.syslog", text, mode)?));
@@ -378,48 +370,6 @@ impl FeedSource {
     }
 }
 
-impl Rates {
-    fn new(raw: &raw::Limits) -> Result<Self> {
-        let upload = raw.upload_bytes_per_s_max.as_deref();
-        let upload = upload.map(|text| parse_bytes("limits.upload_bytes_per_s_max", text));
-        let upload_bytes_per_s_max = upload.transpose()?;
-        if upload_bytes_per_s_max.is_some_and(|bytes| bytes < UPLOAD_MIN) {
-            bail!("limits.upload_bytes_per_s_max must be at least 1 KiB");
-        }
-        if raw
-            .cpu_percent_max
-            .is_some_and(|percent| !(1..=100).contains(&percent))
-        {
-            bail!("limits.cpu_percent_max must be between 1 and 100");
-        }
-        Ok(Self {
-            upload_bytes_per_s_max,
-            cpu_percent_max: raw.cpu_percent_max,
-            deleted_bytes_max: parse_bytes("limits.deleted_bytes_max", &raw.deleted_bytes_max)?,
-        })
-    }
-}
-
-impl Pattern {
-    fn new(field: &str, text: &str) -> Result<Self> {
-        if !Path::new(text).is_absolute() {
-            bail!("{field}: '{text}' must be an absolute path or glob");
-        }
-        if let Some(problem) = scrinium_protocol::bounds::glob_problem(text) {
-            bail!("{field}: the pattern {problem}");
-        }
-        let glob = GlobBuilder::new(text)
-            .literal_separator(true)
-            .case_insensitive(cfg!(windows))
-            .build();
-        let glob = glob.with_context(|| format!("{field}: '{text}' is not a glob"))?;
-        Ok(Self {
-            text: text.to_owned(),
-            matcher: glob.compile_matcher(),
-        })
-    }
-}
-
 /// Whether `journalctl` reads a word as a match and never as an option or a path (journalctl(1), MATCHES).
 #[cfg(unix)]
 fn is_match(text: &str) -> bool {
@@ -430,26 +380,6 @@ fn is_match(text: &str) -> bool {
     let field = text.split_once('=');
     let is_field = field.is_some_and(|(name, _)| !name.is_empty() && is_name(name));
     (text == "+" || is_field) && !text.contains('\0')
-}
-
-/// A number of bytes: `1048576`, `512 KiB`, `16 MiB`, `1 GiB`.
-fn parse_bytes(field: &str, text: &str) -> Result<u64> {
-    let text = text.trim();
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
-    let unit = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1_u64 << 40,
-        other => bail!("{field}: unit '{other}' must be B, KiB, MiB, GiB or TiB"),
-    };
-    let number = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit));
-    number.with_context(|| format!("{field}: '{text}' must be a number of bytes like \"16 MiB\""))
 }
 
 /// Where the configuration is looked for when none is named.
@@ -473,10 +403,8 @@ const SYSLOG_FILES: [&str; 2] = ["/var/log/syslog", "/var/log/messages"];
 const DEFAULT_CHANNELS: [&str; 3] = ["Application", "Security", "System"];
 #[cfg(not(windows))]
 const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
-const RAM_BYTES_MIN: u64 = 512 << 10;
 const REVERT_AFTER_MIN: Duration = Duration::from_secs(5);
 const REVERT_AFTER_MAX: Duration = Duration::from_secs(86_400);
-const UPLOAD_MIN: u64 = 1 << 10;
 /// A day.
 const EVERY_S_MAX: u64 = 86_400;
 /// Memory of one compiled pattern, in bytes: of this machine's own configuration and of the server's.
@@ -492,19 +420,17 @@ mod tests {
     #[test]
     fn an_empty_file_collects_the_usual_logs() {
         let config = Config::parse("").unwrap();
-        assert_eq!(config.limits.ram_bytes_max, 16 << 20);
-        assert!(
-            config
-                .sources
-                .iter()
-                .any(|source| source.files.matcher.is_match("/var/log/nginx/access.log"))
-        );
-        assert!(
-            !config
-                .sources
-                .iter()
-                .any(|source| source.files.matcher.is_match("/var/log/nginx/access.log.1"))
-        );
+        assert_eq!(config.limits().ram_bytes_max, 16 << 20);
+        assert!(config.sources.iter().any(|source| {
+            source
+                .files
+                .is_match(Path::new("/var/log/nginx/access.log"))
+        }));
+        assert!(!config.sources.iter().any(|source| {
+            source
+                .files
+                .is_match(Path::new("/var/log/nginx/access.log.1"))
+        }));
     }
 
     #[test]
@@ -519,8 +445,17 @@ mod tests {
             .map(|source| source.files.text.as_str())
             .collect();
         assert_eq!(names, ["/central/*.log", "/own/*.log"]);
-        assert_eq!(both.limits.ram_bytes_max, 1 << 20);
+        assert_eq!(both.limits().ram_bytes_max, 1 << 20);
         assert!(both.deny.forbids(Path::new("/secret/x.log")));
+        // What is not named stays as it is here.
+        for silent in ["", "[limits]\ncpu_percent_max = 5"] {
+            let both = local.with_central(&Config::parse_central(silent).unwrap());
+            let names: Vec<&str> = both.sources.iter().map(|one| &*one.files.text).collect();
+            assert_eq!(names, ["/own/*.log"]);
+        }
+        let usual = Config::parse("").unwrap();
+        let still = usual.with_central(&Config::parse_central("deny = ['/x']").unwrap());
+        assert_eq!(still.sources.len(), usual.sources.len());
         let nothing_named = Config::parse("").unwrap();
         let only_central = nothing_named.with_central(&Config::parse_central(central).unwrap());
         assert_eq!(only_central.sources.len(), 1);
@@ -534,7 +469,14 @@ mod tests {
             ("[[source]]\nfile = 'x.log'", "source.file"),
             ("[spool]\nram_bytes_max = '16 MB'", "spool.ram_bytes_max"),
             ("[spool]\nram_bytes_max = '1 KiB'", "spool.ram_bytes_max"),
-            ("[spool]\ndisk_bytes_max = '1 MiB'", "spool.disk_bytes_max"),
+            (
+                "[spool]\ndisk_bytes_max = '511 KiB'",
+                "spool.disk_bytes_max",
+            ),
+            (
+                "[spool]\nram_bytes_max = '2 MiB'\ndisk_bytes_max = '1 MiB'",
+                "spool.disk_bytes_max",
+            ),
             ("[server]\nintegrity_only = 'here'", "server.integrity_only"),
             ("[server]\nrevert_after_s = 4", "server.revert_after_s"),
             ("[server]\nrevert_after_s = 86401", "server.revert_after_s"),
@@ -549,6 +491,21 @@ mod tests {
             ),
             ("[[source]]\nfile = '/x'\nmode = '0660'", "source.mode"),
             ("allow_listen = ['here']", "allow_listen"),
+            (
+                &format!(
+                    "[[source]]\ncommand = ['/bin/sh', '-c', '{}']",
+                    "x".repeat(4096)
+                ),
+                "source.command",
+            ),
+            #[cfg(unix)]
+            (
+                &format!(
+                    "[[source]]\njournal = 'system'\nmatches = [{}]",
+                    format!("'A={}',", "x".repeat(200)).repeat(25)
+                ),
+                "source.journal",
+            ),
             ("[limits]\ncpu_percent_max = 0", "limits.cpu_percent_max"),
             ("[limits]\ncpu_percent_max = 101", "limits.cpu_percent_max"),
             (

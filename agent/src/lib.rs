@@ -17,6 +17,7 @@ mod log;
 mod production;
 mod service;
 pub mod shipper;
+mod signals;
 pub mod source;
 pub mod spool;
 mod status;

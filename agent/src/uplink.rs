@@ -30,32 +30,26 @@ use crate::config::Config;
 use crate::identity::Identity;
 use crate::link::Dial;
 use crate::production::Production;
-use crate::shipper::{Order, Produced, Refused, Shipper};
+use crate::shipper::{Check, Order, Produced, Refused, Shipper};
 use crate::source::{self, Command, Heard, Positions};
 use crate::status::Status;
 
-/// Runs until `stop` says so.
+/// Runs until `stop` says so. What comes of `reloads` is this machine's configuration from then on.
 pub(crate) async fn run(
     config: Config,
     dir: &Path,
     key: &Secret<32>,
     identity: Identity,
-    mut stop: watch::Receiver<bool>,
+    (mut stop, mut reloads): (watch::Receiver<bool>, mpsc::Receiver<Config>),
     status: watch::Sender<Status>,
 ) -> Result<()> {
-    let (in_force, refused) = match &identity.state.central {
-        Some(central) => config.resume_central(&central.text),
-        None => (config.clone(), None),
-    };
-    let own = config.clone();
-    let check = Box::new(move |text: &str| own.accept_central(text).map(drop));
-    let mut shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
-    if let Some(reason) = refused {
-        shipper.set_refused(reason);
-    }
-    if let Some(revert_after) = config.revert_after {
-        shipper.set_revert_after(revert_after);
-    }
+    let central = identity.state.central.as_ref();
+    let (central, refused) = central.map_or((None, None), |c| config.resume_central(&c.text));
+    let in_force = config.under(central.as_ref());
+    let mut shipper = Shipper::open(dir, key, in_force.limits(), identity, check_of(&config))?;
+    shipper.set_refused(refused);
+    shipper.set_revert_after(config.revert_after);
+    shipper.set_in_force(config.settings(central.as_ref()));
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
@@ -90,6 +84,7 @@ pub(crate) async fn run(
                 let heard = *hears.borrow_and_update();
                 uplink.handle_heard(heard);
             }
+            Some(config) = reloads.recv() => uplink.reload(config),
             () = tokio::time::sleep_until(show_at.into()), if !is_shown => {}
         }
         let now = clock::now();
@@ -274,16 +269,7 @@ impl Uplink {
                     rewinds,
                     lost,
                 } => self.orders.rewind(stream, position, rewinds, lost),
-                Order::Configure { text, answers } => {
-                    self.in_force = match text {
-                        Some(text) => self.config.with_central(&Config::parse_central(&text)?),
-                        None => self.config.clone(),
-                    };
-                    self.limit_upload();
-                    self.shipper.set_limits(self.in_force.limits);
-                    let config = Box::new(self.in_force.clone());
-                    self.orders.configure = Some(Command::Configure { config, answers });
-                }
+                Order::Configure { text, answers } => self.configure(text.as_deref(), answers),
             }
         }
         if let Some((commands, _)) = &self.sources {
@@ -292,12 +278,38 @@ impl Uplink {
         Ok(())
     }
 
+    /// This machine's own configuration is this one from now on.
+    fn reload(&mut self, config: Config) {
+        self.config = config;
+        self.shipper.set_check(check_of(&self.config));
+        self.shipper.set_revert_after(self.config.revert_after);
+        let central = self.shipper.state().central.as_ref();
+        let text = central.map(|central| central.text.clone());
+        self.configure(text.as_deref(), None);
+        info!("this machine's configuration was read again and is in force");
+    }
+
+    /// Puts this machine's configuration in force, with what the server wants on top as far as that goes here.
+    fn configure(&mut self, central: Option<&str>, answers: Option<u64>) {
+        let (central, refused) = match central {
+            Some(text) => self.config.resume_central(text),
+            None => (None, None),
+        };
+        self.in_force = self.config.under(central.as_ref());
+        self.limit_upload();
+        self.shipper.set_limits(self.in_force.limits());
+        self.shipper.set_refused(refused);
+        let settings = self.config.settings(central.as_ref());
+        self.shipper.set_in_force(settings);
+        self.orders.configure(self.in_force.clone(), answers);
+    }
+
     /// The sources took up what they were told.
     fn handle_heard(&mut self, heard: Heard) {
         let is_news = core::mem::replace(&mut self.configurations, heard.configurations)
             != heard.configurations;
-        if let Some(version) = heard.answers.filter(|_| is_news) {
-            let answered = self.shipper.handle_configured(version, clock::now());
+        if is_news {
+            let answered = self.shipper.handle_configured(heard.answers, clock::now());
             if let Err(error) = answered {
                 self.lose_link(&error);
             }
@@ -305,7 +317,7 @@ impl Uplink {
     }
 
     fn limit_upload(&self) {
-        let rate = self.in_force.rates.upload_bytes_per_s_max.unwrap_or(0);
+        let rate = self.in_force.rates().upload_bytes_per_s_max.unwrap_or(0);
         self.upload.store(rate, Ordering::Relaxed);
     }
 
@@ -439,6 +451,17 @@ impl Orders {
         self.rewinds.insert(stream, (position, rewinds, lost));
     }
 
+    /// The last one counts; what an earlier one was to answer is answered with it.
+    fn configure(&mut self, config: Config, answers: Option<u64>) {
+        let before = match self.configure.take() {
+            Some(Command::Configure { answers, .. }) => answers,
+            Some(Command::Rewind { .. } | Command::Wake | Command::Stop) | None => None,
+        };
+        let config = Box::new(config);
+        let answers = answers.or(before);
+        self.configure = Some(Command::Configure { config, answers });
+    }
+
     /// Passes on what there is room for; the rest when the sources have taken some of it.
     fn pass(&mut self, commands: &SyncSender<Command>) -> Result<()> {
         loop {
@@ -473,6 +496,12 @@ impl Orders {
             }
         }
     }
+}
+
+/// Checks what the server sends by this machine's configuration.
+fn check_of(config: &Config) -> Check {
+    let own = config.clone();
+    Box::new(move |text: &str| own.accept_central(text).map(drop))
 }
 
 enum Happened {
@@ -522,9 +551,10 @@ mod tests {
                 orders.rewind(stream(n), start(n), rewinds, rewinds == 1);
             }
         }
-        let config = Box::new(Config::parse("").unwrap());
-        let answers = Some(7);
-        orders.configure = Some(Command::Configure { config, answers });
+        // The second is this machine's own, read again, and comes before the first was passed on.
+        for answers in [Some(7), None] {
+            orders.configure(Config::parse("").unwrap(), answers);
+        }
         let (commands, received) = std::sync::mpsc::sync_channel(2);
         let mut told = Vec::new();
         while told.len() < 6 {

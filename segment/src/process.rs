@@ -76,6 +76,20 @@ pub fn descriptors_max() -> Option<u64> {
     None
 }
 
+/// Signals that end a process which says nothing of them, and mean nothing to ours: who sends one to all of a
+/// group, or takes us for another program, must not end the collection (signal(7)). Both programs handle them.
+#[cfg(unix)]
+pub const HARMLESS_SIGNALS: [i32; 5] = {
+    use rustix::process::Signal;
+    [
+        Signal::USR1.as_raw(),
+        Signal::USR2.as_raw(),
+        Signal::PIPE.as_raw(),
+        Signal::ALARM.as_raw(),
+        Signal::WINCH.as_raw(),
+    ]
+};
+
 /// Whether something failed because this process, or the system, has no file descriptor left: that says nothing
 /// of the file.
 #[must_use]

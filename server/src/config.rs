@@ -104,10 +104,17 @@ pub(crate) struct AgentStreams {
 }
 
 impl Config {
-    /// Reads `path`, or the default file if it is there, and the environment on top.
-    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+    /// The file that says what is to be done: `path`, or the default one if it is there.
+    pub(crate) fn file(path: Option<&Path>) -> Option<PathBuf> {
         let default = Path::new(DEFAULT_PATH);
         let path = path.or_else(|| default.is_file().then_some(default));
+        path.map(Path::to_owned)
+    }
+
+    /// Reads `path`, or the default file if it is there, and the environment on top.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+        let path = Self::file(path);
+        let path = path.as_deref();
         let text = match path {
             Some(path) => std::fs::read_to_string(path)
                 .with_context(|| format!("reading {}", path.display()))?,

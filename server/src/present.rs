@@ -252,6 +252,11 @@ pub(crate) fn agents_json(core: &Core) -> Value {
                 "answered": wanted.answered,
                 "rejected": wanted.rejected,
             })),
+            "in_force": live.in_force.iter().map(|setting| json!({
+                "name": setting.name,
+                "value": setting.value,
+                "from": setting.origin.name(),
+            })).collect::<Vec<_>>(),
         })
     });
     Value::Array(rows.collect())

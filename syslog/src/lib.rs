@@ -29,7 +29,7 @@ pub use self::accept::{accept, limit_send_buffer};
 pub use self::tcp::{run_tcp, tcp_limits, tell_refusals};
 pub use self::udp::{bind_udp, run_udp};
 #[cfg(unix)]
-pub use self::unix::{bind_unix, run_unix};
+pub use self::unix::{Left, LocalSocket};
 
 /// One message or a piece of it, as an entry.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -35,7 +35,7 @@ impl Allowed {
             (Self::Sockets(pattern), Syslog::Unix { path, .. }) => {
                 let plain =
                     |component| matches!(component, Component::RootDir | Component::Normal(_));
-                pattern.matcher.is_match(path)
+                pattern.is_match(path)
                     && path.components().all(plain)
                     && stays_below(path, &pattern.text)
             }
@@ -74,29 +74,36 @@ impl Config {
         Ok(central)
     }
 
-    /// This configuration with the one of the server that was in force before, as far as that goes here; and
-    /// what does not. An agent or its own configuration that was renewed may allow less than before.
-    pub(crate) fn resume_central(&self, text: &str) -> (Self, Option<String>) {
+    /// The configuration of the server that was in force before, as far as it can be read here, and what of it is
+    /// not allowed here: an agent or its own configuration that was renewed may allow less than before.
+    pub(crate) fn resume_central(&self, text: &str) -> (Option<Self>, Option<String>) {
         match Self::parse_central(text) {
             Ok(central) => {
                 let left_out: Vec<String> = self.refused_of(&central).collect();
                 let reason = (!left_out.is_empty())
                     .then(|| format!("in force without: {}", left_out.join("; ")));
-                (self.with_central(&central), reason)
+                (Some(central), reason)
             }
             Err(error) => {
                 let reason =
                     format!("only this machine's own configuration is in force: {error:#}");
-                (self.clone(), Some(reason))
+                (None, Some(reason))
             }
         }
     }
 
-    /// This configuration with what the server wants on top: its limits, its sources and those named
-    /// here; what is denied here stays denied.
+    /// What is in force, with what the server wants on top if it wants anything.
+    pub(crate) fn under(&self, central: Option<&Self>) -> Self {
+        central.map_or_else(|| self.clone(), |central| self.with_central(central))
+    }
+
+    /// This configuration with what the server wants on top: its sources and those named here, and of each limit the
+    /// smaller. What it does not name stays as it is here; what is denied here stays denied.
     pub(crate) fn with_central(&self, central: &Self) -> Self {
-        let local = self.sources.iter().filter(|_| !self.has_default_sources);
-        let own = || self.feeds.iter().filter(|_| !self.has_default_sources);
+        // The usual sources are for who names none.
+        let replaces = self.has_default_sources && !central.has_default_sources;
+        let local = self.sources.iter().filter(|_| !replaces);
+        let own = || self.feeds.iter().filter(|_| !replaces);
         let deny = self.deny.and(&central.deny);
         let allowed = central.feeds.iter().filter(|feed| {
             // Who listens here already does so as this machine says.
@@ -121,11 +128,10 @@ impl Config {
         Self {
             sources: central.sources.iter().chain(local).cloned().collect(),
             feeds: unique,
-            has_default_sources: false,
+            has_default_sources: self.has_default_sources && !replaces,
             deny,
             allow_listen: self.allow_listen.clone(),
-            limits: central.limits,
-            rates: central.rates,
+            named: self.named.under(&central.named),
             revert_after: self.revert_after,
             integrity_only: self.integrity_only.clone(),
         }
@@ -184,6 +190,10 @@ fn is_same_listener(one: &FeedSource, other: &FeedSource) -> bool {
 
 /// Compares the counts of a configuration from the server with their bounds, before anything is made of it.
 pub(super) fn check_counts(raw: &raw::Config) -> Result<()> {
+    if raw.deny.len() > DENY_MAX {
+        bail!("deny: a configuration from the server has at most {DENY_MAX} patterns there");
+    }
+    let mut excludes = 0;
     let mut counts = [0; BOUNDS.len()];
     for (index, source) in raw.source.iter().enumerate() {
         let named = || format!("source {} ({})", index + 1, source.named());
@@ -195,6 +205,13 @@ pub(super) fn check_counts(raw: &raw::Config) -> Result<()> {
                     named()
                 );
             }
+        }
+        excludes += source.exclude.len();
+        if source.exclude.len() > EXCLUDES_EACH_MAX || excludes > EXCLUDES_MAX {
+            bail!(
+                "{}: a configuration from the server has at most {EXCLUDES_EACH_MAX} patterns in a source.exclude, and {EXCLUDES_MAX} in all",
+                named()
+            );
         }
         if source.matches.len() > MATCHES_MAX {
             bail!(
@@ -248,6 +265,11 @@ const BOUNDS: &[Bound; 5] = &[
         source.multiline_start.is_some()
     }),
 ];
+/// Patterns, each some 100 KiB at most when used: see `pattern.rs`. Every file that is found is compared with those of
+/// its source and with all that is denied.
+const DENY_MAX: usize = 256;
+const EXCLUDES_MAX: usize = 512;
+const EXCLUDES_EACH_MAX: usize = 64;
 /// Arguments of one `journalctl`.
 const MATCHES_MAX: usize = 32;
 /// As `/dev/log` is: every program of the machine says something there.
@@ -313,6 +335,24 @@ mod tests {
             assert!(error.contains(&format!("source {} (", max + 1)), "{error}");
             // What this machine's own administrator writes has no such bound.
             assert!(Config::parse(&times(max + 1, text)).is_ok());
+        }
+        let denied = |count: usize| format!("deny = [{}]", "'/x',".repeat(count));
+        let excluded = |each: usize, sources: usize| {
+            let patterns = "'/x',".repeat(each);
+            times(
+                sources,
+                &format!("[[source]]\nfile = '/x'\nexclude = [{patterns}]\n"),
+            )
+        };
+        for (fits, too_many, words) in [
+            (denied(256), denied(257), "at most 256 patterns"),
+            (excluded(64, 8), excluded(64, 9), "512 in all"),
+            (excluded(64, 1), excluded(65, 1), "at most 64 patterns"),
+        ] {
+            assert!(Config::parse_central(&fits).is_ok());
+            let error = format!("{:#}", Config::parse_central(&too_many).unwrap_err());
+            assert!(error.contains(words), "{error}");
+            assert!(Config::parse(&too_many).is_ok());
         }
         let large = "[[source]]\nfile = '/x'\nmultiline_start = '(?:[a-z]{900}){9}'\n";
         assert!(Config::parse(large).is_ok());
@@ -386,10 +426,11 @@ mod tests {
         let central =
             "[[source]]\nfile = '/central/*.log'\n[[source]]\nsyslog = 'udp://0.0.0.0:514'\n";
         let (config, reason) = local.resume_central(central);
+        let config = local.with_central(&config.unwrap());
         assert_eq!((config.sources.len(), config.feeds.len()), (1, 0));
         assert!(reason.unwrap().contains("udp://0.0.0.0:514"));
         let (config, reason) = local.resume_central("nonsense");
-        assert!(!config.sources.is_empty() && reason.is_some());
+        assert!(config.is_none() && reason.is_some());
         let (_, reason) = local.resume_central("[[source]]\nfile = '/central/*.log'\n");
         assert_eq!(reason, None);
     }

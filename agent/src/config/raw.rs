@@ -11,22 +11,12 @@ pub(super) struct Config {
     pub(super) limits: Limits,
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) upload_bytes_per_s_max: Option<String>,
     pub(super) cpu_percent_max: Option<u8>,
-    pub(super) deleted_bytes_max: String,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            upload_bytes_per_s_max: None,
-            cpu_percent_max: None,
-            deleted_bytes_max: "1 GiB".into(),
-        }
-    }
+    pub(super) deleted_bytes_max: Option<String>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -115,20 +105,11 @@ impl Source {
     }
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Spool {
-    pub(super) ram_bytes_max: String,
-    pub(super) disk_bytes_max: String,
-}
-
-impl Default for Spool {
-    fn default() -> Self {
-        Self {
-            ram_bytes_max: "16 MiB".into(),
-            disk_bytes_max: "1 GiB".into(),
-        }
-    }
+    pub(super) ram_bytes_max: Option<String>,
+    pub(super) disk_bytes_max: Option<String>,
 }
 
 /// Bytes of a source's name in a refusal.

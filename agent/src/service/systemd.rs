@@ -90,6 +90,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart={program} run
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=2
 WatchdogSec=60

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::identity::{Epoch, Sequence, StreamId};
+use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{Configuration, ConfigurationAnswer};
 use tracing::{info, warn};
 
-use super::{Order, Shipper};
+use super::{Check, Order, REVERT_AFTER, Shipper};
 use crate::identity::{Central, Trial};
 
 /// How a configuration on trial does.
@@ -34,9 +35,20 @@ impl Progress {
 }
 
 impl Shipper {
-    /// How long a configuration may keep the server out of reach before it is taken back.
-    pub fn set_revert_after(&mut self, revert_after: Duration) {
-        self.revert_after = revert_after;
+    /// How long a configuration may keep the server out of reach before it is taken back; ten minutes if nobody
+    /// says.
+    pub fn set_revert_after(&mut self, revert_after: Option<Duration>) {
+        self.revert_after = revert_after.unwrap_or(REVERT_AFTER);
+    }
+
+    /// Checks what comes from now on by this: the machine's own configuration is another one.
+    pub fn set_check(&mut self, check: Check) {
+        self.check = check;
+    }
+
+    /// What is in force from now on. The server is told when the sources took it up, and in each session.
+    pub fn set_in_force(&mut self, settings: Vec<Setting>) {
+        self.in_force = settings;
     }
 
     /// Looks at the configuration on trial. It is good once entries were acked that are new since it came, and so
@@ -108,48 +120,59 @@ impl Shipper {
         saved
     }
 
-    /// The configuration that was in force before is not, or not all of it: why. The server is told.
-    pub fn set_refused(&mut self, reason: String) {
-        warn!(
-            reason,
-            "the configuration of the server does not fit this machine"
-        );
-        self.refused = Some(reason);
+    /// Why the configuration of the server is not in force, or not all of it; none when it is. The server is told.
+    pub fn set_refused(&mut self, reason: Option<String>) {
+        if let Some(reason) = &reason {
+            warn!(
+                reason,
+                "the configuration of the server does not fit this machine"
+            );
+        }
+        self.refused = reason;
     }
 
-    /// Tells the server that what it believes to be in force is not; it may not know yet.
-    pub(super) fn tell_reverted(&mut self, now: Instant) -> Result<()> {
+    /// Tells the server what is in force; that what it believes to be is not, which it may not know yet.
+    pub(super) fn tell_in_force(&mut self, now: Instant) -> Result<()> {
         let state = &self.identity.state;
-        let in_force = state.central.as_ref().map(|central| central.version);
+        let central = state.central.as_ref().map(|central| central.version);
         let reverted = state.reverted.map(|version| (version, REVERTED.to_owned()));
-        let Some((version, reason)) = reverted.or_else(|| in_force.zip(self.refused.clone()))
-        else {
-            return Ok(());
+        let (version, rejected) = match reverted.or_else(|| central.zip(self.refused.clone())) {
+            Some((version, reason)) => (version, Some(reason)),
+            // Of no configuration: whether the last one was taken up is said when it was.
+            None => (0, None),
         };
-        let rejected = Some(reason);
-        self.answer_configuration(ConfigurationAnswer { version, rejected }, now)
+        self.answer_configuration(version, rejected, now)
     }
 
-    /// The thread that collects has taken up the configuration of this version.
+    /// The thread that collects has taken up a configuration: of this version, or this machine's own one, read
+    /// again.
     ///
     /// # Errors
     /// The connection is over.
-    pub fn handle_configured(&mut self, version: u64, now: Instant) -> Result<()> {
+    pub fn handle_configured(&mut self, version: Option<u64>, now: Instant) -> Result<()> {
         let in_force = self.identity.state.central.as_ref();
-        // Taken back or replaced meanwhile: what is in force then has an answer of its own.
-        if in_force.is_none_or(|central| central.version != version) {
-            return Ok(());
+        match version {
+            Some(version) if in_force.is_some_and(|central| central.version == version) => {
+                self.answer_configuration(version, self.refused.clone(), now)
+            }
+            // The machine's own; or that one was taken back or replaced meanwhile, and what is in force then has an
+            // answer of its own.
+            _ => self.tell_in_force(now),
         }
-        let rejected = self.refused.clone();
-        self.answer_configuration(ConfigurationAnswer { version, rejected }, now)
     }
 
     /// Without a session the server asks again in the next one.
     pub(super) fn answer_configuration(
         &mut self,
-        answer: ConfigurationAnswer,
+        version: u64,
+        rejected: Option<String>,
         now: Instant,
     ) -> Result<()> {
+        let answer = ConfigurationAnswer {
+            version,
+            rejected,
+            in_force: self.in_force.clone(),
+        };
         if let Some(link) = self.link.as_mut().filter(|link| link.ready_since.is_some()) {
             link.session.send_configuration_answer(answer, now)?;
         }
@@ -161,7 +184,7 @@ impl Shipper {
         &mut self,
         wanted: Configuration,
         now: Instant,
-    ) -> Option<ConfigurationAnswer> {
+    ) -> Option<String> {
         let state = &self.identity.state;
         let in_force = state.central.as_ref().map_or(0, |central| central.version);
         let key = state.server_signing.as_ref();
@@ -210,7 +233,7 @@ impl Shipper {
             });
             return None;
         }
-        Some(ConfigurationAnswer { version, rejected })
+        rejected
     }
 }
 
@@ -224,8 +247,8 @@ mod tests {
     use scrinium_protocol::entry::{EntryFlags, EntryMeta};
     use scrinium_protocol::identity::{AgentId, StreamKind, StreamName};
 
+    use super::super::Produced;
     use super::super::tests::shipper;
-    use super::super::{Produced, REVERT_AFTER};
     use super::*;
 
     /// Never back to an older one, never one of another signer or for another agent.
@@ -240,17 +263,17 @@ mod tests {
 
         let stranger = SigningKey::from_bytes(&[66; 32]);
         let forged = answer(Configuration::new(9, "fine".into(), agent, &stranger));
-        assert!(reason(forged).contains("not signed"));
+        assert!(forged.unwrap().contains("not signed"));
         let foreign = Configuration::new(9, "fine".into(), AgentId([2; 16]), &server);
-        assert!(reason(answer(foreign)).contains("not signed"));
+        assert!(answer(foreign).unwrap().contains("not signed"));
         let bad = answer(Configuration::new(5, "bad".into(), agent, &server));
-        assert_eq!(reason(bad), "the text is bad");
+        assert_eq!(bad.as_deref(), Some("the text is bad"));
         let good = Configuration::new(7, "fine".into(), agent, &server);
         assert_eq!(answer(good.clone()), None);
         // Asked again because the answer was lost: the same answer.
         assert_eq!(answer(good), None);
         let older = answer(Configuration::new(6, "fine".into(), agent, &server));
-        assert!(reason(older).contains("older"));
+        assert!(older.unwrap().contains("older"));
         // Nothing was answered yet: the thread that collects says when it has taken it up.
         let ordered = std::iter::from_fn(|| shipper.poll_order());
         let answers = ordered.filter_map(|order| match order {
@@ -298,7 +321,7 @@ mod tests {
         assert_eq!(shipper.state().central, None);
         // The server did not hear of it, and sends it once more; the next version is another matter.
         let again = shipper.handle_configuration(configuration(2, "fine too"), now);
-        assert!(reason(again).contains("out of reach"));
+        assert!(again.unwrap().contains("out of reach"));
         let next = shipper.handle_configuration(configuration(3, "fine"), now);
         assert_eq!(next, None);
         assert_eq!(shipper.state().reverted, None);
@@ -353,10 +376,6 @@ mod tests {
             drop(shipper);
             std::fs::remove_dir_all(&dir).unwrap();
         }
-    }
-
-    fn reason(answer: Option<ConfigurationAnswer>) -> String {
-        answer.unwrap().rejected.unwrap()
     }
 
     fn produced(agent: AgentId, name: &str) -> Produced {

@@ -29,6 +29,7 @@ use scrinium_protocol::batch::{SealedBatch, StreamPosition};
 use scrinium_protocol::identity::{Epoch, Sequence, StreamId, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
+use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, Lane, MARKS_MAX, refused_stream};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
@@ -117,6 +118,8 @@ pub struct Shipper {
     trial: Option<configuration::Progress>,
     /// What of the configuration that was in force before is not, since this process began.
     refused: Option<String>,
+    /// What is in force, for the server.
+    in_force: Vec<Setting>,
     /// How long it may keep the server out of reach.
     revert_after: Duration,
     /// Why there is no link, while there is none.
@@ -210,6 +213,7 @@ impl Shipper {
             check,
             trial: None,
             refused: None,
+            in_force: Vec::new(),
             revert_after: REVERT_AFTER,
             problem: None,
             disk_problem: None,
@@ -433,6 +437,10 @@ impl Shipper {
                     link.unknown += 1;
                 }
                 anyhow::ensure!(
+                    position.next.0 <= SEQUENCE_MAX,
+                    "the server states where no stream can stand"
+                );
+                anyhow::ensure!(
                     self.positions.len() + link.unknown <= STREAMS_MAX,
                     "the server states where more than {STREAMS_MAX} streams stand"
                 );
@@ -442,9 +450,10 @@ impl Shipper {
                 self.handle_ready(restored, &signing, now)?;
             }
             AgentEvent::Configuration(configuration) => {
+                let version = configuration.version;
                 // One that is accepted is answered when it is taken up.
-                if let Some(answer) = self.handle_configuration(configuration, now) {
-                    self.answer_configuration(answer, now)?;
+                if let Some(reason) = self.handle_configuration(configuration, now) {
+                    self.answer_configuration(version, Some(reason), now)?;
                 }
             }
             AgentEvent::Acked(receipt) => {
@@ -518,8 +527,7 @@ impl Shipper {
             .collect();
         for stream in known {
             let server = stated.get(&stream);
-            let start = StreamPosition::start(agent, stream, epoch);
-            let reached = self.spool.reconcile(stream, server, start)?;
+            let reached = self.spool.reconcile((agent, epoch), stream, server)?;
             let ours = self.positions.get(&stream);
             let agrees =
                 ours.is_some_and(|ours| ours.next == reached.next && ours.head == reached.head);
@@ -535,7 +543,7 @@ impl Shipper {
             self.positions.insert(stream, reached);
         }
         self.remove_acked();
-        self.tell_reverted(now)?;
+        self.tell_in_force(now)?;
         self.show_receipts(&stated, now)?;
         info!(
             "connected; the server has stated where {} streams stand",
@@ -747,6 +755,8 @@ fn is_rolled_back(state: &State, stated: &BTreeMap<StreamId, StreamPosition>) ->
 /// once, for those that are gone. Each costs about a kilobyte, and a server that states others in every session must not
 /// fill the memory.
 const STREAMS_MAX: usize = 500_000;
+/// No stream has so many entries: a million a second would take 146,000 years. What follows it still has a number.
+const SEQUENCE_MAX: u64 = 1 << 62;
 /// Receipts shown in one session.
 const RECEIPTS_MAX: usize = 1000;
 /// Nothing more is sent while something is unacked for longer: a narrow link stays short.

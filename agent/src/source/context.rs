@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use scrinium_protocol::compress::Compressor;
+use scrinium_syslog::senders::Senders;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -22,6 +23,8 @@ pub(crate) struct Context {
     pub(super) parks: bool,
     /// What nothing may collect.
     pub(super) deny: Deny,
+    /// Who has a stream of those that send syslog.
+    pub(super) senders: Senders,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
 }

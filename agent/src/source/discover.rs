@@ -11,8 +11,8 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::content::Packing;
 #[cfg(unix)]
-use super::trust;
-use crate::config::{Config, Deny, FileSource};
+use super::{shares, trust};
+use crate::config::{Config, Deny, FileSource, split_fixed};
 
 /// The globs, and where to look for what they match.
 pub(crate) struct Discovery {
@@ -25,6 +25,8 @@ pub(crate) struct Discovery {
 pub(crate) struct Found {
     /// Files, each with what begins its entries if they have several lines.
     pub(crate) files: BTreeMap<PathBuf, Option<Regex>>,
+    /// Half of all files that are followed at once are of users: further ones of theirs are left out.
+    pub(crate) crowded: bool,
     /// Links that are not followed, and why.
     pub(crate) refused: BTreeMap<PathBuf, String>,
 }
@@ -62,27 +64,26 @@ impl Discovery {
             let walk = walk.into_iter().filter_entry(|entry| {
                 let is_wanted =
                     entry.file_type().is_dir() || self.is_wanted_by(source, entry.path());
-                is_wanted && follows(entry, root, refused)
+                is_wanted && follows(entry, refused)
             });
             for entry in walk.flatten() {
                 if !entry.file_type().is_file() {
                     continue;
                 }
-                if found.files.len() < FILES_MAX && !found.files.contains_key(entry.path()) {
+                if found.files.contains_key(entry.path()) {
+                    continue;
+                }
+                if found.files.len() >= FILES_OF_USERS_MAX && !is_of_system(&entry) {
+                    found.crowded = true;
+                    continue;
+                }
+                if found.files.len() < FILES_MAX {
                     let path = entry.into_path();
                     found.files.insert(path, source.multiline.clone());
                 }
             }
         }
         found
-    }
-
-    /// Below which directory the first source that names the path follows links by their owners.
-    pub(crate) fn root_of(&self, path: &Path) -> PathBuf {
-        let mut sources = self.sources.iter();
-        let names_it = sources.find(|(_, source)| self.is_wanted_by(source, path));
-        let parent = || path.parent().unwrap_or(path).to_owned();
-        names_it.map_or_else(parent, |(root, _)| root.clone())
     }
 
     /// Whether a source names the path and nobody forbids it, be there a file or not.
@@ -92,12 +93,9 @@ impl Discovery {
     }
 
     fn is_wanted_by(&self, source: &FileSource, path: &Path) -> bool {
-        source.files.matcher.is_match(path)
+        source.files.is_match(path)
             && !is_compressed(path)
-            && !source
-                .exclude
-                .iter()
-                .any(|glob| glob.matcher.is_match(path))
+            && !source.exclude.iter().any(|glob| glob.is_match(path))
             && !self.deny.forbids(path)
     }
 
@@ -115,13 +113,28 @@ impl Discovery {
     }
 }
 
+/// Whether a file is the system's or the agent's own, and not one of those that a user can make many of.
+#[cfg(unix)]
+fn is_of_system(entry: &DirEntry) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = entry.metadata();
+    metadata.is_ok_and(|metadata| shares::is_trusted(metadata.uid()))
+}
+
+/// Files have no owners that could be told apart.
+#[cfg(not(unix))]
+fn is_of_system(_entry: &DirEntry) -> bool {
+    true
+}
+
 /// Whether an entry is no link, or one that is followed; else it is noted.
 #[cfg(unix)]
-fn follows(entry: &DirEntry, root: &Path, refused: &mut BTreeMap<PathBuf, String>) -> bool {
-    if entry.depth() == 0 || !entry.path_is_symlink() {
+fn follows(entry: &DirEntry, refused: &mut BTreeMap<PathBuf, String>) -> bool {
+    // Where the walk begins the way to it is looked at, too: a directory of a user may be a link by now.
+    if entry.depth() > 0 && !entry.path_is_symlink() {
         return true;
     }
-    match trust::leads_to(entry.path(), root) {
+    match trust::leads_to(entry.path(), Path::new(trust::ROOT_DIR)) {
         Err(error) if trust::is_refusal(&error) => {
             if refused.len() < REFUSED_MAX {
                 refused.insert(entry.path().to_owned(), error.to_string());
@@ -135,7 +148,7 @@ fn follows(entry: &DirEntry, root: &Path, refused: &mut BTreeMap<PathBuf, String
 
 /// Links have no owners that could be compared.
 #[cfg(not(unix))]
-fn follows(_entry: &DirEntry, _root: &Path, _refused: &mut BTreeMap<PathBuf, String>) -> bool {
+fn follows(_entry: &DirEntry, _refused: &mut BTreeMap<PathBuf, String>) -> bool {
     true
 }
 
@@ -178,15 +191,10 @@ fn is_compressed(path: &Path) -> bool {
 
 /// The directories of a glob before its first special character.
 pub(crate) fn fixed_part(text: &str) -> PathBuf {
-    let special = text.find(['*', '?', '[', '{']).unwrap_or(text.len());
-    let fixed = text.get(..special).unwrap_or_default();
-    let end = fixed
-        .rfind(std::path::is_separator)
-        .map_or(0, |at| at.max(1));
+    let (fixed, _) = split_fixed(text);
     // With the system's own separators: what is found below is called so, however the glob was written.
-    Path::new(fixed.get(..end).unwrap_or("/"))
-        .components()
-        .collect()
+    let fixed = if fixed.is_empty() { "/" } else { fixed };
+    Path::new(fixed).components().collect()
 }
 
 fn depth_of(root: &Path, text: &str) -> usize {
@@ -201,6 +209,9 @@ const DEPTH_MAX: usize = 16;
 const REFUSED_MAX: usize = 1000;
 /// Files followed at once.
 pub(crate) const FILES_MAX: usize = 250_000;
+/// When so many were found, further ones count only if they are no user's: no user keeps the system's own from being
+/// collected.
+const FILES_OF_USERS_MAX: usize = FILES_MAX / 2;
 
 /// The character that stands for what is none.
 const NO_TEXT: char = char::REPLACEMENT_CHARACTER;

@@ -94,6 +94,14 @@ pub(super) fn bases_of(path: &Path) -> impl Iterator<Item = PathBuf> + use<'_> {
         .filter(move |base| base != path && is_generation_of(base, path))
 }
 
+/// What a file may have been called before rotation renamed and compressed it, but for its own name.
+pub(crate) fn names_before(path: &Path) -> impl Iterator<Item = PathBuf> + use<'_> {
+    let plain = plain_name(path);
+    let bases: Vec<PathBuf> = bases_of(&plain).collect();
+    let plain = Some(plain).filter(|plain| plain != path);
+    plain.into_iter().chain(bases)
+}
+
 /// A number that high is a year, or the date it begins.
 const FIRST_YEAR: i64 = 1970;
 

@@ -16,11 +16,12 @@ pub(crate) mod discover;
 pub(crate) mod feed;
 mod file;
 mod follow;
-mod generations;
+pub(crate) mod generations;
 mod output;
 mod pace;
 mod records;
 mod resting;
+mod shares;
 mod trust;
 
 use std::cell::LazyCell;
@@ -47,6 +48,7 @@ use self::file::{FileStream, Pass, Place};
 pub(crate) use self::output::Positions;
 use self::pace::{PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
 use self::resting::Resting;
+use self::shares::Shares;
 use crate::clock;
 use crate::config::{Config, FeedSource};
 use crate::governor::Governor;
@@ -105,8 +107,8 @@ pub(crate) fn start(
         waits_for_room: false,
         too_many: false,
         blocked_at: None,
-        deleted_bytes_max: config.rates.deleted_bytes_max,
-        governor: Governor::new(config.rates.cpu_percent_max),
+        deleted_bytes_max: config.rates().deleted_bytes_max,
+        governor: Governor::new(config.rates().cpu_percent_max),
         descriptors_max: descriptors_max(),
         watcher: None,
         watched: Vec::new(),
@@ -115,6 +117,7 @@ pub(crate) fn start(
         rewound: BTreeSet::new(),
         looks_again: false,
         refused: BTreeSet::new(),
+        shares: Shares::default(),
         context: Context {
             signing,
             compressor: Compressor::new(AGENT_LEVEL),
@@ -123,6 +126,7 @@ pub(crate) fn start(
             stopped: false,
             parks: false,
             deny: config.deny.clone(),
+            senders: feed::senders(),
             unpacking: Pace::new(UNPACKED_PER_S_MAX),
         },
     };
@@ -167,6 +171,8 @@ struct Sources {
     looks_again: bool,
     /// Links that are not followed and were said to be so.
     refused: BTreeSet<PathBuf>,
+    /// New files of users.
+    shares: Shares,
     context: Context,
 }
 
@@ -338,7 +344,8 @@ impl Sources {
                     self.heard.send_modify(|heard| {
                         heard.commands += 1;
                         heard.configurations += 1;
-                        heard.answers = answers;
+                        // One that came with nothing to answer leaves what was not read yet.
+                        heard.answers = answers.or(heard.answers);
                     });
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -377,8 +384,8 @@ impl Sources {
     fn configure(&mut self, config: &Config) {
         self.discovery = Discovery::new(config);
         self.context.deny = config.deny.clone();
-        self.deleted_bytes_max = config.rates.deleted_bytes_max;
-        self.governor = Governor::new(config.rates.cpu_percent_max);
+        self.deleted_bytes_max = config.rates().deleted_bytes_max;
+        self.governor = Governor::new(config.rates().cpu_percent_max);
         // What rests and is not wanted any more says so, like others.
         for path in self.resting.take_unless(|path| self.discovery.wants(path)) {
             self.open(path, None, false);
@@ -433,7 +440,7 @@ impl Sources {
             name: discover::name_of(&path),
         };
         let output = self.positions.open(name);
-        let root = self.discovery.root_of(&path);
+        let root = trust::ROOT_DIR.into();
         let deny = self.context.deny.clone();
         let place = Place { path, root, deny };
         let path = place.path.clone();
@@ -446,13 +453,14 @@ impl Sources {
         let Found {
             files: found,
             refused,
+            crowded,
         } = self.discovery.look();
         for (path, reason) in refused {
             if self.refused.len() < REFUSED_MAX && self.refused.insert(path.clone()) {
                 warn!(path = %path.display(), reason, "a link is not collected");
             }
         }
-        let too_many = found.len() >= FILES_MAX;
+        let too_many = found.len() >= FILES_MAX || crowded;
         if too_many && !self.too_many {
             warn!(
                 followed = FILES_MAX,
@@ -510,6 +518,10 @@ impl Sources {
             }
             // Old generations belong to the stream of the file they were, and are read before it.
             if generations::bases_of(&path).any(|base| files.contains(&base)) {
+                continue;
+            }
+            let is_known = self.positions.knows_file(&path);
+            if !is_known && !self.shares.take(&path, clock::unix_us()) {
                 continue;
             }
             at_paths.extend(file);

@@ -1,14 +1,16 @@
 //! One stream on its way out: entries become sealed batches, each after the one before.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamName};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind, StreamName};
 
 use tracing::{error, info};
 
 use super::Context;
+use super::discover::name_of;
 use crate::clock;
 use crate::shipper::Produced;
 
@@ -93,6 +95,14 @@ impl Positions {
     /// Whether a stream was opened before.
     pub(crate) fn knows(&self, stream: StreamId) -> bool {
         self.positions.contains_key(&stream)
+    }
+
+    /// Whether the stream of a file was opened before.
+    pub(crate) fn knows_file(&self, path: &Path) -> bool {
+        self.knows(self.id(&StreamName {
+            kind: StreamKind::File,
+            name: name_of(path),
+        }))
     }
 
     /// Opens a stream where it stands.
@@ -264,6 +274,7 @@ mod tests {
             stopped: false,
             parks: false,
             deny: Deny::default(),
+            senders: crate::source::feed::senders(),
             unpacking: Pace::new(1),
         };
         for len in [1, 1000, 60_000] {

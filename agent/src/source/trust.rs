@@ -1,8 +1,9 @@
 //! Whose symbolic links are followed: the agent reads what the users of its machine cannot, so a link of theirs
 //! must not lead it there.
 //!
-//! Below the fixed part of a glob a link counts when it is root's or the agent's own user's, or when what it leads
-//! to belongs to whom the link belongs to. The same goes for every link that its way goes through.
+//! A link counts when it is root's or the agent's own user's, or when what it leads to belongs to whom the link
+//! belongs to. The same goes for every link on the way, from the root of the file system on: what a source names
+//! outright may lie in a directory of a user, who can put a link in its place.
 
 use std::fmt;
 use std::io;
@@ -11,6 +12,9 @@ use std::path::Path;
 
 #[cfg(unix)]
 use super::bookmark::FileId;
+
+/// From where on the way to a file is looked at.
+pub(super) const ROOT_DIR: &str = "/";
 
 /// A link that is not followed.
 #[derive(Debug)]

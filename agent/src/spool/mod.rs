@@ -49,6 +49,8 @@ pub struct Spool {
     taken: u64,
     /// Of them, the number of the last one that was acked.
     acked: u64,
+    /// Gap entries that may still be made in this session.
+    gap_entries_left: u64,
 }
 
 #[derive(Debug)]
@@ -121,6 +123,10 @@ impl Item {
         }
     }
 
+    fn is_on_disk(&self) -> bool {
+        matches!(self.at, Place::Disk(_))
+    }
+
     fn position_after(&self) -> StreamPosition {
         StreamPosition {
             epoch: self.epoch,
@@ -160,6 +166,7 @@ impl Spool {
             entries: 0,
             taken: 0,
             acked: 0,
+            gap_entries_left: relink::GAP_ENTRIES_MAX,
         };
         for (name, header, place) in found {
             spool.disk.hold(place);
@@ -220,7 +227,7 @@ impl Spool {
             sent: 0,
             on_disk: 0,
         });
-        queue.on_disk += usize::from(matches!(item.at, Place::Disk(_)));
+        queue.on_disk += usize::from(item.is_on_disk());
         let was_idle = queue.sent == queue.items.len();
         queue.items.push_back(item);
         let lane = queue.lane();
@@ -331,7 +338,7 @@ impl Spool {
             return;
         };
         if let Some(item) = queue.items.remove(queue.sent) {
-            queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
+            queue.on_disk -= usize::from(item.is_on_disk());
             self.forget(&item);
         }
     }
@@ -351,6 +358,7 @@ impl Spool {
 
     /// A new session sends everything unacked again.
     pub fn restart(&mut self) {
+        self.gap_entries_left = relink::GAP_ENTRIES_MAX;
         self.live.clear();
         self.backlog.clear();
         for (stream, queue) in &mut self.queues {
@@ -432,7 +440,7 @@ impl Spool {
             return;
         };
         for item in queue.items.drain(..count) {
-            queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
+            queue.on_disk -= usize::from(item.is_on_disk());
             self.forget(&item);
         }
         queue.sent = queue.sent.saturating_sub(count);

@@ -6,7 +6,10 @@
 //! ```
 //!
 //! The gap takes as many sequence numbers as entries are lost, so that every entry that waits keeps its
-//! own: after a crash the server's word alone says again how far this had come.
+//! own: after a crash the server's word alone says again how far this had come. Where more is lost than
+//! [`GAP_ENTRIES_MAX`] there is one gap entry, and what waits is written down once more, in an epoch of its own that
+//! begins with it: a server that once claimed to stand far ahead, and then not, must not have the agent make entries
+//! for ever. What of both copies a crash leaves is told apart by the epoch the server states.
 
 use std::collections::VecDeque;
 
@@ -15,25 +18,27 @@ use scrinium_protocol::batch::{BATCH_ENTRIES_MAX, BatchBuilder, SealedBatch, Str
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::{Sequence, StreamId};
+use scrinium_protocol::identity::{AgentId, Epoch, Sequence, StreamId, StreamName};
+use scrinium_segment::random;
 use tracing::warn;
 
-use super::{Item, Place, Spool, is_damage};
+use super::{Item, Place, Queue, Spool, is_damage};
 
 impl Spool {
     /// Compares what waits of one stream with where the server stands: what it has is dropped, what
     /// follows is kept. What follows nothing is dropped too when its source can be read again, else it
-    /// follows a gap. A stream the server does not know begins with what waits of it, or at `start`.
+    /// follows a gap. A stream the server does not know begins with what waits of it, or with `epoch`.
     /// Returns the position after what is kept: the source must go on there.
     ///
     /// # Errors
-    /// A segment cannot be read now; what waits still does.
+    /// A segment cannot be read or written now; what waits still does.
     pub fn reconcile(
         &mut self,
+        (agent, epoch): (AgentId, Epoch),
         stream: StreamId,
         server: Option<&StreamPosition>,
-        start: StreamPosition,
     ) -> Result<StreamPosition> {
+        let start = StreamPosition::start(agent, stream, epoch);
         let Some(queue) = self.queues.get(&stream) else {
             return Ok(server.cloned().unwrap_or(start));
         };
@@ -52,38 +57,55 @@ impl Spool {
         let can_be_read_again = queue.name.kind.can_be_read_again();
         let mut kept = VecDeque::new();
         let mut failed = None;
-        for mut item in core::mem::take(&mut queue.items) {
-            if failed.is_some() {
-                kept.push_back(item);
-                continue;
-            }
+        let mut waiting = core::mem::take(&mut queue.items);
+        while let Some(mut item) = waiting.pop_front() {
             let follows = item.first == expected.next && item.previous == expected.head;
             let is_later = item.epoch == expected.epoch && item.first >= expected.next;
             let mut is_kept = follows;
             if !follows && is_later && !can_be_read_again {
-                if item.first > expected.next {
+                let lost = item.first.0 - expected.next.0;
+                if lost > self.gap_entries_left {
+                    waiting.push_front(item);
+                    match self.begin_anew(agent, stream, &queue.name, &expected, &waiting) {
+                        Ok(anew) => {
+                            waiting
+                                .drain(..)
+                                .for_each(|item| self.drop_from(&mut queue, &item));
+                            queue.on_disk += anew.iter().filter(|item| item.is_on_disk()).count();
+                            kept.extend(anew);
+                        }
+                        Err(error) => failed = Some(error),
+                    }
+                    break;
+                }
+                if lost > 0 {
                     warn!(
                         stream = queue.name.name,
                         from = expected.next.0,
                         until = item.first.0,
                         "entries that waited in the cache are lost; a gap entry says so in their place"
                     );
+                    self.gap_entries_left -= lost;
                     kept.extend(self.fill_gap(stream, &mut expected, item.first));
                 }
                 match self.relink(&mut item, &expected) {
-                    Err(error) if !is_damage(&error) => failed = Some(error),
+                    Err(error) if !is_damage(&error) => {
+                        failed = Some(error);
+                        kept.push_back(item);
+                        break;
+                    }
                     relinked => is_kept = relinked.is_ok(),
                 }
             }
-            if failed.is_none() && !is_kept {
-                queue.on_disk -= usize::from(matches!(item.at, Place::Disk(_)));
-                self.forget(&item);
+            if !is_kept {
+                self.drop_from(&mut queue, &item);
                 continue;
             }
             expected.next = item.next;
             expected.head = item.head;
             kept.push_back(item);
         }
+        kept.append(&mut waiting);
         if let Some(last) = kept.back() {
             expected = last.position_after();
             queue.items = kept;
@@ -95,6 +117,82 @@ impl Spool {
             Some(error) => Err(error),
             None => Ok(expected),
         }
+    }
+
+    fn drop_from(&mut self, queue: &mut Queue, item: &Item) {
+        queue.on_disk -= usize::from(item.is_on_disk());
+        self.forget(item);
+    }
+
+    /// What waits of a stream, as far as it is of one history and can be read, put after one gap entry in an epoch of
+    /// its own. It is written down before this returns: nothing of it is sent before.
+    fn begin_anew(
+        &mut self,
+        agent: AgentId,
+        stream: StreamId,
+        name: &StreamName,
+        expected: &StreamPosition,
+        waiting: &VecDeque<Item>,
+    ) -> Result<Vec<Item>> {
+        let mut position = StreamPosition::start(agent, stream, Epoch(random()?));
+        position.bookmark.clone_from(&expected.bookmark);
+        let (epoch, mut next) = (expected.epoch, expected.next);
+        let mut anew = Vec::new();
+        // In RAM alone what is before something on the disk would be gone after a crash, and that not. It is past the
+        // limit of the disk by what goes from there right after.
+        let is_on_disk = waiting.iter().any(Item::is_on_disk);
+        for item in waiting {
+            if item.epoch != epoch || item.first < next {
+                continue;
+            }
+            let encoded = match self.read(item) {
+                Err(error) if is_damage(&error) => continue, // it is a part of the next gap
+                read => read?,
+            };
+            if item.first > next {
+                warn!(
+                    stream = name.name,
+                    from = next.0,
+                    until = item.first.0,
+                    "more entries are missing than a gap is filled with; one gap entry says so, and the numbers of the stream begin again"
+                );
+                let text = format!(
+                    "gap: {} entries from number {} on are not here any more, or never were: the server stands elsewhere than it said; the numbers begin again\n",
+                    item.first.0 - next.0,
+                    next.0
+                );
+                let gap = self.gap_batch(stream, &position, &mut text.as_bytes(), 1);
+                position = gap.header.position_after();
+                let at = self.place(name, gap.encoded(), is_on_disk)?;
+                anew.push(Item::new(&gap.header, at));
+            }
+            let mut batch = SealedBatch::decode(&encoded, "batch")?;
+            batch.header.relink(&position, &self.signing);
+            position = batch.header.position_after();
+            let at = self.place(name, batch.encoded(), is_on_disk)?;
+            anew.push(Item {
+                taken: item.taken,
+                ..Item::new(&batch.header, at)
+            });
+            next = item.next;
+        }
+        self.disk.sync()?;
+        // At this point both copies are there; if we die now, the server's word says which of them counts.
+        for item in &anew {
+            self.entries += u64::from(item.count);
+            match &item.at {
+                Place::Ram(encoded) => self.ram_bytes += encoded.len() as u64,
+                Place::Disk(place) => self.disk.hold(*place),
+            }
+        }
+        Ok(anew)
+    }
+
+    fn place(&mut self, name: &StreamName, encoded: Vec<u8>, on_disk: bool) -> Result<Place> {
+        Ok(match on_disk {
+            true => Place::Disk(self.disk.append(name, &encoded)?),
+            false => Place::Ram(encoded),
+        })
     }
 
     /// Makes the gap entries from `position` until `next`, in RAM, and moves `position` there.
@@ -110,29 +208,40 @@ impl Spool {
             position.next.0
         );
         let mut text = text.as_bytes();
-        let mut compressor = Compressor::new(AGENT_LEVEL);
         let mut items = Vec::new();
         while position.next < until {
-            let mut builder = BatchBuilder::new();
             let count = (until.0 - position.next.0).min(u64::from(BATCH_ENTRIES_MAX));
-            for _ in 0..count {
-                let meta = EntryMeta {
-                    time_us: crate::clock::unix_us(),
-                    flags: EntryFlags::GAP,
-                };
-                let taken = builder.push(core::mem::replace(&mut text, LOST_TOO), meta);
-                debug_assert!(taken, "so many short entries fit into a batch");
-            }
-            let bookmark = position.bookmark.clone();
-            let (batch, after) =
-                builder.seal(stream, position, bookmark, &self.signing, &mut compressor);
+            let batch = self.gap_batch(stream, position, &mut text, count);
+            *position = batch.header.position_after();
             let encoded = batch.encoded();
             self.ram_bytes += encoded.len() as u64;
             self.entries += count;
             items.push(Item::new(&batch.header, Place::Ram(encoded)));
-            *position = after;
         }
         items
+    }
+
+    /// A batch of `count` gap entries after `position`, the first of which says `text`.
+    fn gap_batch(
+        &self,
+        stream: StreamId,
+        position: &StreamPosition,
+        text: &mut &[u8],
+        count: u64,
+    ) -> SealedBatch {
+        let mut builder = BatchBuilder::new();
+        for _ in 0..count {
+            let meta = EntryMeta {
+                time_us: crate::clock::unix_us(),
+                flags: EntryFlags::GAP,
+            };
+            let taken = builder.push(core::mem::replace(text, LOST_TOO), meta);
+            debug_assert!(taken, "so many short entries fit into a batch");
+        }
+        let bookmark = position.bookmark.clone();
+        let mut compressor = Compressor::new(AGENT_LEVEL);
+        let (batch, _) = builder.seal(stream, position, bookmark, &self.signing, &mut compressor);
+        batch
     }
 
     /// Puts what waits after `position`.
@@ -149,5 +258,7 @@ impl Spool {
     }
 }
 
+/// Gap entries that are made for one session, of all its streams: some megabytes of RAM, and a second.
+pub(super) const GAP_ENTRIES_MAX: u64 = 1 << 20;
 /// What stands for each further entry that is lost.
 const LOST_TOO: &[u8] = b"gap: lost with the one before\n";

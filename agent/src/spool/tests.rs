@@ -38,22 +38,20 @@ fn what_follows_the_server_is_kept_and_everything_else_is_dropped() {
     let positions: Vec<StreamPosition> = (0..4).map(|_| rig.add(1)).collect();
     rig.spool.spill().unwrap();
     rig.add(1);
-    let start = StreamPosition::start(AgentId([9; 16]), stream(1), Epoch([8; 16]));
+    let owner = (AgentId([9; 16]), Epoch([8; 16]));
     // The server has the first two.
     let server = &positions[1];
-    let reached = rig.spool.reconcile(stream(1), Some(server), start.clone());
+    let reached = rig.spool.reconcile(owner, stream(1), Some(server));
     assert_eq!(reached.unwrap().next, Sequence(5));
     assert_eq!(rig.spool.entries(), 3);
     // The server was restored from a backup: what waits follows nothing.
-    let reached = rig
-        .spool
-        .reconcile(stream(1), Some(&positions[0]), start.clone());
+    let reached = rig.spool.reconcile(owner, stream(1), Some(&positions[0]));
     assert_eq!(reached.unwrap(), positions[0]);
     rig.spool.remove_acked().unwrap();
     assert_eq!((rig.spool.entries(), rig.spool.fill().bytes), (0, 0));
     // A stream it does not know begins with what waits, whatever epoch that is of.
     let first = rig.add(2);
-    let reached = rig.spool.reconcile(stream(2), None, start);
+    let reached = rig.spool.reconcile(owner, stream(2), None);
     assert_eq!(reached.unwrap(), first);
 }
 
@@ -118,8 +116,8 @@ fn e2_a_spool_altered_anywhere_opens_and_gives_only_what_was_put_in() {
         );
         for number in [1, 2] {
             let id = stream(number);
-            let start = StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
-            let reached = spool.reconcile(id, None, start).unwrap();
+            let owner = (AgentId([9; 16]), Epoch([7; 16]));
+            let reached = spool.reconcile(owner, id, None).unwrap();
             assert!(reached.next <= Sequence(3));
             let expected = &rig.positions[&id];
             assert!(reached.next < expected.next || reached.head == expected.head);
@@ -173,13 +171,12 @@ fn what_waits_of_a_sender_after_a_lost_segment_follows_a_gap() {
         std::fs::remove_file(&paths[3].0).unwrap();
         rig.reopen();
         let id = stream(100);
-        let start = StreamPosition::start(AgentId([9; 16]), id, Epoch([7; 16]));
-        let mut server = start.clone();
+        let mut server = StreamPosition::start(OWNER.0, id, OWNER.1);
         let mut archived = Vec::new();
         // The second time after a crash, when the server has `reached` batches.
         for limit in [reached, usize::MAX] {
             let known = (!archived.is_empty()).then_some(&server);
-            let end = rig.spool.reconcile(id, known, start.clone()).unwrap();
+            let end = rig.spool.reconcile(OWNER, id, known).unwrap();
             assert_eq!(end.next, Sequence(6));
             while archived.len() < limit {
                 let Some(next) = rig.spool.peek(Lane::Backlog).unwrap() else {
@@ -207,6 +204,70 @@ fn what_waits_of_a_sender_after_a_lost_segment_follows_a_gap() {
     }
 }
 
+/// A server that once claimed to stand far ahead does not make the agent fill that for ever: one gap entry, and what
+/// waits goes on in another epoch, wherever the agent dies meanwhile.
+#[test]
+fn what_waits_far_ahead_of_the_server_begins_anew_after_one_gap_entry() {
+    // Bytes that a damaged record has; batches the server has before the agent dies, and before it dies again.
+    for (damaged, first, second) in [(false, 0, 0), (false, 2, 0), (true, 3, 1), (false, 7, 9)] {
+        let mut rig = Rig::new("ahead");
+        let id = stream(100);
+        let mut server = rig.add(100);
+        rig.spool.ack(id, server.next);
+        let far = StreamPosition {
+            next: Sequence(1 << 60),
+            ..server.clone()
+        };
+        rig.positions.insert(id, far);
+        for _ in 0..5 {
+            rig.add(100);
+            rig.spool.spill().unwrap();
+            rig.reopen();
+        }
+        if damaged {
+            std::fs::remove_file(&files(&rig.dir)[2].0).unwrap();
+            rig.reopen();
+        }
+        let epoch = server.epoch;
+        let mut archived: Vec<Vec<u8>> = Vec::new();
+        for (round, limit) in [first, second, usize::MAX].into_iter().enumerate() {
+            rig.spool.reconcile(OWNER, id, Some(&server)).unwrap();
+            let bytes = rig.spool.fill().bytes;
+            assert!(bytes < 100_000, "{bytes} in round {round}");
+            let mut sent = 0;
+            while sent < limit
+                && let Some(next) = rig.spool.peek(Lane::Backlog).unwrap()
+            {
+                let begins = StreamPosition::start(OWNER.0, id, next.header.epoch);
+                let follows = next.header.relation_to(&server) == Relation::Follows
+                    || next.header.relation_to(&begins) == Relation::Follows;
+                assert!(follows, "{:?} after {server:?}", next.header);
+                next.header
+                    .verify_signature(&key().verifying_key())
+                    .unwrap();
+                let batch = SealedBatch::decode(&next.encoded, "batch").unwrap();
+                let entries = batch.open().unwrap();
+                archived.extend(entries.iter().map(|(_, bytes)| bytes.to_vec()));
+                server = next.header.position_after();
+                rig.spool.advance(Lane::Backlog);
+                sent += 1;
+            }
+            rig.reopen();
+        }
+        assert_ne!(server.epoch, epoch);
+        let (gaps, lines): (Vec<_>, Vec<_>) = archived
+            .iter()
+            .partition(|bytes| bytes.starts_with(b"gap: "));
+        assert_eq!(lines.len(), if damaged { 4 } else { 5 });
+        assert_eq!(gaps.len(), if damaged { 2 } else { 1 });
+        assert!(gaps[0].starts_with(b"gap: 1152921504606846975 entries from number 1 on"));
+        // Everything is with the server: the old copies are not for it.
+        rig.spool.reconcile(OWNER, id, Some(&server)).unwrap();
+        rig.spool.remove_acked().unwrap();
+        assert_eq!((rig.spool.entries(), rig.spool.fill().bytes), (0, 0));
+    }
+}
+
 fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -215,6 +276,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(read).collect()
 }
 
+const OWNER: (AgentId, Epoch) = (AgentId([9; 16]), Epoch([7; 16]));
 const LIMITS: Limits = Limits {
     ram_bytes_max: 4000,
     disk_bytes_max: 1 << 20,

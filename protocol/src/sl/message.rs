@@ -7,6 +7,7 @@ use crate::codec::{Codec, Reader, put_bytes16, truncated};
 use crate::error::{InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId, StreamKind};
 use crate::signature;
+use crate::sl::in_force::{self, Setting};
 
 /// One message.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -43,7 +44,7 @@ pub enum Message {
     Renewed,
     /// Server: what the administrator wants this agent to do.
     Configuration(Configuration),
-    /// Agent: what became of a configuration.
+    /// Agent: what became of a configuration, and what is in force.
     ConfigurationAnswer(ConfigurationAnswer),
 }
 
@@ -90,9 +91,12 @@ impl Configuration {
 /// What became of a configuration, in the agent's words.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConfigurationAnswer {
+    /// 0 for none: the agent says what is in force alone.
     pub version: u64,
     /// Why it was not applied; `None` when it is in force.
     pub rejected: Option<String>,
+    /// What the agent does now, and who said so; empty when it does not say.
+    pub in_force: Vec<Setting>,
 }
 
 /// The limits and the key of a server.
@@ -298,6 +302,9 @@ impl Message {
                 out.push(u8::from(answer.rejected.is_none()));
                 let reason = answer.rejected.as_deref().unwrap_or_default();
                 put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
+                if !answer.in_force.is_empty() {
+                    in_force::put(&answer.in_force, out);
+                }
             }
         }
     }
@@ -359,6 +366,7 @@ impl Message {
                     let reason = r.text16(REASON_LEN_MAX, "reason")?;
                     (!applied).then_some(reason)
                 },
+                in_force: in_force::read(&mut r)?,
             }),
             unknown => return Err(InvalidMessage::UnknownType(unknown)),
         };
@@ -403,6 +411,7 @@ const CONFIGURATION_ANSWER: u8 = 0x0d;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sl::in_force::Origin;
 
     #[test]
     fn messages_read_back() {
@@ -416,11 +425,20 @@ mod tests {
             for cut in 0..payload.len() {
                 let short = Message::decode(message.kind(), &payload[..cut]);
                 assert!(
-                    short.is_err() || matches!(message, Message::Batch(_)),
+                    short.is_err() || may_end_early(&message, cut),
                     "{message:?} cut at {cut}"
                 );
             }
         }
+    }
+
+    /// Whether an earlier version of the message ends there, or one with less in it.
+    fn may_end_early(message: &Message, len: usize) -> bool {
+        if let Message::ConfigurationAnswer(answer) = message {
+            let reason = answer.rejected.as_ref().map_or(0, String::len);
+            return !answer.in_force.is_empty() && len == 8 + 1 + 2 + reason;
+        }
+        matches!(message, Message::Batch(_))
     }
 
     #[test]
@@ -543,10 +561,21 @@ mod tests {
             Message::ConfigurationAnswer(ConfigurationAnswer {
                 version: 3,
                 rejected: None,
+                in_force: Vec::new(),
             }),
             Message::ConfigurationAnswer(ConfigurationAnswer {
                 version: 4,
                 rejected: Some("glob 'x': …".into()),
+                in_force: Vec::new(),
+            }),
+            Message::ConfigurationAnswer(ConfigurationAnswer {
+                version: 0,
+                rejected: None,
+                in_force: vec![Setting {
+                    origin: Origin::Machine,
+                    name: "source.file".into(),
+                    value: "/x".into(),
+                }],
             }),
         ]
     }

@@ -3,11 +3,12 @@
 //! ```text
 //! preamble, handshake frames     [handshake]   Noise XKpsk3, next credential
 //! records                        [record]      length check, AES-256-GCM or HMAC ([suite]), padding
-//! messages                       [message]     what a record carries
+//! messages                       [message]     what a record carries; [in_force]: an agent's settings in one of them
 //! sessions                       [session]     who may say what when; acks, window, keep-alive
 //! ```
 
 pub mod handshake;
+pub mod in_force;
 pub mod message;
 pub mod noise;
 pub mod record;

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
+use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{
     CONFIGURATION_LEN_MAX, ConfigurationAnswer, INTERFERENCE, KeepAlive,
 };
@@ -86,6 +87,8 @@ pub(crate) struct Live {
     pub(crate) clock_offset_us: i64,
     /// What its clock showed, Unix µs, and our boot time then; of its last keep-alive.
     pub(crate) clock_us: Option<(u64, u64)>,
+    /// What it does and who said so, in its own words; empty when it never said.
+    pub(crate) in_force: Arc<[Setting]>,
     /// Why its last session broke, or why the server refused it.
     pub(crate) trouble: Option<String>,
     /// The server refused it.
@@ -277,6 +280,8 @@ impl Agents {
 
     /// Notes what an agent said of its configuration; whether that is news.
     pub(crate) fn configured(&self, id: AgentId, answer: ConfigurationAnswer) -> Result<bool> {
+        let in_force = answer.in_force.into();
+        self.lock().live.entry(id).or_default().in_force = in_force;
         let agent = self.get(id);
         let configuration = agent.and_then(|agent| agent.configuration);
         let is_news = configuration.is_some_and(|configuration| {

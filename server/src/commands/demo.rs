@@ -39,10 +39,12 @@ pub(crate) struct Args {
     no_browser: bool,
 }
 
-/// Runs until Ctrl-C.
+/// Runs until Ctrl-C, or until its terminal is closed.
 pub(super) async fn run(args: Args) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // The terminal was closed: its agent does not end by itself.
+    let mut hangup = signal(SignalKind::hangup())?;
     let agent_program = beside("scrinium-agent")?;
     let dir = match args.dir {
         Some(dir) => std::path::absolute(dir)?,
@@ -110,6 +112,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        _ = hangup.recv() => "SIGHUP",
         fell = server.first_fallen() => return Err(fell.into()),
     };
     let _nobody_reads = say("stopping …");

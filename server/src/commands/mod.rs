@@ -8,6 +8,7 @@ mod export;
 mod fsck;
 mod link;
 mod policy;
+mod reload;
 mod run;
 mod shares;
 mod status;
@@ -260,7 +261,7 @@ impl Command {
             }
             Self::Run { data } => {
                 let config = load_config(&data)?;
-                run::run(&data.data, config).await?;
+                run::run(&data.data, config, Config::file(data.config.as_deref())).await?;
             }
             Self::Recover { data, shares } => recover(&data.data, &shares)?,
             Self::Volume(volume) => volume.run().await?,

@@ -1,15 +1,18 @@
 //! `scrinium-server run`: every listener on an open volume, until a signal.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::sl::suite::Suite;
+use scrinium_segment::process::HARMLESS_SIGNALS;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::info;
 
+use super::reload::Reload;
 use crate::catalogue::copies;
 use crate::config::Config;
 use crate::core::{Running, host_name};
@@ -21,17 +24,26 @@ use crate::{
     statistics, stopped, time, verification,
 };
 
-/// Runs until SIGTERM or SIGINT.
-pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
+/// Runs until SIGTERM or SIGINT; SIGHUP reads `file` again, which `config` is from.
+pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    for number in HARMLESS_SIGNALS {
+        // It stays handled when nobody listens any more.
+        drop(signal(SignalKind::from_raw(number))?);
+    }
+    let reload = Reload::new(file, &config)?;
     let mut server = Server::start(dir, config).await?;
     info!(data = %dir.display(), "the server is ready");
-    let signal = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        // Nothing is drained: what would drain it is what fell.
-        fell = server.first_fallen() => return Err(fell.into()),
+    let signal = loop {
+        tokio::select! {
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            _ = hangup.recv() => reload.run(&server.running.core, &server.shown).await,
+            // Nothing is drained: what would drain it is what fell.
+            fell = server.first_fallen() => return Err(fell.into()),
+        }
     };
     info!(signal, "stopping");
     server.stop(signal).await;
@@ -46,6 +58,8 @@ pub(crate) struct Server {
     running: Running,
     tasks: JoinSet<()>,
     pub(crate) console: Option<SocketAddr>,
+    /// The certificate of the console.
+    shown: Arc<console::tls::Shown>,
 }
 
 impl Server {
@@ -117,7 +131,7 @@ impl Server {
             spawn("console", Box::pin(task));
         }
         if config.certificate.is_none() {
-            let task = console::tls::keep(core(), names, shown);
+            let task = console::tls::keep(core(), names, shown.clone());
             spawn("console certificate", Box::pin(task));
         }
         for listener in metrics {
@@ -148,6 +162,7 @@ impl Server {
             running,
             tasks,
             console: console_address,
+            shown,
         })
     }
 
@@ -166,7 +181,7 @@ impl Server {
         self.running.fallen.first().await
     }
 
-    pub(crate) fn core(&self) -> &std::sync::Arc<crate::core::Core> {
+    pub(crate) fn core(&self) -> &Arc<crate::core::Core> {
         &self.running.core
     }
 }
@@ -200,7 +215,7 @@ pub(crate) fn dialled_address(config: &Config, bound: Option<SocketAddr>) -> Str
 }
 
 /// Checks that a program beside this one is there.
-pub(crate) fn beside(name: &str) -> Result<std::path::PathBuf> {
+pub(crate) fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let path = own.with_file_name(name);
     anyhow::ensure!(

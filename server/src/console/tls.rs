@@ -25,6 +25,14 @@ use crate::self_signed::{fingerprint, is_due, renew};
 #[derive(Debug)]
 pub(crate) struct Shown(RwLock<Arc<CertifiedKey>>);
 
+impl Shown {
+    /// Shows this one from now on.
+    pub(crate) fn show(&self, certified: CertifiedKey) {
+        let mut shown = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *shown = Arc::new(certified);
+    }
+}
+
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let shown = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -71,10 +79,7 @@ pub(crate) async fn keep(core: Arc<Core>, names: Vec<String>, shown: Arc<Shown>)
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         match own(&core, &names, &provider).await {
-            Ok((true, certified)) => {
-                let mut shown = shown.0.write().unwrap_or_else(PoisonError::into_inner);
-                *shown = Arc::new(certified);
-            }
+            Ok((true, certified)) => shown.show(certified),
             Ok((false, _)) => {}
             Err(error) => {
                 let error = format!("{error:#}");

@@ -241,3 +241,136 @@ fn what_was_in_force_and_is_not_allowed_any_more_is_left_out_and_told() {
     write(&file, "goes on\n");
     lab.wait_for_bytes("web1", &file, 8, PATIENCE);
 }
+
+/// What the server does not name stays as the machine has it: sources, and limits that were set at installation. What
+/// it names above them is not taken, and the server's side shows each thing with who said it.
+#[test]
+fn what_a_configuration_of_the_server_does_not_name_stays_as_the_machine_has_it() {
+    let lab = lab("unnamed", |_| {
+        "[spool]\ndisk_bytes_max = \"32 MiB\"\n[limits]\ncpu_percent_max = 60\nupload_bytes_per_s_max = \"10 MiB\"".into()
+    });
+    let own = format!("{}/*.log", lab.dir.join("logs").display());
+    let more = lab.dir.join("more");
+    std::fs::create_dir_all(&more).unwrap();
+    let shown = |lab: &Lab| -> Vec<String> {
+        let agent = lab.agent("web1");
+        let settings = agent["in_force"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        settings
+            .map(|one| {
+                format!(
+                    "{} {} {}",
+                    text(&one["from"]),
+                    text(&one["name"]),
+                    text(&one["value"])
+                )
+            })
+            .collect()
+    };
+    let limits = |disk: &str, ram: &str, upload: &str| {
+        [
+            format!("{ram} spool.ram_bytes_max 16 MiB"),
+            format!("{disk} spool.disk_bytes_max 32 MiB"),
+            "default limits.deleted_bytes_max 1 GiB".to_owned(),
+            format!("{upload} limits.upload_bytes_per_s_max 10 MiB"),
+            "machine limits.cpu_percent_max 60 %".to_owned(),
+        ]
+    };
+    let machine = [
+        vec![format!("machine source.file {own}")],
+        limits("machine", "default", "machine").into(),
+    ]
+    .concat();
+    // It says so although nothing was sent to it yet.
+    wait_until("it says what is in force", PATIENCE, || {
+        shown(&lab) == machine
+    });
+
+    assert_eq!(configure(&lab, "deny = [\"/nowhere/**\"]\n"), None);
+    let mut expected = machine.clone();
+    expected.insert(1, "server deny /nowhere/**".into());
+    assert_eq!(shown(&lab), expected);
+    let log = lab.log("app.log");
+    write(&log, "still collected\n");
+    lab.wait_for_bytes("web1", &log, 16, PATIENCE);
+
+    let source = format!("[[source]]\nfile = \"{}/*.txt\"\n", more.display());
+    assert_eq!(configure(&lab, &source), None);
+    let mut expected = machine.clone();
+    expected.insert(0, format!("server source.file {}/*.txt", more.display()));
+    assert_eq!(shown(&lab), expected);
+    let disk_max = || {
+        lab.agent_status("web1")
+            .and_then(|status| status["disk_bytes_max"].as_u64())
+    };
+    assert_eq!(disk_max(), Some(32 << 20));
+
+    let above = "[spool]\ndisk_bytes_max = \"1 TiB\"\n[limits]\nupload_bytes_per_s_max = \"1 GiB\"\ncpu_percent_max = 90\n";
+    assert_eq!(configure(&lab, above), None);
+    let refused = |lab: &Lab| -> Vec<String> {
+        let refused = shown(lab).into_iter();
+        refused
+            .filter(|one| one.starts_with("not-taken "))
+            .collect()
+    };
+    assert_eq!(
+        refused(&lab),
+        [
+            "not-taken spool.disk_bytes_max 1 TiB",
+            "not-taken limits.upload_bytes_per_s_max 1 GiB",
+            "not-taken limits.cpu_percent_max 90 %",
+        ]
+    );
+    assert_eq!(disk_max(), Some(32 << 20));
+    // Nothing of this machine but what was named was collected.
+    let kinds = lab.search("agent:web1");
+    let foreign = kinds.iter().filter(|hit| {
+        let stream = hit["stream"].as_str().unwrap_or_default();
+        stream.starts_with("/var/log")
+    });
+    assert_eq!(foreign.count(), 0);
+}
+
+/// A file that is denied is denied by each of its names, and with what rotation made of it.
+#[test]
+fn what_is_denied_is_denied_by_links_and_with_its_generations() {
+    let lab = lab("names", |dir| {
+        let dir = dir.display();
+        format!("deny = [\"{dir}/private/secret.log\", \"{dir}/linked/by-link.log\"]")
+    });
+    let (private, links) = (lab.dir.join("private"), lab.dir.join("links"));
+    for dir in [&private, &links] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    let link = |to: &Path, from: &Path| std::os::unix::fs::symlink(to, from).unwrap();
+    link(&private, &lab.dir.join("linked"));
+    write(&private.join("secret.log"), "denied words\n");
+    write(&private.join("secret.log.1"), "denied words of before\n");
+    write(&private.join("by-link.log"), "denied words by a link\n");
+    link(&private.join("secret.log"), &links.join("one.log"));
+    link(&links.join("one.log"), &links.join("two.log"));
+    link(&private, &links.join("dir"));
+    write(&private.join("open.log"), "open words\n");
+    let config = format!(
+        "[[source]]\nfile = \"{0}/**/*.log\"\n[[source]]\nfile = \"{0}/**/*.log.*\"\n[[source]]\nfile = \"{1}/**\"\n",
+        private.display(),
+        links.display()
+    );
+    assert_eq!(configure(&lab, &config), None);
+    wait_until("what is not denied is collected", PATIENCE, || {
+        lab.count("\"open words\"") == 1
+    });
+    // Looked for again, and once more after it was rotated.
+    std::fs::rename(private.join("secret.log.1"), private.join("secret.log.2")).unwrap();
+    let log = lab.log("app.log");
+    for n in 1..=3 {
+        let mut file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        file.write_all(b"allowed\n").unwrap();
+        lab.wait_for_bytes("web1", &log, 8 * n, PATIENCE);
+    }
+    assert_eq!(lab.count("agent:web1 \"denied words\""), 0);
+}

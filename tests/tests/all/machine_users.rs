@@ -98,6 +98,49 @@ fn a_link_of_a_user_does_not_make_the_agent_read_what_he_may_not() {
     );
 }
 
+/// Where a glob begins may be a directory of a user, who puts a link in its place: it is not followed, and said.
+#[test]
+fn a_directory_of_a_user_that_becomes_a_link_is_not_followed() {
+    let mut lab = lab("swapped");
+    let (home, etc) = (lab.dir.join("home"), lab.dir.join("etc"));
+    let logs = home.join("logs");
+    for dir in [&logs, &etc] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    for path in [&home, &logs] {
+        lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    write(&etc.join("shadow.log"), "root:$6$topsecret:1::\n");
+    write(&logs.join("app.log"), "words of the program\n");
+    let config = format!(
+        "[[source]]\nfile = \"{0}/logs/*.log\"\n[[source]]\nfile = \"{0}/logs/shadow.log\"\n[[source]]\nfile = \"{1}/*.log\"\n",
+        home.display(),
+        lab.dir.join("logs").display()
+    );
+    lab.write("web1.toml", config.as_bytes());
+    lab.start_agent("web1");
+    wait_until("his directory is collected", PATIENCE, || {
+        lab.count("\"words of the program\"") == 1
+    });
+    std::fs::rename(&logs, home.join("before")).unwrap();
+    symlink(&etc, &logs).unwrap();
+    lchown(&logs, Some(NOBODY), Some(NOBODY)).unwrap();
+    wait_until("it is said", PATIENCE, || {
+        lab.count("stream:scrinium-agent \"is not followed\" home logs") >= 1
+    });
+    // His own directory, by a link of his own, is his affair.
+    std::fs::remove_file(&logs).unwrap();
+    symlink(home.join("before"), &logs).unwrap();
+    lchown(&logs, Some(NOBODY), Some(NOBODY)).unwrap();
+    write(&home.join("before/later.log"), "later words\n");
+    lchown(home.join("before/later.log"), Some(NOBODY), Some(NOBODY)).unwrap();
+    wait_until("his own is collected", PATIENCE, || {
+        lab.count("\"later words\"") == 1
+    });
+    assert_eq!(lab.count("topsecret"), 0);
+    assert_eq!(lab.count("\"words of the program\""), 1);
+}
+
 /// A file of a tebibyte without a block on the disk costs a gap entry; what is written into it later is collected.
 #[test]
 fn a_hole_to_the_end_of_a_file_is_a_gap_entry_and_not_read() {

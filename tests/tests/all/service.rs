@@ -31,6 +31,7 @@ fn the_installed_unit_is_valid_and_has_one_capability() {
         "CapabilityBoundingSet=CAP_DAC_READ_SEARCH",
         "Type=notify",
         "ProtectSystem=strict",
+        "ExecReload=/bin/kill -HUP $MAINPID",
         &format!("ExecStart={} run", program("scrinium-agent").display()),
     ] {
         assert!(unit.lines().any(|found| found == line), "{line}: {unit}");

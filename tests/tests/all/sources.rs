@@ -81,6 +81,54 @@ fn syslog_relayed_by_an_agent_is_conserved_through_an_outage() {
     assert_eq!(lab.verify().0, 0);
 }
 
+/// Another program takes the path of the socket away, and puts its own there and away again: the agent binds it as
+/// soon as nothing is there, keeps what was sent to the old one, and says so.
+#[test]
+fn a_local_socket_whose_path_was_taken_away_is_bound_again() {
+    let mut lab = lab("unlinked", "");
+    let unix = lab.dir.join("log.sock");
+    let sources = format!("[[source]]\nsyslog = \"unix://{}\"\n", unix.display());
+    lab.write("site.toml", sources.as_bytes());
+    lab.start_agent("site");
+    let send = |words: &str| {
+        let local = UnixDatagram::unbound().unwrap();
+        let line = format!("<13>Nov 28 10:00:00 gate app: {words}");
+        local.send_to(line.as_bytes(), &unix).is_ok()
+    };
+    wait_until("the relay listens", PATIENCE, || send("first words"));
+    let connected = UnixDatagram::unbound().unwrap();
+    connected.connect(&unix).unwrap();
+    std::fs::remove_file(&unix).unwrap();
+    // Who was connected still is.
+    connected.send(b"<13>connected words").unwrap();
+    wait_until("the path is bound again", PATIENCE, || send("second words"));
+    wait_until("both are archived, and it is said", PATIENCE, || {
+        ["second words", "connected words", "gap: the socket of"]
+            .iter()
+            .all(|words| lab.count(&format!("agent:site \"{words}\"")) >= 1)
+    });
+    std::fs::remove_file(&unix).unwrap();
+    let other = UnixDatagram::bind(&unix).unwrap();
+    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    wait_until("the other program's is left", PATIENCE, || {
+        lab.count("agent:site \"gap: the socket of\" \"cannot be bound again\"") == 1
+    });
+    assert!(send("words for the other"));
+    let mut buffer = [0; 100];
+    assert!(other.recv(&mut buffer).is_ok());
+    drop(other);
+    wait_until(
+        "its socket, that nobody serves, is replaced",
+        PATIENCE,
+        || send("third words"),
+    );
+    wait_until("what is sent then is archived", PATIENCE, || {
+        lab.count("agent:site \"third words\"") >= 1
+    });
+    assert_eq!(lab.count("\"words for the other\""), 0);
+    assert_eq!(lab.verify().0, 0);
+}
+
 /// What a sender said is nowhere else: what was in a damaged segment of the cache becomes as many gap
 /// entries in its place, and everything after it is archived.
 #[test]

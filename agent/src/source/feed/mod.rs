@@ -13,6 +13,7 @@ pub(crate) mod events;
 #[cfg(unix)]
 pub(crate) mod journal;
 pub(crate) mod own;
+mod queue;
 pub(crate) mod syslog;
 
 use std::collections::BTreeMap;
@@ -23,12 +24,13 @@ use std::sync::{Arc, Once};
 use scrinium_protocol::batch::BOOKMARK_LEN_MAX;
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 use scrinium_protocol::identity::{StreamId, StreamName};
+use scrinium_syslog::Received;
 use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
-use scrinium_syslog::{Received, Sink as SyslogSink};
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
+use self::queue::Queue;
+pub(crate) use self::queue::Sink;
 use super::file::Pass;
 use super::output::{Output, Positions};
 use super::{Command, Context};
@@ -124,58 +126,6 @@ impl Waker {
     }
 }
 
-/// Where a source puts its entries.
-#[derive(Clone)]
-pub(crate) struct Sink {
-    items: mpsc::Sender<Item>,
-    waker: Waker,
-}
-
-impl Sink {
-    /// Waits for room; `false` when the source is no longer wanted.
-    pub(crate) async fn put_item(&self, item: Item) -> bool {
-        let taken = self.items.send(item).await.is_ok();
-        self.waker.wake();
-        taken
-    }
-
-    /// The same, on a thread of one's own.
-    #[cfg(any(test, windows))]
-    fn put_item_blocking(&self, item: Item) -> bool {
-        let taken = self.items.blocking_send(item).is_ok();
-        self.waker.wake();
-        taken
-    }
-
-    #[cfg(test)]
-    pub(crate) fn for_test(capacity: usize) -> (Self, mpsc::Receiver<Item>) {
-        let (items, received) = mpsc::channel(capacity);
-        let (commands, _nobody) = std::sync::mpsc::sync_channel(1);
-        let waker = Waker::new(commands);
-        (Self { items, waker }, received)
-    }
-}
-
-impl SyslogSink for Sink {
-    fn now_us(&self) -> u64 {
-        clock::unix_us()
-    }
-
-    fn now(&self) -> std::time::Instant {
-        clock::now()
-    }
-
-    fn try_put(&self, received: Received) -> bool {
-        let taken = self.items.try_send(received.into()).is_ok();
-        self.waker.wake();
-        taken
-    }
-
-    async fn put(&self, received: Received) -> bool {
-        self.put_item(received.into()).await
-    }
-}
-
 impl From<Received> for Item {
     fn from(received: Received) -> Self {
         Self {
@@ -208,7 +158,7 @@ impl From<Item> for Received {
 /// A source at work, and its streams.
 pub(super) struct Feed {
     source: FeedSource,
-    items: mpsc::Receiver<Item>,
+    items: Queue,
     task: AbortHandle,
     ended: bool,
     /// Its streams are still to say that the configuration ended them.
@@ -216,8 +166,6 @@ pub(super) struct Feed {
     streams: BTreeMap<StreamId, Stream>,
     /// The items of one line for which there was no room yet.
     waiting: Option<Vec<Item>>,
-    /// Who of those that send syslog has a stream.
-    senders: Senders,
 }
 
 struct Stream {
@@ -239,8 +187,7 @@ impl Feed {
         context: &Context,
         waker: Waker,
     ) -> Self {
-        let (items, received) = mpsc::channel(ITEMS_MAX);
-        let sink = Sink { items, waker };
+        let (sink, items) = queue::queue(ITEMS_MAX, waker);
         let bookmark = source.stream().map(|stream| positions.bookmark(&stream));
         let bookmark = bookmark.unwrap_or_default();
         let task = {
@@ -249,13 +196,12 @@ impl Feed {
         };
         Self {
             source,
-            items: received,
+            items,
             task: task.abort_handle(),
             ended: false,
             says_end: false,
             streams: BTreeMap::new(),
             waiting: None,
-            senders: Senders::new(SENDERS, 0),
         }
     }
 
@@ -314,15 +260,15 @@ impl Feed {
     }
 
     /// The next item; several, of one line, when its sender has no stream of its own.
-    fn next_line(&mut self, positions: &Positions) -> Option<Vec<Item>> {
-        let item = self.items.try_recv().ok()?;
+    fn next_line(&mut self, positions: &Positions, senders: &mut Senders) -> Option<Vec<Item>> {
+        let item = self.items.try_next()?;
         if !is_sender(item.stream.kind, &item.stream.name) {
             return Some(vec![item]);
         }
         let id = positions.id(&item.stream);
         let streams = &self.streams;
         let has_stream = |_: &Received| streams.contains_key(&id) || positions.knows(id);
-        match self.senders.place(item.into(), has_stream) {
+        match senders.place(item.into(), has_stream) {
             Placed::Own { line_end, entry } => {
                 let entries = line_end.into_iter().chain([entry]);
                 Some(entries.map(Item::from).collect())
@@ -338,7 +284,8 @@ impl Feed {
             if context.is_blocked() {
                 return Pass::Blocked;
             }
-            let line = self.waiting.take().or_else(|| self.next_line(positions));
+            let waiting = self.waiting.take();
+            let line = waiting.or_else(|| self.next_line(positions, &mut context.senders));
             let Some((line, first)) = line.and_then(|line| {
                 let stream = line.first()?.stream.clone();
                 Some((line, stream))
@@ -406,12 +353,18 @@ impl Feed {
     }
 }
 
-/// Senders of one relay that get a stream of their own.
+/// Who of those that send syslog to relays of this agent has a stream: all its relays together, since what the server
+/// lets an agent have is for all of them.
+pub(super) fn senders() -> Senders {
+    Senders::new(SENDERS, 0)
+}
+
+/// Senders that get a stream of their own.
 const SENDERS: SenderLimits = SenderLimits {
     new_per_day: 20_000,
     max: 100_000,
 };
-/// Entries between a source and its batches.
+/// Entries between a source and its batches; their bytes are bounded too, see `queue.rs`.
 const ITEMS_MAX: usize = 4096;
 /// Bytes taken from one source before the next one's turn.
 const PASS_BYTES: usize = 4 << 20;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::identity::{StreamKind, StreamName};
 use scrinium_syslog::admission::Admission;
+#[cfg(unix)]
+use scrinium_syslog::{Left, LocalSocket};
 use tracing::{info, warn};
 
 use super::{Item, Sink};
@@ -77,7 +79,7 @@ impl Syslog {
             Udp(tokio::net::UdpSocket),
             Tcp(tokio::net::TcpListener),
             #[cfg(unix)]
-            Unix(tokio::net::UnixDatagram),
+            Unix(LocalSocket),
         }
         let socket = match self {
             Self::Udp(address) => Socket::Udp(scrinium_syslog::bind_udp(&address.to_string())?),
@@ -86,7 +88,7 @@ impl Syslog {
                 bail!("{} is denied on this machine", path.display())
             }
             #[cfg(unix)]
-            Self::Unix { path, mode } => Socket::Unix(scrinium_syslog::bind_unix(path, *mode)?),
+            Self::Unix { path, mode } => Socket::Unix(LocalSocket::bind(path, *mode)?),
             #[cfg(not(unix))]
             Self::Unix { .. } => bail!("there are no such sockets on this system"),
         };
@@ -115,12 +117,60 @@ impl Syslog {
                 }
             }
             #[cfg(unix)]
-            Socket::Unix(socket) => {
-                let name = own.name.clone();
-                scrinium_syslog::run_unix(socket, name, sink.clone()).await;
-            }
+            Socket::Unix(socket) => self.receive_locally(socket, deny, sink, own).await,
         }
         Ok(())
+    }
+}
+
+#[cfg(unix)]
+impl Syslog {
+    /// Receives from a socket, and binds the path again when somebody took it away: programs find nobody there then.
+    /// What another program put in its place stays, and is said.
+    async fn receive_locally(
+        &self,
+        mut socket: LocalSocket,
+        deny: &Deny,
+        sink: &Sink,
+        own: &StreamName,
+    ) {
+        let mut complained = false;
+        while socket.run(&own.name, sink).await == Left::Gone {
+            let anew = match self {
+                Self::Unix { path, .. } if deny.forbids(path) => Err(anyhow::anyhow!(
+                    "{} is denied on this machine",
+                    path.display()
+                )),
+                Self::Unix { path, mode } => LocalSocket::bind(path, *mode),
+                Self::Udp(_) | Self::Tcp(_) => return,
+            };
+            let text = match anew {
+                Ok(anew) => {
+                    warn!(source = %own.name, "the socket was taken away and is bound again");
+                    core::mem::replace(&mut socket, anew)
+                        .drain(&own.name, sink)
+                        .await;
+                    complained = false;
+                    format!(
+                        "the socket of {} was taken away by another program and is bound again here; what was sent there meanwhile was not collected",
+                        own.name
+                    )
+                }
+                Err(_) if complained => continue,
+                // Who was connected before still is, and is heard.
+                Err(error) => {
+                    complained = true;
+                    warn!(source = %own.name, error = format!("{error:#}"), "the socket was taken away and cannot be bound again; trying again");
+                    format!(
+                        "the socket of {} was taken away by another program and cannot be bound again ({error:#}); what is sent there is not collected until it is",
+                        own.name
+                    )
+                }
+            };
+            if !sink.put_item(Item::gap(own, &text)).await {
+                return;
+            }
+        }
     }
 }
 

@@ -277,7 +277,7 @@ pub(crate) async fn detail(
         server_key: shown::key(&core.signing.verifying_key().to_bytes()),
         fingerprint: agent.fingerprint.clone(),
         integrity_only: agent.integrity_only,
-        editor: Editor::new(t, agent),
+        editor: Editor::new(t, agent, live),
         streams: rows,
         pages: Pages::new(t, page, count),
     })

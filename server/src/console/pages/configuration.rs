@@ -5,11 +5,13 @@ use std::sync::Arc;
 use axum::Form;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use scrinium_protocol::sl::in_force::{MORE, Origin, Setting};
 use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::agents::{act, outcome};
+use crate::agents::Live;
 use crate::audit::long_text;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
@@ -25,6 +27,17 @@ pub(super) struct Editor {
     pub(super) sent: Option<Sent>,
     /// Finds who sent what before.
     pub(super) history: String,
+    /// What the agent says it does.
+    pub(super) in_force: Vec<InForce>,
+}
+
+/// One thing that is in force, or was wanted and is not.
+pub(super) struct InForce {
+    pub(super) name: String,
+    pub(super) value: String,
+    pub(super) from: &'static str,
+    /// The server wanted it in vain.
+    pub(super) is_refused: bool,
 }
 
 /// What became of it.
@@ -36,7 +49,7 @@ pub(super) struct Sent {
 }
 
 impl Editor {
-    pub(super) fn new(t: Language, agent: &AgentRecord) -> Self {
+    pub(super) fn new(t: Language, agent: &AgentRecord, live: &Live) -> Self {
         let sent = agent.configuration.as_ref();
         let example = || t.text("configuration.example").to_owned();
         Self {
@@ -46,6 +59,36 @@ impl Editor {
                 "agent:{OWN_NAME} stream:audit \"agent configured\" \"{}\"",
                 agent.name
             ),
+            in_force: live
+                .in_force
+                .iter()
+                .map(|setting| InForce::new(t, setting))
+                .collect(),
+        }
+    }
+}
+
+impl InForce {
+    fn new(t: Language, setting: &Setting) -> Self {
+        let from = match setting.origin {
+            Origin::Default => "in_force.default",
+            Origin::Machine => "in_force.machine",
+            Origin::Server => "in_force.server",
+            Origin::NotTaken => "in_force.not_taken",
+        };
+        let value = match setting.value.is_empty() {
+            true => t.text("in_force.no_limit").to_owned(),
+            false => setting.value.clone(),
+        };
+        let is_more = setting.name == MORE;
+        Self {
+            name: match is_more {
+                true => t.text("in_force.more").to_owned(),
+                false => setting.name.clone(),
+            },
+            value,
+            from: if is_more { "" } else { t.text(from) },
+            is_refused: setting.origin == Origin::NotTaken,
         }
     }
 }

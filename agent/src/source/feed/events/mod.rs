@@ -266,15 +266,14 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 mod tests {
     use std::collections::BTreeSet;
 
-    use tokio::sync::mpsc;
-
+    use super::super::Queue;
     use super::simulator::Simulator;
     use super::*;
 
     /// A reader at work on a simulated channel, and what it said so far.
     struct Rig {
         log: Simulator,
-        items: Option<mpsc::Receiver<Item>>,
+        items: Option<Queue>,
         thread: Option<std::thread::JoinHandle<()>>,
         stop: Arc<AtomicBool>,
         bookmark: Vec<u8>,
@@ -498,7 +497,7 @@ mod tests {
                     }
                     5 => {
                         for _ in 0..roll(10) {
-                            if let Ok(item) = rig.items.as_mut().unwrap().try_recv() {
+                            if let Some(item) = rig.items.as_mut().unwrap().try_next() {
                                 rig.take(item);
                             }
                         }
