@@ -501,7 +501,10 @@ impl Shipper {
         state
             .server_signing
             .get_or_insert_with(|| signing.to_bytes());
+        // What the server has, in its own words; its receipts are compared with that.
+        let mut said = None;
         if restored || is_rolled_back(state, &stated) {
+            said = Some(stated.clone());
             warn!(
                 "this agent's state was restored from a copy: a new epoch begins where the server stands"
             );
@@ -527,7 +530,14 @@ impl Shipper {
             .collect();
         for stream in known {
             let server = stated.get(&stream);
-            let reached = self.spool.reconcile((agent, epoch), stream, server)?;
+            let reached = match &said {
+                None => self.spool.reconcile((agent, epoch), stream, server)?,
+                Some(said) => {
+                    let said = said.get(&stream);
+                    self.spool
+                        .carry_over((agent, epoch), stream, said, server)?
+                }
+            };
             let ours = self.positions.get(&stream);
             let agrees =
                 ours.is_some_and(|ours| ours.next == reached.next && ours.head == reached.head);
@@ -544,7 +554,7 @@ impl Shipper {
         }
         self.remove_acked();
         self.tell_in_force(now)?;
-        self.show_receipts(&stated, now)?;
+        self.show_receipts(said.as_ref().unwrap_or(&stated), now)?;
         info!(
             "connected; the server has stated where {} streams stand",
             stated.len()

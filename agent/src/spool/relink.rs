@@ -66,7 +66,13 @@ impl Spool {
                 let lost = item.first.0 - expected.next.0;
                 if lost > self.gap_entries_left {
                     waiting.push_front(item);
-                    match self.begin_anew(agent, stream, &queue.name, &expected, &waiting) {
+                    let begun = self
+                        .begin_of_its_own(agent, stream, &expected)
+                        .and_then(|begin| {
+                            let from = (expected.epoch, expected.next);
+                            self.begin_anew((stream, begin), &queue.name, from, &waiting)
+                        });
+                    match begun {
                         Ok(anew) => {
                             waiting
                                 .drain(..)
@@ -124,19 +130,98 @@ impl Spool {
         self.forget(item);
     }
 
-    /// What waits of a stream, as far as it is of one history and can be read, put after one gap entry in an epoch of
-    /// its own. It is written down before this returns: nothing of it is sent before.
-    fn begin_anew(
+    /// The same where this agent's streams begin a new epoch, because its state, or the server's, was restored from a
+    /// copy: what waits and cannot be read again goes into it, without what the server has. `said` is what the server
+    /// stated, `server` where the stream goes on.
+    ///
+    /// # Errors
+    /// A segment cannot be read or written now; what waits still does.
+    pub fn carry_over(
         &mut self,
+        (agent, epoch): (AgentId, Epoch),
+        stream: StreamId,
+        said: Option<&StreamPosition>,
+        server: Option<&StreamPosition>,
+    ) -> Result<StreamPosition> {
+        let has_own = self.queues.get(&stream).is_some_and(|queue| {
+            let begins = queue
+                .items
+                .front()
+                .is_some_and(|front| front.first == Sequence(0));
+            !queue.name.kind.can_be_read_again() && !(said.is_none() && begins)
+        });
+        let Some(mut queue) = has_own.then(|| self.queues.remove(&stream)).flatten() else {
+            return self.reconcile((agent, epoch), stream, server);
+        };
+        let mut waiting = core::mem::take(&mut queue.items);
+        // Where the server stands may be within what waits: what is before it came.
+        let came = said.and_then(|said| {
+            waiting.iter().position(|item| {
+                (item.epoch, item.next, item.head) == (said.epoch, said.next, said.head)
+            })
+        });
+        for item in waiting.drain(..came.map_or(0, |at| at + 1)) {
+            self.drop_from(&mut queue, &item);
+        }
+        let start = StreamPosition::start(agent, stream, epoch);
+        let begin = server.cloned().unwrap_or(start);
+        let Some(front) = waiting.front() else {
+            return Ok(begin);
+        };
+        let next = match said {
+            None => Sequence(0),
+            Some(said) if said.epoch == front.epoch => said.next.min(front.first),
+            Some(_) => front.first,
+        };
+        warn!(
+            stream = queue.name.name,
+            from = front.first.0,
+            "what waits of a stream goes into its new epoch"
+        );
+        let from = (front.epoch, next);
+        let carried = self.begin_anew((stream, begin.clone()), &queue.name, from, &waiting);
+        let (items, outcome) = match carried {
+            Err(error) => (waiting, Err(error)),
+            Ok(anew) => {
+                waiting
+                    .drain(..)
+                    .for_each(|item| self.drop_from(&mut queue, &item));
+                queue.on_disk += anew.iter().filter(|item| item.is_on_disk()).count();
+                let reached = anew.last().map_or(begin, Item::position_after);
+                (VecDeque::from(anew), Ok(reached))
+            }
+        };
+        if !items.is_empty() {
+            queue.items = items;
+            queue.sent = 0;
+            self.turns(queue.lane()).push_back(stream);
+            self.queues.insert(stream, queue);
+        }
+        outcome
+    }
+
+    /// An epoch of its own for one stream.
+    fn begin_of_its_own(
+        &self,
         agent: AgentId,
         stream: StreamId,
-        name: &StreamName,
         expected: &StreamPosition,
+    ) -> Result<StreamPosition> {
+        let mut begin = StreamPosition::start(agent, stream, Epoch(random()?));
+        begin.bookmark.clone_from(&expected.bookmark);
+        Ok(begin)
+    }
+
+    /// What waits of a stream, as far as it is of the history of `from` and can be read, put after one gap entry for
+    /// what is missing, where an epoch begins. It is written down before this returns: nothing of it is sent before.
+    fn begin_anew(
+        &mut self,
+        (stream, begin): (StreamId, StreamPosition),
+        name: &StreamName,
+        (epoch, mut next): (Epoch, Sequence),
         waiting: &VecDeque<Item>,
     ) -> Result<Vec<Item>> {
-        let mut position = StreamPosition::start(agent, stream, Epoch(random()?));
-        position.bookmark.clone_from(&expected.bookmark);
-        let (epoch, mut next) = (expected.epoch, expected.next);
+        let mut position = begin;
         let mut anew = Vec::new();
         // In RAM alone what is before something on the disk would be gone after a crash, and that not. It is past the
         // limit of the disk by what goes from there right after.

@@ -363,3 +363,74 @@ fn key() -> SigningKey {
 fn stream(number: u8) -> StreamId {
     StreamId([number; 16])
 }
+
+/// The server, or this agent, was restored from a copy: what senders said and waits goes into the new epoch, without what
+/// the server has.
+#[test]
+fn what_waits_is_carried_over_into_a_new_epoch() {
+    // Batches that the server has in addition to the first, and whether they wait on the disk.
+    for (had, on_disk) in [(0, false), (0, true), (2, true), (5, false)] {
+        let mut rig = Rig::new("carried");
+        let id = stream(101);
+        let mut said = rig.add(101);
+        let first = said.clone();
+        rig.spool.ack(id, said.next);
+        for batch in 0..5 {
+            let after = rig.add(101);
+            if batch < had {
+                said = after;
+            }
+            if on_disk {
+                rig.spool.spill().unwrap();
+            }
+        }
+        let owner = (OWNER.0, Epoch([9; 8]));
+        let begin = StreamPosition::start(owner.0, id, owner.1);
+        let reached = rig.spool.carry_over(owner, id, Some(&said), Some(&begin));
+        let reached = reached.unwrap();
+        assert_eq!(reached.epoch, owner.1);
+        let mut position = begin;
+        let mut count = 0;
+        while let Some(next) = rig.spool.peek(Lane::Backlog).unwrap() {
+            assert_eq!(next.header.relation_to(&position), Relation::Follows);
+            next.header
+                .verify_signature(&key().verifying_key())
+                .unwrap();
+            position = next.header.position_after();
+            count += 1;
+            rig.spool.advance(Lane::Backlog);
+        }
+        assert_eq!(count, 5 - had, "{had} {on_disk}");
+        assert_eq!(position.next, reached.next);
+        assert_eq!(position.head, reached.head);
+
+        // What the server had and has no more is a gap entry before it.
+        let mut rig = Rig::new("carried-gap");
+        let mut acked = first.clone();
+        for _ in 0..3 {
+            acked = rig.add(101);
+        }
+        rig.spool.ack(id, acked.next);
+        let kept = rig.add(101);
+        let before = StreamPosition::start(OWNER.0, id, first.epoch);
+        let begin = StreamPosition::start(owner.0, id, owner.1);
+        rig.spool
+            .carry_over(owner, id, Some(&before), Some(&begin))
+            .unwrap();
+        let gap = rig.spool.peek(Lane::Backlog).unwrap().unwrap();
+        let gap = SealedBatch::decode(&gap.encoded, "batch").unwrap();
+        let said = gap.open().unwrap();
+        let (_, text) = said.iter().next().unwrap();
+        let text = String::from_utf8_lossy(text).into_owned();
+        assert!(
+            text.contains(&format!("{} entries", acked.next.0)),
+            "{text}"
+        );
+        rig.spool.advance(Lane::Backlog);
+        let next = rig.spool.peek(Lane::Backlog).unwrap().unwrap();
+        assert_eq!(
+            next.header.count,
+            u32::try_from(kept.next.0 - acked.next.0).unwrap()
+        );
+    }
+}

@@ -86,7 +86,7 @@ impl Server {
         // What is configured is right from here on, and nothing is in the trail of this run before its start.
         stopped::begin(&running.core).await?;
         let names = console_names(&config);
-        let metrics_names: std::sync::Arc<[String]> = names.clone().into();
+        let metrics_names: Arc<[String]> = names.clone().into();
         let (tls, shown) = console::tls::config(&running.core, installed, &names).await?;
         let mut tasks = JoinSet::new();
         let vital = &running.vital;

@@ -156,6 +156,7 @@ mod tests {
         Received {
             kind: StreamKind::SyslogUdp,
             name: "192.0.2.1".into(),
+            connection: 0,
             time_us: 1,
             flags: EntryFlags::NONE,
             bytes: vec![b'x'; len],
