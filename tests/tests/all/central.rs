@@ -333,7 +333,10 @@ fn what_a_configuration_of_the_server_does_not_name_stays_as_the_machine_has_it(
 
 /// A file that is denied is denied by each of its names, and with what rotation made of it.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a log is renamed as its owner does it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a log is renamed as its owner does it"
+)]
 fn what_is_denied_is_denied_by_links_and_with_its_generations() {
     let lab = lab("names", |dir| {
         let dir = dir.display();
