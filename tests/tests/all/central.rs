@@ -296,7 +296,7 @@ fn what_a_configuration_of_the_server_does_not_name_stays_as_the_machine_has_it(
 
     let source = format!("[[source]]\nfile = \"{}/*.txt\"\n", more.display());
     assert_eq!(configure(&lab, &source), None);
-    let mut expected = machine.clone();
+    let mut expected = machine;
     expected.insert(0, format!("server source.file {}/*.txt", more.display()));
     assert_eq!(shown(&lab), expected);
     let disk_max = || {
@@ -333,6 +333,10 @@ fn what_a_configuration_of_the_server_does_not_name_stays_as_the_machine_has_it(
 
 /// A file that is denied is denied by each of its names, and with what rotation made of it.
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a log is renamed as its owner does it"
+)]
 fn what_is_denied_is_denied_by_links_and_with_its_generations() {
     let lab = lab("names", |dir| {
         let dir = dir.display();

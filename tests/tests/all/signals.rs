@@ -80,7 +80,7 @@ fn an_agent_reads_its_configuration_again_and_keeps_the_one_before_if_it_is_wron
     // Another file, and a limit.
     lab.write(
         "web1.toml",
-        (two.clone() + "[limits]\ncpu_percent_max = 77\n").as_bytes(),
+        (two + "[limits]\ncpu_percent_max = 77\n").as_bytes(),
     );
     signal(pid, "-HUP");
     wait_until("what was added is collected", PATIENCE, || {
