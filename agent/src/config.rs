@@ -3,6 +3,8 @@
 mod central;
 mod deny;
 mod raw;
+mod reach;
+mod upload;
 
 use std::path::Path;
 #[cfg(unix)]
@@ -16,6 +18,8 @@ use scrinium_protocol::identity::StreamName;
 
 use self::central::Allowed;
 pub(crate) use self::deny::Deny;
+pub(crate) use self::reach::{ProxyChoice, Reach};
+pub(crate) use self::upload::Uploads;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
@@ -39,9 +43,13 @@ pub struct Config {
     allow_listen: Vec<Allowed>,
     pub(crate) limits: Limits,
     pub(crate) rates: Rates,
+    /// How fast it may send, by the hour.
+    pub(crate) uploads: Uploads,
+    /// The way to the server.
+    pub(crate) reach: Reach,
     /// How long a configuration from the server may keep it out of reach before it is taken back.
     pub(crate) revert_after: Option<Duration>,
-    /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
+    /// Send in clear, authenticated, to this `HOST:PORT` (or several) of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
 }
 
@@ -55,8 +63,6 @@ pub struct Limits {
 /// How much of the machine the agent may use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rates {
-    /// Bytes a second to the server.
-    pub upload_bytes_per_s_max: Option<u64>,
     /// Percent of one processor core.
     pub cpu_percent_max: Option<u8>,
     /// Disk space of deleted files that are kept open until they are read.
@@ -223,6 +229,13 @@ impl Config {
         if origin == Origin::Server {
             central::check_counts(&raw)?;
             for (field, is_set) in [
+                ("server.addresses", raw.server.addresses.is_some()),
+                ("server.proxy", raw.server.proxy.is_some()),
+                (
+                    "server.proxy_password_file",
+                    raw.server.proxy_password_file.is_some(),
+                ),
+                ("server.return_after_s", raw.server.return_after_s.is_some()),
                 ("server.integrity_only", raw.server.integrity_only.is_some()),
                 ("server.revert_after_s", raw.server.revert_after_s.is_some()),
                 ("allow_listen", !raw.allow_listen.is_empty()),
@@ -276,6 +289,8 @@ impl Config {
                 disk_bytes_max: parse_bytes("spool.disk_bytes_max", &raw.spool.disk_bytes_max)?,
             },
             rates: Rates::new(&raw.limits)?,
+            uploads: Uploads::new(&raw.limits)?,
+            reach: Reach::new(&raw.server)?,
             revert_after: raw.server.revert_after_s.map(Duration::from_secs),
             integrity_only: raw.server.integrity_only,
         };
@@ -289,10 +304,6 @@ impl Config {
         }
         if self.limits.disk_bytes_max < self.limits.ram_bytes_max {
             bail!("spool.disk_bytes_max must be at least spool.ram_bytes_max");
-        }
-        let address = self.integrity_only.as_ref();
-        if address.is_some_and(|address| !address.contains(':')) {
-            bail!("server.integrity_only must be HOST:PORT");
         }
         let is_allowed = |after: Duration| (REVERT_AFTER_MIN..=REVERT_AFTER_MAX).contains(&after);
         if !self.revert_after.is_none_or(is_allowed) {
@@ -380,12 +391,6 @@ impl FeedSource {
 
 impl Rates {
     fn new(raw: &raw::Limits) -> Result<Self> {
-        let upload = raw.upload_bytes_per_s_max.as_deref();
-        let upload = upload.map(|text| parse_bytes("limits.upload_bytes_per_s_max", text));
-        let upload_bytes_per_s_max = upload.transpose()?;
-        if upload_bytes_per_s_max.is_some_and(|bytes| bytes < UPLOAD_MIN) {
-            bail!("limits.upload_bytes_per_s_max must be at least 1 KiB");
-        }
         if raw
             .cpu_percent_max
             .is_some_and(|percent| !(1..=100).contains(&percent))
@@ -393,7 +398,6 @@ impl Rates {
             bail!("limits.cpu_percent_max must be between 1 and 100");
         }
         Ok(Self {
-            upload_bytes_per_s_max,
             cpu_percent_max: raw.cpu_percent_max,
             deleted_bytes_max: parse_bytes("limits.deleted_bytes_max", &raw.deleted_bytes_max)?,
         })
@@ -476,7 +480,6 @@ const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/va
 const RAM_BYTES_MIN: u64 = 512 << 10;
 const REVERT_AFTER_MIN: Duration = Duration::from_secs(5);
 const REVERT_AFTER_MAX: Duration = Duration::from_secs(86_400);
-const UPLOAD_MIN: u64 = 1 << 10;
 /// A day.
 const EVERY_S_MAX: u64 = 86_400;
 /// Memory of one compiled pattern, in bytes: of this machine's own configuration and of the server's.

@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
@@ -17,22 +15,21 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
-use scrinium_protocol::sl::handshake::Established;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Uploads};
 use crate::identity::Identity;
-use crate::link::Dial;
+use crate::link::{self, Connected, Dial, Look, Looked, Memory, Way};
 use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
 use crate::source::{self, Command, Heard, Positions};
 use crate::status::Status;
+use crate::upload::{self, Pace};
 
 /// Runs until `stop` says so.
 pub(crate) async fn run(
@@ -49,6 +46,12 @@ pub(crate) async fn run(
     };
     let own = config.clone();
     let check = Box::new(move |text: &str| own.accept_central(text).map(drop));
+    let way = Way::new(
+        &config.reach,
+        &identity.state.address,
+        config.integrity_only.as_deref(),
+        link::variable,
+    )?;
     let mut shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
     if let Some(reason) = refused {
         shipper.set_refused(reason);
@@ -70,15 +73,19 @@ pub(crate) async fn run(
             until: clock::now(),
         },
         backoff: BACKOFF_MIN,
-        upload: Arc::default(),
+        way,
+        upload: watch::Sender::default(),
+        pace: Pace::default(),
         production: Production::default(),
     };
     uplink.limit_upload();
+    let mut look = Look::default();
     info!(version = env!("CARGO_PKG_VERSION"), "started");
     let (mut is_shown, mut shown_at) = (false, clock::now());
     let mut health_at = clock::now() + HEALTH_INTERVAL;
     while !*stop.borrow() {
         let show_at = shown_at + SHOW_INTERVAL;
+        let look_at = uplink.way.returns_at();
         tokio::select! {
             // It may be cut short where it waits: nothing is taken before it is acted on.
             done = uplink.step(&mut produced, &mut stop) => {
@@ -91,6 +98,13 @@ pub(crate) async fn run(
                 uplink.handle_heard(heard);
             }
             () = tokio::time::sleep_until(show_at.into()), if !is_shown => {}
+            looked = look.wait(look_at) => match looked {
+                Looked::Due => {
+                    uplink.way.note_looked(clock::now());
+                    look.begin(uplink.new_dial(), uplink.way.earlier());
+                }
+                Looked::Done(found) => uplink.go_back(found),
+            },
         }
         let now = clock::now();
         if !is_shown && now >= show_at {
@@ -119,14 +133,16 @@ struct Uplink {
     configurations: u64,
     socket: Socket,
     backoff: Duration,
-    /// Bytes a second that go out; 0 for as many as do.
-    upload: Arc<AtomicU64>,
+    way: Way,
+    /// How fast the socket may be written to.
+    upload: watch::Sender<Uploads>,
+    pace: Pace,
     production: Production,
 }
 
 enum Socket {
     Down { until: Instant },
-    Dialling(JoinHandle<Result<(TcpStream, Established)>>),
+    Dialling(JoinHandle<(Memory, Result<Connected>)>),
     Up(Box<Up>),
 }
 
@@ -161,6 +177,8 @@ impl Uplink {
             lasts,
             key: Some(key),
             server_key,
+            way: Some(self.way.shown(clock::now())),
+            upload: self.pace.shown(&self.in_force.uploads, clock::now()),
         }
     }
 
@@ -189,9 +207,12 @@ impl Uplink {
                 tokio::select! {
                     item = produced.recv(), if takes => self.take(item)?,
                     dialled = dialling => {
-                        let dialled = dialled.context("dialling").and_then(|dialled| dialled);
+                        let dialled = dialled.context("dialling").and_then(|(memory, dialled)| {
+                            self.way.remember(memory);
+                            dialled
+                        });
                         match dialled {
-                            Ok((stream, established)) => self.go_up(stream, established),
+                            Ok(connected) => self.go_up(connected),
                             Err(error) => self.lose_link(&error),
                         }
                     }
@@ -304,41 +325,33 @@ impl Uplink {
         }
     }
 
-    fn limit_upload(&self) {
-        let rate = self.in_force.rates.upload_bytes_per_s_max.unwrap_or(0);
-        self.upload.store(rate, Ordering::Relaxed);
+    fn limit_upload(&mut self) {
+        self.upload.send_replace(self.in_force.uploads.clone());
+        self.pace = Pace::default();
+    }
+
+    fn new_dial(&self) -> Dial {
+        let is_in_clear = self.config.integrity_only.is_some();
+        Dial::new(self.shipper.state(), self.shipper.credential(), is_in_clear)
     }
 
     fn dial(&mut self) {
-        let integrity_only = self.config.integrity_only.clone();
-        let dial = Dial::new(
-            self.shipper.state(),
-            self.shipper.credential(),
-            integrity_only,
-        );
-        self.socket = Socket::Dialling(tokio::spawn(dial.run()));
+        let round = self.way.round(clock::now());
+        self.socket = Socket::Dialling(tokio::spawn(self.new_dial().run(round)));
     }
 
-    fn go_up(&mut self, stream: TcpStream, established: Established) {
-        let (reader, mut half) = stream.into_split();
-        let (writes, mut bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
-        let rate = self.upload.clone();
-        let writer = tokio::spawn(async move {
-            while let Some(bytes) = bytes.recv().await {
-                for part in bytes.chunks(PART_LEN) {
-                    if let Err(error) = half.write_all(part).await {
-                        debug!(%error, "writing to the server failed");
-                        return;
-                    }
-                    let rate = rate.load(Ordering::Relaxed);
-                    if rate > 0 {
-                        let seconds = part.len() as f64 / rate as f64;
-                        // So long the part takes at the rate that was asked for.
-                        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-                    }
-                }
-            }
-        });
+    fn go_up(&mut self, connected: Connected) {
+        let Connected {
+            stream,
+            established,
+            hop,
+            peer,
+        } = connected;
+        self.way.note_up(hop, peer, clock::now());
+        info!(server = self.way.shown(clock::now()).to_string(), "dialled");
+        let (reader, half) = stream.into_split();
+        let (writes, bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
+        let writer = tokio::spawn(upload::write_all(half, bytes, self.upload.subscribe()));
         self.shipper.handle_connected(established, clock::now());
         self.socket = Socket::Up(Box::new(Up {
             reader,
@@ -346,6 +359,26 @@ impl Uplink {
             writer,
             buffer: vec![0; READ_LEN],
         }));
+    }
+
+    /// An earlier address answers: the session ends, and the next one is sought there. What is not acknowledged is sent
+    /// again, as after every loss of the link, and taken once.
+    fn go_back(&mut self, found: Option<usize>) {
+        if !found.is_some_and(|hop| self.way.go_back(hop)) {
+            return;
+        }
+        info!("an earlier address of the server answers: it is gone back to");
+        self.end_link(&anyhow::anyhow!("an earlier address is gone back to"));
+        self.socket = Socket::Down {
+            until: clock::now(),
+        };
+    }
+
+    fn end_link(&mut self, error: &anyhow::Error) {
+        if let Socket::Up(up) = &self.socket {
+            up.writer.abort();
+        }
+        self.shipper.handle_disconnected(error);
     }
 
     /// Sends as many batches as credits and socket take.
@@ -369,10 +402,8 @@ impl Uplink {
             retry_ms = self.backoff.as_millis(),
             "no link to the server"
         );
-        if let Socket::Up(up) = &self.socket {
-            up.writer.abort();
-        }
-        self.shipper.handle_disconnected(error);
+        self.way.note_down(self.shipper.is_ready());
+        self.end_link(error);
         // Between two sessions, however soon the next begins.
         self.shipper.review_configuration(clock::now());
         let wait = if error.is::<Refused>() {
@@ -492,8 +523,6 @@ fn jittered(interval: Duration) -> Duration {
 const PRODUCED_MAX: usize = 6;
 /// Records between session and socket: 1 MiB.
 const WRITES_MAX: usize = 4;
-/// Written at once; a limit on the rate is kept from one to the next.
-const PART_LEN: usize = 16 << 10;
 const READ_LEN: usize = 64 << 10;
 /// What `status` says is at most this old.
 const SHOW_INTERVAL: Duration = Duration::from_millis(100);

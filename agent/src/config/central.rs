@@ -126,6 +126,8 @@ impl Config {
             allow_listen: self.allow_listen.clone(),
             limits: central.limits,
             rates: central.rates,
+            uploads: self.uploads.under(&central.uploads),
+            reach: self.reach.clone(),
             revert_after: self.revert_after,
             integrity_only: self.integrity_only.clone(),
         }
