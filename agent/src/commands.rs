@@ -276,7 +276,13 @@ async fn enroll(text: &str, dir: &Path, proxy: Option<&str>, config: &Config) ->
         }
     };
     // An agent joins by the port that encrypts, whatever it sends by later.
-    let mut way = Way::new(&config.reach, &identity.state.address, None, link::variable)?;
+    let mut way = Way::new(
+        &config.reach,
+        &identity.state.address,
+        None,
+        link::variable,
+        0,
+    )?;
     let dial = Dial::new(&identity.state, &identity.state.credential, false);
     let (_, connected) = dial.run(way.round(clock::now())).await;
     let Connected {
@@ -457,6 +463,7 @@ fn way_of(config: &Config, state: &State) -> Result<Way> {
         &state.address,
         config.integrity_only.as_deref(),
         link::variable,
+        0,
     )
 }
 

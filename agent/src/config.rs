@@ -18,7 +18,7 @@ use scrinium_protocol::identity::StreamName;
 
 use self::central::Allowed;
 pub(crate) use self::deny::Deny;
-pub(crate) use self::reach::{ProxyChoice, Reach};
+pub(crate) use self::reach::{ProxyChoice, Reach, read_password};
 pub(crate) use self::upload::Uploads;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;

@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use scrinium_protocol::route::Proxy;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
     AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, RefusalCode,
@@ -26,12 +27,16 @@ use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::{machine, random};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 pub(crate) use self::connect::Memory;
 pub(crate) use self::look::{Look, Looked};
+pub(crate) use self::proxy::NotLetPass;
+use self::way::Through;
 pub(crate) use self::way::{Hop, Round, Shown, Way};
 use crate::clock;
+use crate::config::read_password;
 use crate::identity::State;
 use crate::shipper::Refused;
 
@@ -92,7 +97,12 @@ impl Dial {
         let Round { hops, mut memory } = round;
         let mut problems = Vec::new();
         let mut refused = None;
+        let mut closed: Vec<Hop> = Vec::new();
         for (index, hop) in hops {
+            // It would be asked the same again.
+            if closed.iter().any(|closed| closed.has_proxy_of(&hop)) {
+                continue;
+            }
             let error = match self.shake_hands_at(&hop, &mut memory).await {
                 Ok((stream, established, peer)) => {
                     // Once for each session: what is never reached is said with the reason why there is none.
@@ -115,6 +125,9 @@ impl Dial {
             if error.is::<Refused>() && refused.is_none() {
                 // Of all reasons this one is the server's own.
                 refused = Some(error);
+            } else if error.is::<NotLetPass>() && refused.is_none() {
+                refused = Some(error);
+                closed.push(hop);
             } else {
                 problems.push(format!("{error:#}"));
             }
@@ -195,15 +208,37 @@ async fn reach(hop: &Hop, memory: &mut Memory) -> Result<(TcpStream, SocketAddr)
         stream.set_nodelay(true)?;
         return Ok((stream, peer));
     };
-    let named = || format!("{} proxy {}", through.kind(), through.proxy);
-    let connected = connect::connect(&through.proxy.address, memory).await;
-    let (mut stream, peer) = connected.with_context(named)?;
+    let described = || through.described();
+    let proxy = with_password(through).await.with_context(described)?;
+    let connected = connect::connect(through.address(), memory).await;
+    let (mut stream, peer) = connected.with_context(described)?;
     stream.set_nodelay(true)?;
-    let opened = proxy::open(&mut stream, &through.proxy, &hop.address);
+    let opened = proxy::open(&mut stream, &proxy, &hop.address);
     let opened = tokio::time::timeout(TUNNEL_MAX, opened).await;
     let opened = opened.unwrap_or_else(|_| Err(anyhow!("it did not answer in time")));
-    opened.with_context(named)?;
+    opened.with_context(described)?;
     Ok((stream, peer))
+}
+
+/// The proxy with its password, which is read for each connection: it may be another than that of yesterday.
+async fn with_password(through: &Through) -> Result<Proxy> {
+    static READS: Semaphore = Semaphore::const_new(1);
+    let mut proxy = through.proxy.clone();
+    let Some(path) = through.password_file.clone() else {
+        return Ok(proxy);
+    };
+    let read = async {
+        let permit = READS.acquire().await?;
+        let read = tokio::task::spawn_blocking(move || {
+            let password = read_password(&path);
+            drop(permit);
+            password
+        });
+        read.await?
+    };
+    let read = tokio::time::timeout(PASSWORD_READ_MAX, read).await;
+    proxy.password = Some(read.context("the file of the password does not answer")??);
+    Ok(proxy)
 }
 
 fn unanswered(hop: &Hop) -> anyhow::Error {
@@ -289,3 +324,5 @@ fn os_name() -> String {
 const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
 /// Until the proxy says whether it reaches the server: it has its own time for that.
 const TUNNEL_MAX: Duration = Duration::from_secs(20);
+/// A file on a server that is gone, say, or a pipe that nobody writes to.
+const PASSWORD_READ_MAX: Duration = Duration::from_secs(5);

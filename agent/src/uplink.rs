@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::config::{Config, Uploads};
 use crate::identity::Identity;
-use crate::link::{self, Connected, Dial, Look, Looked, Memory, Way};
+use crate::link::{self, Connected, Dial, Look, Looked, Memory, NotLetPass, Way};
 use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
 use crate::source::{self, Command, Heard, Positions};
@@ -51,6 +51,7 @@ pub(crate) async fn run(
         &identity.state.address,
         config.integrity_only.as_deref(),
         link::variable,
+        scrinium_segment::random::<1>().map_or(0, |[spread]| spread),
     )?;
     let mut shipper = Shipper::open(dir, key, in_force.limits, identity, check)?;
     if let Some(reason) = refused {
@@ -406,11 +407,13 @@ impl Uplink {
         self.end_link(error);
         // Between two sessions, however soon the next begins.
         self.shipper.review_configuration(clock::now());
-        let wait = if error.is::<Refused>() {
-            jittered(BACKOFF_REFUSED)
+        let wait = jittered(if error.is::<Refused>() {
+            BACKOFF_REFUSED
+        } else if error.is::<NotLetPass>() {
+            BACKOFF_PROXY
         } else {
-            jittered(self.backoff)
-        };
+            self.backoff
+        });
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         self.socket = Socket::Down {
             until: clock::now() + wait,
@@ -532,6 +535,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The server answered, and said no: somebody may be about to change that.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
+/// The proxy does not take what we show: ten tries in ten minutes lock an account in many a directory.
+const BACKOFF_PROXY: Duration = Duration::from_secs(300);
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

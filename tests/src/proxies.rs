@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use data_encoding::BASE64;
@@ -45,6 +46,7 @@ struct Shared {
     server: SocketAddr,
     answer: Mutex<Answer>,
     asked: Mutex<Vec<String>>,
+    turned_away: AtomicU64,
 }
 
 impl SiteProxy {
@@ -60,6 +62,7 @@ impl SiteProxy {
             server,
             answer: Mutex::new(Answer::Opened),
             asked: Mutex::default(),
+            turned_away: AtomicU64::new(0),
         });
         let accepting = shared.clone();
         std::thread::spawn(move || {
@@ -87,6 +90,12 @@ impl SiteProxy {
         *self.shared.answer.lock().unwrap() = answer;
     }
 
+    /// How often somebody showed a wrong password, or none.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        self.shared.turned_away.load(Ordering::SeqCst)
+    }
+
     /// What was asked for by whom it let pass, in order.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
@@ -107,6 +116,7 @@ impl Shared {
             let expected = BASE64.encode(format!("{user}:{password}").as_bytes());
             let line = format!("\r\nProxy-Authorization: Basic {expected}\r\n");
             if !head.contains(&line) {
+                self.turned_away.fetch_add(1, Ordering::SeqCst);
                 let refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"site\"\r\n\r\n";
                 return client.write_all(refusal);
             }

@@ -1,7 +1,7 @@
 //! What a machine's own configuration says of the way to the server.
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -11,20 +11,20 @@ use zeroize::Zeroizing;
 use super::raw;
 
 /// How the server is to be reached, as far as this machine's administrator says it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Reach {
     /// In their order; none for those of the token.
     pub(crate) addresses: Vec<Address>,
     /// `None` for what the token or the environment names.
     pub(crate) proxy: Option<ProxyChoice>,
     /// Holds the password that goes with the name of the proxy's user, whoever named the proxy.
-    password_file: Option<PathBuf>,
+    pub(crate) password_file: Option<PathBuf>,
     /// After this time away from the first address it is looked for again.
     pub(crate) return_after: Duration,
 }
 
 /// A proxy, or the word that there is to be none.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum ProxyChoice {
     Direct,
     Through(Proxy),
@@ -70,24 +70,21 @@ impl Reach {
             return_after,
         })
     }
+}
 
-    /// The password of the file, if one is named: its first line.
-    ///
-    /// # Errors
-    /// The file cannot be read, or holds no password.
-    pub(crate) fn proxy_password(&self) -> Result<Option<Password>> {
-        let Some(path) = &self.password_file else {
-            return Ok(None);
-        };
-        let named = || format!("server.proxy_password_file {}", path.display());
-        let mut text = Zeroizing::new(String::new());
-        let file = std::fs::File::open(path).with_context(named)?;
-        let mut file = file.take(PASSWORD_FILE_LEN_MAX);
-        file.read_to_string(&mut text).with_context(named)?;
-        let line = text.lines().next().unwrap_or_default();
-        let password = Password::new(line.to_owned()).with_context(named)?;
-        Ok(Some(password))
-    }
+/// The password that the file of `server.proxy_password_file` holds: its first line.
+///
+/// # Errors
+/// The file cannot be read, or holds no password.
+pub(crate) fn read_password(path: &Path) -> Result<Password> {
+    let named = || format!("server.proxy_password_file {}", path.display());
+    let mut text = Zeroizing::new(String::new());
+    let file = std::fs::File::open(path).with_context(named)?;
+    let mut file = file.take(PASSWORD_FILE_LEN_MAX);
+    file.read_to_string(&mut text).with_context(named)?;
+    let line = text.lines().next().unwrap_or_default();
+    let password = Password::new(line.to_owned()).with_context(named)?;
+    Ok(password)
 }
 
 /// What `server.proxy` says to go without one, whatever token and environment name.

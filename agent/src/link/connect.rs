@@ -49,6 +49,30 @@ impl Memory {
         }
     }
 
+    /// What a name was found to be, or what it last was.
+    fn settle(
+        &mut self,
+        host: &Address,
+        found: Result<Vec<SocketAddr>, String>,
+    ) -> Result<Vec<SocketAddr>> {
+        let known = self.hosts.get(host).map(|known| known.resolved.clone());
+        match (found, known.filter(|known| !known.is_empty())) {
+            (Ok(found), _) => {
+                if found.len() > TRIED_MAX {
+                    debug!(%host, addresses = found.len(), "a name has more addresses than are tried");
+                }
+                let known = self.hosts.entry(host.clone()).or_default();
+                known.resolved.clone_from(&found);
+                Ok(found)
+            }
+            (Err(problem), Some(known)) => {
+                warn!(%host, problem, "a name cannot be resolved: its last addresses are tried");
+                Ok(known)
+            }
+            (Err(problem), None) => bail!("resolving {}: {problem}", host.host),
+        }
+    }
+
     fn order(&self, host: &Address, resolved: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
         let Some(known) = self.hosts.get(host) else {
             return order(resolved, None, |_| false);
@@ -78,6 +102,9 @@ pub(super) async fn connect(
             attempts.spawn(async move { (address, attempt(address).await) });
         }
         let next_at = race.poll_timeout();
+        if attempts.is_empty() && next_at.is_none() {
+            break;
+        }
         let wait = async {
             match next_at {
                 Some(next_at) => tokio::time::sleep_until(next_at.into()).await,
@@ -93,11 +120,6 @@ pub(super) async fn connect(
                 }
             },
             () = wait => {}
-            // Nothing is on its way, and nothing is left.
-            else => break,
-        }
-        if attempts.is_empty() && race.poll_timeout().is_none() {
-            break;
         }
     }
     match &problems[..] {
@@ -126,27 +148,13 @@ async fn resolve(host: &Address, memory: &mut Memory) -> Result<Vec<SocketAddr>>
         lookup.await.map_err(io::Error::other)?
     };
     let looked_up = tokio::time::timeout(RESOLVE_MAX, looked_up).await;
-    let problem = match looked_up {
-        Ok(Ok(found)) if !found.is_empty() => {
-            if found.len() > TRIED_MAX {
-                debug!(%host, addresses = found.len(), "a name has more addresses than are tried");
-            }
-            let known = memory.hosts.entry(host.clone()).or_default();
-            known.resolved.clone_from(&found);
-            return Ok(found);
-        }
-        Ok(Ok(_)) => "it has no address".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the resolver does not answer".to_owned(),
+    let found = match looked_up {
+        Ok(Ok(found)) if !found.is_empty() => Ok(found),
+        Ok(Ok(_)) => Err("it has no address".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the resolver does not answer".to_owned()),
     };
-    let known = memory.hosts.get(host).map(|known| known.resolved.clone());
-    match known.filter(|known| !known.is_empty()) {
-        Some(known) => {
-            warn!(%host, problem, "a name cannot be resolved: its last addresses are tried");
-            Ok(known)
-        }
-        None => bail!("resolving {}: {problem}", host.host),
-    }
+    memory.settle(host, found)
 }
 
 /// The system tries for two minutes: that is too long while another way may be open.
@@ -159,3 +167,79 @@ const LOOKUPS_MAX: usize = 4;
 const RESOLVED_MAX: usize = 64;
 /// So long an address that led nowhere comes after the others.
 const BAD_FOR: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    fn addresses() -> Vec<SocketAddr> {
+        ["127.0.0.1:720", "127.0.0.2:720"]
+            .map(|text| text.parse().unwrap())
+            .into()
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_resolved_any_more_is_where_it_last_was() {
+        let mut memory = Memory::default();
+        let (known, other) = (host("a:720"), host("b:720"));
+        let none = || Err("no answer".to_owned());
+        let error = memory.settle(&known, none()).unwrap_err();
+        assert_eq!(error.to_string(), "resolving a: no answer");
+        assert_eq!(memory.settle(&known, Ok(addresses())).unwrap(), addresses());
+        assert_eq!(memory.settle(&known, none()).unwrap(), addresses());
+        assert!(memory.settle(&other, none()).is_err());
+        // It moved.
+        let moved = vec![addresses()[1]];
+        memory.settle(&known, Ok(moved.clone())).unwrap();
+        assert_eq!(memory.settle(&known, none()).unwrap(), moved);
+    }
+
+    #[test]
+    fn what_led_nowhere_is_last_for_a_while() {
+        let start = crate::clock::now();
+        let mut memory = Memory::default();
+        let host = host("a:720");
+        let [first, second] = addresses()[..] else {
+            unreachable!()
+        };
+        memory.note_bad(&host, first, start);
+        let order = |memory: &Memory, now| memory.order(&host, &addresses(), now);
+        assert_eq!(order(&memory, start), [second, first]);
+        assert_eq!(order(&memory, start + BAD_FOR), [first, second]);
+        memory.note_good(&host, second);
+        assert_eq!(order(&memory, start + BAD_FOR), [second, first]);
+        memory.note_bad(&host, second, start + BAD_FOR);
+        assert_eq!(order(&memory, start + BAD_FOR), [first, second]);
+        memory.note_good(&host, second);
+        assert_eq!(order(&memory, start + BAD_FOR), [second, first]);
+    }
+
+    /// One that refuses is passed over at once, and both are named when none answers.
+    #[test]
+    fn the_first_that_answers_is_used() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(async {
+            let localhost = Address {
+                host: "127.0.0.1".into(),
+                port,
+            };
+            let mut memory = Memory::default();
+            let (_, peer) = connect(&localhost, &mut memory).await.unwrap();
+            assert_eq!(peer, listener.local_addr().unwrap());
+            drop(listener);
+            let error = connect(&localhost, &mut memory)
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("connecting to 127.0.0.1"), "{error}");
+        });
+    }
+}

@@ -9,6 +9,11 @@ use scrinium_protocol::route::{Address, Password, Proxy, ProxyKind};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
+/// The proxy does not let us pass with what we show, or without it. Whoever repeats that soon may have an account locked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NotLetPass(String);
+
 /// Has the proxy at the other end of `stream` connect to `target`; from then on the stream leads there.
 pub(super) async fn open<S>(stream: &mut S, proxy: &Proxy, target: &Address) -> Result<()>
 where
@@ -53,6 +58,7 @@ where
                 );
                 return Ok(());
             }
+            407 => return Err(NotLetPass(head.refusal(proxy, target)).into()),
             _ => bail!("{}", head.refusal(proxy, target)),
         }
     }
@@ -101,9 +107,7 @@ impl Head {
                 "the proxy wants to know who asks by {}, which agents do not speak: let this machine pass, or allow Basic ({said})",
                 self.schemes.join(", ")
             ),
-            407 if proxy.user.is_none() => format!(
-                "the proxy wants a name and a password: put the name into server.proxy and the password into the file of server.proxy_password_file ({said})"
-            ),
+            407 if proxy.user.is_none() => format!("{WANTS_CREDENTIAL} ({said})"),
             407 => format!("the proxy does not take the name and the password ({said})"),
             403 => format!("the proxy does not allow connections to {target} ({said})"),
             405 | 501 => format!("the proxy does not open connections, or is none ({said})"),
@@ -183,15 +187,18 @@ where
             }
             stream.write_all(&shown).await?;
             let [_, status] = read(stream).await?;
-            ensure!(
-                status == 0,
-                "the proxy does not take the name and the password"
-            );
+            if status != 0 {
+                let refusal = "the proxy does not take the name and the password";
+                return Err(NotLetPass(refusal.into()).into());
+            }
         }
-        _ if proxy.user.is_none() => bail!(
-            "the proxy wants a name and a password: put the name into server.proxy and the password into the file of server.proxy_password_file"
-        ),
-        _ => bail!("the proxy wants to know who asks in a way that agents do not speak"),
+        _ => {
+            let refusal = match proxy.user {
+                None => WANTS_CREDENTIAL,
+                Some(_) => "the proxy wants to know who asks in a way that agents do not speak",
+            };
+            return Err(NotLetPass(refusal.into()).into());
+        }
     }
     //= https://www.rfc-editor.org/rfc/rfc1928#section-4
     let mut request = vec![SOCKS_VERSION, COMMAND_CONNECT, 0];
@@ -261,6 +268,7 @@ fn password_of(proxy: &Proxy) -> &str {
     proxy.password.as_ref().map_or("", Password::expose)
 }
 
+const WANTS_CREDENTIAL: &str = "the proxy wants a name and a password: put the name into server.proxy and the password into the file of server.proxy_password_file";
 /// Bytes of an answer's head; curl takes no more of a line.
 const HEAD_LEN_MAX: usize = 16 << 10;
 /// Bytes of a proxy's own words that are shown.

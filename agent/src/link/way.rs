@@ -10,6 +10,7 @@
 //! 2. Who is not at the first address goes back to the first that answers, [`Way::returns_at`] after it was left.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub(crate) struct Hop {
 pub(crate) struct Through {
     pub(super) proxy: Proxy,
     named_by: &'static str,
+    /// Where its password is, if it takes one and has none.
+    pub(super) password_file: Option<PathBuf>,
 }
 
 /// What is tried in one go: hops by their number.
@@ -78,15 +81,17 @@ pub(crate) struct Shown {
 
 impl Way {
     /// The way that this machine's configuration names, else the token's, with the proxy that one of them or the
-    /// environment names. In clear to `integrity_only`, if that is set.
+    /// environment names. In clear to `integrity_only`, if that is set. `spread` is drawn once for each process: agents that
+    /// left an address together do not come back to it together.
     ///
     /// # Errors
-    /// The state has an address that is none, or the password of the proxy cannot be read.
+    /// The state has an address that is none.
     pub(crate) fn new(
         reach: &Reach,
         of_token: &str,
         integrity_only: Option<&str>,
         get: impl Fn(&str) -> Option<String>,
+        spread: u8,
     ) -> Result<Self> {
         let route = Route::parse(of_token).context("the server's address in the agent's state")?;
         let addresses = match integrity_only {
@@ -103,30 +108,32 @@ impl Way {
             Some(ProxyChoice::Direct) => (None, true),
             None => (route.proxy.map(|proxy| (proxy, "token")), false),
         };
-        let through = |(mut proxy, named_by): (Proxy, &'static str)| -> Result<Arc<Through>> {
-            if proxy.user.is_some() && proxy.password.is_none() {
-                proxy.password = reach.proxy_password()?;
-            }
-            Ok(Arc::new(Through { proxy, named_by }))
+        let through = |(proxy, named_by): (Proxy, &'static str)| {
+            let has_none = proxy.user.is_some() && proxy.password.is_none();
+            Arc::new(Through {
+                password_file: reach.password_file.clone().filter(|_| has_none),
+                proxy,
+                named_by,
+            })
         };
-        let named = named.map(through).transpose()?;
+        let named = named.map(through);
         let mut hops = Vec::with_capacity(addresses.len());
         for address in addresses {
             let proxy = match &named {
                 Some(named) => Some(named.clone()),
                 None if is_direct => None,
-                None => environment::proxy_for(&address, &get)
-                    .map(through)
-                    .transpose()?,
+                None => environment::proxy_for(&address, &get).map(through),
             };
             hops.push(Hop { address, proxy });
         }
+        let longer = reach.return_after / SPREAD_PART * u32::from(spread) / u32::from(u8::MAX);
+        let return_after = reach.return_after + longer;
         Ok(Self {
             hops,
             begin: 0,
             up: None,
-            wait: reach.return_after,
-            return_after: reach.return_after,
+            wait: return_after,
+            return_after,
             returns_at: None,
             returns_to: None,
             memory: Memory::default(),
@@ -282,6 +289,11 @@ impl Hop {
         self.address.host.parse::<IpAddr>().is_err()
     }
 
+    pub(super) fn has_proxy_of(&self, other: &Self) -> bool {
+        let pair = self.proxy.as_ref().zip(other.proxy.as_ref());
+        pair.is_some_and(|(one, other)| one.proxy == other.proxy)
+    }
+
     /// How it is called in a sentence.
     pub(crate) fn named(&self) -> String {
         match &self.proxy {
@@ -299,8 +311,16 @@ impl Through {
         }
     }
 
-    /// What it is.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(super) fn address(&self) -> &Address {
+        &self.proxy.address
+    }
+
+    /// What it is, and where.
+    pub(super) fn described(&self) -> String {
+        format!("{} proxy {}", self.kind(), self.proxy)
+    }
+
+    fn kind(&self) -> &'static str {
         match self.proxy.kind {
             ProxyKind::Http => "HTTP",
             ProxyKind::Socks5 => "SOCKS 5",
@@ -308,6 +328,8 @@ impl Through {
     }
 }
 
+/// A quarter of the time is what [`Way::new`] spreads agents over.
+const SPREAD_PART: u32 = 4;
 /// The longest wait when a first address answers and never takes a session: each try costs a connection.
 const RETURN_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
 
@@ -327,6 +349,7 @@ mod tests {
             of_token,
             config.integrity_only.as_deref(),
             get,
+            0,
         )
         .unwrap()
     }

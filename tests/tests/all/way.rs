@@ -11,7 +11,7 @@ use scrinium_tests::network::in_own_network;
 use scrinium_tests::proxies::{Answer, Kind, SiteProxy};
 use scrinium_tests::proxy::Proxy;
 use scrinium_tests::random::Random;
-use scrinium_tests::{now, program, unix_s, wait_until};
+use scrinium_tests::{now, pause, program, unix_s, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -232,6 +232,21 @@ fn a_proxy_with_a_password_leads_to_a_server_whose_name_it_alone_knows() {
     // The name was resolved by nobody else.
     let asked = proxy.asked();
     assert!(asked.iter().all(|asked| asked == "logs.invalid:720"));
+
+    // Somebody changes the password: the account is not to be locked by who tries the old one again and again.
+    lab.stop_agent("web1");
+    lab.write("proxy.password", b"of yesterday\n");
+    let before = proxy.turned_away();
+    lab.start_agent("web1");
+    wait_until("the agent says why", SOON, || {
+        let status = lab.agent_status("web1");
+        status.is_some_and(|status| {
+            let problem = status["problem"].as_str().unwrap_or_default();
+            problem.contains("does not take the name")
+        })
+    });
+    pause(Duration::from_secs(3)); // that nobody tries again is under test; to a dead link four tries are made
+    assert_eq!(proxy.turned_away(), before + 1);
 
     let unanswered = waiting.wait_with_output().unwrap();
     assert_eq!(unanswered.status.code(), Some(1));
