@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_led_nowhere_is_last_for_a_while() {
-        let start = crate::clock::now();
+        let start = clock::now();
         let mut memory = Memory::default();
         let host = host("a:720");
         let [first, second] = addresses()[..] else {
