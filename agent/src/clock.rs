@@ -2,10 +2,20 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+
 /// The monotonic clock, for deadlines.
 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// What a clock on the wall shows here: by the time zone that this machine has now (jiff looks again every five minutes).
+pub(crate) fn local() -> Zoned {
+    let time_us = i64::try_from(unix_us()).unwrap_or(i64::MAX);
+    let at = Timestamp::from_microsecond(time_us).unwrap_or(Timestamp::UNIX_EPOCH);
+    at.to_zoned(TimeZone::system())
 }
 
 /// The wall clock in µs since 1970-01-01T00:00Z; 0 before it.

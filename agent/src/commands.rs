@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
+use scrinium_protocol::route::{Proxy, Route};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::handshake::refusal_of;
@@ -24,7 +25,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::config::Config;
 use crate::identity::{self, Identity, State};
-use crate::link::{self, Dial};
+use crate::link::{self, Connected, Dial, Way};
 use crate::service::Action;
 #[cfg(unix)]
 use crate::service::notify::Notifier;
@@ -79,8 +80,13 @@ enum Command {
         /// Read the token from this file; from standard input if it is `-`. It counts before the others.
         #[arg(long)]
         token_file: Option<PathBuf>,
+        /// Reach the server through this proxy, http://[USER@]HOST:PORT or socks5://[USER@]HOST:PORT, from now on.
+        #[arg(long)]
+        proxy: Option<String>,
         #[command(flatten)]
         state: StateDir,
+        #[command(flatten)]
+        config: ConfigFile,
     },
     /// Collects and ships until stopped.
     #[command(after_help = "Example: scrinium-agent run --config /etc/scrinium/agent.toml")]
@@ -152,8 +158,14 @@ impl Command {
             Self::Enroll {
                 token,
                 token_file,
+                proxy,
                 state,
-            } => enroll(&token_of(token, token_file.as_deref())?, &state.state).await?,
+                config,
+            } => {
+                let token = token_of(token, token_file.as_deref())?;
+                let config = load(&config)?;
+                enroll(&token, &state.state, proxy.as_deref(), &config).await?;
+            }
             Self::Run { state, config } => run(&state.state, &config).await?,
             Self::Status { state, json } => return show_status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
@@ -202,14 +214,30 @@ fn token_of(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<Zer
     Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
+/// A proxy that is named on a command line, which every user of this machine sees.
+fn proxy_of(text: &str) -> Result<Proxy> {
+    let proxy = Proxy::parse(text).map_err(|error| UsageError(format!("--proxy: {error}")))?;
+    if proxy.password.is_some() {
+        let wrong = "--proxy: every user of this machine sees the words of a command; put the password into the file that server.proxy_password_file of the configuration names";
+        return Err(UsageError(wrong.into()).into());
+    }
+    Ok(proxy)
+}
+
 /// Uses the token: one handshake, in which the server names this agent.
-async fn enroll(text: &str, dir: &Path) -> Result<()> {
+async fn enroll(text: &str, dir: &Path, proxy: Option<&str>, config: &Config) -> Result<()> {
     let token = Token::parse(text)
         .map_err(|error| UsageError(format!("the token is not valid: {error}; copy it whole")))?;
     if clock::unix_us() / 1_000_000 >= token.expires_s {
         bail!(
             "this enrolment token has expired; make a new one with: scrinium-server agent enroll"
         );
+    }
+    let mut route = Route::parse(&token.address)
+        .map_err(|error| UsageError(format!("the address in the token is not valid: {error}")))?;
+    if let Some(text) = proxy {
+        let through = route.through(proxy_of(text)?);
+        route = through.map_err(|error| UsageError(format!("--proxy: {error}")))?;
     }
     let key = identity::prepare(dir)?;
     let _lock = DirLock::acquire(dir)?;
@@ -221,11 +249,14 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
             );
         }
         // We died while using this token: the same keys use it again.
-        Ok(identity) if identity.state.token == Some(token.id) => identity,
+        Ok(mut identity) if identity.state.token == Some(token.id) => {
+            identity.state.address = route.to_string();
+            identity
+        }
         _ => {
             let state = State {
                 agent: AgentId::default(),
-                address: token.address.clone(),
+                address: route.to_string(),
                 server_public: token.server_public,
                 noise: Secret::new(random()?),
                 signing: Secret::new(random()?),
@@ -244,9 +275,23 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
             Identity::create(dir, &key, state)?
         }
     };
-    let (mut stream, established) = Dial::new(&identity.state, &identity.state.credential, None)
-        .run()
-        .await?;
+    // An agent joins by the port that encrypts, whatever it sends by later.
+    let mut way = Way::new(
+        &config.reach,
+        &identity.state.address,
+        None,
+        link::variable,
+        0,
+    )?;
+    let dial = Dial::new(&identity.state, &identity.state.credential, false);
+    let (_, connected) = dial.run(way.round(clock::now())).await;
+    let Connected {
+        mut stream,
+        established,
+        hop,
+        peer,
+    } = connected?;
+    way.note_up(hop, peer, clock::now());
     let next = established.next_psk.clone();
     let recovery = established.recovery_psk.clone();
     let mut session = AgentSession::new(established, clock::now());
@@ -278,7 +323,7 @@ async fn enroll(text: &str, dir: &Path) -> Result<()> {
                 }
                 say(&format!(
                     "enrolled as {agent} with {}; start it with: scrinium-agent run",
-                    identity.state.address
+                    way.shown(clock::now())
                 ))?;
                 return Ok(());
             }
@@ -364,6 +409,12 @@ async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
         number("disk_bytes_max"),
         number("acked_entries")
     ))?;
+    for (what, key) in [("server", "way"), ("upload", "upload")] {
+        let sentence = status.get(key).and_then(|part| part.get("sentence"));
+        if let Some(sentence) = sentence.and_then(serde_json::Value::as_str) {
+            say(&format!("{what}: {sentence}"))?;
+        }
+    }
     for (what, key) in [("key", "key"), ("the server's key", "server_key")] {
         if let Some(key) = status.get(key).and_then(serde_json::Value::as_str) {
             say(&format!("{what}: {key}"))?;
@@ -383,6 +434,17 @@ async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The way to the server of the agent with this state.
+fn way_of(config: &Config, state: &State) -> Result<Way> {
+    Way::new(
+        &config.reach,
+        &state.address,
+        config.integrity_only.as_deref(),
+        link::variable,
+        0,
+    )
+}
+
 async fn check(dir: &Path, config: &Config) -> Result<()> {
     let Found { files, refused, .. } = Discovery::new(config).look();
     say(&format!("configuration: fine; {} files match", files.len()))?;
@@ -397,11 +459,20 @@ async fn check(dir: &Path, config: &Config) -> Result<()> {
     let key = identity::key_of(dir)?;
     let identity = Identity::open(dir, &key)?;
     say(&format!("state: fine; agent {}", identity.state.agent))?;
-    link::can_connect(&identity.state.address)
-        .await
-        .context("server")?;
-    say(&format!("server: {} answers", identity.state.address))?;
-    Ok(())
+    let way = way_of(config, &identity.state)?;
+    let mut problem = None;
+    for hop in way.each() {
+        match link::can_connect(&hop).await {
+            Ok(()) => say(&format!("server: {} answers", hop.named()))?,
+            Err(error) => {
+                let error = error.context(format!("server: {}", hop.named()));
+                if let Some(before) = problem.replace(error) {
+                    say(&format!("{before:#}"))?;
+                }
+            }
+        }
+    }
+    problem.map_or(Ok(()), Err)
 }
 
 fn sources(config: &Config, json: bool) -> Result<()> {

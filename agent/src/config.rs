@@ -5,7 +5,9 @@ mod deny;
 mod limits;
 mod pattern;
 mod raw;
+mod reach;
 mod settings;
+mod upload;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +22,8 @@ pub(crate) use self::deny::Deny;
 use self::limits::Named;
 pub use self::limits::{Limits, Rates};
 pub(crate) use self::pattern::{Pattern, split_fixed};
+pub(crate) use self::reach::{ProxyChoice, Reach, read_password};
+pub(crate) use self::upload::Uploads;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
@@ -43,9 +47,13 @@ pub struct Config {
     allow_listen: Vec<Allowed>,
     /// Its limits, as far as it names them.
     named: Named,
+    /// How fast it may send, by the hour.
+    pub(crate) uploads: Uploads,
+    /// The way to the server.
+    pub(crate) reach: Reach,
     /// How long a configuration from the server may keep it out of reach before it is taken back.
     pub(crate) revert_after: Option<Duration>,
-    /// Send in clear, authenticated, to this `HOST:PORT` of the same server; it must allow it.
+    /// Send in clear, authenticated, to this `HOST:PORT` (or several) of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
 }
 
@@ -212,6 +220,13 @@ impl Config {
         if origin == Origin::Server {
             central::check_counts(&raw)?;
             for (field, is_set) in [
+                ("server.addresses", raw.server.addresses.is_some()),
+                ("server.proxy", raw.server.proxy.is_some()),
+                (
+                    "server.proxy_password_file",
+                    raw.server.proxy_password_file.is_some(),
+                ),
+                ("server.return_after_s", raw.server.return_after_s.is_some()),
                 ("server.integrity_only", raw.server.integrity_only.is_some()),
                 ("server.revert_after_s", raw.server.revert_after_s.is_some()),
                 ("allow_listen", !raw.allow_listen.is_empty()),
@@ -262,6 +277,8 @@ impl Config {
                 .map(|text| Allowed::parse(text))
                 .collect::<Result<_>>()?,
             named: Named::new(&raw.spool, &raw.limits)?,
+            uploads: Uploads::new(&raw.limits)?,
+            reach: Reach::new(&raw.server)?,
             revert_after: raw.server.revert_after_s.map(Duration::from_secs),
             integrity_only: raw.server.integrity_only,
         };
@@ -270,10 +287,6 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let address = self.integrity_only.as_ref();
-        if address.is_some_and(|address| !address.contains(':')) {
-            bail!("server.integrity_only must be HOST:PORT");
-        }
         let is_allowed = |after: Duration| (REVERT_AFTER_MIN..=REVERT_AFTER_MAX).contains(&after);
         if !self.revert_after.is_none_or(is_allowed) {
             bail!("server.revert_after_s must be between 5 and 86400");

@@ -22,6 +22,7 @@ pub mod source;
 pub mod spool;
 mod status;
 mod uplink;
+mod upload;
 
 use std::io::Write as _;
 use std::process::ExitCode;

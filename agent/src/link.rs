@@ -1,28 +1,48 @@
-//! Dialling the server: TCP, preamble, handshake.
+//! Dialling the server: a connection, preamble, handshake.
+//!
+//! ```text
+//! [way]: which address, which proxy ─▶ [connect], [race]: a socket ─▶ [proxy]: a tunnel ─▶ [Dial]: a session's keys
+//! ```
 
+mod connect;
+mod environment;
+mod look;
+mod proxy;
+mod race;
+mod way;
+
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
+use scrinium_protocol::route::Proxy;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
     AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, RefusalCode,
-    ServerHello, parse_refusal, start,
+    SendAgentHello, ServerHello, parse_refusal, start,
 };
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::{machine, random};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
 
+pub(crate) use self::connect::Memory;
+pub(crate) use self::look::{Look, Looked};
+pub(crate) use self::proxy::NotLetPass;
+use self::way::Through;
+pub(crate) use self::way::{Hop, Round, Shown, Way};
 use crate::clock;
+use crate::config::read_password;
 use crate::identity::State;
 use crate::shipper::Refused;
 
 /// What dialling needs of the agent's state.
 pub(crate) struct Dial {
     suite: Suite,
-    address: String,
     server_public: [u8; 32],
     noise: Secret<32>,
     credential: Secret<32>,
@@ -30,22 +50,27 @@ pub(crate) struct Dial {
     hello: AgentHello,
 }
 
+/// A session's begin.
+pub(crate) struct Connected {
+    pub(crate) stream: TcpStream,
+    pub(crate) established: Established,
+    /// Which of the addresses it is.
+    pub(crate) hop: usize,
+    /// Where the socket leads: the server, or the proxy.
+    pub(crate) peer: SocketAddr,
+}
+
 impl Dial {
-    /// Dials with `credential`; in clear, if `integrity_only` says where.
-    pub(crate) fn new(
-        state: &State,
-        credential: &Secret<32>,
-        integrity_only: Option<String>,
-    ) -> Self {
+    /// Dials with `credential`, in clear if `is_in_clear`.
+    pub(crate) fn new(state: &State, credential: &Secret<32>, is_in_clear: bool) -> Self {
         let signing = ed25519_dalek::SigningKey::from_bytes(state.signing.expose());
         // Salted with the server's key: two servers cannot compare what they know of a machine.
         let fingerprint = machine::fingerprint(&state.server_public);
         Self {
-            suite: match integrity_only {
-                Some(_) => Suite::IntegrityOnly,
-                None => Suite::Encrypted,
+            suite: match is_in_clear {
+                true => Suite::IntegrityOnly,
+                false => Suite::Encrypted,
             },
-            address: integrity_only.unwrap_or_else(|| state.address.clone()),
             server_public: state.server_public,
             noise: state.noise.clone(),
             credential: credential.clone(),
@@ -66,17 +91,73 @@ impl Dial {
         }
     }
 
-    /// Connects and shakes hands, within a deadline.
-    pub(crate) async fn run(self) -> Result<(TcpStream, Established)> {
-        let address = self.address.clone();
-        let dialled = tokio::time::timeout(DIAL_MAX, self.shake_hands()).await;
-        dialled.with_context(|| format!("{address} did not answer in time"))?
+    /// Tries the addresses of a round until the server shakes hands at one; each within a deadline. What was learned of
+    /// the way comes back with it.
+    pub(crate) async fn run(mut self, round: Round) -> (Memory, Result<Connected>) {
+        let Round { hops, mut memory } = round;
+        let mut problems = Vec::new();
+        let mut refused = None;
+        let mut closed: Vec<Hop> = Vec::new();
+        for (index, hop) in hops {
+            // It would be asked the same again.
+            if closed.iter().any(|closed| closed.has_proxy_of(&hop)) {
+                continue;
+            }
+            let error = match self.shake_hands_at(&hop, &mut memory).await {
+                Ok((stream, established, peer)) => {
+                    // Once for each session: what is never reached is said with the reason why there is none.
+                    if !problems.is_empty() {
+                        warn!(
+                            problems = problems.join("; "),
+                            "addresses of the server lead nowhere: another one is used"
+                        );
+                    }
+                    let connected = Connected {
+                        stream,
+                        established,
+                        hop: index,
+                        peer,
+                    };
+                    return (memory, Ok(connected));
+                }
+                Err(error) => error,
+            };
+            if error.is::<Refused>() && refused.is_none() {
+                // Of all reasons this one is the server's own.
+                refused = Some(error);
+            } else if error.is::<NotLetPass>() && refused.is_none() {
+                refused = Some(error);
+                closed.push(hop);
+            } else {
+                problems.push(format!("{error:#}"));
+            }
+        }
+        let error = refused.unwrap_or_else(|| anyhow!("{}", problems.join("; ")));
+        (memory, Err(error))
     }
 
-    async fn shake_hands(mut self) -> Result<(TcpStream, Established)> {
-        let connected = TcpStream::connect(&self.address).await;
-        let mut stream = connected.with_context(|| format!("connecting to {}", self.address))?;
-        stream.set_nodelay(true)?;
+    async fn shake_hands_at(
+        &mut self,
+        hop: &Hop,
+        memory: &mut Memory,
+    ) -> Result<(TcpStream, Established, SocketAddr)> {
+        let (mut stream, peer) = reach(hop, memory).await?;
+        let shaken = tokio::time::timeout(HANDSHAKE_MAX, self.shake_hands(&mut stream)).await;
+        let shaken = shaken.unwrap_or_else(|_| Err(unanswered(hop)));
+        hop.note(memory, peer, &shaken);
+        Ok((stream, shaken?, peer))
+    }
+
+    async fn shake_hands(&mut self, stream: &mut TcpStream) -> Result<Established> {
+        let send = self.greet(stream).await?;
+        self.hello.time_us = clock::unix_us();
+        let (bytes, established) = send.finish(&self.hello)?;
+        stream.write_all(&bytes).await?;
+        Ok(established)
+    }
+
+    /// The first half of a handshake: whether the server is there, and takes agents. Nobody is let in by it.
+    async fn greet(&self, stream: &mut TcpStream) -> Result<SendAgentHello> {
         let keys = AgentKeys {
             suite: self.suite,
             static_keys: KeyPair::from_secret(&self.noise),
@@ -86,17 +167,95 @@ impl Dial {
         };
         let (bytes, expect) = start(keys, "", self.purpose)?;
         stream.write_all(&bytes).await?;
-        let frame = read_frame(&mut stream).await?;
+        let frame = read_frame(stream).await?;
         let (answer, send) = expect
             .handle(&frame)
             .context("the server's answer is not from the server of the token")?;
         if let ServerHello::Refused { reason } = answer {
             return Err(Refused::new((RefusalCode::Other, reason)).into());
         }
-        self.hello.time_us = clock::unix_us();
-        let (bytes, established) = send.finish(&self.hello)?;
-        stream.write_all(&bytes).await?;
-        Ok((stream, established))
+        Ok(send)
+    }
+
+    /// The first address of a round at which the server is, and takes agents.
+    pub(crate) async fn find(self, round: Round) -> Option<usize> {
+        let Round { hops, mut memory } = round;
+        for (index, hop) in hops {
+            match self.is_at(&hop, &mut memory).await {
+                Ok(()) => return Some(index),
+                Err(error) => debug!(
+                    address = hop.named(),
+                    error = format!("{error:#}"),
+                    "the server is not to be found there yet"
+                ),
+            }
+        }
+        None
+    }
+
+    async fn is_at(&self, hop: &Hop, memory: &mut Memory) -> Result<()> {
+        let (mut stream, _) = reach(hop, memory).await?;
+        let greeted = tokio::time::timeout(HANDSHAKE_MAX, self.greet(&mut stream)).await;
+        greeted.unwrap_or_else(|_| Err(unanswered(hop)))?;
+        Ok(())
+    }
+}
+
+/// A connection to an address of the server, through its proxy if it has one; and where the socket leads.
+async fn reach(hop: &Hop, memory: &mut Memory) -> Result<(TcpStream, SocketAddr)> {
+    let Some(through) = &hop.proxy else {
+        let (stream, peer) = connect::connect(&hop.address, memory).await?;
+        stream.set_nodelay(true)?;
+        return Ok((stream, peer));
+    };
+    let described = || through.described();
+    let proxy = with_password(through).await.with_context(described)?;
+    let connected = connect::connect(through.address(), memory).await;
+    let (mut stream, peer) = connected.with_context(described)?;
+    stream.set_nodelay(true)?;
+    let opened = proxy::open(&mut stream, &proxy, &hop.address);
+    let opened = tokio::time::timeout(TUNNEL_MAX, opened).await;
+    let opened = opened.unwrap_or_else(|_| Err(anyhow!("it did not answer in time")));
+    opened.with_context(described)?;
+    Ok((stream, peer))
+}
+
+/// The proxy with its password, which is read for each connection: it may be another than that of yesterday.
+async fn with_password(through: &Through) -> Result<Proxy> {
+    static READS: Semaphore = Semaphore::const_new(1);
+    let mut proxy = through.proxy.clone();
+    let Some(path) = through.password_file.clone() else {
+        return Ok(proxy);
+    };
+    let read = async {
+        let permit = READS.acquire().await?;
+        let read = tokio::task::spawn_blocking(move || {
+            let password = read_password(&path);
+            drop(permit);
+            password
+        });
+        read.await?
+    };
+    let read = tokio::time::timeout(PASSWORD_READ_MAX, read).await;
+    proxy.password = Some(read.context("the file of the password does not answer")??);
+    Ok(proxy)
+}
+
+fn unanswered(hop: &Hop) -> anyhow::Error {
+    anyhow!("{} did not answer in time", hop.named())
+}
+
+impl Hop {
+    /// Remembers whether the socket led to the server. Of a proxy nothing is known by that.
+    fn note<T>(&self, memory: &mut Memory, peer: SocketAddr, shaken: &Result<T>) {
+        if self.proxy.is_some() {
+            return;
+        }
+        match shaken {
+            Ok(_) => memory.note_good(&self.address, peer),
+            Err(error) if error.is::<Refused>() => {}
+            Err(_) => memory.note_bad(&self.address, peer, clock::now()),
+        }
     }
 }
 
@@ -119,14 +278,14 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Checks that the server can be reached at all.
-pub(crate) async fn can_connect(address: &str) -> Result<()> {
-    let connected = tokio::time::timeout(DIAL_MAX, TcpStream::connect(address)).await;
-    match connected {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => bail!("{address}: {error}"),
-        Err(_) => bail!("{address} did not answer in time"),
-    }
+/// Checks that the server can be reached at all by a hop.
+pub(crate) async fn can_connect(hop: &Hop) -> Result<()> {
+    reach(hop, &mut Memory::default()).await.map(drop)
+}
+
+/// The variables of the environment that are texts.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// What this process is called as long as it lives.
@@ -161,4 +320,9 @@ fn os_name() -> String {
     )
 }
 
-const DIAL_MAX: Duration = Duration::from_secs(15);
+/// From the socket to the session's keys.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
+/// Until the proxy says whether it reaches the server: it has its own time for that.
+const TUNNEL_MAX: Duration = Duration::from_secs(20);
+/// A file on a server that is gone, say, or a pipe that nobody writes to.
+const PASSWORD_READ_MAX: Duration = Duration::from_secs(5);

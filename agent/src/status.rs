@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::local::Listener;
-use crate::governor;
 use crate::spool::Fill;
+use crate::{governor, link, upload};
 
 /// How the agent does.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,10 @@ pub(crate) struct Status {
     /// The key this agent signs with, and the one it trusts as the server's, as people compare them.
     pub(crate) key: Option<String>,
     pub(crate) server_key: Option<String>,
+    /// Where the server is, or is sought.
+    pub(crate) way: Option<link::Shown>,
+    /// How fast may be sent, if there is a limit.
+    pub(crate) upload: Option<upload::Shown>,
 }
 
 impl Status {
@@ -58,6 +62,8 @@ impl Status {
             "cache_lasts_s": self.lasts.map(|lasts| lasts.as_secs()),
             "key": self.key,
             "server_key": self.server_key,
+            "way": self.way,
+            "upload": self.upload,
         })
     }
 }

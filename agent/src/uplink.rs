@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
@@ -17,22 +15,32 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
-use scrinium_protocol::sl::handshake::Established;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Uploads};
 use crate::identity::Identity;
-use crate::link::Dial;
+use crate::link::{self, Connected, Dial, Look, Looked, Memory, NotLetPass, Way};
 use crate::production::Production;
 use crate::shipper::{Check, Order, Produced, Refused, Shipper};
 use crate::source::{self, Command, Heard, Positions};
 use crate::status::Status;
+use crate::upload::{self, Pace};
+
+/// The way to the server as the configuration names it, or else the token.
+fn way_of(config: &Config, address: &str) -> Result<Way> {
+    Way::new(
+        &config.reach,
+        address,
+        config.integrity_only.as_deref(),
+        link::variable,
+        scrinium_segment::random::<1>().map_or(0, |[spread]| spread),
+    )
+}
 
 /// Runs until `stop` says so. What comes of `reloads` is this machine's configuration from then on.
 pub(crate) async fn run(
@@ -50,6 +58,7 @@ pub(crate) async fn run(
     shipper.set_refused(refused);
     shipper.set_revert_after(config.revert_after);
     shipper.set_in_force(config.settings(central.as_ref()));
+    let way = way_of(&config, &shipper.state().address)?;
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
@@ -64,15 +73,19 @@ pub(crate) async fn run(
             until: clock::now(),
         },
         backoff: BACKOFF_MIN,
-        upload: Arc::default(),
+        way,
+        upload: watch::Sender::default(),
+        pace: Pace::default(),
         production: Production::default(),
     };
     uplink.limit_upload();
+    let mut look = Look::default();
     info!(version = env!("CARGO_PKG_VERSION"), "started");
     let (mut is_shown, mut shown_at) = (false, clock::now());
     let mut health_at = clock::now() + HEALTH_INTERVAL;
     while !*stop.borrow() {
         let show_at = shown_at + SHOW_INTERVAL;
+        let look_at = uplink.way.returns_at();
         tokio::select! {
             // It may be cut short where it waits: nothing is taken before it is acted on.
             done = uplink.step(&mut produced, &mut stop) => {
@@ -86,6 +99,13 @@ pub(crate) async fn run(
             }
             Some(config) = reloads.recv() => uplink.reload(config),
             () = tokio::time::sleep_until(show_at.into()), if !is_shown => {}
+            looked = look.wait(look_at) => match looked {
+                Looked::Due => {
+                    uplink.way.note_looked(clock::now());
+                    look.begin(uplink.new_dial(), uplink.way.earlier());
+                }
+                Looked::Done(found) => uplink.go_back(found),
+            },
         }
         let now = clock::now();
         if !is_shown && now >= show_at {
@@ -114,14 +134,16 @@ struct Uplink {
     configurations: u64,
     socket: Socket,
     backoff: Duration,
-    /// Bytes a second that go out; 0 for as many as do.
-    upload: Arc<AtomicU64>,
+    way: Way,
+    /// How fast the socket may be written to.
+    upload: watch::Sender<Uploads>,
+    pace: Pace,
     production: Production,
 }
 
 enum Socket {
     Down { until: Instant },
-    Dialling(JoinHandle<Result<(TcpStream, Established)>>),
+    Dialling(JoinHandle<(Memory, Result<Connected>)>),
     Up(Box<Up>),
 }
 
@@ -156,6 +178,8 @@ impl Uplink {
             lasts,
             key: Some(key),
             server_key,
+            way: Some(self.way.shown(clock::now())),
+            upload: self.pace.shown(&self.in_force.uploads, clock::now()),
         }
     }
 
@@ -184,9 +208,12 @@ impl Uplink {
                 tokio::select! {
                     item = produced.recv(), if takes => self.take(item)?,
                     dialled = dialling => {
-                        let dialled = dialled.context("dialling").and_then(|dialled| dialled);
+                        let dialled = dialled.context("dialling").and_then(|(memory, dialled)| {
+                            self.way.remember(memory);
+                            dialled
+                        });
                         match dialled {
-                            Ok((stream, established)) => self.go_up(stream, established),
+                            Ok(connected) => self.go_up(connected),
                             Err(error) => self.lose_link(&error),
                         }
                     }
@@ -280,13 +307,35 @@ impl Uplink {
 
     /// This machine's own configuration is this one from now on.
     fn reload(&mut self, config: Config) {
+        let is_led_elsewhere = (&config.reach, &config.integrity_only)
+            != (&self.config.reach, &self.config.integrity_only);
         self.config = config;
+        if is_led_elsewhere {
+            self.lead_elsewhere();
+        }
         self.shipper.set_check(check_of(&self.config));
         self.shipper.set_revert_after(self.config.revert_after);
         let central = self.shipper.state().central.as_ref();
         let text = central.map(|central| central.text.clone());
         self.configure(text.as_deref(), None);
         info!("this machine's configuration was read again and is in force");
+    }
+
+    /// The configuration names another way to the server.
+    fn lead_elsewhere(&mut self) {
+        match way_of(&self.config, &self.shipper.state().address) {
+            Ok(way) => self.way = way,
+            Err(error) => {
+                let error = format!("{error:#}");
+                return warn!(error, "the way to the server stays as it was");
+            }
+        }
+        self.end_link(&anyhow::anyhow!(
+            "the configuration names another way to the server"
+        ));
+        self.socket = Socket::Down {
+            until: clock::now(),
+        };
     }
 
     /// Puts this machine's configuration in force, with what the server wants on top as far as that goes here.
@@ -316,41 +365,33 @@ impl Uplink {
         }
     }
 
-    fn limit_upload(&self) {
-        let rate = self.in_force.rates().upload_bytes_per_s_max.unwrap_or(0);
-        self.upload.store(rate, Ordering::Relaxed);
+    fn limit_upload(&mut self) {
+        self.upload.send_replace(self.in_force.uploads.clone());
+        self.pace = Pace::default();
+    }
+
+    fn new_dial(&self) -> Dial {
+        let is_in_clear = self.config.integrity_only.is_some();
+        Dial::new(self.shipper.state(), self.shipper.credential(), is_in_clear)
     }
 
     fn dial(&mut self) {
-        let integrity_only = self.config.integrity_only.clone();
-        let dial = Dial::new(
-            self.shipper.state(),
-            self.shipper.credential(),
-            integrity_only,
-        );
-        self.socket = Socket::Dialling(tokio::spawn(dial.run()));
+        let round = self.way.round(clock::now());
+        self.socket = Socket::Dialling(tokio::spawn(self.new_dial().run(round)));
     }
 
-    fn go_up(&mut self, stream: TcpStream, established: Established) {
-        let (reader, mut half) = stream.into_split();
-        let (writes, mut bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
-        let rate = self.upload.clone();
-        let writer = tokio::spawn(async move {
-            while let Some(bytes) = bytes.recv().await {
-                for part in bytes.chunks(PART_LEN) {
-                    if let Err(error) = half.write_all(part).await {
-                        debug!(%error, "writing to the server failed");
-                        return;
-                    }
-                    let rate = rate.load(Ordering::Relaxed);
-                    if rate > 0 {
-                        let seconds = part.len() as f64 / rate as f64;
-                        // So long the part takes at the rate that was asked for.
-                        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-                    }
-                }
-            }
-        });
+    fn go_up(&mut self, connected: Connected) {
+        let Connected {
+            stream,
+            established,
+            hop,
+            peer,
+        } = connected;
+        self.way.note_up(hop, peer, clock::now());
+        info!(server = self.way.shown(clock::now()).to_string(), "dialled");
+        let (reader, half) = stream.into_split();
+        let (writes, bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
+        let writer = tokio::spawn(upload::write_all(half, bytes, self.upload.subscribe()));
         self.shipper.handle_connected(established, clock::now());
         self.socket = Socket::Up(Box::new(Up {
             reader,
@@ -358,6 +399,26 @@ impl Uplink {
             writer,
             buffer: vec![0; READ_LEN],
         }));
+    }
+
+    /// An earlier address answers: the session ends, and the next one is sought there. What is not acknowledged is sent
+    /// again, as after every loss of the link, and taken once.
+    fn go_back(&mut self, found: Option<usize>) {
+        if !found.is_some_and(|hop| self.way.go_back(hop)) {
+            return;
+        }
+        info!("an earlier address of the server answers: it is gone back to");
+        self.end_link(&anyhow::anyhow!("an earlier address is gone back to"));
+        self.socket = Socket::Down {
+            until: clock::now(),
+        };
+    }
+
+    fn end_link(&mut self, error: &anyhow::Error) {
+        if let Socket::Up(up) = &self.socket {
+            up.writer.abort();
+        }
+        self.shipper.handle_disconnected(error);
     }
 
     /// Sends as many batches as credits and socket take.
@@ -381,17 +442,17 @@ impl Uplink {
             retry_ms = self.backoff.as_millis(),
             "no link to the server"
         );
-        if let Socket::Up(up) = &self.socket {
-            up.writer.abort();
-        }
-        self.shipper.handle_disconnected(error);
+        self.way.note_down(self.shipper.is_ready());
+        self.end_link(error);
         // Between two sessions, however soon the next begins.
         self.shipper.review_configuration(clock::now());
-        let wait = if error.is::<Refused>() {
-            jittered(BACKOFF_REFUSED)
+        let wait = jittered(if error.is::<Refused>() {
+            BACKOFF_REFUSED
+        } else if error.is::<NotLetPass>() {
+            BACKOFF_PROXY
         } else {
-            jittered(self.backoff)
-        };
+            self.backoff
+        });
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         self.socket = Socket::Down {
             until: clock::now() + wait,
@@ -521,8 +582,6 @@ fn jittered(interval: Duration) -> Duration {
 const PRODUCED_MAX: usize = 6;
 /// Records between session and socket: 1 MiB.
 const WRITES_MAX: usize = 4;
-/// Written at once; a limit on the rate is kept from one to the next.
-const PART_LEN: usize = 16 << 10;
 const READ_LEN: usize = 64 << 10;
 /// What `status` says is at most this old.
 const SHOW_INTERVAL: Duration = Duration::from_millis(100);
@@ -532,6 +591,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The server answered, and said no: somebody may be about to change that.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
+/// The proxy does not take what we show: ten tries in ten minutes lock an account in many a directory.
+const BACKOFF_PROXY: Duration = Duration::from_secs(300);
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod excerpt;
 pub mod identity;
 pub mod kdf;
 pub mod merkle;
+pub mod route;
 pub mod secret;
 pub mod shown;
 pub mod signature;

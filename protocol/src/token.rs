@@ -18,7 +18,7 @@ use crate::secret::Secret;
 /// A parsed enrolment token. Single use; whoever holds it can enrol one agent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Token {
-    /// Where the agent dials, `HOST:PORT`.
+    /// Where the agent dials: a [`crate::route::Route`].
     pub address: String,
     pub server_public: [u8; 32],
     pub id: [u8; 16],
@@ -92,7 +92,7 @@ fn check_of(bytes: &[u8]) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// Longest `HOST:PORT` in a token.
+/// Longest route in a token, in bytes.
 pub const ADDRESS_LEN_MAX: usize = 300;
 const PREFIX: &str = "SCRINIUM1-";
 

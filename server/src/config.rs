@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use lettre::message::Mailbox;
-use scrinium_protocol::token::ADDRESS_LEN_MAX;
+use scrinium_protocol::route::Route;
 use scrinium_segment::cipher::Cipher;
 
 use crate::backup::target::Location;
@@ -260,12 +260,10 @@ impl Config {
                 }
             }
         }
-        if self
-            .address
-            .as_ref()
-            .is_some_and(|address| address.len() > ADDRESS_LEN_MAX || !address.contains(':'))
-        {
-            bail!("agents.address must be HOST:PORT, of at most {ADDRESS_LEN_MAX} bytes");
+        let route = self.address.as_deref().map(Route::parse).transpose();
+        let route = route.context("agents.address")?;
+        if route.is_some_and(|route| route.proxy.is_some_and(|proxy| proxy.password.is_some())) {
+            bail!("agents.address: a token holds no password of a proxy");
         }
         if !(1 << 20..=4096 << 20).contains(&self.log_bytes_max) {
             bail!("archive.log_mib_max must be between 1 and 4096");

@@ -17,6 +17,7 @@ use scrinium_protocol::evidence::inclusion::Inclusion;
 use scrinium_protocol::evidence::interval::Interval;
 use scrinium_protocol::excerpt::Excerpt;
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
+use scrinium_protocol::route::{Proxy, Route};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
     AgentHello, ExpectAgentStart, FrameHead, PREAMBLE_HEAD_LEN, Preamble, Purpose, ServerHello,
@@ -321,8 +322,16 @@ pub fn syslog_message(data: &[u8]) {
     assert!(text.is_empty() || data.windows(text.len()).any(|window| window == text));
 }
 
-/// An enrolment token as typed.
+/// An enrolment token as typed; the way to the server that stands in it, and proxies.
 pub fn token(data: &[u8]) {
+    if let Ok(text) = str::from_utf8(data) {
+        if let Ok(route) = Route::parse(text) {
+            let shown = route.to_string();
+            // Without a password, which is not written down.
+            assert_eq!(Route::parse(&shown).unwrap().to_string(), shown);
+        }
+        let _outcome = Proxy::parse(text);
+    }
     if let Ok(text) = str::from_utf8(data)
         && let Ok(token) = Token::parse(text)
     {

@@ -249,7 +249,8 @@ impl Lab {
         self.configure_agent(agent, "");
     }
 
-    fn configure_agent(&mut self, agent: &str, more: &str) {
+    /// Takes an agent into the laboratory: its configuration is every `*.log`, and `more`.
+    pub fn configure_agent(&mut self, agent: &str, more: &str) {
         let config = format!(
             "[[source]]\nfile = \"{}/*.log\"\n{more}\n",
             self.dir.join("logs").display()

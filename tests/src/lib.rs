@@ -21,6 +21,7 @@ pub mod lab;
 pub mod network;
 pub mod package;
 pub mod peers;
+pub mod proxies;
 pub mod proxy;
 pub mod random;
 pub mod refusals;

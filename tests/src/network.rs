@@ -1,4 +1,5 @@
-//! A network of a test's own: a namespace with a loopback that can be narrow, lossy or small.
+//! A network of a test's own: a namespace with a loopback that can be narrow, lossy or small, and names of its own where
+//! a file is mounted over `/etc/hosts`.
 
 use std::process::Command;
 
@@ -17,7 +18,7 @@ pub fn in_own_network(test: &str, setup: &str) -> bool {
     let script =
         format!("{{ ip link set lo up && {setup}; }} || exit {NOT_ALLOWED}; exec \"$0\" \"$@\"");
     let status = Command::new("unshare")
-        .args(["--net", "sh", "-c", &script])
+        .args(["--net", "--mount", "sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")
@@ -35,7 +36,9 @@ pub fn in_own_network(test: &str, setup: &str) -> bool {
 }
 
 fn is_allowed() -> bool {
-    let made = Command::new("unshare").args(["--net", "true"]).status();
+    let made = Command::new("unshare")
+        .args(["--net", "--mount", "true"])
+        .status();
     made.is_ok_and(|status| status.success())
 }
 

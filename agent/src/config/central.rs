@@ -132,6 +132,8 @@ impl Config {
             deny,
             allow_listen: self.allow_listen.clone(),
             named: self.named.under(&central.named),
+            uploads: self.uploads.under(&central.uploads),
+            reach: self.reach.clone(),
             revert_after: self.revert_after,
             integrity_only: self.integrity_only.clone(),
         }

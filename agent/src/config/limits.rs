@@ -14,8 +14,6 @@ pub struct Limits {
 /// How much of the machine the agent may use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rates {
-    /// Bytes a second to the server.
-    pub upload_bytes_per_s_max: Option<u64>,
     /// Percent of one processor core.
     pub cpu_percent_max: Option<u8>,
     /// Disk space of deleted files that are kept open until they are read.
@@ -97,7 +95,6 @@ impl Named {
 
     pub(super) fn rates(&self) -> Rates {
         Rates {
-            upload_bytes_per_s_max: self.upload_bytes_per_s_max,
             cpu_percent_max: self.cpu_percent_max,
             deleted_bytes_max: self.deleted_bytes_max.unwrap_or(DELETED_BYTES),
         }
@@ -154,7 +151,7 @@ fn smaller<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
 }
 
 /// A number of bytes: `1048576`, `512 KiB`, `16 MiB`, `1 GiB`.
-fn parse_bytes(field: &str, text: &str) -> Result<u64> {
+pub(super) fn parse_bytes(field: &str, text: &str) -> Result<u64> {
     let text = text.trim();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
@@ -238,7 +235,6 @@ mod tests {
         assert_eq!(both.limits().ram_bytes_max, RAM_BYTES);
         let rates = both.rates();
         assert_eq!(rates.deleted_bytes_max, DELETED_BYTES);
-        assert_eq!(rates.upload_bytes_per_s_max, Some(5 << 10));
         assert_eq!(rates.cpu_percent_max, Some(20));
         let less = Named {
             disk_bytes_max: Some(1 << 20),

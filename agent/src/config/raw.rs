@@ -1,5 +1,7 @@
 //! The configuration file, field for field. Nothing but [`super::Config`] sees these types.
 
+use std::path::PathBuf;
+
 #[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Config {
@@ -15,15 +17,37 @@ pub(super) struct Config {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) upload_bytes_per_s_max: Option<String>,
+    pub(super) upload: Vec<Upload>,
     pub(super) cpu_percent_max: Option<u8>,
     pub(super) deleted_bytes_max: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upload {
+    pub(super) days: Option<String>,
+    pub(super) hours: Option<String>,
+    pub(super) bytes_per_s_max: String,
 }
 
 #[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Server {
+    #[serde(alias = "address")]
+    pub(super) addresses: Option<OneOrMany>,
+    pub(super) proxy: Option<String>,
+    pub(super) proxy_password_file: Option<PathBuf>,
+    pub(super) return_after_s: Option<u64>,
     pub(super) integrity_only: Option<String>,
     pub(super) revert_after_s: Option<u64>,
+}
+
+/// A text, or a list of them.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
 }
 
 #[derive(serde::Deserialize)]

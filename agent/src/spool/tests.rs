@@ -384,7 +384,7 @@ fn what_waits_is_carried_over_into_a_new_epoch() {
                 rig.spool.spill().unwrap();
             }
         }
-        let owner = (OWNER.0, Epoch([9; 8]));
+        let owner = (OWNER.0, Epoch([9; 16]));
         let begin = StreamPosition::start(owner.0, id, owner.1);
         let reached = rig.spool.carry_over(owner, id, Some(&said), Some(&begin));
         let reached = reached.unwrap();

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::route::{Proxy, Route};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::token::Token;
 use scrinium_segment::random;
@@ -26,6 +27,27 @@ pub(crate) struct NewAgent<'a> {
     pub(crate) by: &'a str,
 }
 
+/// The addresses of a token, with the proxy that is named for it.
+pub(crate) fn route_through(addresses: &str, proxy: Option<&str>) -> Result<String> {
+    let Some(proxy) = proxy else {
+        return Ok(addresses.to_owned());
+    };
+    let proxy = Proxy::parse(proxy).context("proxy")?;
+    check_proxy(Some(&proxy))?;
+    let route = Route::parse(addresses).context("address")?;
+    Ok(route.through(proxy).context("proxy")?.to_string())
+}
+
+/// Tokens are sent around, and what they say is in the audit trail.
+fn check_proxy(proxy: Option<&Proxy>) -> Result<()> {
+    if proxy.is_some_and(|proxy| proxy.password.is_some()) {
+        bail!(
+            "proxy: a token holds no password of a proxy; put it on the machine, into the file of server.proxy_password_file"
+        );
+    }
+    Ok(())
+}
+
 impl Agents {
     /// Whether a token can be made for an agent.
     pub(crate) fn check_new(&self, agent: &NewAgent<'_>, address: &str, ttl_s: u64) -> Result<()> {
@@ -38,12 +60,7 @@ impl Agents {
         check_agent_name(name)?;
         bounds::check("site", site, NAME_LEN_MAX)?;
         check_name("tenant", tenant)?;
-        if address.len() > scrinium_protocol::token::ADDRESS_LEN_MAX || !address.contains(':') {
-            bail!(
-                "address '{}' must be HOST:PORT",
-                bounds::shortened(address).escape_debug()
-            );
-        }
+        check_proxy(Route::parse(address).context("address")?.proxy.as_ref())?;
         if ttl_s == 0 || ttl_s > TTL_S_MAX {
             bail!("ttl must be between 1 second and 30 days");
         }

@@ -28,7 +28,7 @@ use scrinium_protocol::sl::message::{
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
-pub(crate) use self::enrol::NewAgent;
+pub(crate) use self::enrol::{NewAgent, route_through};
 pub(crate) use self::names::{check_account_name, check_name};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};

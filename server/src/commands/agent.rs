@@ -32,9 +32,13 @@ pub(crate) enum Agent {
         /// How long the token is valid: 30m, 1h, 7d.
         #[arg(long, default_value = "1h")]
         ttl: String,
-        /// What the agent dials, HOST:PORT; default from the configuration.
+        /// What the agent dials, HOST:PORT, or several in their order with commas between; default from the
+        /// configuration.
         #[arg(long)]
         address: Option<String>,
+        /// What the agent reaches it through, http://[USER@]HOST:PORT or socks5://[USER@]HOST:PORT.
+        #[arg(long)]
+        proxy: Option<String>,
         #[arg(long)]
         json: bool,
     },
@@ -175,6 +179,7 @@ impl Agent {
                 tenant,
                 ttl,
                 address,
+                proxy,
                 json,
                 ..
             } => {
@@ -184,6 +189,7 @@ impl Agent {
                     tenant,
                     ttl_s: parse_ttl(&ttl).map_err(usage)?,
                     address,
+                    proxy,
                 };
                 let made = control::json_of(client.post("/agents/enroll", &request).await?).await?;
                 if json {

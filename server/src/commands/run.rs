@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use scrinium_protocol::route::{Address, Route};
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::process::HARMLESS_SIGNALS;
 use tokio::signal::unix::{SignalKind, signal};
@@ -190,7 +191,10 @@ impl Server {
 const SYSLOG_TCP_NAME: &str = "tcp listeners";
 /// What browsers call the console: this machine's names, and those that are configured.
 pub(crate) fn console_names(config: &Config) -> Vec<String> {
-    let addresses = config.console.iter().chain(&config.address);
+    let route = config.address.as_deref().map(Route::parse);
+    let dialled = route.and_then(Result::ok).map(|route| route.addresses);
+    let dialled: Vec<String> = dialled.iter().flatten().map(Address::to_string).collect();
+    let addresses = config.console.iter().chain(&dialled);
     self_signed::names(host_name().as_deref(), addresses.map(String::as_str))
 }
 

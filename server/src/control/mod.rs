@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::warn;
 
-use crate::agents::NewAgent;
+use crate::agents::{NewAgent, route_through};
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{EVER, verify};
 use crate::audit::{Actor, long_text};
@@ -88,6 +88,8 @@ pub(crate) struct EnrolRequest {
     pub(crate) tenant: String,
     pub(crate) ttl_s: u64,
     pub(crate) address: Option<String>,
+    #[serde(default)]
+    pub(crate) proxy: Option<String>,
 }
 
 /// Every route of the control socket.
@@ -368,6 +370,7 @@ async fn handle_enrol(
     Json(request): Json<EnrolRequest>,
 ) -> Result<Json<Value>, Failure> {
     let address = request.address.as_deref().unwrap_or(&core.address);
+    let address = &route_through(address, request.proxy.as_deref())?;
     let agent = NewAgent {
         name: &request.name,
         site: &request.site,

@@ -59,5 +59,6 @@ mod trail;
 mod trust;
 mod upkeep;
 mod vectors;
+mod way;
 mod web;
 mod windows;
