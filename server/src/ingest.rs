@@ -57,6 +57,8 @@ pub(crate) struct BatchSubmission {
     pub(crate) agent: AgentId,
     pub(crate) batch: SealedBatch,
     pub(crate) encoded: Vec<u8>,
+    /// The time of its last entry, Unix µs: the header does not say it, and only whoever opened the batch knows.
+    pub(crate) last_us: u64,
     pub(crate) answer: oneshot::Sender<Outcome>,
 }
 
@@ -245,7 +247,12 @@ impl Ingest {
                             };
                             apply(&mut stream, &submission.batch.header, received_us);
                             streams.insert(id, stream);
-                            let shown = LogBatch::new(&submission.batch, place, received_us);
+                            let shown = LogBatch::new(
+                                &submission.batch.header,
+                                place,
+                                received_us,
+                                submission.last_us,
+                            );
                             appended.push(Appended { submission, shown });
                         }
                     }

@@ -471,6 +471,7 @@ impl Year {
                 let record = new_stream(stream.id, owner, StreamKind::File, stream.name.clone());
                 round.push(Submission::Stream(record));
             }
+            let last_us = batch.time_last_us();
             let (batch, after) = batch.seal(
                 stream.id,
                 &stream.position,
@@ -484,6 +485,7 @@ impl Year {
                 agent: owner,
                 batch,
                 encoded,
+                last_us,
                 answer,
             }));
             sent.push((n, after, lines, outcome));
