@@ -152,6 +152,12 @@ impl Audit {
     }
 
     async fn write_lines(&self, trail: &str, lines: Vec<Vec<u8>>) -> Result<(), NotWritten> {
+        let written = tokio::time::timeout(PATIENCE, self.write_all(trail, lines)).await;
+        written.unwrap_or(Err(NotWritten::Unavailable))
+    }
+
+    /// Waits for as long as it takes: the queue may be full, and the disk too.
+    async fn write_all(&self, trail: &str, lines: Vec<Vec<u8>>) -> Result<(), NotWritten> {
         let mut waiting = Vec::with_capacity(lines.len());
         for bytes in lines {
             let (durable, done) = oneshot::channel();
@@ -168,14 +174,10 @@ impl Audit {
             sent.map_err(|_| NotWritten::Unavailable)?;
             waiting.push(done);
         }
-        let all = async {
-            for done in waiting {
-                done.await.map_err(|_| NotWritten::Unavailable)?;
-            }
-            Ok(())
-        };
-        let written = tokio::time::timeout(PATIENCE, all).await;
-        written.unwrap_or(Err(NotWritten::Unavailable))
+        for done in waiting {
+            done.await.map_err(|_| NotWritten::Unavailable)?;
+        }
+        Ok(())
     }
 }
 

@@ -221,12 +221,7 @@ impl Log {
 
 impl LogBatch {
     /// `last_us` is the time of the last entry: a backlog has batches that span hours, and the header does not say it.
-    pub(crate) fn new(
-        header: &BatchHeader,
-        place: Place,
-        received_us: u64,
-        last_us: u64,
-    ) -> Self {
+    pub(crate) fn new(header: &BatchHeader, place: Place, received_us: u64, last_us: u64) -> Self {
         let first_us = header.time_first_us;
         // Times do not go back within a batch. What is claimed to be of the future is ordered by its receipt.
         let times_us = if is_of_the_future(last_us, received_us) {

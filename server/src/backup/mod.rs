@@ -36,6 +36,7 @@ use crate::catalogue::{Row, Stored as _};
 use crate::clock;
 use crate::config;
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::evidence::chain::KEY_FILE;
 use crate::measure::Measure;
 use crate::stopped;
@@ -102,32 +103,17 @@ struct Snapshot {
     keys: Vec<Row>,
 }
 
-/// Makes a backup as often as is configured, until the task is dropped; what fails is an alarm and tried again.
-pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
-    loop {
-        let last_us = {
-            let (core, to) = (core.clone(), config.to.clone());
-            let look = move || {
-                let _one_at_a_time = one_at_a_time(&core);
-                let target = Target::open(&to)?;
-                let found = latest(&target, &core.volume, &core.volume.scratch_dir())?;
-                Ok(found.map_or(0, |(generation, _)| generation.made_us))
-            };
-            tokio::task::spawn_blocking(look).await
-        };
-        let outcome: Result<()> = match last_us {
-            Ok(Ok(last_us)) => {
-                let age_us = clock::unix_us().saturating_sub(last_us);
-                if u128::from(age_us) >= config.every.as_micros() {
-                    create(&core, &config.to, &config.keys).await.map(drop)
-                } else {
-                    Ok(())
-                }
-            }
-            Ok(Err(error)) => Err(error),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = outcome {
+/// Makes a backup as often as is configured; what fails is an alarm and tried again.
+pub(crate) struct Schedule {
+    pub(crate) core: Arc<Core>,
+    pub(crate) config: config::Backup,
+}
+
+impl Duty for Schedule {
+    async fn round(&mut self) -> Result<()> {
+        let (core, config) = (&self.core, &self.config);
+        let made = self.make_if_due().await;
+        if let Err(error) = &made {
             core.alarms
                 .raise(Raise {
                     kind: AlarmKind::BackupFailed,
@@ -140,8 +126,29 @@ pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
                 })
                 .await;
         }
-        // Backups are due by the clock: nothing else tells.
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        made
+    }
+}
+
+impl Schedule {
+    /// Backups are due by the clock: nothing else tells.
+    async fn make_if_due(&self) -> Result<()> {
+        let last_us = {
+            let (core, to) = (self.core.clone(), self.config.to.clone());
+            let look = move || {
+                let _one_at_a_time = one_at_a_time(&core);
+                let target = Target::open(&to)?;
+                let found = latest(&target, &core.volume, &core.volume.scratch_dir())?;
+                Ok(found.map_or(0, |(generation, _)| generation.made_us))
+            };
+            let looked: Result<u64> = tokio::task::spawn_blocking(look).await?;
+            looked?
+        };
+        let age_us = clock::unix_us().saturating_sub(last_us);
+        if u128::from(age_us) >= self.config.every.as_micros() {
+            create(&self.core, &self.config.to, &self.config.keys).await?;
+        }
+        Ok(())
     }
 }
 
@@ -553,8 +560,13 @@ fn digest_of(path: &Path) -> Result<(u64, String)> {
 
 /// The slots of a backup, until they are bound to this machine.
 const FOREIGN_SLOTS_FILE: &str = "volume.json.foreign";
-/// How often it is looked whether a backup is due.
-const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+/// How often it is looked whether a backup is due. A first one of everything, over a slow line, takes a day.
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: backup",
+    every: Duration::from_secs(600),
+    long: Duration::from_secs(24 * 3600),
+    raises: true,
+};
 const GENERATIONS: &str = "generations";
 /// Backups that can be gone back to.
 const GENERATIONS_KEPT: usize = 14;

@@ -4,6 +4,7 @@ mod agent;
 mod backup;
 mod container;
 pub(crate) mod demo;
+mod duties;
 mod export;
 mod fsck;
 mod link;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use scrinium_protocol::shown;
+use scrinium_segment::say;
 use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -198,6 +200,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what the running server does again and again: how often, when it was good last, when it is due, and what it
+    /// says when it fails. Exits 1 when one fails, or no server runs.
+    #[command(after_help = "Example: scrinium-server duties --json")]
+    Duties {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
     /// Seals what came so far and packs all of it as hard as a day that is over; the server does that by itself.
     #[command(after_help = "Example: scrinium-server compact")]
     Compact {
@@ -296,10 +307,7 @@ impl Command {
                 let left_out = control::search::copy_found(response, &mut std::io::stdout()).await;
                 close(client, running).await;
                 let left_out = left_out?;
-                left_out
-                    .sentences()
-                    .iter()
-                    .try_for_each(|text| complain(text))?;
+                left_out.sentences().iter().for_each(|text| complain(text));
                 if left_out.ended.is_some() {
                     return Ok(ExitCode::FAILURE);
                 }
@@ -351,6 +359,7 @@ impl Command {
                 }
             }
             Self::Status { data, json } => return status::run(&data.data, json).await,
+            Self::Duties { data, json } => return duties::run(&data.data, json).await,
             Self::Compact { data, json } => {
                 let (client, running) = client(&data).await?;
                 let done = client.post("/compact", &json!({})).await;
@@ -509,9 +518,21 @@ fn usage(error: anyhow::Error) -> anyhow::Error {
 
 /// Prints a line on standard output: whatever others called things, it is one, and moves no cursor.
 pub(crate) fn say(line: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{}", shown::sentence(line))?;
-    Ok(())
+    print(&shown::sentence(line))
 }
+
+fn print(line: &str) -> Result<()> {
+    let printed = writeln!(std::io::stdout(), "{line}");
+    printed.map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => OutputClosed.into(),
+        _ => anyhow::Error::from(error).context("writing to standard output"),
+    })
+}
+
+/// Nobody reads standard output any more: whoever did has enough, and nothing is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+pub(crate) struct OutputClosed;
 
 /// Prints lines on standard output.
 pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
@@ -521,14 +542,12 @@ pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
 /// Prints a value as JSON on standard output.
 pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
     let text = shown::json(&serde_json::to_string_pretty(value)?);
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    print(&text)
 }
 
 /// Prints a message on standard error.
-pub(crate) fn complain(message: &str) -> Result<()> {
-    writeln!(std::io::stderr(), "{}", shown::message(message))?;
-    Ok(())
+pub(crate) fn complain(message: &str) {
+    say::put(format!("{}\n", shown::message(message)).as_bytes());
 }
 
 /// The first account.

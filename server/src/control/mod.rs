@@ -101,6 +101,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/status", get(status::handle))
+        .route("/duties", get(status::handle_duties))
         .route("/compact", post(handle_compact))
         .route("/container/list", post(container::handle_list))
         .route("/container/open", post(container::handle_open))

@@ -47,10 +47,12 @@ use self::letter::Enclosed;
 use self::memory::Memory;
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
+use crate::archive::troubles::Trouble;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ChainRecord, LostEntries};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::volume::{EVIDENCE_DIR, Volume};
 
 /// Who else sees checkpoints.
@@ -245,6 +247,12 @@ impl Evidence {
     /// What is wrong, in a sentence.
     fn work(&self, archive: &Archive, now_us: u64, doubt: Option<Doubt>) -> Result<Signed, String> {
         let sealed = self.seal(archive, now_us, doubt);
+        match &sealed {
+            Ok(_) => archive.troubles().end(Trouble::Proving),
+            Err(error) => archive
+                .troubles()
+                .meet(Trouble::Proving, format!("{error:#}")),
+        }
         let note = sealed.map_err(|error| {
             format!(
                 "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
@@ -569,12 +577,27 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
     Ok(Some((note, checkpoint)))
 }
 
-/// Seals intervals until the task is dropped, and shows the checkpoints `elsewhere`; a failure is an alarm.
-pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewhere) {
-    core.evidence.is_live.store(true, Ordering::Relaxed);
-    let mut told = None;
-    loop {
-        let begun = clock::now();
+/// Seals intervals and shows the checkpoints elsewhere; a failure is an alarm.
+pub(crate) struct Intervals {
+    core: Arc<Core>,
+    elsewhere: Elsewhere,
+    told: Option<String>,
+}
+
+impl Intervals {
+    pub(crate) fn new(core: Arc<Core>, elsewhere: Elsewhere) -> Self {
+        core.evidence.is_live.store(true, Ordering::Relaxed);
+        Self {
+            core,
+            elsewhere,
+            told: None,
+        }
+    }
+}
+
+impl Duty for Intervals {
+    async fn round(&mut self) -> Result<()> {
+        let core = &self.core;
         let now_us = clock::unix_us();
         let worked = {
             let core = core.clone();
@@ -586,12 +609,12 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
         };
         let failed = match worked {
             Ok(Ok(signed)) => {
-                let shown = core.evidence.show(&elsewhere, &signed, now_us).await.err();
+                let shown = core.evidence.show(&self.elsewhere, &signed, now_us).await;
                 let registered = core.evidence.register(&core.catalogue);
                 let registered = registered
                     .err()
                     .map(|error| format!("what came could not be registered: {error:#}"));
-                shown.or(registered)
+                shown.err().or(registered)
             }
             Ok(Err(failed)) => Some(failed),
             Err(error) => Some(error.to_string()),
@@ -600,7 +623,7 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
         core.time.raise_floor(core.evidence.certain_us());
         if let Some(failed) = failed
             .clone()
-            .filter(|failed| told.as_ref() != Some(failed))
+            .filter(|failed| self.told.as_ref() != Some(failed))
         {
             core.alarms
                 .raise(Raise {
@@ -611,11 +634,24 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewher
                 })
                 .await;
         }
-        if failed.is_none() && told.is_some() {
+        if failed.is_none() && self.told.is_some() {
             info!("intervals are sealed, and their checkpoints leave, again");
         }
-        told = failed;
-        tokio::time::sleep_until((begun + interval).into()).await;
+        self.told.clone_from(&failed);
+        match failed {
+            Some(failed) => bail!("{failed}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every `interval`. Authorities, witnesses and mail servers have deadlines of their own.
+pub(crate) fn plan(interval: Duration) -> Plan {
+    Plan {
+        point: "duty: intervals",
+        every: interval,
+        long: Duration::from_secs(600),
+        raises: true,
     }
 }
 

@@ -172,7 +172,11 @@ impl Rig {
         for n in 0..ranges {
             // Most are short: those end between two entries of a batch.
             let from_us = begin_us + self.random.below(7 * HOUR_US);
-            let long = if self.random.one_in(4) { 7 * HOUR_US } else { 300_000_000 };
+            let long = if self.random.one_in(4) {
+                7 * HOUR_US
+            } else {
+                300_000_000
+            };
             let to_us = from_us + 1 + self.random.below(long);
             let mut query = Query::parse("").unwrap();
             (query.from_us, query.to_us) = (Some(from_us), Some(to_us));
@@ -194,7 +198,10 @@ impl Rig {
             let found = search.page(wanted);
             let naive = times.partition_point(|&time| time < to_us)
                 - times.partition_point(|&time| time < from_us);
-            assert_eq!(found.count, naive as u64, "{when}, range {n}: {from_us} to {to_us}");
+            assert_eq!(
+                found.count, naive as u64,
+                "{when}, range {n}: {from_us} to {to_us}"
+            );
         }
     }
 
@@ -219,7 +226,7 @@ impl Rig {
             Arc::new(time.unwrap()),
             true,
         );
-        upkeep.seal(rolled.try_recv().unwrap());
+        upkeep.seal(rolled.try_recv().unwrap()).unwrap();
         assert!(!process.archive.parts().0.is_empty(), "it is sealed");
     }
 }

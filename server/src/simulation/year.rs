@@ -366,7 +366,7 @@ impl Year {
                 let process = year.process.as_mut().unwrap();
                 let (answer, mut rolled) = oneshot::channel();
                 process.ingest.round(vec![Submission::Roll(answer)]);
-                process.upkeep.seal(rolled.try_recv().unwrap());
+                process.upkeep.seal(rolled.try_recv().unwrap()).unwrap();
             });
             self.upset_the_clock(later);
             self.expire();
@@ -590,7 +590,7 @@ impl Year {
             let process = year.process.as_mut().unwrap();
             let (answer, mut rolled) = oneshot::channel();
             process.ingest.round(vec![Submission::Roll(answer)]);
-            process.upkeep.seal(rolled.try_recv().unwrap());
+            process.upkeep.seal(rolled.try_recv().unwrap()).unwrap();
             let spans = process.time.spans();
             match of_agent(&process.archive, &process.policy, &spans, id, &reason) {
                 Ok(due) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use scrinium_protocol::identity::AgentId;
 use serde_json::json;
 
@@ -11,23 +12,34 @@ use super::confirmation::distance;
 use super::told::duration;
 use crate::alarms::{AlarmKind, Raise};
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
 
-/// Watches until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>, offset_max: Duration) {
-    let offset_us_max = u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX);
-    let mut wrong = BTreeSet::new();
-    loop {
-        let looked = {
-            let core = core.clone();
-            tokio::task::spawn_blocking(move || core.time.look()).await
-        };
-        if looked.is_err() {
-            tracing::error!("looking at the clocks failed; it is tried again");
+/// Watches this machine's clocks and those of agents.
+pub(crate) struct Watch {
+    core: Arc<Core>,
+    offset_us_max: u64,
+    wrong: BTreeSet<AgentId>,
+}
+
+impl Watch {
+    pub(crate) fn new(core: Arc<Core>, offset_max: Duration) -> Self {
+        Self {
+            core,
+            offset_us_max: u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX),
+            wrong: BTreeSet::new(),
         }
-        tell_of_steps(&core).await;
-        tell_of_agents(&core, offset_us_max, &mut wrong).await;
-        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+impl Duty for Watch {
+    async fn round(&mut self) -> Result<()> {
+        let core = self.core.clone();
+        let looked = tokio::task::spawn_blocking(move || core.time.look()).await;
+        tell_of_steps(&self.core).await;
+        tell_of_agents(&self.core, self.offset_us_max, &mut self.wrong).await;
+        looked.context("looking at the clocks")?;
+        Ok(())
     }
 }
 
@@ -92,5 +104,9 @@ async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut BTreeSet<Ag
     }
 }
 
-/// How often the clocks are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: clocks",
+    every: Duration::from_secs(2),
+    long: Duration::from_secs(60),
+    raises: false,
+};
