@@ -55,13 +55,15 @@ impl Health {
                 None,
             ),
         };
+        let is_full = refuses.is_some();
         let descriptors = used.zip(process::descriptors_max());
         let descriptors = descriptors.filter(|(used, max)| *used > max - max / DESCRIPTORS_PART);
         let descriptors =
             descriptors.map(|(used, max)| format!("{used} of {max} are in use; raise LimitNOFILE"));
         for (trouble, met) in [
             (Trouble::Disk, refuses),
-            (Trouble::DiskShort, runs_short),
+            // What is gone is not short any more: one alarm.
+            (Trouble::DiskShort, runs_short.filter(|_| !is_full)),
             (Trouble::Descriptors, descriptors),
         ] {
             match met {

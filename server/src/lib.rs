@@ -39,6 +39,7 @@ mod mail;
 mod markup;
 mod measure;
 mod package;
+mod places;
 mod policy;
 mod present;
 mod refusals;

@@ -34,7 +34,7 @@ use self::export::Export;
 use self::link::Link;
 use self::policy::Policy;
 use self::shares::Shares;
-use self::volume::{Bind, VolumeCommand, hand_out};
+use self::volume::{Bind, SharesPlace, VolumeCommand};
 use crate::accounts::{Accounts, check_password, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
@@ -42,8 +42,8 @@ use crate::control::search::SearchRequest;
 use crate::control::{self, Client, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
 use crate::present::human_bytes;
-use crate::stopped;
 use crate::volume::{Binding, Volume};
+use crate::{console, stopped};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
@@ -266,8 +266,12 @@ impl Command {
             } => {
                 let config = load_config(&data)?;
                 let password = admin_password_file.as_deref();
+                let recovery_out = recovery_out.as_deref();
+                let show_password = password.is_none();
+                Volume::check_new(&data.data)?;
+                let place = SharesPlace::prepare(recovery_out, show_password)?;
                 let made = init(&data.data, &config, password, &bind.binding())?;
-                made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
+                made.print(show_password, place)?;
             }
             Self::Run { data } => {
                 let config = load_config(&data)?;
@@ -423,22 +427,33 @@ fn init(
     };
     // Before there is a volume that would be half made.
     check_password(ADMIN, &password)?;
+    if let Some(files) = &config.certificate {
+        console::tls::installed(files)?;
+    }
     let (volume, shares) = Volume::create(dir, binding)?;
-    let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
-    Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
-    make_keys(&catalogue, &run::console_names(config))?;
-    stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
+    let fill = || {
+        let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
+        Accounts::load(catalogue.clone())?.set_password(ADMIN, &password)?;
+        make_keys(&catalogue, &run::console_names(config))?;
+        stopped::note(&volume, "volume made", json!({ "user": ADMIN }))
+    };
+    fill().with_context(|| {
+        format!(
+            "the volume in {} is half made: remove the directory and run init again",
+            dir.display()
+        )
+    })?;
     Ok(Made { password, shares })
 }
 
 impl Made {
-    fn print(&self, show_password: bool, recovery_out: Option<&Path>) -> Result<()> {
+    fn print(&self, show_password: bool, place: SharesPlace<'_>) -> Result<()> {
         if show_password {
             say(&format!("administrator:  {ADMIN}"))?;
             say(&format!("password:       {}", self.password.as_str()))?;
             say("")?;
         }
-        hand_out(&self.shares, recovery_out)
+        place.hand_out(&self.shares)
     }
 }
 
@@ -523,9 +538,12 @@ pub(crate) fn say(line: &str) -> Result<()> {
 
 fn print(line: &str) -> Result<()> {
     let printed = writeln!(std::io::stdout(), "{line}");
-    printed.map_err(|error| match error.kind() {
-        std::io::ErrorKind::BrokenPipe => OutputClosed.into(),
-        _ => anyhow::Error::from(error).context("writing to standard output"),
+    printed.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            OutputClosed.into()
+        } else {
+            anyhow::Error::from(error).context("writing to standard output")
+        }
     })
 }
 

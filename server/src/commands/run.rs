@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::info;
 
+use crate::backup::schedule::{self, Schedule};
 use crate::catalogue::copies::{self, Copying};
 use crate::certificates::{self, Publishing};
 use crate::config::Config;
@@ -29,7 +30,7 @@ use crate::statistics::{self, Statistics};
 use crate::verification::{self, Nightly};
 use crate::vital::{PartFell, Vital};
 use crate::volume::Volume;
-use crate::{backup, console, control, evidence, listener, self_signed, stopped, time};
+use crate::{console, control, evidence, listener, self_signed, stopped, time};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(dir: &Path, config: Config) -> Result<()> {
@@ -61,6 +62,9 @@ pub(crate) struct Server {
 impl Server {
     /// Opens the volume, then the archive, then the listeners: from the end of the pipe.
     pub(crate) async fn start(dir: &Path, config: Config) -> Result<Self> {
+        // Before anybody can connect.
+        let installed = config.certificate.as_ref().map(console::tls::installed);
+        let installed = installed.transpose()?;
         let volume = Volume::open(dir)?;
         let sl = listener::bind_tcp("sl", &config.sl).await?;
         let sl_integrity = listener::bind_tcp("sl_integrity", &config.sl_integrity).await?;
@@ -77,8 +81,6 @@ impl Server {
         let control = control::bind(dir)?;
 
         let running = Running::open(volume, address, &config, true)?;
-        let installed = config.certificate.as_ref().map(console::tls::installed);
-        let installed = installed.transpose()?;
         // What is configured is right from here on, and nothing is in the trail of this run before its start.
         stopped::begin(&running.core, &running.local).await?;
         let names = console_names(&config);
@@ -154,7 +156,7 @@ impl Server {
             Keeping::new(core, files.clone(), names.clone(), shown.clone())
         });
         if let Some(config) = config.backup {
-            keep.duty(backup::PLAN, move |core| backup::Schedule {
+            keep.duty(schedule::PLAN, move |core| Schedule {
                 core,
                 config: config.clone(),
             });

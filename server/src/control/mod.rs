@@ -71,6 +71,9 @@ pub(crate) struct BackupRequest {
     pub(crate) location: String,
     /// The keys file.
     pub(crate) keys: PathBuf,
+    /// What was there before is known to be gone.
+    #[serde(default)]
+    pub(crate) anew: bool,
 }
 
 impl BackupRequest {
@@ -305,10 +308,21 @@ async fn handle_backup(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     request.check("--to")?;
-    let BackupRequest { location, keys } = request;
-    audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
+    let BackupRequest {
+        location,
+        keys,
+        anew,
+    } = request;
+    let detail = json!({ "to": location, "keys": keys, "anew": anew });
+    audit(&core, "backup", detail).await?;
     let to = Location::parse(&location).context("--to")?;
-    let done = backup::create(&core, &to, &keys).await;
+    let order = backup::Order {
+        to,
+        keys,
+        by_hand: true,
+        anew,
+    };
+    let done = backup::create(&core, order).await;
     Ok(Json(
         or_said(&core, &caller::local(), "backup", done).await?,
     ))
@@ -325,7 +339,7 @@ async fn handle_backup_verify(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     request.check("--from")?;
-    let BackupRequest { location, keys } = request;
+    let BackupRequest { location, keys, .. } = request;
     let from = Location::parse(&location).context("--from")?;
     let verify = {
         let core = core.clone();

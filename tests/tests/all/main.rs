@@ -42,6 +42,7 @@ mod requests;
 mod retention;
 mod rotation;
 mod service;
+mod signals;
 mod signin;
 mod soak;
 mod sources;
