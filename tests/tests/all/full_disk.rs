@@ -9,7 +9,7 @@ use std::time::Duration;
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::{has_tool, skipped, wait_until};
 
-use crate::signals::ready;
+use crate::health::ready;
 
 #[test]
 fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
