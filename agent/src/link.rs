@@ -266,7 +266,10 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
         .read_exact(&mut head)
         .await
         .context("the server closed the connection")?;
-    let (len, refused) = match FrameHead::parse(head)? {
+    let head = FrameHead::parse(head).context(
+        "what answers there does not speak as a server does to agents: the port may be that of the console, or of another program. Dial what listen.sl of the server says",
+    )?;
+    let (len, refused) = match head {
         FrameHead::Message(len) => (len, false),
         FrameHead::Refusal(len) => (len, true),
     };

@@ -18,6 +18,7 @@ pub mod lock;
 pub mod machine;
 pub mod process;
 pub mod reader;
+pub mod say;
 pub mod slots;
 pub mod writer;
 

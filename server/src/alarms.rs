@@ -1,16 +1,18 @@
 //! Alarms: what a person must hear of, kept until a person says so.
 //!
-//! Every alarm is an entry of the audit stream too, where nobody can take it back.
+//! Every alarm is an entry of the audit stream too, where nobody can take it back. While the disk takes nothing, alarms are
+//! kept in memory, shown, and written when it takes something again ([`Alarms::write_down`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::{error, warn};
 
+use crate::archive::troubles::{Trouble, Troubles};
 use crate::audit::Audit;
 use crate::bounds::{self, ALARM_LEN_MAX};
 use crate::catalogue::Catalogue;
@@ -56,6 +58,24 @@ pub(crate) enum AlarmKind {
     TooManyStreams,
     /// Somebody tries passwords.
     SignInsRefused,
+    /// Entries are not taken.
+    CannotArchive,
+    /// Logs are not sealed.
+    CannotSeal,
+    /// What is due is not deleted.
+    CannotDelete,
+    /// The disk takes no writes, or has no room.
+    DiskFull,
+    /// The disk will have no room soon.
+    DiskShort,
+    /// File descriptors are nearly used up.
+    DescriptorsShort,
+    /// Something that is done again and again is not done.
+    DutyFailed,
+    /// A part of the program met a fault of the program.
+    ProgramFault,
+    /// The console's certificate ends soon, or has ended.
+    CertificateEnds,
 }
 
 impl AlarmKind {
@@ -79,6 +99,15 @@ impl AlarmKind {
             Self::ManySenders => "many-senders",
             Self::TooManyStreams => "too-many-streams",
             Self::SignInsRefused => "sign-ins-refused",
+            Self::CannotArchive => "cannot-archive",
+            Self::CannotSeal => "cannot-seal",
+            Self::CannotDelete => "cannot-delete",
+            Self::DiskFull => "disk-full",
+            Self::DiskShort => "disk-short",
+            Self::DescriptorsShort => "descriptors-short",
+            Self::DutyFailed => "duty-failed",
+            Self::ProgramFault => "program-fault",
+            Self::CertificateEnds => "certificate-ends",
         }
     }
 }
@@ -98,16 +127,37 @@ pub(crate) struct Raise {
 pub(crate) struct Alarms {
     catalogue: Arc<Catalogue>,
     audit: Audit,
-    state: Mutex<BTreeMap<u64, AlarmRecord>>,
+    /// Whether the archive takes entries now.
+    troubles: Arc<Troubles>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    alarms: BTreeMap<u64, AlarmRecord>,
+    /// Alarms that the catalogue does not have as they are.
+    unwritten: BTreeSet<u64>,
+    /// What the trail does not have yet: action and detail.
+    unsaid: VecDeque<(&'static str, Value)>,
+    /// What found no room there.
+    unsaid_lost: u64,
 }
 
 impl Alarms {
-    pub(crate) fn load(catalogue: Arc<Catalogue>, audit: Audit) -> Result<Self> {
+    pub(crate) fn load(
+        catalogue: Arc<Catalogue>,
+        audit: Audit,
+        troubles: Arc<Troubles>,
+    ) -> Result<Self> {
         let alarms = catalogue.load::<AlarmRecord>()?;
-        let state = alarms.into_iter().map(|alarm| (alarm.id, alarm)).collect();
+        let state = State {
+            alarms: alarms.into_iter().map(|alarm| (alarm.id, alarm)).collect(),
+            ..State::default()
+        };
         Ok(Self {
             catalogue,
             audit,
+            troubles,
             state: Mutex::new(state),
         })
     }
@@ -133,16 +183,69 @@ impl Alarms {
             alarm.text
         );
         let detail = json!({ "kind": alarm.kind.name(), "agent": alarm.agent, "text": alarm.text });
-        if !self.audit.record("server", "alarm", detail).await {
-            error!("an alarm could not be written to the audit stream; it stands in the catalogue");
+        self.tell("alarm", detail).await;
+    }
+
+    /// Writes into the trail. Where that takes nothing now, it is kept in memory and written later; an entry that the
+    /// trail took after all is then there twice.
+    async fn tell(&self, action: &'static str, detail: Value) {
+        let is_stuck = !self.lock().unsaid.is_empty() || self.troubles.has(Trouble::Archiving);
+        if is_stuck || !self.audit.record(OWN_NAME, action, detail.clone()).await {
+            let mut state = self.lock();
+            if state.unsaid.len() < UNSAID_MAX {
+                state.unsaid.push_back((action, detail));
+            } else {
+                state.unsaid_lost += 1;
+            }
+            drop(state);
+            error!(
+                action,
+                "the audit trail takes nothing now; it is written there later"
+            );
         }
+    }
+
+    /// Writes what could not be written when it happened. `false` while something waits.
+    pub(crate) async fn write_down(&self) -> bool {
+        let unwritten = self.lock().unwritten.clone();
+        for id in unwritten {
+            let mut state = self.lock();
+            let written = state.alarms.get(&id).map(|alarm| self.catalogue.put(alarm));
+            if written.is_none_or(|written| written.is_ok()) {
+                state.unwritten.remove(&id);
+            }
+        }
+        loop {
+            let Some((action, detail)) = self.lock().unsaid.front().cloned() else {
+                break;
+            };
+            if self.troubles.has(Trouble::Archiving)
+                || !self.audit.record(OWN_NAME, action, detail).await
+            {
+                return false;
+            }
+            self.lock().unsaid.pop_front();
+        }
+        let lost = self.lock().unsaid_lost;
+        if lost > 0 {
+            let detail = json!({ "count": lost });
+            let action = "alarms that could not be written down";
+            if !self.audit.record(OWN_NAME, action, detail).await {
+                return false;
+            }
+            self.lock().unsaid_lost -= lost;
+        }
+        self.lock().unwritten.is_empty()
     }
 
     /// Writes the alarm down; returns it when it is new.
     fn note(&self, raise: &Raise, from: Option<IpAddr>) -> Option<AlarmRecord> {
         let now = clock::unix_us();
         let mut state = self.lock();
-        let standing = state.values_mut().find(|alarm| {
+        let State {
+            alarms, unwritten, ..
+        } = &mut *state;
+        let standing = alarms.values_mut().find(|alarm| {
             alarm.acknowledged_by.is_none()
                 && alarm.kind == raise.kind
                 && alarm.agent == raise.agent
@@ -160,11 +263,12 @@ impl Alarms {
             {
                 let error = format!("{error:#}");
                 error!(error, "the count of an alarm could not be made durable");
+                unwritten.insert(alarm.id);
             }
             return None;
         }
         let mut alarm = AlarmRecord {
-            id: state.last_key_value().map_or(1, |(id, _)| id + 1),
+            id: alarms.last_key_value().map_or(1, |(id, _)| id + 1),
             kind: raise.kind,
             agent: raise.agent.clone(),
             text: bounds::cut(&raise.text, ALARM_LEN_MAX),
@@ -183,17 +287,18 @@ impl Alarms {
         if let Err(error) = self.catalogue.put(&alarm) {
             error!(
                 error = format!("{error:#}"),
-                "an alarm could not be made durable"
+                "an alarm could not be made durable yet; it is kept in memory"
             );
+            unwritten.insert(alarm.id);
         }
-        state.insert(alarm.id, alarm.clone());
-        if state.len() > ALARMS_MAX {
-            let oldest = state
+        alarms.insert(alarm.id, alarm.clone());
+        if alarms.len() > ALARMS_MAX {
+            let oldest = alarms
                 .iter()
                 .find(|(_, alarm)| alarm.acknowledged_by.is_some())
-                .or_else(|| state.first_key_value())
+                .or_else(|| alarms.first_key_value())
                 .map(|(id, _)| *id);
-            if let Some(removed) = oldest.and_then(|id| state.remove(&id))
+            if let Some(removed) = oldest.and_then(|id| alarms.remove(&id))
                 && let Err(error) = self.catalogue.write(|changes| changes.remove(&removed))
             {
                 error!(
@@ -208,55 +313,80 @@ impl Alarms {
     /// The agents of which an alarm of a kind stands.
     pub(crate) fn standing(&self, kind: AlarmKind) -> BTreeSet<String> {
         let state = self.lock();
-        let alarms = state.values();
+        let alarms = state.alarms.values();
         let standing = alarms.filter(|alarm| alarm.acknowledged_by.is_none() && alarm.kind == kind);
         standing.map(|alarm| alarm.agent.clone()).collect()
     }
 
-    /// What was wrong with `agent` is over: its alarm stands no longer.
+    /// What was wrong with `agent` is over: its alarms of this kind stand no longer.
     pub(crate) async fn end(&self, kind: AlarmKind, agent: &str, why: &str) {
-        let standing: Vec<u64> = {
+        self.end_those(|alarm| alarm.kind == kind && alarm.agent == agent, why)
+            .await;
+    }
+
+    /// The same of one `key`.
+    pub(crate) async fn end_of(&self, kind: AlarmKind, agent: &str, key: &str, why: &str) {
+        let is_it =
+            |alarm: &AlarmRecord| alarm.kind == kind && alarm.agent == agent && alarm.key == key;
+        self.end_those(is_it, why).await;
+    }
+
+    async fn end_those(&self, is_one: impl Fn(&AlarmRecord) -> bool, why: &str) {
+        let standing: Vec<AlarmRecord> = {
             let state = self.lock();
-            let of_agent = state.values().filter(|alarm| {
-                alarm.acknowledged_by.is_none() && alarm.kind == kind && alarm.agent == agent
-            });
-            of_agent.map(|alarm| alarm.id).collect()
+            let those = state.alarms.values();
+            let those = those.filter(|alarm| alarm.acknowledged_by.is_none() && is_one(alarm));
+            those.cloned().collect()
         };
-        for id in standing {
-            if let Err(error) = self.acknowledge(id, OWN_NAME) {
-                error!(
-                    error = format!("{error:#}"),
-                    "the end of an alarm could not be made durable"
-                );
+        for alarm in standing {
+            if !self.end_one(alarm.id) {
                 continue;
             }
-            let detail = json!({ "id": id, "kind": kind.name(), "agent": agent, "text": why });
-            if !self.audit.record(OWN_NAME, "alarm ended", detail).await {
-                error!("the end of an alarm could not be written to the audit stream");
-            }
+            let detail = json!({
+                "id": alarm.id, "kind": alarm.kind.name(), "agent": alarm.agent, "text": why,
+            });
+            self.tell("alarm ended", detail).await;
         }
+    }
+
+    /// Ends one in memory, and in the catalogue as soon as that takes it. `false` when there is none any more.
+    fn end_one(&self, id: u64) -> bool {
+        let mut state = self.lock();
+        let Some(ended) = state.alarms.get_mut(&id) else {
+            return false;
+        };
+        ended.acknowledged_by = Some(OWN_NAME.to_owned());
+        ended.acknowledged_us = clock::unix_us();
+        if let Err(error) = self.catalogue.put(ended) {
+            let error = format!("{error:#}");
+            error!(error, "the end of an alarm could not be made durable yet");
+            state.unwritten.insert(id);
+        }
+        true
     }
 
     /// Notes that `user` has seen alarm `id`.
     pub(crate) fn acknowledge(&self, id: u64, user: &str) -> Result<()> {
         let mut state = self.lock();
         let alarm = state
+            .alarms
             .get(&id)
             .with_context(|| format!("there is no alarm {id}"))?;
         let mut alarm = alarm.clone();
         alarm.acknowledged_by = Some(user.to_owned());
         alarm.acknowledged_us = clock::unix_us();
         self.catalogue.put(&alarm)?;
-        state.insert(id, alarm);
+        state.unwritten.remove(&id);
+        state.alarms.insert(id, alarm);
         Ok(())
     }
 
     /// The alarms, newest first.
     pub(crate) fn list(&self) -> Vec<AlarmRecord> {
-        self.lock().values().rev().cloned().collect()
+        self.lock().alarms.values().rev().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, AlarmRecord>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -305,6 +435,8 @@ impl AlarmRecord {
 const ADDRESSES_MAX: usize = 100;
 /// Past this many the oldest goes, acknowledged ones first.
 const ALARMS_MAX: usize = 1000;
+/// What waits in memory for the trail: about 2 MiB.
+const UNSAID_MAX: usize = 2000;
 
 #[cfg(test)]
 mod tests {
@@ -341,7 +473,7 @@ mod tests {
         let Alarms {
             catalogue, audit, ..
         } = alarms;
-        let again = Alarms::load(catalogue, audit).unwrap();
+        let again = Alarms::load(catalogue, audit, Arc::default()).unwrap();
         assert_eq!(again.list().remove(0).count, 1024);
     }
 
@@ -387,6 +519,6 @@ mod tests {
         let key = scrinium_protocol::secret::Secret::new([1; 32]);
         let catalogue = Arc::new(Catalogue::create(&path, &key).unwrap());
         let (queue, _entries) = tokio::sync::mpsc::channel(1);
-        Alarms::load(catalogue, Audit::new(queue)).unwrap()
+        Alarms::load(catalogue, Audit::new(queue), Arc::default()).unwrap()
     }
 }

@@ -24,6 +24,7 @@ use crate::audit::Audit;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
+use crate::duties::Duties;
 use crate::evidence::Evidence;
 use crate::index::turns::Turns;
 use crate::links::Links;
@@ -52,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) time: Arc<ServerTime>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
+    /// What is done again and again, and what runs.
+    pub(crate) duties: Arc<Duties>,
     pub(crate) accounts: Accounts,
     /// What strangers were refused lately.
     pub(crate) refusals: Refusals,
@@ -119,7 +122,8 @@ impl Running {
                 .context("binding the catalogue's sum to the volume")?;
         }
         let keys = load_keys(&catalogue)?;
-        let (vital, fallen) = Vital::new();
+        let duties = Arc::<Duties>::default();
+        let (vital, fallen) = Vital::new(duties.clone());
         let archive = Arc::new(
             Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
         );
@@ -153,10 +157,10 @@ impl Running {
             let (signing, time) = (signing.clone(), time.clone());
             let policy = policy.clone();
             let upkeep = Upkeep::new(archive, catalogue, policy, signing, time, by_itself);
-            let watch = vital.watch("upkeep");
+            let (watch, duties) = (vital.watch("upkeep"), duties.clone());
             let run = move || {
                 let _watch = watch;
-                upkeep.run(&work);
+                upkeep.run(&work, &duties);
             };
             std::thread::Builder::new()
                 .name("upkeep".into())
@@ -200,7 +204,8 @@ impl Running {
                 rates: Rates::default(),
             },
             agents,
-            alarms: Alarms::load(catalogue.clone(), audit.clone())?,
+            alarms: Alarms::load(catalogue.clone(), audit.clone(), archive.troubles().clone())?,
+            duties,
             accounts: Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?,
             refusals: Refusals::default(),
             links: Links::load(catalogue.clone())?,

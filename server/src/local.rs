@@ -196,6 +196,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
                 agent,
                 batch: made.batch.clone(),
                 encoded: made.batch.encoded(),
+                last_us: made.last_us,
                 answer,
             });
             let introduction = made.stream.clone().map(Submission::Stream);
@@ -235,6 +236,8 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
 struct Made {
     stream: Option<StreamRecord>,
     batch: SealedBatch,
+    /// The time of its last entry, Unix µs.
+    last_us: u64,
 }
 
 struct Maker {
@@ -391,6 +394,7 @@ impl LocalStream {
     }
 
     fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
+        let last_us = self.builder.time_last_us();
         let (batch, after) = self
             .builder
             .seal(id, &self.position, Vec::new(), key, compressor);
@@ -398,6 +402,7 @@ impl LocalStream {
         Made {
             stream: self.introduction.take(),
             batch,
+            last_us,
         }
     }
 }

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
@@ -20,6 +21,7 @@ use crate::alarms::{AlarmKind, Raise};
 use crate::audit::{Actor, NotWritten};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
 
 /// What was refused.
@@ -191,10 +193,12 @@ pub(crate) async fn raise(core: &Core, from: SocketAddr) {
 }
 
 /// Writes a sum each minute, while there is something to sum up.
-pub(crate) async fn run(core: Arc<Core>) {
-    loop {
-        tokio::time::sleep(STEP).await;
-        write_sums(&core, false).await;
+pub(crate) struct Sums(pub(crate) Arc<Core>);
+
+impl Duty for Sums {
+    async fn round(&mut self) -> Result<()> {
+        write_sums(&self.0, false).await;
+        Ok(())
     }
 }
 
@@ -230,7 +234,12 @@ const ALARM_FROM: u64 = 10;
 /// Addresses and names that a sum has by name.
 const NAMED_MAX: usize = 50;
 const MINUTE_US: u64 = 60_000_000;
-const STEP: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: sums of refusals",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(300),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

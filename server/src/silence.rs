@@ -4,29 +4,45 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use scrinium_protocol::identity::AgentId;
 
 use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 use crate::core::Core;
+use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
 
-/// Raises an alarm for every enabled agent that is silent for too long, until the task is dropped.
-pub(crate) async fn watch(core: Arc<Core>) {
-    // What was before the start of the server says nothing about agents.
-    let started_us = clock::unix_us();
-    let limit_us = u64::try_from(core.silent_after.as_micros()).unwrap_or(u64::MAX);
-    // One alarm for one silence: that somebody has seen it does not begin another.
-    let mut told: BTreeMap<AgentId, u64> = BTreeMap::new();
-    loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+/// Raises an alarm for every enabled agent that is silent for too long.
+pub(crate) struct Silence {
+    core: Arc<Core>,
+    /// What was before the start of the server says nothing about agents.
+    started_us: u64,
+    /// One alarm for one silence: that somebody has seen it does not begin another.
+    told: BTreeMap<AgentId, u64>,
+}
+
+impl Silence {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            started_us: clock::unix_us(),
+            told: BTreeMap::new(),
+        }
+    }
+}
+
+impl Duty for Silence {
+    async fn round(&mut self) -> Result<()> {
+        let core = &self.core;
+        let limit_us = u64::try_from(core.silent_after.as_micros()).unwrap_or(u64::MAX);
         let now = clock::unix_us();
         for (agent, live) in core.agents.list() {
-            let heard_us = live.heard_us.max(started_us).max(agent.enrolled_us);
+            let heard_us = live.heard_us.max(self.started_us).max(agent.enrolled_us);
             if !agent.enabled || now.saturating_sub(heard_us) < limit_us {
                 continue;
             }
-            if told.insert(agent.id, heard_us) == Some(heard_us) {
+            if self.told.insert(agent.id, heard_us) == Some(heard_us) {
                 continue;
             }
             let last = live
@@ -45,7 +61,13 @@ pub(crate) async fn watch(core: Arc<Core>) {
                 })
                 .await;
         }
+        Ok(())
     }
 }
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: silent agents",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(60),
+    raises: false,
+};

@@ -18,6 +18,8 @@ use std::sync::{PoisonError, RwLock};
 use anyhow::{Context as _, Result};
 use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::{Codec as _, Reader};
+use scrinium_protocol::compress::decompress;
+use scrinium_protocol::entry::Entries;
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
@@ -25,7 +27,7 @@ use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::{Error, HEADER_LEN, Kind, Place};
 use tracing::{error, warn};
 
-use super::block::{AHEAD_US_MAX, StoredBatch, decode_log};
+use super::block::{StoredBatch, decode_log, is_of_the_future};
 use crate::catalogue::records::StreamRecord;
 
 /// A log that readers may read, active or waiting to be sealed.
@@ -56,7 +58,9 @@ pub(crate) struct LogBatch {
     pub(crate) stream: StreamId,
     pub(crate) epoch: Epoch,
     pub(crate) sequences: (u64, u64),
+    /// All times by which its entries are ordered lie between these, both included, Unix µs.
     pub(crate) times_us: (u64, u64),
+    pub(crate) received_us: u64,
 }
 
 impl Log {
@@ -135,7 +139,12 @@ impl Log {
                         log.damage.push(finding);
                     }
                     apply(stream, &batch.header, received_us);
-                    log.push(LogBatch::new(&batch, record.place, received_us));
+                    log.push(LogBatch::new(
+                        &batch.header,
+                        record.place,
+                        received_us,
+                        last_us_of(&batch),
+                    ));
                 }
                 RECORD_STREAM => {
                     let stream = decode_stream(&record.payload)?;
@@ -211,24 +220,35 @@ impl Log {
 }
 
 impl LogBatch {
-    pub(crate) fn new(batch: &SealedBatch, place: Place, received_us: u64) -> Self {
-        let header = &batch.header;
+    /// `last_us` is the time of the last entry: a backlog has batches that span hours, and the header does not say it.
+    pub(crate) fn new(header: &BatchHeader, place: Place, received_us: u64, last_us: u64) -> Self {
         let first_us = header.time_first_us;
+        // Times do not go back within a batch. What is claimed to be of the future is ordered by its receipt.
+        let times_us = if is_of_the_future(last_us, received_us) {
+            (first_us.min(received_us), last_us)
+        } else {
+            (first_us, last_us)
+        };
         Self {
             place,
             stream: header.stream,
             epoch: header.epoch,
             sequences: (header.first.0, header.next().0),
-            // The last time is inside the body. A batch spans at most a minute, if it is one of our agents that
-            // made it; whoever made it, nothing of it is ordered long after it was received.
-            times_us: (
-                first_us.min(received_us),
-                first_us
-                    .saturating_add(BATCH_SPAN_US_MAX)
-                    .max(received_us.saturating_add(AHEAD_US_MAX)),
-            ),
+            times_us,
+            received_us,
         }
     }
+}
+
+/// The time of the last entry of a batch that was verified when it came. One that cannot be read any more holds nothing
+/// that could be found.
+fn last_us_of(batch: &SealedBatch) -> u64 {
+    let header = &batch.header;
+    let mut raw = Vec::new();
+    let read = decompress(&batch.body, header.raw_len, &mut raw).ok();
+    let entries = read.and_then(|()| Entries::parse(raw, header).ok());
+    let last_us = entries.and_then(|entries| entries.time_last_us());
+    last_us.unwrap_or(header.time_first_us)
 }
 
 /// Whether a batch opens a new epoch of its stream properly.
@@ -287,5 +307,3 @@ pub(crate) const RECORD_BATCH: u8 = 1;
 pub(crate) const RECORD_STREAM: u8 = 2;
 pub(crate) const RECORD_LIMIT: u8 = 3;
 pub(crate) const RECORD_MARK: u8 = 4;
-/// Longest time between the first and the last entry of a batch; batches close much earlier.
-pub(crate) const BATCH_SPAN_US_MAX: u64 = 60_000_000;

@@ -28,6 +28,7 @@ pub(crate) mod retention;
 pub(crate) mod sealer;
 pub(crate) mod segment;
 mod streams;
+pub(crate) mod troubles;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
 
@@ -50,6 +51,7 @@ use self::keys::Keyring;
 use self::log::Log;
 use self::segment::{Packing, SegmentBuilder};
 pub(crate) use self::streams::Totals;
+use self::troubles::Troubles;
 use crate::catalogue::records::{
     ArchiveMark, Group, LogEnd, PrunedRange, SegmentRecord, StreamRecord,
 };
@@ -67,6 +69,7 @@ pub(crate) struct Archive {
     indexes: Mutex<Indexes>,
     openings: Openings,
     acked: Mutex<Acked>,
+    troubles: Arc<Troubles>,
 }
 
 #[derive(Default)]
@@ -87,6 +90,11 @@ struct State {
 }
 
 impl Archive {
+    /// What it cannot do now.
+    pub(crate) fn troubles(&self) -> &Arc<Troubles> {
+        &self.troubles
+    }
+
     /// How far the log is acknowledged.
     pub(crate) fn acked(&self) -> MutexGuard<'_, Acked> {
         self.acked.lock().unwrap_or_else(PoisonError::into_inner)

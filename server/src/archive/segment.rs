@@ -376,11 +376,7 @@ impl<'a> SegmentBuilder<'a> {
             self.close(id)?;
         }
         self.streams.entry(id).or_insert_with(|| stream.clone());
-        let last_us = batch
-            .entries
-            .iter()
-            .last()
-            .map_or(header.time_first_us, |(meta, _)| meta.time_us);
+        let last_us = batch.entries.time_last_us().unwrap_or(header.time_first_us);
         // What is said to be of the future is found by when it was received.
         let ordered_us = order_us(last_us, batch.received_us);
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {

@@ -8,7 +8,7 @@ use scrinium_protocol::shown;
 use serde_json::json;
 
 use super::policy::{Acting, delete_agent};
-use super::{Data, client, close, parse_ttl, say, say_json, usage};
+use super::{Data, client, close, complain, parse_ttl, say, say_json, usage};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::control::policy::DeleteRequest;
 use crate::control::{self, AgentRequest, Client, EnrolRequest};
@@ -205,6 +205,11 @@ impl Agent {
                 if json {
                     return say_json(&agents);
                 }
+                if agents.as_array().is_some_and(Vec::is_empty) {
+                    complain(
+                        "no agent is enrolled yet; make a token with: scrinium-server agent enroll NAME",
+                    );
+                }
                 for agent in agents.as_array().into_iter().flatten() {
                     let field = |key: &str| {
                         agent
@@ -278,6 +283,9 @@ impl Alarm {
                 if json {
                     say_json(&alarms)?;
                 } else {
+                    if alarms.as_array().is_some_and(Vec::is_empty) {
+                        complain("no alarm was ever raised");
+                    }
                     for alarm in alarms.as_array().into_iter().flatten() {
                         let field = |key: &str| {
                             let value = alarm.get(key).unwrap_or(&serde_json::Value::Null);

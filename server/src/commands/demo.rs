@@ -55,10 +55,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
     durable::create_dir(&sources)?;
 
     let config = demo_config()?;
-    let password = if volume.join("volume.json").try_exists()? {
-        None
+    let (password, shares) = if volume.join("volume.json").try_exists()? {
+        (None, Vec::new())
     } else {
-        Some(init(&volume, &config, None, &Binding::default())?.password)
+        let made = init(&volume, &config, None, &Binding::default())?;
+        (Some(made.password), made.shares)
     };
     let mut server = Server::start(&volume, config.clone()).await?;
     let password = match password {
@@ -91,7 +92,13 @@ pub(super) async fn run(args: Args) -> Result<()> {
             .map_or("15514", |(_, port)| port),
         dir.display(),
     );
-    let banner: Vec<String> = banner.lines().map(str::to_owned).collect();
+    let mut banner: Vec<String> = banner.lines().map(str::to_owned).collect();
+    if !shares.is_empty() {
+        let said = "  Recovery shares: any two open the volume on another machine. They are shown now and never again.";
+        banner.push(said.to_owned());
+        banner.extend(shares.iter().map(|share| format!("    {}", share.as_str())));
+        banner.push(String::new());
+    }
     // Whoever started it may have read enough and closed the pipe: the demo goes on.
     if let Err(error) = say_lines(&banner) {
         warn!(%error, "standard output takes no more");

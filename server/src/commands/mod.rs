@@ -4,6 +4,7 @@ mod agent;
 mod backup;
 mod container;
 pub(crate) mod demo;
+mod duties;
 mod export;
 mod fsck;
 mod link;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use scrinium_protocol::shown;
+use scrinium_segment::say;
 use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -33,7 +35,7 @@ use self::export::Export;
 use self::link::Link;
 use self::policy::Policy;
 use self::shares::Shares;
-use self::volume::{Bind, VolumeCommand, hand_out};
+use self::volume::{Bind, SharesPlace, VolumeCommand};
 use crate::accounts::{Accounts, BROWSERS_KEY, check_password, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
@@ -41,8 +43,8 @@ use crate::control::search::SearchRequest;
 use crate::control::{self, Client, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
 use crate::present::human_bytes;
-use crate::stopped;
 use crate::volume::{Binding, Volume};
+use crate::{console, stopped};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
@@ -199,6 +201,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what the running server does again and again: how often, when it was good last, when it is due, and what it
+    /// says when it fails. Exits 1 when one fails, or no server runs.
+    #[command(after_help = "Example: scrinium-server duties --json")]
+    Duties {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
     /// Seals what came so far and packs all of it as hard as a day that is over; the server does that by itself.
     #[command(after_help = "Example: scrinium-server compact")]
     Compact {
@@ -256,8 +267,12 @@ impl Command {
             } => {
                 let config = load_config(&data)?;
                 let password = admin_password_file.as_deref();
+                let recovery_out = recovery_out.as_deref();
+                let show_password = password.is_none();
+                Volume::check_new(&data.data)?;
+                let place = SharesPlace::prepare(recovery_out, show_password)?;
                 let made = init(&data.data, &config, password, &bind.binding())?;
-                made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
+                made.print(show_password, place)?;
             }
             Self::Run { data } => {
                 let config = load_config(&data)?;
@@ -297,10 +312,7 @@ impl Command {
                 let left_out = control::search::copy_found(response, &mut std::io::stdout()).await;
                 close(client, running).await;
                 let left_out = left_out?;
-                left_out
-                    .sentences()
-                    .iter()
-                    .try_for_each(|text| complain(text))?;
+                left_out.sentences().iter().for_each(|text| complain(text));
                 if left_out.ended.is_some() {
                     return Ok(ExitCode::FAILURE);
                 }
@@ -352,6 +364,7 @@ impl Command {
                 }
             }
             Self::Status { data, json } => return status::run(&data.data, json).await,
+            Self::Duties { data, json } => return duties::run(&data.data, json).await,
             Self::Compact { data, json } => {
                 let (client, running) = client(&data).await?;
                 let done = client.post("/compact", &json!({})).await;
@@ -415,24 +428,35 @@ fn init(
     };
     // Before there is a volume that would be half made.
     check_password(ADMIN, &password)?;
+    if let Some(files) = &config.certificate {
+        console::tls::installed(files)?;
+    }
     let (volume, shares) = Volume::create(dir, binding)?;
-    let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
-    // Whoever signs in is known again by the server that runs.
-    let accounts = Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?;
-    accounts.set_password(ADMIN, &password)?;
-    make_keys(&catalogue, &run::console_names(config))?;
-    stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
+    let fill = || {
+        let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
+        // Whoever signs in is known again by the server that runs.
+        let accounts = Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?;
+        accounts.set_password(ADMIN, &password)?;
+        make_keys(&catalogue, &run::console_names(config))?;
+        stopped::note(&volume, "volume made", json!({ "user": ADMIN }))
+    };
+    fill().with_context(|| {
+        format!(
+            "the volume in {} is half made: remove the directory and run init again",
+            dir.display()
+        )
+    })?;
     Ok(Made { password, shares })
 }
 
 impl Made {
-    fn print(&self, show_password: bool, recovery_out: Option<&Path>) -> Result<()> {
+    fn print(&self, show_password: bool, place: SharesPlace<'_>) -> Result<()> {
         if show_password {
             say(&format!("administrator:  {ADMIN}"))?;
             say(&format!("password:       {}", self.password.as_str()))?;
             say("")?;
         }
-        hand_out(&self.shares, recovery_out)
+        place.hand_out(&self.shares)
     }
 }
 
@@ -512,9 +536,24 @@ fn usage(error: anyhow::Error) -> anyhow::Error {
 
 /// Prints a line on standard output: whatever others called things, it is one, and moves no cursor.
 pub(crate) fn say(line: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{}", shown::sentence(line))?;
-    Ok(())
+    print(&shown::sentence(line))
 }
+
+fn print(line: &str) -> Result<()> {
+    let printed = writeln!(std::io::stdout(), "{line}");
+    printed.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            OutputClosed.into()
+        } else {
+            anyhow::Error::from(error).context("writing to standard output")
+        }
+    })
+}
+
+/// Nobody reads standard output any more: whoever did has enough, and nothing is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+pub(crate) struct OutputClosed;
 
 /// Prints lines on standard output.
 pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
@@ -524,14 +563,12 @@ pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
 /// Prints a value as JSON on standard output.
 pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
     let text = shown::json(&serde_json::to_string_pretty(value)?);
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    print(&text)
 }
 
 /// Prints a message on standard error.
-pub(crate) fn complain(message: &str) -> Result<()> {
-    writeln!(std::io::stderr(), "{}", shown::message(message))?;
-    Ok(())
+pub(crate) fn complain(message: &str) {
+    say::put(format!("{}\n", shown::message(message)).as_bytes());
 }
 
 /// The first account.

@@ -25,7 +25,7 @@ pub(super) struct Reload {
 /// What a file says now.
 struct Read {
     table: Table,
-    certificate: Option<CertifiedKey>,
+    certificate: Option<((PathBuf, PathBuf), CertifiedKey)>,
 }
 
 impl Reload {
@@ -65,8 +65,8 @@ impl Reload {
         let mut changed = differences(&self.in_force, &read.table);
         let certificate = read.certificate.filter(|_| self.has_certificate);
         let is_shown = certificate.is_some();
-        if let Some(certificate) = certificate {
-            shown.show(certificate);
+        if let Some((files, certified)) = certificate {
+            shown.show_files(files, certified);
             changed.retain(|key| !LIVE.contains(&key.as_str()));
         }
         info!(
@@ -94,10 +94,10 @@ impl Reload {
 impl Read {
     fn new(path: Option<&Path>) -> Result<Self> {
         let config = Config::load(path)?;
-        let certificate = config.certificate.as_ref().map(installed).transpose()?;
+        let certified = config.certificate.as_ref().map(installed).transpose()?;
         Ok(Self {
             table: table_of(path)?,
-            certificate,
+            certificate: config.certificate.zip(certified),
         })
     }
 }

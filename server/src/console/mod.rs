@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -129,13 +129,26 @@ fn router(core: Arc<Core>) -> Router {
         .route("/api/v1/alarms", get(pages::overview::alarms_api))
         .route("/assets/{name}", get(assets::serve))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics::page))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(FORM_LEN_MAX))
         .layer(axum::middleware::from_fn(body_in_time))
         .layer(axum::middleware::from_fn(headers))
         .with_state(core)
+}
+
+/// Whether entries are archived, sealed, proven and deleted; anybody may ask, so it names no file and no error.
+async fn ready(State(core): State<Arc<Core>>) -> Response {
+    let stoppers = core.archive.troubles().stoppers();
+    if stoppers.is_empty() {
+        return "ready\n".into_response();
+    }
+    let lines = stoppers
+        .iter()
+        .map(|trouble| format!("{}\n", trouble.sentence()));
+    let text = format!("not ready\n{}", lines.collect::<String>());
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
 async fn not_found() -> Response {

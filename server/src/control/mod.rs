@@ -71,6 +71,9 @@ pub(crate) struct BackupRequest {
     pub(crate) location: String,
     /// The keys file.
     pub(crate) keys: PathBuf,
+    /// What was there before is known to be gone.
+    #[serde(default)]
+    pub(crate) anew: bool,
 }
 
 impl BackupRequest {
@@ -103,6 +106,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/status", get(status::handle))
+        .route("/duties", get(status::handle_duties))
         .route("/compact", post(handle_compact))
         .route("/container/list", post(container::handle_list))
         .route("/container/open", post(container::handle_open))
@@ -306,10 +310,21 @@ async fn handle_backup(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     request.check("--to")?;
-    let BackupRequest { location, keys } = request;
-    audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
+    let BackupRequest {
+        location,
+        keys,
+        anew,
+    } = request;
+    let detail = json!({ "to": location, "keys": keys, "anew": anew });
+    audit(&core, "backup", detail).await?;
     let to = Location::parse(&location).context("--to")?;
-    let done = backup::create(&core, &to, &keys).await;
+    let order = backup::Order {
+        to,
+        keys,
+        by_hand: true,
+        anew,
+    };
+    let done = backup::create(&core, order).await;
     Ok(Json(
         or_said(&core, &caller::local(), "backup", done).await?,
     ))
@@ -326,7 +341,7 @@ async fn handle_backup_verify(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     request.check("--from")?;
-    let BackupRequest { location, keys } = request;
+    let BackupRequest { location, keys, .. } = request;
     let from = Location::parse(&location).context("--from")?;
     let verify = {
         let core = core.clone();

@@ -24,6 +24,7 @@ use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::records::{PolicySettings, WaitingAct, WaitingRecord};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::policy::waiting::{DELAY_H, is_due, is_settled};
 use crate::present::rfc3339;
 
@@ -152,10 +153,25 @@ fn end(core: &Core, waiting: &WaitingRecord) -> Result<()> {
     }
 }
 
-/// Does what is due, until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>) {
-    let mut tried = BTreeMap::new();
-    loop {
+/// Does what is due.
+pub(crate) struct WhatWaits {
+    core: Arc<Core>,
+    /// What could not be done is left alone for a while.
+    tried: BTreeMap<String, Instant>,
+}
+
+impl WhatWaits {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            tried: BTreeMap::new(),
+        }
+    }
+}
+
+impl Duty for WhatWaits {
+    async fn round(&mut self) -> Result<()> {
+        let (core, tried) = (&self.core, &mut self.tried);
         tried.retain(|_, at: &mut Instant| clock::now().duration_since(*at) < RETRY_INTERVAL);
         for waiting in core.policy.waiting.list() {
             if tried.contains_key(&waiting.id) {
@@ -170,7 +186,7 @@ pub(crate) async fn run(core: Arc<Core>) {
             if !is_due(&waiting, core.time.passed_us(waiting.since_us), two_persons) {
                 continue;
             }
-            if let Err(error) = carry_out(&core, &waiting).await {
+            if let Err(error) = carry_out(core, &waiting).await {
                 let error = format!("{error:#}");
                 error!(
                     error,
@@ -180,7 +196,7 @@ pub(crate) async fn run(core: Arc<Core>) {
                 tried.insert(waiting.id, clock::now());
             }
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        Ok(())
     }
 }
 
@@ -404,7 +420,11 @@ pub(super) async fn handle_stop(
 /// How long a session that was told to end is waited for.
 const STEP: Duration = Duration::from_millis(20);
 const STEPS_MAX: u32 = 500;
-/// How often it is looked for what is due.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: waiting acts",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(600),
+    raises: false,
+};
 /// How long one that could not be done is left alone.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);

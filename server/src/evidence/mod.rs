@@ -18,14 +18,14 @@ mod inclusion;
 mod leaves;
 mod letter;
 mod memory;
+mod publishing;
 mod stamps;
 mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -47,12 +47,12 @@ use self::leaves::{Leaf, Leaves};
 pub(crate) use self::letter::Correspondence;
 use self::letter::Enclosed;
 use self::memory::Memory;
-use crate::alarms::{AlarmKind, Raise};
+pub(crate) use self::publishing::{Intervals, plan};
 use crate::archive::Archive;
+use crate::archive::troubles::Trouble;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ChainRecord, LostEntries};
-use crate::clock;
-use crate::core::{Core, OWN_NAME};
+use crate::places;
 use crate::volume::{EVIDENCE_DIR, Volume};
 
 /// Who else sees checkpoints.
@@ -247,14 +247,26 @@ impl Evidence {
     ///
     /// # Errors
     /// What is wrong, in a sentence.
-    fn work(&self, archive: &Archive, now_us: u64, doubt: Option<Doubt>) -> Result<Signed, String> {
+    fn work(
+        &self,
+        archive: &Archive,
+        catalogue: &Catalogue,
+        now_us: u64,
+        doubt: Option<Doubt>,
+    ) -> Result<Signed, String> {
         let sealed = self.seal(archive, now_us, doubt);
+        match &sealed {
+            Ok(_) => archive.troubles().end(Trouble::Proving),
+            Err(error) => archive
+                .troubles()
+                .meet(Trouble::Proving, format!("{error:#}")),
+        }
         let note = sealed.map_err(|error| {
             format!(
                 "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
             )
         })?;
-        let copied = self.copy(&note, now_us);
+        let copied = self.copy(catalogue, &note, now_us);
         copied.map_err(|error| {
             format!("a checkpoint was signed and did not leave this machine: {error:#}")
         })?;
@@ -486,10 +498,20 @@ impl Evidence {
     }
 
     /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
-    fn copy(&self, note: &str, time_us: u64) -> Result<()> {
+    fn copy(&self, catalogue: &Catalogue, note: &str, time_us: u64) -> Result<()> {
         let day = day(time_us)?;
         let name = self.name();
         for dir in &self.copies {
+            let (kind, place) = (places::Kind::Copies, dir.display().to_string());
+            let has_mark = dir.join(format!("{name}.checkpoint")).try_exists()?;
+            let checked = places::check(
+                catalogue,
+                kind,
+                &place,
+                has_mark,
+                "Mount it; if what was there is gone for good, put a copy of evidence/checkpoint there under its old name",
+            );
+            checked.with_context(|| format!("evidence.copies ({name}.checkpoint)"))?;
             for file in [
                 format!("{name}.checkpoint"),
                 format!("{name}-{day}.checkpoint"),
@@ -501,6 +523,7 @@ impl Evidence {
                     )
                 })?;
             }
+            places::remember(catalogue, kind, &place)?;
         }
         Ok(())
     }
@@ -552,56 +575,6 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
     let checkpoint = Checkpoint::of_note(&note, key);
     let checkpoint = checkpoint.with_context(|| path.display().to_string())?;
     Ok(Some((note, checkpoint)))
-}
-
-/// Seals intervals until the task is dropped, and shows the checkpoints `elsewhere`; a failure is an alarm.
-pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewhere) {
-    core.evidence.is_live.store(true, Ordering::Relaxed);
-    let mut told = None;
-    loop {
-        let begun = clock::now();
-        let now_us = clock::unix_us();
-        let worked = {
-            let core = core.clone();
-            let work = move || {
-                let doubt = core.time.doubt();
-                core.evidence.work(&core.archive, now_us, doubt)
-            };
-            tokio::task::spawn_blocking(work).await
-        };
-        let failed = match worked {
-            Ok(Ok(signed)) => {
-                let shown = core.evidence.show(&elsewhere, &signed, now_us).await.err();
-                let registered = core.evidence.register(&core.catalogue);
-                let registered = registered
-                    .err()
-                    .map(|error| format!("what came could not be registered: {error:#}"));
-                shown.or(registered)
-            }
-            Ok(Err(failed)) => Some(failed),
-            Err(error) => Some(error.to_string()),
-        };
-        // A time stamp that came is certain too.
-        core.time.raise_floor(core.evidence.certain_us());
-        if let Some(failed) = failed
-            .clone()
-            .filter(|failed| told.as_ref() != Some(failed))
-        {
-            core.alarms
-                .raise(Raise {
-                    kind: AlarmKind::EvidenceStopped,
-                    agent: OWN_NAME.to_owned(),
-                    text: failed,
-                    key: String::new(),
-                })
-                .await;
-        }
-        if failed.is_none() && told.is_some() {
-            info!("intervals are sealed, and their checkpoints leave, again");
-        }
-        told = failed;
-        tokio::time::sleep_until((begun + interval).into()).await;
-    }
 }
 
 /// The end of an interval is in doubt when the time stands further before the last one.

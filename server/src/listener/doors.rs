@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use scrinium_syslog::admission::{Admission, Counts, Limits};
 use scrinium_syslog::senders::UNKNOWN_SENDERS;
 use scrinium_syslog::tcp_limits;
@@ -20,6 +21,7 @@ use tracing::warn;
 use crate::alarms::{AlarmKind, Raise};
 use crate::config::{Connections, Handshakes};
 use crate::core::Core;
+use crate::duties::keep::{Duty, Plan};
 
 /// Who may come in where.
 pub(crate) struct Doors {
@@ -92,26 +94,38 @@ fn fit<const N: usize>(wanted: [usize; N], descriptors: Option<u64>) -> [usize; 
     wanted.map(|places| (places.saturating_mul(room) / all).max(2))
 }
 
-/// Logs what the listeners refused or closed, and which senders have no stream of their own, and raises alarms, until the
-/// task is dropped.
-pub(crate) async fn tell(core: Arc<Core>) {
-    let mut check = tokio::time::interval(TELL_INTERVAL);
-    let mut told = [Counts::default(); 3];
-    let mut told_unknown = 0;
-    loop {
-        check.tick().await;
+/// Logs what the listeners refused or closed, and which senders have no stream of their own, and raises alarms.
+pub(crate) struct Telling {
+    core: Arc<Core>,
+    told: [Counts; 3],
+    told_unknown: u64,
+}
+
+impl Telling {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            told: [Counts::default(); 3],
+            told_unknown: 0,
+        }
+    }
+}
+
+impl Duty for Telling {
+    async fn round(&mut self) -> Result<()> {
+        let core = &self.core;
         let unknown = core.unknown_senders.entries();
-        if unknown > told_unknown {
-            let entries = unknown - told_unknown;
-            told_unknown = unknown;
-            tell_unknown(&core, entries).await;
+        if unknown > self.told_unknown {
+            let entries = unknown - self.told_unknown;
+            self.told_unknown = unknown;
+            tell_unknown(core, entries).await;
         }
         let doors = [
             ("SL", &core.doors.sl),
             ("console", &core.doors.console),
             ("syslog", &core.doors.syslog),
         ];
-        for ((name, door), told) in doors.into_iter().zip(&mut told) {
+        for ((name, door), told) in doors.into_iter().zip(&mut self.told) {
             let now = door.counts();
             let new = now.since(*told);
             *told = now;
@@ -136,6 +150,7 @@ pub(crate) async fn tell(core: Arc<Core>) {
             };
             core.alarms.raise(raise).await;
         }
+        Ok(())
     }
 }
 
@@ -166,7 +181,12 @@ const CONSOLE_RESTS_AFTER: Duration = Duration::from_secs(5);
 /// Descriptors that connections leave: logs, segments that are being read, the catalogue, commands, backups.
 const RESERVE: usize = 256;
 /// Refusals are told at most so often.
-const TELL_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: refused connections",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(300),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

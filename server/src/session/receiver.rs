@@ -381,7 +381,8 @@ impl Receiver {
         let batch =
             SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         batch.header.verify_signature(&self.signing)?;
-        batch.open()?;
+        let last_us = batch.open()?.time_last_us();
+        let last_us = last_us.unwrap_or(batch.header.time_first_us);
         let stream = batch.header.stream;
         match self.budget.take(stream, now) {
             Ok(None) => {}
@@ -396,6 +397,7 @@ impl Receiver {
             agent: self.agent,
             batch,
             encoded,
+            last_us,
             answer,
         };
         self.effects

@@ -65,6 +65,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     ingest.round(vec![Submission::Batch(BatchSubmission {
         agent: line.agent,
         encoded: batch.encoded(),
+        last_us: 0,
         batch,
         answer,
     })]);

@@ -366,7 +366,7 @@ impl Year {
                 let process = year.process.as_mut().unwrap();
                 let (answer, mut rolled) = oneshot::channel();
                 process.ingest.round(vec![Submission::Roll(answer)]);
-                process.upkeep.seal(rolled.try_recv().unwrap());
+                process.upkeep.seal(rolled.try_recv().unwrap()).unwrap();
             });
             self.upset_the_clock(later);
             self.expire();
@@ -471,6 +471,7 @@ impl Year {
                 let record = new_stream(stream.id, owner, StreamKind::File, stream.name.clone());
                 round.push(Submission::Stream(record));
             }
+            let last_us = batch.time_last_us();
             let (batch, after) = batch.seal(
                 stream.id,
                 &stream.position,
@@ -484,6 +485,7 @@ impl Year {
                 agent: owner,
                 batch,
                 encoded,
+                last_us,
                 answer,
             }));
             sent.push((n, after, lines, outcome));
@@ -588,7 +590,7 @@ impl Year {
             let process = year.process.as_mut().unwrap();
             let (answer, mut rolled) = oneshot::channel();
             process.ingest.round(vec![Submission::Roll(answer)]);
-            process.upkeep.seal(rolled.try_recv().unwrap());
+            process.upkeep.seal(rolled.try_recv().unwrap()).unwrap();
             let spans = process.time.spans();
             match of_agent(&process.archive, &process.policy, &spans, id, &reason) {
                 Ok(due) => {

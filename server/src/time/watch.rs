@@ -4,29 +4,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::confirmation::distance;
 use super::told::duration;
 use crate::alarms::{AlarmKind, Raise};
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
 
-/// Watches until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>, offset_max: Duration) {
-    let offset_us_max = u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX);
-    let mut wrong = Wrong::of(core.alarms.standing(AlarmKind::AgentClock));
-    loop {
-        let looked = {
-            let core = core.clone();
-            tokio::task::spawn_blocking(move || core.time.look()).await
-        };
-        if looked.is_err() {
-            tracing::error!("looking at the clocks failed; it is tried again");
+/// Watches this machine's clocks and those of agents.
+pub(crate) struct Watch {
+    core: Arc<Core>,
+    offset_us_max: u64,
+    wrong: Wrong,
+}
+
+impl Watch {
+    pub(crate) fn new(core: Arc<Core>, offset_max: Duration) -> Self {
+        Self {
+            wrong: Wrong::of(core.alarms.standing(AlarmKind::AgentClock)),
+            core,
+            offset_us_max: u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX),
         }
-        tell_of_steps(&core).await;
-        tell_of_agents(&core, offset_us_max, &mut wrong).await;
-        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+impl Duty for Watch {
+    async fn round(&mut self) -> Result<()> {
+        let core = self.core.clone();
+        let looked = tokio::task::spawn_blocking(move || core.time.look()).await;
+        tell_of_steps(&self.core).await;
+        tell_of_agents(&self.core, self.offset_us_max, &mut self.wrong).await;
+        looked.context("looking at the clocks")?;
+        Ok(())
     }
 }
 
@@ -132,8 +144,12 @@ impl Wrong {
 
 /// How long a clock must have been right before its alarm ends: one that goes to and fro is one alarm.
 const RIGHT_FOR_US: u64 = 5 * 60 * 1_000_000;
-/// How often the clocks are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: clocks",
+    every: Duration::from_secs(2),
+    long: Duration::from_secs(60),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

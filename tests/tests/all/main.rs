@@ -26,6 +26,7 @@ mod flood;
 mod fsck;
 mod full_disk;
 mod fuzz_corpus;
+mod health;
 mod identity;
 mod interop;
 mod law;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use scrinium_segment::durable;
 
 use super::{PART, Place};
@@ -41,6 +41,12 @@ impl Place for Directory {
     }
 
     fn put(&self, name: &str, from: &Path) -> Result<()> {
+        // One that was taken away meanwhile, or is not mounted, is not made again on another disk.
+        ensure!(
+            self.dir.is_dir(),
+            "{} is not there; mount what belongs there, or make the directory",
+            self.dir.display()
+        );
         let to = self.dir.join(name);
         if let Some(parent) = to.parent() {
             durable::create_dir(parent)?;

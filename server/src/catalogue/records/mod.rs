@@ -3,6 +3,7 @@
 mod acts;
 mod agents;
 mod archive;
+mod places;
 mod policy;
 mod time;
 mod waiting;
@@ -21,6 +22,7 @@ pub(crate) use self::archive::{
     SegmentRecord, StampRecord, StreamRecord, TenantRecord, UnmetReceipt, VerificationRecord,
     WrappedKeys,
 };
+pub(crate) use self::places::PlaceRecord;
 pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
     RulesRecord, WishRecord, operations_days,

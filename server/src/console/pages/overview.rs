@@ -28,7 +28,7 @@ use crate::control::status;
 use crate::core::{Core, OWN_NAME};
 use crate::index::query::Query;
 use crate::index::search::{Buckets, Found, Wanted};
-use crate::present::{self, AgentState, View, human_bytes, state_of};
+use crate::present::{self, AgentState, View, human_bytes, rfc3339, state_of};
 use crate::verification;
 
 #[derive(Template)]
@@ -56,6 +56,8 @@ struct OverviewPage {
     /// What alarms about the server itself name.
     own_name: &'static str,
     alarms: Vec<AlarmRow>,
+    /// What the server cannot do now, and what was met.
+    troubles: Vec<(&'static str, String)>,
     /// How many stand besides.
     alarms_more: Option<String>,
     /// What is done after a delay, unless somebody stops it.
@@ -239,11 +241,25 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         attention,
         own_name: OWN_NAME,
         alarms,
+        troubles: troubles_said(t, &core),
         alarms_more: (more > 0).then(|| t.with("alarm.more", more)),
         waiting: WaitingRow::all(t, &core, &who.session.user, now),
         waits: waits_said(t, &core).await,
         address: core.address.clone(),
     })
+}
+
+/// What the server cannot do now, since when, and what was met.
+fn troubles_said(t: Language, core: &Core) -> Vec<(&'static str, String)> {
+    let standing = core.archive.troubles().list().into_iter();
+    let standing = standing.map(|standing| {
+        let what = t.text(&format!("trouble.{}", standing.trouble.name()));
+        (
+            what,
+            format!("{}: {}", rfc3339(standing.since_us), standing.text),
+        )
+    });
+    standing.collect()
 }
 
 /// What waits for the time, and why. That a young server's clock is not confirmed yet, and nothing is due, is no news.
