@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
+use scrinium_protocol::identity::{AgentId, Epoch};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::handshake::refusal_of;
@@ -16,23 +16,25 @@ use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::token::Token;
 use scrinium_segment::lock::DirLock;
 use scrinium_segment::{fault, random};
-use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
-use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::Config;
+#[cfg(unix)]
+use crate::ending;
+use crate::ending::Ending;
 use crate::identity::{self, Identity, State};
-use crate::link::{self, Dial};
+use crate::inspect;
+use crate::link::Dial;
 use crate::service::Action;
 #[cfg(unix)]
 use crate::service::notify::Notifier;
 use crate::shipper::Refused;
-use crate::source::discover::{Discovery, Found};
+use crate::source::standing::Health;
 use crate::status::{self, Status};
-use crate::uplink;
+use crate::uplink::{self, Setting};
 
 /// Tails the logs of this machine and ships them to a Scrinium server.
 #[derive(Parser)]
@@ -155,27 +157,13 @@ impl Command {
                 state,
             } => enroll(&token_of(token, token_file.as_deref())?, &state.state).await?,
             Self::Run { state, config } => run(&state.state, load(&config)?).await?,
-            Self::Status { state, json } => return show_status(&state.state, json).await,
-            Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
+            Self::Status { state, json } => return inspect::status(&state.state, json).await,
+            Self::Check { state, config } => inspect::check(&state.state, &load(&config)?).await?,
             Self::Service { action } => action.run()?,
             Self::Sources { config, test, json } => match test {
-                None => sources(&load(&config)?, json)?,
+                None => inspect::sources(&load(&config)?, json)?,
                 Some(SourcesTest::Test { source, config }) => {
-                    let config = load(&config)?;
-                    let path = std::path::absolute(&source)?;
-                    let collected = Discovery::new(&config).files().contains(&path)
-                        || config
-                            .feeds
-                            .iter()
-                            .any(|feed| source.as_os_str() == &*feed.own_stream().name);
-                    say(if collected {
-                        "collected"
-                    } else {
-                        "not collected: no source names it, it is denied, or there is no such file"
-                    })?;
-                    if !collected {
-                        return Ok(ExitCode::FAILURE);
-                    }
+                    return inspect::test(&load(&config)?, &source);
                 }
             },
         }
@@ -292,54 +280,25 @@ async fn run(dir: &Path, config: Config) -> Result<()> {
     let identity = Identity::open(dir, &key)?;
     let (stop, stopped) = watch::channel(false);
     let (status, shown) = watch::channel(Status::default());
-    tokio::spawn(async move {
-        wait_for_signal().await;
-        info!("stopping");
-        stop.send_replace(true);
-    });
-    let state = dir.to_owned();
-    tokio::spawn(async move { status::serve(&state, shown).await });
+    let ending = Ending::begin(dir);
+    ending.at_signals(stop)?;
+    let health = Health::new(&config);
+    let (state, told) = (dir.to_owned(), health.clone());
+    tokio::spawn(async move { status::serve(&state, shown, told).await });
     #[cfg(unix)]
-    let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
-    uplink::run(config, dir, &key, identity, stopped, status).await
-}
-
-/// Tells the service manager that we are ready, that we live, and that we stop.
-#[cfg(unix)]
-async fn tell_manager(notifier: Notifier, mut stopped: watch::Receiver<bool>) {
-    notifier.say("READY=1");
-    while !*stopped.borrow() {
-        // The runtime has one thread: when it hangs, nobody says this any more.
-        let pause = notifier.watchdog.unwrap_or(Duration::MAX);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => notifier.say("WATCHDOG=1"),
-            _ = stopped.changed() => {}
-        }
-    }
-    notifier.say("STOPPING=1");
-}
-
-#[cfg(unix)]
-async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
+    let _watchdog = tokio::spawn(ending::tell_manager(
+        Notifier::from_environment(),
+        stopped.clone(),
+        health.beat.clone(),
+    ));
+    let setting = Setting {
+        config,
+        stop: stopped,
+        status,
+        health,
+        ending,
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-}
-
-#[cfg(not(unix))]
-async fn wait_for_signal() {
-    tokio::select! {
-        stopped = tokio::signal::ctrl_c() => drop(stopped),
-        () = crate::service::windows::stopped() => {}
-    }
+    uplink::run(dir, &key, identity, setting).await
 }
 
 /// Runs with the default directory and configuration.
@@ -351,96 +310,6 @@ pub(crate) fn run_as_service() -> Result<()> {
     let dir =
         std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
     runtime.block_on(run(&dir, load(&ConfigFile { config: None })?))
-}
-
-async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
-    let text = status::ask(dir).await?;
-    if json {
-        say(&shown::json(&text))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status: serde_json::Value = serde_json::from_str(&text)?;
-    let number = |key: &str| {
-        status
-            .get(key)
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or(0)
-    };
-    let is_connected = status
-        .get("connected")
-        .and_then(serde_json::Value::as_bool)
-        .unwrap_or(false);
-    say(if is_connected {
-        "connected"
-    } else {
-        "not connected"
-    })?;
-    if let Some(problem) = status.get("problem").and_then(serde_json::Value::as_str) {
-        say(&format!("problem: {problem}"))?;
-    }
-    say(&format!(
-        "waiting: {} entries, {} bytes; on disk {} of {} bytes; acked since start: {} entries",
-        number("backlog_entries"),
-        number("backlog_bytes"),
-        number("disk_bytes"),
-        number("disk_bytes_max"),
-        number("acked_entries")
-    ))?;
-    for (what, key) in [("key", "key"), ("the server's key", "server_key")] {
-        if let Some(key) = status.get(key).and_then(serde_json::Value::as_str) {
-            say(&format!("{what}: {key}"))?;
-        }
-    }
-    if let Some(seconds) = status
-        .get("cache_lasts_s")
-        .and_then(serde_json::Value::as_u64)
-    {
-        let minutes = seconds / 60;
-        say(&format!(
-            "at the present rate the disk cache outlasts an outage of {} h {} min",
-            minutes / 60,
-            minutes % 60
-        ))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn check(dir: &Path, config: &Config) -> Result<()> {
-    let Found { files, refused } = Discovery::new(config).look();
-    say(&format!("configuration: fine; {} files match", files.len()))?;
-    for (path, reason) in refused {
-        say(&format!("not collected: {}: {reason}", path.display()))?;
-    }
-    for path in files.keys() {
-        if let Err(error) = std::fs::File::open(path) {
-            say(&format!("unreadable: {}: {error}", path.display()))?;
-        }
-    }
-    let key = identity::key_of(dir)?;
-    let identity = Identity::open(dir, &key)?;
-    say(&format!("state: fine; agent {}", identity.state.agent))?;
-    link::can_connect(&identity.state.address)
-        .await
-        .context("server")?;
-    say(&format!("server: {} answers", identity.state.address))?;
-    Ok(())
-}
-
-fn sources(config: &Config, json: bool) -> Result<()> {
-    let files = Discovery::new(config).files();
-    let files = files.iter().map(|path| path.display().to_string());
-    let feeds = config.feeds.iter().map(|feed| {
-        let StreamName { kind, name } = feed.own_stream();
-        format!("{}:{name}", kind.name())
-    });
-    let all: Vec<String> = files.chain(feeds).collect();
-    if json {
-        return say(&shown::json(&json!(all).to_string()));
-    }
-    for source in all {
-        say(&source)?;
-    }
-    Ok(())
 }
 
 fn load(config: &ConfigFile) -> Result<Config> {

@@ -4,45 +4,61 @@
 //! sources ─▶ Shipper ─▶ socket         Shipper ─orders─▶ [Orders] ─▶ sources ─what they took up─▶ Shipper
 //! ```
 
-use std::collections::BTreeMap;
+mod orders;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
-use scrinium_protocol::batch::StreamPosition;
-use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::handshake::Established;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use self::orders::Orders;
 use crate::clock;
 use crate::config::Config;
+use crate::ending::Ending;
 use crate::identity::Identity;
 use crate::link::Dial;
 use crate::production::Production;
 use crate::shipper::{Order, Produced, Refused, Shipper};
-use crate::source::{self, Command, Heard, Positions};
+use crate::source::standing::Health;
+use crate::source::{self, Command, Heard, Positions, Tells};
 use crate::status::Status;
+
+/// What the agent runs with, and who it tells how it does.
+pub(crate) struct Setting {
+    pub(crate) config: Config,
+    pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) health: Health,
+    pub(crate) ending: Ending,
+}
 
 /// Runs until `stop` says so.
 pub(crate) async fn run(
-    config: Config,
     dir: &Path,
     key: &Secret<32>,
     identity: Identity,
-    mut stop: watch::Receiver<bool>,
-    status: watch::Sender<Status>,
+    setting: Setting,
 ) -> Result<()> {
+    let Setting {
+        config,
+        mut stop,
+        status,
+        health,
+        ending,
+    } = setting;
     let (in_force, refused) = match &identity.state.central {
         Some(central) => config.resume_central(&central.text),
         None => (config.clone(), None),
@@ -63,7 +79,14 @@ pub(crate) async fn run(
         in_force,
         shipper,
         sources: None,
-        out: Some((out, heard)),
+        out: Some((
+            out,
+            Tells {
+                heard,
+                health: health.clone(),
+            },
+        )),
+        health,
         orders: Orders::default(),
         configurations: 0,
         socket: Socket::Down {
@@ -102,7 +125,7 @@ pub(crate) async fn run(
             uplink.status().say();
         }
     }
-    uplink.finish(produced).await
+    uplink.finish(produced, &ending).await
 }
 
 struct Uplink {
@@ -112,7 +135,8 @@ struct Uplink {
     shipper: Shipper,
     sources: Option<(SyncSender<Command>, std::thread::JoinHandle<()>)>,
     /// The sources' ends of the channels, until they are started.
-    out: Option<(mpsc::Sender<Produced>, watch::Sender<Heard>)>,
+    out: Option<(mpsc::Sender<Produced>, Tells)>,
+    health: Health,
     /// What the sources are still to be told.
     orders: Orders,
     /// Configurations that they took up.
@@ -133,8 +157,25 @@ enum Socket {
 struct Up {
     reader: OwnedReadHalf,
     writes: mpsc::Sender<Vec<u8>>,
+    queue: Arc<Queue>,
     writer: JoinHandle<()>,
     buffer: Vec<u8>,
+}
+
+/// What was handed to the task that writes and is not written yet.
+#[derive(Default)]
+struct Queue {
+    bytes: AtomicU64,
+    /// Some of it was written.
+    moved: Notify,
+}
+
+impl Up {
+    /// Whether more than a moment's worth waits to be written at the rate that was asked for: what is sent next, such as
+    /// the state of the agent, comes behind it.
+    fn is_behind(&self, rate: u64) -> bool {
+        rate > 0 && self.queue.bytes.load(Ordering::Relaxed) > rate
+    }
 }
 
 impl Uplink {
@@ -156,6 +197,7 @@ impl Uplink {
                 .shipper
                 .disk_problem
                 .clone()
+                .or_else(|| self.health.hang(clock::now()))
                 .or_else(|| self.shipper.problem.clone()),
             acked_entries: self.shipper.acked_entries,
             lasts,
@@ -172,6 +214,13 @@ impl Uplink {
     ) -> Result<()> {
         self.shipper.review_configuration(clock::now());
         self.pass_orders()?;
+        // However much there is to do: the state of the agent travels on time.
+        let now = clock::now();
+        if self.shipper.poll_timeout().is_some_and(|at| now >= at)
+            && let Err(error) = self.handle_deadline()
+        {
+            self.lose_link(&error);
+        }
         let takes = self.shipper.has_room();
         if let Err(error) = self.send_waiting() {
             self.lose_link(&error);
@@ -201,7 +250,8 @@ impl Uplink {
             Socket::Up(up) => {
                 let deadline = self.shipper.poll_timeout().unwrap_or_else(clock::now);
                 let full = up.writes.capacity() == 0;
-                let writes = up.writes.clone();
+                let behind = up.is_behind(self.upload.load(Ordering::Relaxed));
+                let (writes, queue) = (up.writes.clone(), up.queue.clone());
                 let happened = tokio::select! {
                     biased;
                     read = up.reader.read(&mut up.buffer) => Happened::Read(read),
@@ -209,6 +259,7 @@ impl Uplink {
                         drop(room);
                         Happened::Room
                     }
+                    () = queue.moved.notified(), if behind => Happened::Room,
                     item = produced.recv(), if takes => Happened::Produced(item.map(Box::new)),
                     () = tokio::time::sleep_until(deadline.into()) => Happened::Deadline,
                     _ = stop.changed() => Happened::Room,
@@ -226,10 +277,7 @@ impl Uplink {
                         self.take(item.map(|item| *item))?;
                         Ok(())
                     }
-                    Happened::Deadline => {
-                        let time_us = clock::unix_us();
-                        self.shipper.handle_timeout(clock::now(), time_us)
-                    }
+                    Happened::Deadline => self.handle_deadline(),
                     Happened::Room => Ok(()),
                 };
                 if self.shipper.is_ready() {
@@ -241,6 +289,13 @@ impl Uplink {
             }
         }
         Ok(())
+    }
+
+    fn handle_deadline(&mut self) -> Result<()> {
+        let now = clock::now();
+        self.shipper.reports = self.health.reports();
+        self.shipper.hang = self.health.hang(now);
+        self.shipper.handle_timeout(now, clock::unix_us())
     }
 
     fn take(&mut self, item: Option<Produced>) -> Result<()> {
@@ -255,7 +310,7 @@ impl Uplink {
         while let Some(order) = self.shipper.poll_order() {
             match order {
                 Order::Start { positions, lost } => {
-                    if let Some((out, heard)) = self.out.take() {
+                    if let Some((out, tells)) = self.out.take() {
                         let state = self.shipper.state();
                         let signing = SigningKey::from_bytes(state.signing.expose());
                         let started = source::start(
@@ -263,7 +318,7 @@ impl Uplink {
                             signing,
                             Positions::new(state.agent, state.epoch, positions, lost),
                             out,
-                            heard,
+                            tells,
                         )?;
                         self.sources = Some(started);
                     }
@@ -323,6 +378,8 @@ impl Uplink {
         let (reader, mut half) = stream.into_split();
         let (writes, mut bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
         let rate = self.upload.clone();
+        let queue: Arc<Queue> = Arc::default();
+        let queued = queue.clone();
         let writer = tokio::spawn(async move {
             while let Some(bytes) = bytes.recv().await {
                 for part in bytes.chunks(PART_LEN) {
@@ -330,6 +387,8 @@ impl Uplink {
                         debug!(%error, "writing to the server failed");
                         return;
                     }
+                    queued.bytes.fetch_sub(part.len() as u64, Ordering::Relaxed);
+                    queued.moved.notify_one();
                     let rate = rate.load(Ordering::Relaxed);
                     if rate > 0 {
                         let seconds = part.len() as f64 / rate as f64;
@@ -343,6 +402,7 @@ impl Uplink {
         self.socket = Socket::Up(Box::new(Up {
             reader,
             writes,
+            queue,
             writer,
             buffer: vec![0; READ_LEN],
         }));
@@ -350,13 +410,16 @@ impl Uplink {
 
     /// Sends as many batches as credits and socket take.
     fn send_waiting(&mut self) -> Result<()> {
+        let rate = self.upload.load(Ordering::Relaxed);
         while let Socket::Up(up) = &mut self.socket
             && up.writes.capacity() > 0
         {
             if let Some(bytes) = self.shipper.poll_transmit() {
+                let len = bytes.len() as u64;
+                up.queue.bytes.fetch_add(len, Ordering::Relaxed);
                 let sent = up.writes.try_send(bytes);
                 sent.ok().context("the connection broke")?;
-            } else if !self.shipper.send_next(clock::now())? {
+            } else if up.is_behind(rate) || !self.shipper.send_next(clock::now())? {
                 break;
             }
         }
@@ -386,15 +449,22 @@ impl Uplink {
         };
     }
 
-    /// Stops: sources first, then what they had read goes to the disk unless it was acked.
-    async fn finish(mut self, mut produced: mpsc::Receiver<Produced>) -> Result<()> {
+    /// Stops: sources first, then what they had read goes to the disk unless it was acked. A thread that hangs is not
+    /// waited for.
+    async fn finish(
+        mut self,
+        mut produced: mpsc::Receiver<Produced>,
+        ending: &Ending,
+    ) -> Result<()> {
         let had_started = self.sources.is_some();
         if let Some((commands, thread)) = self.sources.take() {
+            ending.at("the thread that reads did not end");
             let _best_effort = commands.try_send(Command::Stop);
             drop(commands);
             let joined = tokio::task::spawn_blocking(move || thread.join());
             // The thread may wait for room in the channel: keep taking until it ends.
             let mut joined = joined;
+            let deadline = clock::now() + JOIN_MAX;
             loop {
                 tokio::select! {
                     item = produced.recv() => match item {
@@ -402,6 +472,16 @@ impl Uplink {
                         None => break,
                     },
                     _ = &mut joined => break,
+                    () = tokio::time::sleep_until(deadline.into()) => {
+                        let (silent, path) = self.health.beat.silent_for(clock::now(), Duration::ZERO).unwrap_or_default();
+                        let text = format!(
+                            "the thread that reads did not end within {} s; for {} s it was at {}",
+                            JOIN_MAX.as_secs(), silent.as_secs(), path.display()
+                        );
+                        warn!("{text}");
+                        ending.leave_note(&text);
+                        break;
+                    }
                 }
             }
             while let Ok(item) = produced.try_recv() {
@@ -410,8 +490,10 @@ impl Uplink {
         }
         // Sources that never started know nothing new: the server is still to be asked first.
         if had_started {
+            ending.at("the disk did not take what was read");
             self.shipper.spill()?;
         }
+        ending.at("the connection did not end");
         if let Socket::Up(up) = self.socket {
             if let Some(bytes) = self.shipper.close("the agent stops", clock::now()) {
                 let _best_effort = up.writes.try_send(bytes);
@@ -421,57 +503,6 @@ impl Uplink {
         }
         info!(waiting = self.shipper.fill().entries, "stopped");
         Ok(())
-    }
-}
-
-/// What the sources are still to be told: of each stream the last word, then the last configuration. A server can
-/// have no more of it than there are streams.
-#[derive(Default)]
-struct Orders {
-    rewinds: BTreeMap<StreamId, (StreamPosition, u64, bool)>,
-    configure: Option<Command>,
-}
-
-impl Orders {
-    fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64, lost: bool) {
-        let before = self.rewinds.remove(&stream);
-        let lost = lost || before.is_some_and(|(.., lost)| lost);
-        self.rewinds.insert(stream, (position, rewinds, lost));
-    }
-
-    /// Passes on what there is room for; the rest when the sources have taken some of it.
-    fn pass(&mut self, commands: &SyncSender<Command>) -> Result<()> {
-        loop {
-            let command = match self.rewinds.pop_first() {
-                Some((stream, (position, rewinds, lost))) => Command::Rewind {
-                    stream,
-                    position,
-                    rewinds,
-                    lost,
-                },
-                None => match self.configure.take() {
-                    Some(configure) => configure,
-                    None => return Ok(()),
-                },
-            };
-            match commands.try_send(command) {
-                Ok(()) => {}
-                Err(TrySendError::Full(Command::Rewind {
-                    stream,
-                    position,
-                    rewinds,
-                    lost,
-                })) => {
-                    self.rewind(stream, position, rewinds, lost);
-                    return Ok(());
-                }
-                Err(TrySendError::Full(configure)) => {
-                    self.configure = Some(configure);
-                    return Ok(());
-                }
-                Err(TrySendError::Disconnected(_)) => bail!("the sources ended by themselves"),
-            }
-        }
     }
 }
 
@@ -503,60 +534,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The server answered, and said no: somebody may be about to change that.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
+/// How long the thread that reads may take to end. With the end of the connection it is less than what
+/// [`Ending`] allows for all.
+const JOIN_MAX: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_secs(2);
-
-#[cfg(test)]
-mod tests {
-    use scrinium_protocol::identity::{AgentId, Epoch};
-
-    use super::*;
-
-    /// More than the sources listen to at once waits, the last word about each stream, the configuration last.
-    #[test]
-    fn orders_wait_until_the_sources_listen_and_none_is_lost() {
-        let mut orders = Orders::default();
-        let stream = |n: u8| StreamId([n; 16]);
-        let start = |n: u8| StreamPosition::start(AgentId([9; 16]), stream(n), Epoch([8; 16]));
-        for rewinds in 1..=2 {
-            for n in 0..5 {
-                orders.rewind(stream(n), start(n), rewinds, rewinds == 1);
-            }
-        }
-        let config = Box::new(Config::parse("").unwrap());
-        let answers = Some(7);
-        orders.configure = Some(Command::Configure { config, answers });
-        let (commands, received) = std::sync::mpsc::sync_channel(2);
-        let mut told = Vec::new();
-        while told.len() < 6 {
-            orders.pass(&commands).unwrap();
-            let taken: Vec<Command> = received.try_iter().collect();
-            assert!((1..=2).contains(&taken.len()));
-            told.extend(taken);
-        }
-        for (n, command) in (0..5).zip(&told) {
-            // Something sealed is gone, as the first word said.
-            let Command::Rewind {
-                stream: of,
-                rewinds: 2,
-                lost: true,
-                ..
-            } = command
-            else {
-                panic!("the stream {n}");
-            };
-            assert_eq!(*of, stream(n));
-        }
-        let last = told.last();
-        assert!(matches!(
-            last,
-            Some(Command::Configure {
-                answers: Some(7),
-                ..
-            })
-        ));
-        assert!(orders.rewinds.is_empty() && orders.configure.is_none());
-        drop(received);
-        orders.rewind(stream(1), start(1), 3, false);
-        assert!(orders.pass(&commands).is_err());
-    }
-}

@@ -7,6 +7,7 @@ use scrinium_protocol::compress::Compressor;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::beat::Beat;
 use super::pace::Pace;
 use crate::config::Deny;
 use crate::shipper::Produced;
@@ -24,6 +25,8 @@ pub(crate) struct Context {
     pub(super) deny: Deny,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
+    /// That this thread lives.
+    pub(super) beat: Beat,
 }
 
 impl Context {
@@ -41,6 +44,7 @@ impl Context {
 
     /// Waits a moment for room; whether there is still none.
     pub(super) fn is_blocked(&mut self) -> bool {
+        self.beat.tick();
         if self.has_room() {
             return false;
         }

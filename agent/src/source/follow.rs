@@ -278,9 +278,18 @@ fn look_at(path: &Path) -> io::Result<(Metadata, FileId)> {
     Ok((metadata, id))
 }
 
+/// Whether the file at a path can be opened, whatever is there by now.
+pub(crate) fn can_open(path: &Path) -> io::Result<()> {
+    open_shared(path).map(drop)
+}
+
+/// Whatever took the place of the file: a FIFO without a writer and a device are not waited for, and no terminal
+/// becomes ours.
 #[cfg(not(windows))]
 fn open_shared(path: &Path) -> io::Result<File> {
-    File::open(path)
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
 /// The writer goes on writing, renaming and deleting while we read.

@@ -265,6 +265,7 @@ mod tests {
             parks: false,
             deny: Deny::default(),
             unpacking: Pace::new(1),
+            beat: crate::source::beat::Beat::default(),
         };
         for len in [1, 1000, 60_000] {
             let (positions, none) = (BTreeMap::new(), BTreeSet::new());

@@ -18,7 +18,8 @@ pub(crate) mod syslog;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Instant;
 
 use scrinium_protocol::batch::BOOKMARK_LEN_MAX;
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
@@ -31,6 +32,7 @@ use tracing::warn;
 
 use super::file::Pass;
 use super::output::{Output, Positions};
+use super::standing::FeedStanding;
 use super::{Command, Context};
 use crate::clock;
 use crate::config::FeedSource;
@@ -125,9 +127,32 @@ impl Waker {
 pub(crate) struct Sink {
     items: mpsc::Sender<Item>,
     waker: Waker,
+    trouble: Trouble,
+}
+
+/// Why nothing comes of a source, while that is so.
+#[derive(Clone, Default)]
+struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl Trouble {
+    fn set(&self, trouble: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
 }
 
 impl Sink {
+    /// Says why nothing comes of the source, or that something does again.
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        self.trouble.set(trouble);
+    }
+
     /// Waits for room; `false` when the source is no longer wanted.
     pub(crate) async fn put_item(&self, item: Item) -> bool {
         let taken = self.items.send(item).await.is_ok();
@@ -148,7 +173,13 @@ impl Sink {
         let (items, received) = mpsc::channel(capacity);
         let (commands, _nobody) = std::sync::mpsc::sync_channel(1);
         let waker = Waker::new(commands);
-        (Self { items, waker }, received)
+        let trouble = Trouble::default();
+        let sink = Self {
+            items,
+            waker,
+            trouble,
+        };
+        (sink, received)
     }
 }
 
@@ -157,7 +188,7 @@ impl SyslogSink for Sink {
         clock::unix_us()
     }
 
-    fn now(&self) -> std::time::Instant {
+    fn now(&self) -> Instant {
         clock::now()
     }
 
@@ -212,6 +243,9 @@ pub(super) struct Feed {
     waiting: Option<Vec<Item>>,
     /// Who of those that send syslog has a stream.
     senders: Senders,
+    /// When something came last, and why nothing does.
+    taken_at: Option<Instant>,
+    trouble: Trouble,
 }
 
 struct Stream {
@@ -234,7 +268,12 @@ impl Feed {
         waker: Waker,
     ) -> Self {
         let (items, received) = mpsc::channel(ITEMS_MAX);
-        let sink = Sink { items, waker };
+        let trouble = Trouble::default();
+        let sink = Sink {
+            items,
+            waker,
+            trouble: trouble.clone(),
+        };
         let bookmark = source.stream().map(|stream| positions.bookmark(&stream));
         let bookmark = bookmark.unwrap_or_default();
         let task = {
@@ -250,11 +289,23 @@ impl Feed {
             streams: BTreeMap::new(),
             waiting: None,
             senders: Senders::new(SENDERS, 0),
+            taken_at: None,
+            trouble,
         }
     }
 
     pub(super) fn source(&self) -> &FeedSource {
         &self.source
+    }
+
+    /// How it does, unless it is the agent's own log, which nobody configured.
+    pub(super) fn standing(&self) -> Option<FeedStanding> {
+        let is_own = matches!(self.source, FeedSource::Own);
+        (!is_own && !self.ended).then(|| FeedStanding {
+            source: self.source.clone(),
+            taken_at: self.taken_at,
+            trouble: self.trouble.get(),
+        })
     }
 
     /// Nothing more comes in; what came is still sealed by the next passes. With `positions`, because the
@@ -370,6 +421,9 @@ impl Feed {
                     stream.bookmark = item.bookmark;
                 }
             }
+        }
+        if taken > 0 {
+            self.taken_at = Some(clock::now());
         }
         if core::mem::take(&mut self.says_end) {
             for stream in self.streams.values_mut() {
