@@ -86,7 +86,15 @@ pub(crate) async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
 pub(crate) async fn check(dir: &Path, config: &Config) -> Result<()> {
     let discovery = Discovery::new(config);
     let Found { files, met } = round::look(&discovery);
-    say(&format!("configuration: fine; {} files match", files.len()))?;
+    let findings = met.iter().flat_map(|met| met.findings.iter());
+    let said = match findings.filter(|finding| finding.needs_person).count() {
+        0 => String::new(),
+        wrong => format!("; {wrong} things that the sources name cannot be collected"),
+    };
+    say(&format!(
+        "configuration: fine; {} files match{said}",
+        files.len()
+    ))?;
     for row in rows(config, &discovery, &met) {
         // What is read is no news here.
         if row.state != "matches" {
@@ -221,11 +229,7 @@ fn rows(config: &Config, discovery: &Discovery, met: &[Met]) -> Vec<Row> {
     let mut rows = Vec::new();
     for (place, met) in met.iter().enumerate() {
         let source = discovery.glob(place).to_owned();
-        let is_said = met
-            .findings
-            .iter()
-            .any(|finding| finding.state == SourceState::NoMatch);
-        if met.files > 0 || !is_said {
+        if met.files > 0 || !met.findings.say_why_none() {
             let (state, cause) = match met.files {
                 0 => (SourceState::NoMatch.name(), "no file is found for it"),
                 _ => ("matches", ""),

@@ -70,6 +70,18 @@ impl Findings {
         self.found.iter()
     }
 
+    /// Whether one of them is why there are no files.
+    pub(crate) fn say_why_none(&self) -> bool {
+        self.found.iter().any(|finding| {
+            let says_why = [
+                SourceState::NoMatch,
+                SourceState::Denied,
+                SourceState::Unreadable,
+            ];
+            finding.needs_person || says_why.contains(&finding.state)
+        })
+    }
+
     pub(crate) fn more(&self) -> u32 {
         self.more
     }

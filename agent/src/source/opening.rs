@@ -39,7 +39,8 @@ impl Sources {
             is_partial,
         } = self.watching.take();
         if is_partial {
-            self.due.all_at = None;
+            // What is not known to have changed is read when all are, a moment later: who changes very many names must not
+            // make all files be looked at all the time.
             self.walker.hurry();
         }
         self.due.paths.extend(changed);

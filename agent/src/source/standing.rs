@@ -75,10 +75,8 @@ impl Facts<'_> {
         let troubles = streams.into_iter().flat_map(|one| one.troubles.iter());
         let findings: Vec<&Finding> = findings.chain(troubles).collect();
         let own = |state, cause: &str| {
-            let path = match state {
-                SourceState::NoMatch | SourceState::NotWalked => shown(root),
-                _ => String::new(),
-            };
+            let is_about_root = [SourceState::NoMatch, SourceState::NotWalked].contains(&state);
+            let path = is_about_root.then(|| shown(root)).unwrap_or_default();
             SourceReport {
                 source: name.to_owned(),
                 state,
@@ -87,13 +85,6 @@ impl Facts<'_> {
                 path,
                 cause: cause.to_owned(),
             }
-        };
-        let says_why = |finding: &&&Finding| {
-            finding.needs_person
-                || matches!(
-                    finding.state,
-                    SourceState::NoMatch | SourceState::Denied | SourceState::Unreadable
-                )
         };
         let row = match met {
             None => Some(own(
@@ -106,7 +97,7 @@ impl Facts<'_> {
                 false => own(SourceState::Quiet, ""),
             }),
             // Why there is none is said below.
-            Some(_) if findings.iter().any(|finding| says_why(&finding)) => None,
+            Some(met) if met.findings.say_why_none() => None,
             Some(_) => Some(own(
                 SourceState::NoMatch,
                 "no file has a name that it matches",

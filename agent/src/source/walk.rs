@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use scrinium_protocol::sl::sources::SourceState;
+use scrinium_segment::fault;
 
 use super::bookmark::FileId;
 use super::discover::{Discovery, Wanted};
@@ -251,6 +252,7 @@ impl Walk {
 
     fn enter(&mut self, directory: Directory, scene: &Scene<'_>, seen: &mut Seen) {
         (scene.at)(&directory.path);
+        fault::point("agent: a directory's turn");
         // What is mounted there is known without a question to it.
         if is_hung(&directory.path, scene, seen)
             || self.is_foreign(&directory.path, directory.real(), scene, seen)

@@ -165,9 +165,9 @@ impl Shared {
         while let Some((discovery, new_version)) = self.begin(walker) {
             is_first = is_first || version != Some(new_version);
             version = Some(new_version);
+            let mut began = clock::now();
             let mut round = Round::new();
             let rest = loop {
-                let began = clock::now();
                 let hung: Vec<PathBuf> = self.lock().hung.values().cloned().collect();
                 let mut budget = Budget::new(STEP_NAMES_MAX, began + STEP_MAX);
                 let (new, is_over) = round.step(&discovery, &hung, &mut budget, &|path| {
@@ -179,7 +179,7 @@ impl Shared {
                     true => Looked::Whole(round.finish()),
                 };
                 let Some(taking) = self.publish(walker, new_version, looked) else {
-                    break Duration::ZERO;
+                    break None;
                 };
                 // What nobody waits for yet is found quickly; later it is never more than a small part of the work.
                 let share = match is_first {
@@ -188,13 +188,14 @@ impl Shared {
                 };
                 let rest = (took + taking) * share;
                 if is_over {
-                    break rest;
+                    break Some(rest);
                 }
                 if !self.rest(walker, new_version, rest, rest) {
-                    break Duration::ZERO;
+                    break None;
                 }
+                began = clock::now();
             };
-            if rest > Duration::ZERO {
+            if let Some(rest) = rest {
                 is_first = false;
                 // Somebody may make directories as fast as they are found.
                 let earliest = rest / HURRY_PART;

@@ -106,7 +106,7 @@ impl SourceReports {
         order.sort_by_key(|(place, row)| (!row.needs_person, *place));
         let (mut len, total) = (0, order.len());
         let mut fits = |row: &SourceReport| {
-            len += row.encoded().len() + 2;
+            len += row.encoded().len() + ROW_HEADER_LEN;
             len <= SOURCES_LEN_MAX
         };
         let taken = order.into_iter().take(SOURCES_MAX);
@@ -137,8 +137,8 @@ impl SourceReports {
         let mut left = SOURCES_LEN_MAX;
         let mut rows = Vec::with_capacity(count);
         for _ in 0..count {
-            let row = r.bytes16(left, "source")?;
-            left = left.saturating_sub(row.len() + 2);
+            let row = r.bytes16(left.saturating_sub(ROW_HEADER_LEN), "source")?;
+            left -= row.len() + ROW_HEADER_LEN;
             rows.push(SourceReport::read(&mut Reader::new(row))?);
         }
         let more = r.u32("more sources")?;
@@ -177,6 +177,8 @@ pub const SOURCES_MAX: usize = 64;
 /// Most bytes of all rows together: a keep-alive stays a small record on a narrow link, and ten thousand agents a small
 /// part of the server's memory.
 pub const SOURCES_LEN_MAX: usize = 8 << 10;
+/// The length before each row, in bytes.
+const ROW_HEADER_LEN: usize = 2;
 /// Longest name, path and cause of a row, in bytes; what is longer is cut.
 const SOURCE_LEN_MAX: usize = 256;
 const PATH_LEN_MAX: usize = 512;

@@ -408,6 +408,50 @@ fn a_thread_that_hangs_is_noticed_said_and_ended() {
     assert!(!lab.state("web1").join("unfinished").is_file());
 }
 
+/// A directory whose file system does not answer: the walk goes on without it, and a person hears of it.
+#[test]
+fn a_directory_that_does_not_answer_is_said_and_new_files_beside_it_are_found() {
+    let mut lab = Lab::start("no-answer");
+    lab.add_agent("web1", lab.sl, "");
+    let logs = lab.dir.join("logs");
+    let config = format!("[[source]]\nfile = \"{}/**/*.log\"\n", logs.display());
+    lab.write("web1.toml", config.as_bytes());
+    for name in ["a", "b"] {
+        std::fs::create_dir_all(logs.join(name)).unwrap();
+    }
+    write(&logs.join("first.log"), "first\n");
+    // The root is the first.
+    lab.spawn_agent(
+        "web1",
+        "",
+        &["env", "SCRINIUM_HANG=agent: a directory's turn#2"],
+    );
+    lab.wait_connected("web1");
+    let alarm = lab.wait_for_alarm("source-trouble", "web1");
+    assert!(alarm.contains("does not answer"), "{alarm}");
+    let row = wait_for_state(&lab, "**/*.log", "not-walked");
+    let hung = row["path"].as_str().unwrap();
+    let other = ["a", "b"].map(|name| logs.join(name));
+    let other = other
+        .iter()
+        .find(|path| path.to_str() != Some(hung))
+        .unwrap();
+    write(&other.join("late.log"), "found beside it\n");
+    std::fs::create_dir_all(logs.join("c/d")).unwrap();
+    write(&logs.join("c/d/new.log"), "found below\n");
+    for (words, stream) in [
+        ("first", "first.log"),
+        ("found beside it", "late.log"),
+        ("found below", "new.log"),
+    ] {
+        let query = format!("\"{words}\" stream:{stream}");
+        wait_until(words, PATIENCE, || lab.count(&query) == 1);
+    }
+    let asked = now();
+    lab.stop_agent("web1");
+    assert!(now() - asked < Duration::from_secs(10));
+}
+
 /// While an agent ships a megabyte a second its state is as fresh and as right as an idle one's.
 #[test]
 fn an_agent_that_ships_all_the_time_says_its_cache_backlog_and_clock_on_time() {
