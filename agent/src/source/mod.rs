@@ -24,6 +24,7 @@ mod mounts;
 mod opening;
 mod output;
 mod pace;
+mod passing;
 mod records;
 mod resting;
 pub(crate) mod round;
@@ -44,7 +45,6 @@ use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
 use scrinium_protocol::identity::StreamId;
-use scrinium_segment::fault;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
@@ -55,6 +55,7 @@ use self::file::{FileStream, Pass};
 pub(crate) use self::follow::can_open;
 pub(crate) use self::output::Positions;
 use self::pace::{PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
+use self::passing::Due;
 use self::resting::Resting;
 use self::round::Met;
 use self::standing::{Facts, Health, Standing};
@@ -213,15 +214,6 @@ impl DerefMut for Followed {
     }
 }
 
-/// Which streams are to be read: those that the system says changed, those that are not read to their ends, and
-/// now and then all of them.
-#[derive(Default)]
-struct Due {
-    paths: BTreeSet<PathBuf>,
-    /// When all are; at once when that is not said.
-    all_at: Option<Instant>,
-}
-
 impl Sources {
     fn run(&mut self, commands: &Receiver<Command>) {
         while !self.context.stopped {
@@ -238,9 +230,10 @@ impl Sources {
             }
             if self.streams.len() >= AWAKE_MAX {
                 self.rest(now);
-                if self.waits_for_room && self.streams.len() < AWAKE_MAX / 2 {
-                    self.walker.hurry();
-                }
+            }
+            if self.waits_for_room && self.streams.len() < AWAKE_MAX / 2 {
+                self.waits_for_room = false;
+                self.walker.go_on();
             }
             if self.standing.is_due(now) {
                 self.stand(now);
@@ -265,139 +258,6 @@ impl Sources {
         }
         let deadline = clock::now() + FINISH_MAX;
         while self.pass_feeds() != Pass::Idle && !self.context.stopped && clock::now() < deadline {}
-    }
-
-    /// Lets every source have its turn. Files and the others are first in turns, so that neither has
-    /// all the room there is.
-    fn pass(&mut self, now: Instant) -> Pass {
-        self.feeds_first = !self.feeds_first;
-        let first = match self.feeds_first {
-            true => self.pass_feeds(),
-            false => self.pass_files(now),
-        };
-        let second = match self.feeds_first {
-            _ if first == Pass::Blocked || self.context.stopped => Pass::Idle,
-            true => self.pass_files(now),
-            false => self.pass_feeds(),
-        };
-        let reached = first.max(second);
-        if reached == Pass::Blocked {
-            let since = *self.blocked_at.get_or_insert(now);
-            if now.duration_since(since) >= DELETED_PATIENCE {
-                self.free_deleted();
-            }
-        } else {
-            self.blocked_at = None;
-        }
-        reached
-    }
-
-    fn pass_feeds(&mut self) -> Pass {
-        let mut reached = Pass::Idle;
-        for feed in &mut self.feeds {
-            reached = reached.max(feed.pass(&mut self.positions, &mut self.context));
-            if reached == Pass::Blocked || self.context.stopped {
-                break;
-            }
-        }
-        // Should there be no room before the last one had its turn, it is the first the next time.
-        if let [_, _, ..] = &*self.feeds {
-            self.feeds.rotate_left(1);
-        }
-        reached
-    }
-
-    /// Lets the streams read on that are due, from the one whose turn it is.
-    fn pass_files(&mut self, now: Instant) -> Pass {
-        self.context.parks = self.streams.len() > self.descriptors_max;
-        if self.due.all_at.is_none_or(|at| now >= at) {
-            return self.pass_all(now);
-        }
-        let mut reached = Pass::Idle;
-        for path in core::mem::take(&mut self.due.paths) {
-            let Some(stream) = self.streams.get_mut(&path) else {
-                continue;
-            };
-            self.context.beat.at(&path);
-            fault::point("agent: a file's turn");
-            let pass = stream.pass(&mut self.context, now);
-            reached = reached.max(pass);
-            if pass == Pass::Blocked {
-                self.due.all_at = None;
-                self.turn = Some(path);
-                return reached;
-            }
-            if pass != Pass::Idle {
-                self.due.paths.insert(path);
-            }
-            if self.context.stopped {
-                return reached;
-            }
-        }
-        reached
-    }
-
-    fn pass_all(&mut self, now: Instant) -> Pass {
-        let began = clock::now();
-        let mut reached = Pass::Idle;
-        let mut unread = BTreeSet::new();
-        let turn = self.turn.take().unwrap_or_default();
-        for is_after in [true, false] {
-            let streams = self.streams.iter_mut();
-            for (path, stream) in streams.filter(|(path, _)| (**path >= turn) == is_after) {
-                self.context.beat.at(path);
-                fault::point("agent: a file's turn");
-                let pass = stream.pass(&mut self.context, now);
-                reached = reached.max(pass);
-                if pass == Pass::Blocked {
-                    self.turn = Some(path.clone());
-                }
-                if self.context.stopped || reached == Pass::Blocked {
-                    self.due.all_at = None;
-                    return reached;
-                }
-                if pass != Pass::Idle {
-                    unread.insert(path.clone());
-                }
-            }
-        }
-        let positions = &mut self.positions;
-        self.streams.retain(|_, stream| {
-            let over = stream.is_over(now);
-            if over {
-                // Should a file of this name come back, its stream goes on.
-                stream.close(positions);
-            }
-            !over
-        });
-        self.due.paths = unread;
-        // Ten thousand quiet files are looked at less often than ten.
-        let took = clock::now().saturating_duration_since(began);
-        let next = self.poll_interval().max(match reached {
-            Pass::Idle => took * ALL_SHARE,
-            _ => Duration::ZERO,
-        });
-        self.due.all_at = Some(now + next);
-        reached
-    }
-
-    /// Lets deleted files go that are not read yet, the largest first, while they hold too much disk.
-    fn free_deleted(&mut self) {
-        let mut held: Vec<(u64, PathBuf)> = self
-            .streams
-            .iter()
-            .map(|(path, stream)| (stream.deleted_bytes(), path.clone()))
-            .collect();
-        held.sort_unstable();
-        let mut total: u64 = held.iter().map(|(bytes, _)| bytes).sum();
-        while total > self.deleted_bytes_max
-            && let Some((bytes, path)) = held.pop()
-        {
-            if let Some(stream) = self.streams.get_mut(&path) {
-                stream.drop_deleted();
-            }
-            total -= bytes;
-        }
     }
 
     /// Acts on commands for `patience`; a wake-up ends the wait after a moment in which the writer
@@ -568,15 +428,11 @@ const AWAKE_MAX: usize = 10_240;
 const COMMANDS_MAX: usize = 1024;
 /// How often it is looked whether a source that is no file ended.
 const FEED_INTERVAL: Duration = Duration::from_secs(1);
-/// Looking at all files, changed or not, takes at most one part in so many of the time.
-const ALL_SHARE: u32 = 25;
 const DESCRIPTORS_MAX: usize = 4096;
 /// For sockets, spool, watches, and the generations of files that are being rotated.
 const DESCRIPTORS_SPARE: usize = 96;
 /// How long the last entries wait for room at the end: less than the agent may take to stop.
 const FINISH_MAX: Duration = Duration::from_secs(3);
-/// A spool that was full for this long may be so for longer: disk space counts then.
-const DELETED_PATIENCE: Duration = Duration::from_secs(2);
 /// Sources wait for a spool that was full for this long; a full channel for a moment is how a busy agent works.
 const BLOCKED_AFTER: Duration = Duration::from_secs(2);
 const GATHER_DELAY: Duration = Duration::from_millis(60);

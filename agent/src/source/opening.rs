@@ -89,11 +89,8 @@ impl Sources {
         if is_whole {
             self.waits_for_room = false;
         }
-        let at_paths = self
-            .streams
-            .values()
-            .filter_map(|stream| stream.file_at_path());
-        let mut at_paths: BTreeSet<FileId> = at_paths.collect();
+        let mut new = BTreeMap::new();
+        let mut known: Option<BTreeSet<FileId>> = None;
         for (path, &source) in found {
             if self.streams.contains_key(path) {
                 continue;
@@ -105,31 +102,31 @@ impl Sources {
                 Ok(None) => continue, // gone again
                 Err(_) => None,       // its stream will say so
             };
-            if self.streams.len() >= AWAKE_MAX {
+            if self.streams.len() + new.len() >= AWAKE_MAX {
                 self.waits_for_room = true;
                 continue;
             }
+            let known = known.get_or_insert_with(|| {
+                let streams = self.streams.values();
+                streams.flat_map(|stream| stream.reading()).collect()
+            });
             if self.resting.contains(path) {
                 self.resting.remove(path);
-                at_paths.extend(file);
-                self.open(path.clone(), Some(source), false);
+                known.extend(file);
+                new.insert(path.clone(), (Some(source), false));
                 continue;
             }
             // What rested is somewhere else now: its stream knows what that means.
             if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
                 let before = before.to_path_buf();
                 self.resting.remove(&before);
-                at_paths.extend(file);
-                self.open(before, Some(source), false);
+                known.extend(file);
+                new.insert(before, (Some(source), false));
                 continue;
             }
             // A rotated file that matches a glob itself is still the stream it began as, and one file
             // with two names is one stream.
-            let is_known = |file: &FileId| {
-                at_paths.contains(file)
-                    || self.streams.values().any(|stream| stream.is_reading(*file))
-            };
-            if file.as_ref().is_some_and(is_known) {
+            if file.is_some_and(|file| known.contains(&file)) {
                 debug!("a followed file has another name");
                 continue;
             }
@@ -141,9 +138,12 @@ impl Sources {
             if generations::bases_of(path).any(|base| is_there(&base)) {
                 continue;
             }
-            at_paths.extend(file);
-            let history = bases.contains(path);
-            self.open(path.clone(), Some(source), history);
+            known.extend(file);
+            new.insert(path.clone(), (Some(source), bases.contains(path)));
+        }
+        for (path, (source, history)) in new {
+            self.context.beat.at(&path);
+            self.open(path, source, history);
         }
         if is_whole {
             drop(self.resting.take_unless(|path| found.contains_key(path)));
@@ -171,7 +171,7 @@ impl Sources {
             deny,
         };
         let stream = FileStream::new(output, place, multiline, history, self.began);
-        self.due.paths.insert(path.clone());
+        self.due.fresh.insert(path.clone());
         self.streams.insert(path, Followed { stream, source });
     }
 

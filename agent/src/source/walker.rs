@@ -44,8 +44,9 @@ struct Board {
     discovery: Arc<Discovery>,
     /// How often it was replaced.
     version: u64,
-    /// Files are to be looked for before it is time.
+    /// Files are to be looked for before it is time; at once, because it is known that there are more.
     hurries: bool,
+    goes_on: bool,
     /// What the reading thread has not taken yet.
     looked: Option<Looked>,
     /// How long it took to take up what it took last.
@@ -74,6 +75,7 @@ impl Walker {
             discovery,
             version: 0,
             hurries: false,
+            goes_on: false,
             looked: None,
             taking: Duration::ZERO,
             walker: 0,
@@ -104,6 +106,12 @@ impl Walker {
     /// Looks again soon.
     pub(super) fn hurry(&self) {
         self.shared.lock().hurries = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Looks again at once: there are files for which there was no room, and now there is.
+    pub(super) fn go_on(&self) {
+        self.shared.lock().goes_on = true;
         self.shared.changed.notify_all();
     }
 
@@ -217,6 +225,7 @@ impl Shared {
         let mut board = self.lock();
         let goes_on = !board.stopped && board.walker == walker;
         board.hurries = false;
+        board.goes_on = false;
         goes_on.then(|| (board.discovery.clone(), board.version))
     }
 
@@ -260,9 +269,10 @@ impl Shared {
                 return false;
             }
             let passed = clock::now().saturating_duration_since(began);
-            let least = match board.hurries {
-                true => earliest,
-                false => rest,
+            let least = match (board.goes_on, board.hurries) {
+                (true, _) => rest / WALK_SHARE,
+                (false, true) => earliest,
+                (false, false) => rest,
             };
             if passed >= least {
                 return true;

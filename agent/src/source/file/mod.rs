@@ -157,16 +157,10 @@ impl FileStream {
         positions.close(&self.output, starts_anew);
     }
 
-    /// Whether the file called `id` is one this stream reads already.
-    pub(crate) fn is_reading(&self, id: FileId) -> bool {
+    /// The files that this stream reads already, the one at the path when it was looked at last among them.
+    pub(crate) fn reading(&self) -> impl Iterator<Item = FileId> {
         let known = self.known().map(|follow| follow.id);
-        let parked = self.seen.map(|(seen, _)| seen);
-        known.chain(parked).any(|known| known == id)
-    }
-
-    /// The file at the path, when it was looked at last.
-    pub(crate) fn file_at_path(&self) -> Option<FileId> {
-        self.seen.map(|(id, _)| id)
+        known.chain(self.seen.map(|(seen, _)| seen))
     }
 
     fn known(&self) -> impl Iterator<Item = &Follow> {
