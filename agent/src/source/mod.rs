@@ -216,6 +216,7 @@ impl DerefMut for Followed {
 
 impl Sources {
     fn run(&mut self, commands: &Receiver<Command>) {
+        self.walker.wait_for_first();
         while !self.context.stopped {
             let now = clock::now();
             self.context.beat.tick();

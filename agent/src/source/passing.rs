@@ -173,7 +173,7 @@ impl Sources {
         let took = clock::now().saturating_duration_since(began);
         let next = self.poll_interval().max(match reached {
             Pass::Idle => took * ALL_SHARE,
-            _ => Duration::ZERO,
+            Pass::Paced | Pass::Busy | Pass::Blocked => Duration::ZERO,
         });
         self.due.all_at = Some(now + next);
         reached

@@ -76,7 +76,10 @@ impl Facts<'_> {
         let findings: Vec<&Finding> = findings.chain(troubles).collect();
         let own = |state, cause: &str| {
             let is_about_root = [SourceState::NoMatch, SourceState::NotWalked].contains(&state);
-            let path = is_about_root.then(|| shown(root)).unwrap_or_default();
+            let path = match is_about_root {
+                true => shown(root),
+                false => String::new(),
+            };
             SourceReport {
                 source: name.to_owned(),
                 state,
@@ -258,15 +261,16 @@ impl Standing {
                 cause,
                 ..
             } = row;
-            match row.state {
-                SourceState::RefusedLink => {
-                    warn!(path, reason = cause, source, "a link is not collected");
-                }
-                SourceState::NoMatch => info!(source, path, cause, "a source matches no file"),
-                state => warn!(
-                    state = state.name(),
+            if row.state == SourceState::RefusedLink {
+                warn!(path, reason = cause, source, "a link is not collected");
+            } else if row.state == SourceState::NoMatch {
+                info!(source, path, cause, "a source matches no file");
+            } else {
+                let state = row.state.name();
+                warn!(
+                    state,
                     source, path, cause, "something that a source names is not collected"
-                ),
+                );
             }
         }
         for row in before.rows.iter().filter(|row| row.needs_person) {
@@ -355,18 +359,21 @@ mod tests {
         let met = [Met::default()];
         assert_eq!(
             states(&facts(&discovery, Some(&met))),
-            [(SourceState::NoMatch, root.clone(), false)]
+            [(SourceState::NoMatch, root, false)]
         );
         let mut met = [Met::default()];
         let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         let secret = Path::new("/var/log/app/secret");
         met[0].findings.push(Finding::unreadable(secret, &denied));
         let unreadable = (SourceState::Unreadable, shown(secret), true);
-        assert_eq!(states(&facts(&discovery, Some(&met))), [unreadable.clone()]);
+        assert_eq!(
+            states(&facts(&discovery, Some(&met))),
+            std::slice::from_ref(&unreadable)
+        );
         met[0].files = 3;
         let mut of_files = facts(&discovery, Some(&met));
         let quiet = (SourceState::Quiet, String::new(), false);
-        assert_eq!(states(&of_files), [quiet, unreadable.clone()]);
+        assert_eq!(states(&of_files), [quiet, unreadable]);
         let streams = of_files.streams.entry(0).or_default();
         streams.read_at = Some(of_files.now);
         assert_eq!(states(&of_files)[0].0, SourceState::Collecting);

@@ -119,7 +119,7 @@ impl Directory {
 /// A directory, and those above it.
 struct Above {
     id: FileId,
-    above: Option<Arc<Above>>,
+    above: Option<Arc<Self>>,
 }
 
 impl Above {
@@ -539,7 +539,9 @@ fn plain(path: &Path) -> PathBuf {
                 out.pop();
             }
             Component::CurDir => {}
-            other => out.push(other),
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => {
+                out.push(component);
+            }
         }
     }
     out

@@ -103,6 +103,19 @@ impl Walker {
         self.shared.changed.notify_all();
     }
 
+    /// Waits for the first step of the first walk: what is there when the agent starts is read at once. A file system that
+    /// takes its time is not waited for.
+    pub(super) fn wait_for_first(&self) {
+        let until = clock::now() + FIRST_MAX;
+        let mut board = self.shared.lock();
+        while board.looked.is_none()
+            && let Some(left) = until.checked_duration_since(clock::now())
+            && !left.is_zero()
+        {
+            board = self.shared.wait(board, Some(left));
+        }
+    }
+
     /// Looks again soon.
     pub(super) fn hurry(&self) {
         self.shared.lock().hurries = true;
@@ -256,6 +269,7 @@ impl Shared {
         board.looked = Some(looked);
         let taking = board.taking;
         drop(board);
+        self.changed.notify_all();
         self.waker.wake();
         Some(taking)
     }
@@ -313,6 +327,8 @@ const WALK_INTERVAL: Duration = Duration::from_secs(1);
 const WALK_SHARE: u32 = 50;
 /// The same while nothing is collected yet that was not looked into.
 const FIRST_SHARE: u32 = 1;
+/// How long the reading thread waits for it before it begins.
+const FIRST_MAX: Duration = Duration::from_millis(200);
 /// Who is hurried rests for one part in so many of the rest at least.
 const HURRY_PART: u32 = 3;
 /// A question that a file system does not answer for so long is not waited for.

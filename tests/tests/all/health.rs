@@ -473,11 +473,11 @@ fn an_agent_that_ships_all_the_time_says_its_cache_backlog_and_clock_on_time() {
         let begun = now();
         let mut written: u64 = 0;
         while !stops.load(std::sync::atomic::Ordering::SeqCst) {
-            let due = (now() - begun).as_millis() as u64 * 1000;
+            let due = u64::try_from((now() - begun).as_millis()).unwrap() * 1000;
             while written < due {
                 let line = format!("{:0>199}\n", written.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 file.write_all(line.as_bytes()).unwrap();
-                written += line.len() as u64;
+                written += u64::try_from(line.len()).unwrap();
             }
             scrinium_tests::pause(Duration::from_millis(5));
         }
@@ -529,7 +529,7 @@ fn an_agent_that_ships_all_the_time_says_its_cache_backlog_and_clock_on_time() {
 /// The seconds of the day of an RFC 3339 time today, as Unix seconds.
 fn seconds_of(time: &str) -> u64 {
     let day = unix_s() / 86_400 * 86_400;
-    let part = |from: usize| time[from..from + 2].parse::<u64>().unwrap();
+    let part = |from: usize| time.get(from..from + 2).unwrap().parse::<u64>().unwrap();
     let seconds = day + part(11) * 3600 + part(14) * 60 + part(17);
     // It may have been said before midnight.
     if seconds > unix_s() + 43_200 {
