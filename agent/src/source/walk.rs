@@ -561,6 +561,6 @@ const LINK_COST: u32 = 8;
 /// How many names are taken between two looks at the clock.
 const CLOCK_EVERY: u32 = 64;
 
-#[cfg(all(test, unix))]
-#[path = "walk/tests.rs"]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;

@@ -236,7 +236,7 @@ mod tests {
         live.begin_session("192.0.2.1:5".parse().unwrap(), 1);
         assert!(live.sources.rows.is_empty());
         assert!(
-            live.hear_sources("web1", reports(&[bad.clone()]))
+            live.hear_sources("web1", reports(std::slice::from_ref(&bad)))
                 .is_empty()
         );
         assert!(live.hear_sources("web1", reports(&[good])).is_empty());

@@ -87,7 +87,9 @@ fn lab_of_nobody(name: &str, sources: &str) -> Option<Lab> {
     let logs = lab.dir.join("logs");
     lab.write(
         "web1.toml",
-        sources.replace("LOGS", logs.to_str().unwrap()).as_bytes(),
+        sources
+            .replace("LOGS", &logs.display().to_string())
+            .as_bytes(),
     );
     std::fs::set_permissions(&lab.dir, Permissions::from_mode(0o755)).unwrap();
     let mut dirs = vec![lab.state("web1")];

@@ -48,7 +48,7 @@ fn a_fifo_in_place_of_a_followed_file_stops_no_other_and_is_said() {
     for words in ["app 1", "other 1"] {
         wait_until(words, PATIENCE, || lab.count(&format!("\"{words}\"")) == 1);
     }
-    std::fs::rename(&app, lab.log("app.was")).unwrap();
+    scrinium_segment::durable::rename(&app, &lab.log("app.was")).unwrap();
     make_fifo(&app);
     write(&other, "other 2\n");
     wait_until("other 2", PATIENCE, || lab.count("\"other 2\"") == 1);
