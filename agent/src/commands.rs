@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
+use scrinium_protocol::identity::{AgentId, Epoch};
 use scrinium_protocol::route::{Proxy, Route};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
@@ -17,23 +17,26 @@ use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::token::Token;
 use scrinium_segment::lock::DirLock;
 use scrinium_segment::{fault, random};
-use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::Config;
+#[cfg(unix)]
+use crate::ending;
+use crate::ending::Ending;
 use crate::identity::{self, Identity, State};
+use crate::inspect;
 use crate::link::{self, Connected, Dial, Way};
 use crate::service::Action;
 #[cfg(unix)]
 use crate::service::notify::Notifier;
 use crate::shipper::Refused;
 use crate::signals;
-use crate::source::discover::{Discovery, Found};
+use crate::source::standing::Health;
 use crate::status::{self, Status};
-use crate::uplink;
+use crate::uplink::{self, Setting};
 
 /// Tails the logs of this machine and ships them to a Scrinium server.
 #[derive(Parser)]
@@ -167,27 +170,13 @@ impl Command {
                 enroll(&token, &state.state, proxy.as_deref(), &config).await?;
             }
             Self::Run { state, config } => run(&state.state, &config).await?,
-            Self::Status { state, json } => return show_status(&state.state, json).await,
-            Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
+            Self::Status { state, json } => return inspect::status(&state.state, json).await,
+            Self::Check { state, config } => inspect::check(&state.state, &load(&config)?).await?,
             Self::Service { action } => action.run()?,
             Self::Sources { config, test, json } => match test {
-                None => sources(&load(&config)?, json)?,
+                None => inspect::sources(&load(&config)?, json)?,
                 Some(SourcesTest::Test { source, config }) => {
-                    let config = load(&config)?;
-                    let path = std::path::absolute(&source)?;
-                    let collected = Discovery::new(&config).files().contains(&path)
-                        || config
-                            .feeds
-                            .iter()
-                            .any(|feed| source.as_os_str() == &*feed.own_stream().name);
-                    say(if collected {
-                        "collected"
-                    } else {
-                        "not collected: no source names it, it is denied, or there is no such file"
-                    })?;
-                    if !collected {
-                        return Ok(ExitCode::FAILURE);
-                    }
+                    return inspect::test(&load(&config)?, &source);
                 }
             },
         }
@@ -334,35 +323,35 @@ async fn enroll(text: &str, dir: &Path, proxy: Option<&str>, config: &Config) ->
 async fn run(dir: &Path, file: &ConfigFile) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (reload, reloads) = mpsc::channel(1);
+    let ending = Ending::new(dir);
     // First of all: from here on no signal ends us as it would another program.
     // What was read from a file is read from it again: were that gone, the defaults would collect much else.
     let path = Config::file(file.config.as_deref());
-    signals::watch(path, stop, reload)?;
+    signals::watch(path, stop, reload, ending.clone())?;
     let config = load(file)?;
     let key = identity::key_of(dir)?;
     let _lock = DirLock::acquire(dir)?;
     let identity = Identity::open(dir, &key)?;
     let (status, shown) = watch::channel(Status::default());
-    let state = dir.to_owned();
-    tokio::spawn(async move { status::serve(&state, shown).await });
+    ending.tell_the_last();
+    let health = Health::new(&config);
+    let (state, told) = (dir.to_owned(), health.clone());
+    tokio::spawn(async move { status::serve(&state, shown, told).await });
     #[cfg(unix)]
-    let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
-    uplink::run(config, dir, &key, identity, (stopped, reloads), status).await
-}
-
-/// Tells the service manager that we are ready, that we live, and that we stop.
-#[cfg(unix)]
-async fn tell_manager(notifier: Notifier, mut stopped: watch::Receiver<bool>) {
-    notifier.say("READY=1");
-    while !*stopped.borrow() {
-        // The runtime has one thread: when it hangs, nobody says this any more.
-        let pause = notifier.watchdog.unwrap_or(Duration::MAX);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => notifier.say("WATCHDOG=1"),
-            _ = stopped.changed() => {}
-        }
-    }
-    notifier.say("STOPPING=1");
+    let _watchdog = tokio::spawn(ending::tell_manager(
+        Notifier::from_environment(),
+        stopped.clone(),
+        health.beat.clone(),
+    ));
+    let setting = Setting {
+        config,
+        stop: stopped,
+        reloads,
+        status,
+        health,
+        ending,
+    };
+    uplink::run(dir, &key, identity, setting).await
 }
 
 /// Runs with the default directory and configuration.
@@ -374,122 +363,6 @@ pub(crate) fn run_as_service() -> Result<()> {
     let dir =
         std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
     runtime.block_on(run(&dir, &ConfigFile { config: None }))
-}
-
-async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
-    let text = status::ask(dir).await?;
-    if json {
-        say(&shown::json(&text))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status: serde_json::Value = serde_json::from_str(&text)?;
-    let number = |key: &str| {
-        status
-            .get(key)
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or(0)
-    };
-    let is_connected = status
-        .get("connected")
-        .and_then(serde_json::Value::as_bool)
-        .unwrap_or(false);
-    say(if is_connected {
-        "connected"
-    } else {
-        "not connected"
-    })?;
-    if let Some(problem) = status.get("problem").and_then(serde_json::Value::as_str) {
-        say(&format!("problem: {problem}"))?;
-    }
-    say(&format!(
-        "waiting: {} entries, {} bytes; on disk {} of {} bytes; acked since start: {} entries",
-        number("backlog_entries"),
-        number("backlog_bytes"),
-        number("disk_bytes"),
-        number("disk_bytes_max"),
-        number("acked_entries")
-    ))?;
-    for (what, key) in [("server", "way"), ("upload", "upload")] {
-        let sentence = status.get(key).and_then(|part| part.get("sentence"));
-        if let Some(sentence) = sentence.and_then(serde_json::Value::as_str) {
-            say(&format!("{what}: {sentence}"))?;
-        }
-    }
-    for (what, key) in [("key", "key"), ("the server's key", "server_key")] {
-        if let Some(key) = status.get(key).and_then(serde_json::Value::as_str) {
-            say(&format!("{what}: {key}"))?;
-        }
-    }
-    if let Some(seconds) = status
-        .get("cache_lasts_s")
-        .and_then(serde_json::Value::as_u64)
-    {
-        let minutes = seconds / 60;
-        say(&format!(
-            "at the present rate the disk cache outlasts an outage of {} h {} min",
-            minutes / 60,
-            minutes % 60
-        ))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The way to the server of the agent with this state.
-fn way_of(config: &Config, state: &State) -> Result<Way> {
-    Way::new(
-        &config.reach,
-        &state.address,
-        config.integrity_only.as_deref(),
-        link::variable,
-        0,
-    )
-}
-
-async fn check(dir: &Path, config: &Config) -> Result<()> {
-    let Found { files, refused, .. } = Discovery::new(config).look();
-    say(&format!("configuration: fine; {} files match", files.len()))?;
-    for (path, reason) in refused {
-        say(&format!("not collected: {}: {reason}", path.display()))?;
-    }
-    for path in files.keys() {
-        if let Err(error) = std::fs::File::open(path) {
-            say(&format!("unreadable: {}: {error}", path.display()))?;
-        }
-    }
-    let key = identity::key_of(dir)?;
-    let identity = Identity::open(dir, &key)?;
-    say(&format!("state: fine; agent {}", identity.state.agent))?;
-    let way = way_of(config, &identity.state)?;
-    let mut problem = None;
-    for hop in way.each() {
-        match link::can_connect(&hop).await {
-            Ok(()) => say(&format!("server: {} answers", hop.named()))?,
-            Err(error) => {
-                let error = error.context(format!("server: {}", hop.named()));
-                if let Some(before) = problem.replace(error) {
-                    say(&format!("{before:#}"))?;
-                }
-            }
-        }
-    }
-    problem.map_or(Ok(()), Err)
-}
-
-fn sources(config: &Config, json: bool) -> Result<()> {
-    let files = Discovery::new(config).files();
-    let files = files.iter().map(|path| path.display().to_string());
-    let feeds = config.feeds.iter().map(|feed| {
-        let StreamName { kind, name } = feed.own_stream();
-        format!("{}:{name}", kind.name())
-    });
-    let all: Vec<String> = files.chain(feeds).collect();
-    if json {
-        return say(&shown::json(&json!(all).to_string()));
-    }
-    for source in all {
-        say(&source)?;
-    }
-    Ok(())
 }
 
 fn load(config: &ConfigFile) -> Result<Config> {

@@ -10,8 +10,10 @@
 mod clock;
 mod commands;
 pub mod config;
+mod ending;
 mod governor;
 pub mod identity;
+mod inspect;
 mod link;
 mod log;
 mod production;

@@ -2,7 +2,8 @@
 //!
 //! `SCRINIUM_FAULT="NAME"` ends a process of a debug build the first time it passes the point of that
 //! name, as `kill -9` would: no destructor, no flush. `NAME#3` the third time, `NAME|OTHER` at each of them.
-//! `SCRINIUM_PANIC` panics there instead. A simulation is told of every point its thread passes instead ([`listen`]). Builds for release have no
+//! `SCRINIUM_PANIC` panics there instead, and `SCRINIUM_HANG` lets the thread go no further, as a file system does
+//! that does not answer. A simulation is told of every point its thread passes instead ([`listen`]). Builds for release have no
 //! fault points.
 
 /// Passes the point called `name`.
@@ -62,6 +63,7 @@ mod armed {
 
     static ENDS: Armed = OnceLock::new();
     static PANICS: Armed = OnceLock::new();
+    static HANGS: Armed = OnceLock::new();
 
     pub(super) fn pass(name: &str) {
         if is_due(&ENDS, "SCRINIUM_FAULT", name) {
@@ -69,6 +71,11 @@ mod armed {
         }
         if is_due(&PANICS, "SCRINIUM_PANIC", name) {
             std::panic::panic_any("a test wants a panic here");
+        }
+        if is_due(&HANGS, "SCRINIUM_HANG", name) {
+            loop {
+                std::thread::park();
+            }
         }
     }
 

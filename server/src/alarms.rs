@@ -36,6 +36,8 @@ pub(crate) enum AlarmKind {
     AgentSilent,
     /// An agent says what it suffers from.
     AgentTrouble,
+    /// An agent cannot collect all of a source.
+    SourceTrouble,
     /// Intervals are not sealed any more.
     EvidenceStopped,
     /// The server's own clock was set.
@@ -88,6 +90,7 @@ impl AlarmKind {
             Self::TokenRefused => "token-refused",
             Self::AgentSilent => "agent-silent",
             Self::AgentTrouble => "agent-trouble",
+            Self::SourceTrouble => "source-trouble",
             Self::EvidenceStopped => "evidence-stopped",
             Self::ClockStepped => "clock-stepped",
             Self::AgentClock => "agent-clock",

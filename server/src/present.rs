@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::shown;
+use scrinium_protocol::sl::sources::SourceReport;
 use scrinium_protocol::syslog::message::{Message, parse};
 use scrinium_syslog::senders::{UNKNOWN_SENDERS, split_sender};
 use serde_json::{Value, json};
@@ -202,7 +203,8 @@ pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentSt
     if live.refused {
         return AgentState::Refused;
     }
-    if live.heard_us == 0 {
+    // Its enrolment is a connection of its own, and the first generation of its credential.
+    if live.state_us == 0 && agent.generation <= 1 {
         return AgentState::NeverSeen;
     }
     AgentState::Silent
@@ -219,6 +221,9 @@ pub(crate) fn agents_json(core: &Core) -> Value {
     let last = core.archive.last_of_agents();
     let agents = core.agents.list();
     let rows = agents.iter().map(|(agent, live)| {
+        // What it has not said since this server began is not known.
+        let said = (live.state_us > 0).then_some(&live.keep_alive);
+        let sources = live.sources.rows.iter().map(source_json);
         json!({
             "name": agent.name,
             "id": agent.id.to_string(),
@@ -231,12 +236,16 @@ pub(crate) fn agents_json(core: &Core) -> Value {
             "address": live.address.map(|address| address.to_string()),
             "last_durable": last.get(&agent.id).copied().map(rfc3339),
             "last_keep_alive": (live.heard_us > 0).then(|| rfc3339(live.heard_us)),
-            "backlog_entries": live.keep_alive.backlog_entries,
-            "backlog_bytes": live.keep_alive.backlog_bytes,
-            "cache_bytes": live.keep_alive.disk_bytes,
-            "cache_bytes_max": live.keep_alive.disk_bytes_max,
+            "backlog_entries": said.map(|said| said.backlog_entries),
+            "backlog_bytes": said.map(|said| said.backlog_bytes),
+            "cache_bytes": said.map(|said| said.disk_bytes),
+            "cache_bytes_max": said.map(|said| said.disk_bytes_max),
+            "oldest_entry": said.filter(|said| said.oldest_us > 0).map(|said| rfc3339(said.oldest_us)),
+            "state_said": (live.state_us > 0).then(|| rfc3339(live.state_us)),
+            "sources": sources.collect::<Vec<Value>>(),
+            "sources_more": live.sources.more,
             "cache_lasts_s": Some(live.keep_alive.cache_lasts_s).filter(|&lasts| lasts > 0),
-            "clock_offset_ms": live.clock_offset_us / 1000,
+            "clock_offset_ms": live.clock_offset_us.map(|offset_us| offset_us / 1000),
             "credential_generation": agent.generation,
             "trouble": live.trouble(),
             "integrity_only": agent.integrity_only,
@@ -260,6 +269,18 @@ pub(crate) fn agents_json(core: &Core) -> Value {
         })
     });
     Value::Array(rows.collect())
+}
+
+/// How one source of an agent does.
+fn source_json(row: &SourceReport) -> Value {
+    json!({
+        "source": row.source,
+        "state": row.state.name(),
+        "path": row.path,
+        "cause": row.cause,
+        "files": row.files,
+        "needs_person": row.needs_person,
+    })
 }
 
 /// Every alarm for the API and the command, newest first.

@@ -7,7 +7,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Notifier {
     socket: Option<UnixDatagram>,
-    /// How often it wants to hear that we live.
+    /// How long it may hear nothing before it takes us for dead.
     pub(crate) watchdog: Option<Duration>,
 }
 
@@ -27,9 +27,14 @@ impl Notifier {
         Self {
             watchdog: micros
                 .filter(|_| socket.is_some())
-                .map(|micros| Duration::from_micros(micros) / 3),
+                .map(Duration::from_micros),
             socket,
         }
+    }
+
+    /// How often we say that we live.
+    pub(crate) fn watchdog_pause(&self) -> Option<Duration> {
+        Some(self.watchdog? / 3)
     }
 
     /// Says `state`, such as `READY=1`.

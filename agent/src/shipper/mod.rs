@@ -21,6 +21,7 @@ mod disk;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -33,6 +34,7 @@ use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, Lane, MARKS_MAX, refused_stream};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
+use scrinium_protocol::sl::sources::SourceReports;
 use scrinium_segment::{fault, random};
 use tracing::{info, warn};
 
@@ -138,6 +140,9 @@ pub struct Shipper {
     aside: Aside,
     /// Bytes of batches taken from the sources.
     pub produced_bytes: u64,
+    /// How the sources do, and that their thread hangs: as their owner knows, before a keep-alive is due.
+    pub reports: Arc<SourceReports>,
+    pub hang: Option<String>,
 }
 
 /// A connection after its handshake.
@@ -158,6 +163,8 @@ struct Link {
     ready_since: Option<Instant>,
     /// The next credential is durably ours.
     is_rolled: bool,
+    /// How the sources did when that was told last.
+    told: Option<Arc<SourceReports>>,
 }
 
 impl Link {
@@ -223,6 +230,8 @@ impl Shipper {
             shown: BTreeSet::new(),
             aside: Aside::default(),
             produced_bytes: 0,
+            reports: Arc::default(),
+            hang: None,
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has
         // spoken.
@@ -286,6 +295,7 @@ impl Shipper {
             in_flight: VecDeque::new(),
             ready_since: None,
             is_rolled: true,
+            told: None,
         });
     }
 
@@ -366,13 +376,19 @@ impl Shipper {
                 disk_bytes_max: fill.disk_bytes_max,
                 cache_lasts_s: self.cache_lasts.map_or(0, |lasts| lasts.as_secs()),
                 marks,
-                problem: match (&self.disk_problem, &self.interference) {
+                problem: match (
+                    self.disk_problem.as_ref().or(self.hang.as_ref()),
+                    &self.interference,
+                ) {
                     (Some(problem), _) => problem.clone(),
                     (None, Some(seen)) => format!("{INTERFERENCE}{seen}"),
                     (None, None) => self.aside.problem().unwrap_or_default(),
                 },
+                sources: (link.told.as_ref() != Some(&self.reports))
+                    .then(|| (*self.reports).clone()),
             };
-            if self.disk_problem.is_none() {
+            link.told = Some(self.reports.clone());
+            if self.disk_problem.is_none() && self.hang.is_none() {
                 self.interference = None;
             }
             link.session.send_keep_alive(state, now)?;

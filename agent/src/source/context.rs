@@ -8,6 +8,7 @@ use scrinium_syslog::senders::Senders;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::beat::Beat;
 use super::pace::Pace;
 use crate::config::Deny;
 use crate::shipper::Produced;
@@ -27,6 +28,8 @@ pub(crate) struct Context {
     pub(super) senders: Senders,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
+    /// That this thread lives.
+    pub(super) beat: Beat,
 }
 
 impl Context {
@@ -44,6 +47,7 @@ impl Context {
 
     /// Waits a moment for room; whether there is still none.
     pub(super) fn is_blocked(&mut self) -> bool {
+        self.beat.tick();
         if self.has_room() {
             return false;
         }

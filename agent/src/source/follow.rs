@@ -278,9 +278,22 @@ fn look_at(path: &Path) -> io::Result<(Metadata, FileId)> {
     Ok((metadata, id))
 }
 
+/// Whether the file at a path can be opened, whatever is there by now.
+pub(crate) fn can_open(path: &Path) -> io::Result<()> {
+    open_shared(path).map(drop)
+}
+
+/// Whatever took the place of the file: a FIFO without a writer and a device are not waited for, and no terminal
+/// becomes ours.
 #[cfg(not(windows))]
 fn open_shared(path: &Path) -> io::Result<File> {
-    File::open(path)
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use rustix::fs::OFlags;
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = File::options();
+    let options = options.read(true).custom_flags(flags.bits().cast_signed());
+    options.open(path)
 }
 
 /// The writer goes on writing, renaming and deleting while we read.

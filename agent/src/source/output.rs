@@ -276,6 +276,7 @@ mod tests {
             deny: Deny::default(),
             senders: crate::source::feed::senders(),
             unpacking: Pace::new(1),
+            beat: crate::source::beat::Beat::default(),
         };
         for len in [1, 1000, 60_000] {
             let (positions, none) = (BTreeMap::new(), BTreeSet::new());

@@ -13,6 +13,7 @@
 
 mod accept;
 mod enrol;
+mod live;
 mod names;
 
 use std::collections::BTreeMap;
@@ -20,17 +21,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
-use scrinium_protocol::sl::in_force::Setting;
-use scrinium_protocol::sl::message::{
-    CONFIGURATION_LEN_MAX, ConfigurationAnswer, INTERFERENCE, KeepAlive,
-};
+use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, ConfigurationAnswer};
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
 pub(crate) use self::enrol::{NewAgent, route_through};
+pub(crate) use self::live::{Live, interference_with};
 pub(crate) use self::names::{check_account_name, check_name};
-use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
 use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
@@ -73,49 +71,6 @@ struct Rival {
     heard_us: Option<u64>,
 }
 
-/// What is known of an agent while the server runs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Live {
-    pub(crate) connected: bool,
-    pub(crate) address: Option<SocketAddr>,
-    /// When its last record was opened, Unix µs.
-    pub(crate) heard_us: u64,
-    pub(crate) keep_alive: KeepAlive,
-    /// The sequence after the last entry it collected, per stream, as it said.
-    pub(crate) marks: BTreeMap<StreamId, Sequence>,
-    /// Its clock minus ours, µs.
-    pub(crate) clock_offset_us: i64,
-    /// What its clock showed, Unix µs, and our boot time then; of its last keep-alive.
-    pub(crate) clock_us: Option<(u64, u64)>,
-    /// What it does and who said so, in its own words; empty when it never said.
-    pub(crate) in_force: Arc<[Setting]>,
-    /// Why its last session broke, or why the server refused it.
-    pub(crate) trouble: Option<String>,
-    /// The server refused it.
-    pub(crate) refused: bool,
-}
-
-impl Live {
-    /// What is wrong with it: as we see it, else as it says.
-    pub(crate) fn trouble(&self) -> Option<&str> {
-        let says = Some(self.keep_alive.problem.as_str());
-        let says = says.filter(|says| !says.is_empty() && !says.starts_with(INTERFERENCE));
-        self.trouble.as_deref().or(says)
-    }
-}
-
-/// Somebody interfered with the session of an agent.
-pub(crate) fn interference_with(agent: &str, seen: &str) -> Raise {
-    Raise {
-        kind: AlarmKind::Interference,
-        agent: agent.to_owned(),
-        text: format!(
-            "somebody or something between this agent and the server interfered: {seen}. The session ended; the next one goes on where the archive stands, nothing is lost."
-        ),
-        key: String::new(),
-    }
-}
-
 impl Agents {
     pub(crate) fn load(catalogue: Arc<Catalogue>, changes_max: usize) -> Result<Self> {
         let agents = catalogue.load::<AgentRecord>()?;
@@ -138,7 +93,6 @@ impl Agents {
         &self,
         id: AgentId,
         address: SocketAddr,
-        time_us: u64,
     ) -> (u64, watch::Receiver<Told>) {
         let mut state = self.lock();
         state.session_counter += 1;
@@ -149,13 +103,7 @@ impl Agents {
         }
         state.rivals.remove(&id);
         let live = state.live.entry(id).or_default();
-        live.connected = true;
-        live.address = Some(address);
-        live.trouble = None;
-        live.refused = false;
-        let now = clock::unix_us();
-        live.heard_us = now;
-        live.clock_offset_us = time_us.cast_signed().saturating_sub(now.cast_signed());
+        live.begin_session(address, clock::unix_us());
         (number, told)
     }
 
@@ -173,61 +121,6 @@ impl Agents {
             live.connected = false;
             live.trouble = trouble;
         }
-    }
-
-    /// Notes a sign of life. Returns the alarm it proves: who else showed this identity meanwhile is
-    /// not this agent.
-    pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Vec<Raise> {
-        let now = clock::unix_us();
-        let mut state = self.lock();
-        let rival = proven_rival(&mut state.rivals, id, now);
-        let live = state.live.entry(id).or_default();
-        live.heard_us = now;
-        let mut trouble = None;
-        if let Some(keep_alive) = keep_alive {
-            let (before, says) = (&live.keep_alive.problem, &keep_alive.problem);
-            trouble = Some(says.clone()).filter(|says| !says.is_empty() && says != before);
-            live.clock_offset_us = keep_alive
-                .time_us
-                .cast_signed()
-                .saturating_sub(now.cast_signed());
-            live.clock_us = Some((keep_alive.time_us, clock::boot_us()));
-            for (stream, next) in &keep_alive.marks {
-                if live.marks.len() < MARKS_MAX || live.marks.contains_key(stream) {
-                    live.marks.insert(*stream, *next);
-                }
-            }
-            live.keep_alive = keep_alive;
-        }
-        let ours = live.address.map_or_else(String::new, |at| at.to_string());
-        let Some(agent) = state.agents.get(&id) else {
-            return Vec::new();
-        };
-        let twice = rival.map(|rival| Raise {
-            kind: AlarmKind::IdentityUsedTwice,
-            agent: agent.name.clone(),
-            text: format!(
-                "a second process showed the identity of this agent {} and was refused: {} at {}; the agent itself is {} at {ours} and was not disturbed. Enrol the copy as an agent of its own.",
-                rival.differs, rival.host_name, rival.address, agent.host_name
-            ),
-            key: rival.address.ip().to_string(),
-        });
-        let interference = trouble
-            .as_ref()
-            .and_then(|says| says.strip_prefix(INTERFERENCE));
-        if let Some(seen) = interference {
-            let raise = interference_with(&agent.name, seen);
-            return twice.into_iter().chain([raise]).collect();
-        }
-        let trouble = trouble.map(|problem| Raise {
-            kind: AlarmKind::AgentTrouble,
-            agent: agent.name.clone(),
-            text: format!(
-                "the agent says: {problem}. It sends what it can; what its disk does not take waits in its sources."
-            ),
-            key: String::new(),
-        });
-        twice.into_iter().chain(trouble).collect()
     }
 
     /// Allows or forbids an agent to connect; a session it has is ended.
@@ -502,19 +395,5 @@ impl Agents {
     }
 }
 
-/// The rival of an agent that was heard twice since, with some time between: what its socket still held
-/// when it died would be heard at once.
-fn proven_rival(rivals: &mut BTreeMap<AgentId, Rival>, id: AgentId, now_us: u64) -> Option<Rival> {
-    let rival = rivals.get_mut(&id)?;
-    let heard_us = *rival.heard_us.get_or_insert(now_us);
-    if now_us.saturating_sub(heard_us) < RIVAL_PROOF_US {
-        return None;
-    }
-    rivals.remove(&id)
-}
-
 /// How long what an agent's clock showed says something of it.
 const CLOCK_FRESH_US: u64 = 600_000_000;
-const RIVAL_PROOF_US: u64 = 1_500_000;
-/// High-water marks remembered per agent.
-const MARKS_MAX: usize = 4096;

@@ -33,7 +33,7 @@ pub(crate) async fn run(
     established: Established,
 ) {
     let id = accepted.agent.id;
-    let (number, told) = core.agents.begin_session(id, address, clock::unix_us());
+    let (number, told) = core.agents.begin_session(id, address);
     info!(agent = %id, "an agent connected");
     let outcome = drive(&core, stream, accepted, established, told).await;
     let trouble = match outcome {

@@ -259,7 +259,7 @@ impl Process {
         };
         let accepted = agents.accept(candidate, &proven)?;
         let id = accepted.agent.id;
-        let (number, _told) = agents.begin_session(id, address(), 0);
+        let (number, _told) = agents.begin_session(id, address());
         // What an older session submitted is settled before this one states where it stands.
         self.commit();
         let receiver = Receiver::new(self.shared.clone(), &accepted, established, now)?;

@@ -22,11 +22,13 @@ use std::time::{Duration, Instant, SystemTime};
 use regex::bytes::Regex;
 use scrinium_protocol::entry::ENTRY_LEN_MAX;
 use scrinium_protocol::identity::StreamId;
+use scrinium_protocol::sl::sources::SourceState;
 use tracing::{info, warn};
 
 use self::read::Read;
 use super::Context;
 use super::bookmark::{Bookmark, FileId};
+use super::findings::Finding;
 use super::follow::{Follow, is_deleted, look, look_within, open};
 use super::output::{Output, Positions};
 use super::records::Encoding;
@@ -72,7 +74,10 @@ pub(crate) struct FileStream {
     parked: bool,
     /// When something was read of it last.
     read_at: Instant,
-    complained: bool,
+    /// Something was read since it was opened.
+    has_read: bool,
+    /// Why it cannot be read, once that was said.
+    complaint: Option<(SourceState, String)>,
     wanting: Wanting,
 }
 
@@ -132,7 +137,8 @@ impl FileStream {
             resumed: false,
             parked: false,
             read_at: clock::now(),
-            complained: false,
+            has_read: false,
+            complaint: None,
             wanting: Wanting::Wanted,
         }
     }
@@ -151,16 +157,10 @@ impl FileStream {
         positions.close(&self.output, starts_anew);
     }
 
-    /// Whether the file called `id` is one this stream reads already.
-    pub(crate) fn is_reading(&self, id: FileId) -> bool {
+    /// The files that this stream reads already, the one at the path when it was looked at last among them.
+    pub(crate) fn reading(&self) -> impl Iterator<Item = FileId> {
         let known = self.known().map(|follow| follow.id);
-        let parked = self.seen.map(|(seen, _)| seen);
-        known.chain(parked).any(|known| known == id)
-    }
-
-    /// The file at the path, when it was looked at last.
-    pub(crate) fn file_at_path(&self) -> Option<FileId> {
-        self.seen.map(|(id, _)| id)
+        known.chain(self.seen.map(|(seen, _)| seen))
     }
 
     fn known(&self) -> impl Iterator<Item = &Follow> {
@@ -218,12 +218,23 @@ impl FileStream {
             && !self.path.is_file()
     }
 
+    /// When something was read of it last.
+    pub(crate) fn read_at(&self) -> Option<Instant> {
+        self.has_read.then_some(self.read_at)
+    }
+
+    /// Why what is at its path cannot be read.
+    pub(crate) fn trouble(&self, path: &Path) -> Option<Finding> {
+        let (state, complaint) = self.complaint.as_ref()?;
+        Some(Finding::trouble(*state, path, complaint.clone()))
+    }
+
     /// What is to be remembered of its file while the stream is closed, if all of it was read some time ago.
     pub(crate) fn rest(&self, now: Instant) -> Option<Rest> {
         let (file, len) = self.seen?;
         let rests = self.parked
             && self.wanting == Wanting::Wanted
-            && !self.complained
+            && self.complaint.is_none()
             && self.output.is_empty()
             && now.duration_since(self.read_at) >= REST_AFTER;
         rests.then(|| Rest {
@@ -267,7 +278,7 @@ impl FileStream {
         }
         match self.try_pass(context, now) {
             Ok(pass) => {
-                self.complained = false;
+                self.complaint = None;
                 // What was unpacked is not unpacked once more for a moment's wait.
                 if context.parks && pass != Pass::Paced {
                     self.park(pass, context);
@@ -275,7 +286,7 @@ impl FileStream {
                 pass
             }
             Err(error) => {
-                if !self.complained {
+                if self.complaint.is_none() {
                     if trust::is_refusal(&error) {
                         if context.is_blocked() {
                             return Pass::Blocked;
@@ -284,7 +295,11 @@ impl FileStream {
                     }
                     let path = self.path.display();
                     warn!(%path, %error, "a file cannot be read; trying again");
-                    self.complained = true;
+                    let state = match trust::is_refusal(&error) {
+                        true => SourceState::RefusedLink,
+                        false => SourceState::Unreadable,
+                    };
+                    self.complaint = Some((state, error.to_string()));
                 }
                 if error.kind() == io::ErrorKind::StaleNetworkFileHandle {
                     self.reopen(context);
@@ -364,7 +379,7 @@ impl FileStream {
                 context.unpacking.take(follow.offset - before);
             }
             if follow.offset > before {
-                self.read_at = now;
+                (self.read_at, self.has_read) = (now, true);
             }
             self.current = Some(follow);
             match read? {

@@ -63,6 +63,8 @@ pub struct AgentSession {
     backlog: Credits,
     events: VecDeque<AgentEvent>,
     silent: bool,
+    /// When the state of the queues is to be told next: whatever else is sent says nothing of it.
+    state_due: Instant,
 }
 
 #[derive(Debug)]
@@ -77,8 +79,10 @@ struct InFlight {
 impl AgentSession {
     #[must_use]
     pub fn new(established: Established, now: Instant) -> Self {
+        let channel = Channel::new(established, now);
         Self {
-            channel: Channel::new(established, now),
+            state_due: now + channel.keep_alive,
+            channel,
             heard: false,
             ready: None,
             in_flight: BTreeMap::new(),
@@ -168,6 +172,7 @@ impl AgentSession {
     /// # Errors
     /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
     pub fn send_keep_alive(&mut self, state: KeepAlive, now: Instant) -> Result<(), Error> {
+        self.state_due = now + self.channel.keep_alive;
         self.channel.send(&Message::KeepAlive(state), now)
     }
 
@@ -239,6 +244,8 @@ impl AgentSession {
                 let interval = u64::from(ready.keep_alive_ms);
                 self.channel.keep_alive =
                     Duration::from_millis(interval).clamp(KEEP_ALIVE_MIN, KEEP_ALIVE_MAX);
+                // The first state of a session goes out at once: the clock, and what waits.
+                self.state_due = now;
                 self.live = Credits::new(ready.live_bytes_max);
                 self.backlog = Credits::new(ready.backlog_bytes_max);
                 self.events.push_back(AgentEvent::Ready {
@@ -313,10 +320,11 @@ impl AgentSession {
         self.channel.keep_alive
     }
 
-    /// Whether the owner must call [`AgentSession::send_keep_alive`] now.
+    /// Whether the owner must call [`AgentSession::send_keep_alive`] now: at the start, and then every interval,
+    /// however much else is sent.
     #[must_use]
     pub fn is_keep_alive_due(&self, now: Instant) -> bool {
-        self.channel.is_keep_alive_due(now)
+        now >= self.state_due
     }
 
     /// Acts on every deadline that `now` has reached.
@@ -346,7 +354,7 @@ impl AgentSession {
     /// Returns when a deadline is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        self.channel.poll_timeout()
+        self.channel.silent_at().min(self.state_due)
     }
 
     /// Whether the server ended the session with an authenticated close.

@@ -194,7 +194,7 @@ impl Channel {
 
     /// When the peer is gone if nothing is heard. A long record on a slow link takes its time, which
     /// is bounded by its length.
-    fn silent_at(&self) -> Instant {
+    pub(super) fn silent_at(&self) -> Instant {
         let on_the_way = u32::try_from(self.awaited).unwrap_or(u32::MAX) / SLOWEST_LINK;
         let on_the_way = Duration::from_secs(u64::from(on_the_way));
         self.heard_at + self.keep_alive * KEEP_ALIVES_MISSED_MAX + on_the_way

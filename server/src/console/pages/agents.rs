@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::message::KeepAlive;
+use scrinium_protocol::sl::sources::SourceReport;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -102,8 +103,8 @@ impl Row {
         let now = clock::unix_us();
         let last = last_us;
         let state = &live.keep_alive;
-        let offset_ms = live.clock_offset_us / 1000;
-        let known = live.heard_us > 0;
+        let offset_ms = live.clock_offset_us.map(|offset_us| offset_us / 1000);
+        let known = live.state_us > 0;
         Self {
             name: agent.name.clone(),
             site: agent.site.clone(),
@@ -120,7 +121,7 @@ impl Row {
                 |us| ago(t, us, now),
             ),
             last_durable_at: last.map(rfc3339).unwrap_or_default(),
-            keep_alive: if known {
+            keep_alive: if live.heard_us > 0 {
                 ago(t, live.heard_us, now)
             } else {
                 "–".to_owned()
@@ -136,14 +137,13 @@ impl Row {
                 String::new()
             },
             cache: known.then(|| Cache::new(t, state)),
-            offset: if known {
-                format!("{offset_ms:+} ms")
-            } else {
-                "–".to_owned()
-            },
-            offset_is_large: offset_ms.unsigned_abs() > OFFSET_MS_MAX,
+            offset: offset_ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:+} ms")),
+            offset_is_large: offset_ms.is_some_and(|ms| ms.unsigned_abs() > OFFSET_MS_MAX),
             generation: agent.generation,
-            trouble: live.trouble().map(str::to_owned),
+            trouble: live.trouble().map(str::to_owned).or_else(|| {
+                let sources = live.sources_in_trouble();
+                (sources > 0).then(|| t.with("agents.attention", sources))
+            }),
             quarantine: agent.quarantine.as_ref().map(|seen| QuarantineRow {
                 reason: seen.reason.clone(),
                 host: seen.host_name.clone(),
@@ -186,8 +186,37 @@ struct AgentPage {
     fingerprint: Vec<(String, String)>,
     integrity_only: bool,
     editor: Editor,
+    reports: Vec<ReportRow>,
+    reports_more: u32,
     streams: Vec<StreamRow>,
     pages: Option<Pages>,
+}
+
+/// How one of its sources does, or something that was found about it.
+struct ReportRow {
+    source: String,
+    state: &'static str,
+    word: &'static str,
+    files: String,
+    path: String,
+    cause: String,
+}
+
+impl ReportRow {
+    fn new(t: Language, row: &SourceReport) -> Self {
+        let state = row.state.name();
+        Self {
+            source: row.source.clone(),
+            state: if row.needs_person { "bad" } else { state },
+            word: t.text(&format!("source.{state}")),
+            files: match row.files {
+                0 => String::new(),
+                files => t.number(u64::from(files)),
+            },
+            path: row.path.clone(),
+            cause: row.cause.clone(),
+        }
+    }
 }
 
 /// Where one is among the streams of an agent that has more than a page of them.
@@ -278,6 +307,13 @@ pub(crate) async fn detail(
         fingerprint: agent.fingerprint.clone(),
         integrity_only: agent.integrity_only,
         editor: Editor::new(t, agent, live),
+        reports: live
+            .sources
+            .rows
+            .iter()
+            .map(|row| ReportRow::new(t, row))
+            .collect(),
+        reports_more: live.sources.more,
         streams: rows,
         pages: Pages::new(t, page, count),
     })

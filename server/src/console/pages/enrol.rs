@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Form, Json};
 use data_encoding::HEXLOWER;
+use scrinium_protocol::identity::StreamKind;
 use scrinium_protocol::token::Token;
 use serde::Deserialize;
 use serde_json::json;
@@ -113,7 +114,7 @@ async fn make_token(
         .make_token(agent, address, *core.noise.public(), TTL_S)
 }
 
-/// How far an enrolment is: `waiting`, `connected`, or `receiving` with the first entry.
+/// How far an enrolment is: `waiting`, `connected`, or `receiving` with the first entry of a configured source.
 pub(crate) async fn state(
     State(core): State<Arc<Core>>,
     who: SignedIn,
@@ -131,7 +132,10 @@ pub(crate) async fn state(
         return Json(json!({ "state": "waiting", "text": t.text("enrol.waiting") }))
             .into_response();
     };
-    if core.archive.totals_of(agent.id).last_us > 0 {
+    // What the agent says of itself shows that it runs, not that it collects.
+    let streams = core.archive.streams_of(agent.id).into_iter();
+    let mut collected = streams.filter(|stream| stream.kind != StreamKind::Agent);
+    if collected.any(|stream| stream.last_us > 0) {
         return Json(
             json!({ "state": "receiving", "text": t.with("enrol.receiving", &agent.name) }),
         )
