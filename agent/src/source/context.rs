@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(super) deny: Deny,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
+    /// How long a stream waits for room before the others and the commands have their turn.
+    pub(super) patience: Duration,
 }
 
 impl Context {
@@ -46,7 +48,7 @@ impl Context {
         }
         let room = async {
             let room = self.out.reserve_many(BATCHES_AT_END);
-            let room = tokio::time::timeout(BLOCKED_MAX, room).await;
+            let room = tokio::time::timeout(self.patience, room).await;
             room.map(|room| room.is_ok())
         };
         match self.runtime.block_on(room) {
@@ -62,5 +64,5 @@ impl Context {
 
 /// Room for a batch, and for what the end of a pass may seal beside it.
 const BATCHES_AT_END: usize = 3;
-/// How long a stream waits for room before the others and the commands have their turn.
-const BLOCKED_MAX: Duration = Duration::from_millis(100);
+/// How long a stream waits for room in a running agent.
+pub(super) const BLOCKED_MAX: Duration = Duration::from_millis(100);

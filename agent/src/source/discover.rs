@@ -11,6 +11,8 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::content::Packing;
 #[cfg(unix)]
+use super::disk::RealDisk;
+#[cfg(unix)]
 use super::trust;
 use crate::config::{Config, Deny, FileSource};
 
@@ -62,7 +64,7 @@ impl Discovery {
             let walk = walk.into_iter().filter_entry(|entry| {
                 let is_wanted =
                     entry.file_type().is_dir() || self.is_wanted_by(source, entry.path());
-                is_wanted && follows(entry, root, refused)
+                is_wanted && (source.follows_all_links || follows(entry, root, refused))
             });
             for entry in walk.flatten() {
                 if !entry.file_type().is_file() {
@@ -82,7 +84,11 @@ impl Discovery {
         let mut sources = self.sources.iter();
         let names_it = sources.find(|(_, source)| self.is_wanted_by(source, path));
         let parent = || path.parent().unwrap_or(path).to_owned();
-        names_it.map_or_else(parent, |(root, _)| root.clone())
+        names_it.map_or_else(parent, |(root, source)| match source.follows_all_links {
+            // Below the file there are no links.
+            true => path.join("-"),
+            false => root.clone(),
+        })
     }
 
     /// Whether a source names the path and nobody forbids it, be there a file or not.
@@ -121,7 +127,7 @@ fn follows(entry: &DirEntry, root: &Path, refused: &mut BTreeMap<PathBuf, String
     if entry.depth() == 0 || !entry.path_is_symlink() {
         return true;
     }
-    match trust::leads_to(entry.path(), root) {
+    match trust::leads_to(&RealDisk::default(), entry.path(), root) {
         Err(error) if trust::is_refusal(&error) => {
             if refused.len() < REFUSED_MAX {
                 refused.insert(entry.path().to_owned(), error.to_string());

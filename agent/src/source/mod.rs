@@ -10,13 +10,17 @@
 //! and what was not read stays in its file.
 
 pub mod bookmark;
+mod claims;
 mod content;
 mod context;
 pub(crate) mod discover;
+mod disk;
 pub(crate) mod feed;
 mod file;
 mod follow;
 mod generations;
+#[cfg(test)]
+mod model;
 mod output;
 mod pace;
 mod records;
@@ -25,7 +29,8 @@ mod trust;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,8 +45,11 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use self::bookmark::FileId;
+use self::claims::Collected;
+use self::context::BLOCKED_MAX;
 pub(crate) use self::context::Context;
 use self::discover::{Discovery, FILES_MAX, Found};
+use self::disk::{Disk, RealDisk};
 use self::feed::{Feed, Waker};
 use self::file::{FileStream, Pass, Place};
 pub(crate) use self::output::Positions;
@@ -95,6 +103,7 @@ pub(crate) fn start(
     let mut sources = Sources {
         positions,
         discovery: Discovery::new(config),
+        disk: Arc::new(RealDisk::default()),
         began: SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us()),
         streams: BTreeMap::new(),
         resting: Resting::default(),
@@ -124,6 +133,7 @@ pub(crate) fn start(
             parks: false,
             deny: config.deny.clone(),
             unpacking: Pace::new(UNPACKED_PER_S_MAX),
+            patience: BLOCKED_MAX,
         },
     };
     sources.watch();
@@ -136,6 +146,7 @@ pub(crate) fn start(
 struct Sources {
     positions: Positions,
     discovery: Discovery,
+    disk: Arc<dyn Disk>,
     /// When it began to look for files.
     began: SystemTime,
     streams: BTreeMap<PathBuf, FileStream>,
@@ -381,7 +392,7 @@ impl Sources {
         self.governor = Governor::new(config.rates.cpu_percent_max);
         // What rests and is not wanted any more says so, like others.
         for path in self.resting.take_unless(|path| self.discovery.wants(path)) {
-            self.open(path, None, false);
+            self.open(path, None, false, &Arc::default());
         }
         for (path, stream) in &mut self.streams {
             stream.set_wanted(self.discovery.wants(path), &config.deny);
@@ -427,17 +438,27 @@ impl Sources {
         });
     }
 
-    fn open(&mut self, path: PathBuf, multiline: Option<Regex>, history: bool) {
-        let name = StreamName {
-            kind: StreamKind::File,
-            name: discover::name_of(&path),
-        };
-        let output = self.positions.open(name);
+    fn open(
+        &mut self,
+        path: PathBuf,
+        multiline: Option<Regex>,
+        history: bool,
+        inherited: &Arc<Collected>,
+    ) {
+        let output = self.positions.open(stream_name(&path));
         let root = self.discovery.root_of(&path);
         let deny = self.context.deny.clone();
-        let place = Place { path, root, deny };
+        let disk = self.disk.clone();
+        let place = Place {
+            path,
+            root,
+            deny,
+            disk,
+        };
         let path = place.path.clone();
-        let stream = FileStream::new(output, place, multiline, history, self.began);
+        let now = clock::now();
+        let mut stream = FileStream::new(output, place, multiline, history, self.began, now);
+        stream.inherit(inherited);
         self.streams.insert(path, stream);
     }
 
@@ -468,18 +489,30 @@ impl Sources {
                 .collect()
         });
         self.waits_for_room = false;
-        let at_paths = self.streams.values().filter_map(FileStream::file_at_path);
-        let mut at_paths: BTreeSet<FileId> = at_paths.collect();
+        let mut new = Vec::new();
         for (path, multiline) in found {
             if self.streams.contains_key(&path) {
                 continue;
             }
-            let file = match follow::look(&path) {
-                Ok(Some((file, len))) if self.resting.is_unchanged(&path, file, len) => continue,
-                Ok(Some((file, _))) => Some(file),
+            let file = match self.disk.look(&path) {
+                Ok(Some(seen)) if self.resting.is_unchanged(&path, seen) => continue,
+                Ok(Some(seen)) => Some(seen.id),
                 Ok(None) => continue, // gone again
                 Err(_) => None,       // its stream will say so
             };
+            let stream = self.positions.id(&stream_name(&path));
+            new.push((!self.positions.knows(stream), path, multiline, file));
+        }
+        // Streams that began before know whose the others are.
+        new.sort_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
+        let collected = match new.is_empty() {
+            true => Collected::default(),
+            false => Collected::of(self.positions.bookmarks(), self.streams.values()),
+        };
+        let collected = Arc::new(collected);
+        let at_paths = self.streams.values().filter_map(FileStream::file_at_path);
+        let mut at_paths: BTreeSet<FileId> = at_paths.collect();
+        for (_, path, multiline, file) in new {
             if self.streams.len() >= AWAKE_MAX {
                 self.waits_for_room = true;
                 continue;
@@ -487,7 +520,7 @@ impl Sources {
             if self.resting.contains(&path) {
                 self.resting.remove(&path);
                 at_paths.extend(file);
-                self.open(path, multiline, false);
+                self.open(path, multiline, false, &collected);
                 continue;
             }
             // What rested is somewhere else now: its stream knows what that means.
@@ -495,26 +528,29 @@ impl Sources {
                 let before = before.to_path_buf();
                 self.resting.remove(&before);
                 at_paths.extend(file);
-                self.open(before, multiline, false);
-                continue;
-            }
-            // A rotated file that matches a glob itself is still the stream it began as, and one file
-            // with two names is one stream.
-            let is_known = |file: &FileId| {
-                at_paths.contains(file)
-                    || self.streams.values().any(|stream| stream.is_reading(*file))
-            };
-            if file.as_ref().is_some_and(is_known) {
-                debug!("a followed file has another name");
+                self.open(before, multiline, false, &collected);
                 continue;
             }
             // Old generations belong to the stream of the file they were, and are read before it.
-            if generations::bases_of(&path).any(|base| files.contains(&base)) {
+            let knows = |base: &Path| {
+                self.discovery.wants(base) && self.positions.knows(self.positions.id(&stream_name(base)))
+            };
+            if let Some(base) = claims::base_of(&path, |base| files.contains(base), knows) {
+                if !files.contains(&base) && !self.streams.contains_key(&base) {
+                    self.open(base, multiline, false, &collected);
+                }
+                continue;
+            }
+            let is_anothers = |file: FileId| {
+                at_paths.contains(&file) || claims::is_anothers(self.streams.values(), file, &path)
+            };
+            if file.is_some_and(is_anothers) {
+                debug!("a followed file has another name");
                 continue;
             }
             at_paths.extend(file);
             let history = bases.contains(&path);
-            self.open(path, multiline, history);
+            self.open(path, multiline, history, &collected);
         }
         drop(self.resting.take_unless(|path| files.contains(path)));
         let directories = self.discovery.directories(&files);
@@ -557,6 +593,13 @@ impl Sources {
         } else {
             POLL_UNWATCHED
         }
+    }
+}
+
+fn stream_name(path: &Path) -> StreamName {
+    StreamName {
+        kind: StreamKind::File,
+        name: discover::name_of(path),
     }
 }
 

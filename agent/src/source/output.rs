@@ -48,13 +48,18 @@ impl Positions {
         position.map_or_else(Vec::new, |position| position.bookmark.clone())
     }
 
-    /// Should the stream be opened again, it goes on after what it sealed; its source may start anew.
-    pub(crate) fn close(&mut self, output: &Output, starts_anew: bool) {
+    /// Should the stream be opened again, it goes on after what it sealed; its source may know better where it stands.
+    pub(crate) fn close(&mut self, output: &Output, bookmark: Option<Vec<u8>>) {
         let mut position = output.position.clone();
-        if starts_anew {
-            position.bookmark.clear();
+        if let Some(bookmark) = bookmark {
+            position.bookmark = bookmark;
         }
         self.positions.insert(output.id, position);
+    }
+
+    /// Where all streams stand that are not open.
+    pub(crate) fn bookmarks(&self) -> impl Iterator<Item = &[u8]> {
+        self.positions.values().map(|position| &*position.bookmark)
     }
 
     pub(crate) fn rewind(
@@ -265,6 +270,7 @@ mod tests {
             parks: false,
             deny: Deny::default(),
             unpacking: Pace::new(1),
+            patience: std::time::Duration::ZERO,
         };
         for len in [1, 1000, 60_000] {
             let (positions, none) = (BTreeMap::new(), BTreeSet::new());
