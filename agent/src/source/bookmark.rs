@@ -331,8 +331,13 @@ impl Bookmarks {
                 continue;
             }
             let of_it = |from: usize, len: usize| chunk.iter().skip(from).take(len).copied();
-            let all: Vec<u8> = of_it(2, 24).chain(of_it(28, 16)).chain(of_it(46, 16)).collect();
-            let marks = all.chunks_exact(MARK_LEN).filter_map(|bytes| Mark::decode(bytes.try_into().ok()?));
+            let all: Vec<u8> = of_it(2, 24)
+                .chain(of_it(28, 16))
+                .chain(of_it(46, 16))
+                .collect();
+            let marks = all
+                .chunks_exact(MARK_LEN)
+                .filter_map(|bytes| Mark::decode(bytes.try_into().ok()?));
             place.marks.extend(marks);
         }
         Ok(Some(place))

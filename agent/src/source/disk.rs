@@ -107,6 +107,8 @@ pub(super) struct RealDisk {
 struct Listing {
     dir: PathBuf,
     at: Instant,
+    /// When names changed last, if that was long enough before that no later change has the same time.
+    changed: Option<SystemTime>,
     /// In the order of their bytes.
     names: Vec<(OsString, u64)>,
 }
@@ -148,13 +150,19 @@ impl Disk for RealDisk {
     fn names(&self, dir: &Path, begin: &str, inode: u64, is_urgent: bool) -> io::Result<Vec<Name>> {
         let mut kept = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = clock::now();
+        let changed = self.changed(dir).filter(|changed| is_past(*changed));
         let is_good = |kept: &Listing| {
-            kept.dir == dir && !is_urgent && now.duration_since(kept.at) < LISTING_LASTS
+            kept.dir == dir
+                && !is_urgent
+                && changed.is_some()
+                && kept.changed == changed
+                && now.duration_since(kept.at) < LISTING_LASTS
         };
         if !kept.as_ref().is_some_and(is_good) {
             *kept = Some(Listing {
                 dir: dir.to_owned(),
                 at: now,
+                changed,
                 names: list(dir)?,
             });
         }
@@ -163,9 +171,8 @@ impl Disk for RealDisk {
         let first = names.partition_point(|(name, _)| name.as_encoded_bytes() < begin);
         let begins = names.iter().skip(first);
         let begins = begins.take_while(|(name, _)| name.as_encoded_bytes().starts_with(begin));
-        let is_it = |name: &OsString, own: u64| {
-            own == inode && !name.as_encoded_bytes().starts_with(begin)
-        };
+        let is_it =
+            |name: &OsString, own: u64| own == inode && !name.as_encoded_bytes().starts_with(begin);
         let others = match inode {
             0 => &[][..],
             _ => names,
@@ -176,7 +183,11 @@ impl Disk for RealDisk {
             let path = dir.join(name);
             // Where a directory does not say which files its names are, each is asked.
             let inode = match *inode {
-                0 => self.look(&path).ok().flatten().map_or(0, |seen| seen.id.inode),
+                0 => self
+                    .look(&path)
+                    .ok()
+                    .flatten()
+                    .map_or(0, |seen| seen.id.inode),
                 inode => inode,
             };
             Name { path, inode }
@@ -205,10 +216,7 @@ impl Disk for RealDisk {
             return Ok(None);
         }
         let target = readlinkat(&link, "", Vec::new())?.into_bytes();
-        Ok(Some((
-            stat.st_uid,
-            OsString::from_vec(target).into(),
-        )))
+        Ok(Some((stat.st_uid, OsString::from_vec(target).into())))
     }
 
     /// Where a link cannot be opened itself.
@@ -237,11 +245,14 @@ impl Disk for RealDisk {
         std::fs::canonicalize(path)
     }
 
+    #[cfg(unix)]
     fn user(&self) -> u32 {
-        #[cfg(unix)]
-        return rustix::process::geteuid().as_raw();
-        #[cfg(not(unix))]
-        return 0;
+        rustix::process::geteuid().as_raw()
+    }
+
+    #[cfg(not(unix))]
+    fn user(&self) -> u32 {
+        0
     }
 }
 
@@ -290,6 +301,12 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
+/// Whether a file system's clock has ticked since.
+fn is_past(time: SystemTime) -> bool {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us());
+    now.duration_since(time).is_ok_and(|passed| passed > TICK)
+}
+
 fn list(dir: &Path) -> io::Result<Vec<(OsString, u64)>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -302,7 +319,9 @@ fn list(dir: &Path) -> io::Result<Vec<(OsString, u64)>> {
             names.push((entry.file_name(), inode));
         }
     }
-    names.sort_unstable_by(|(one, _), (other, _)| one.as_encoded_bytes().cmp(other.as_encoded_bytes()));
+    names.sort_unstable_by(|(one, _), (other, _)| {
+        one.as_encoded_bytes().cmp(other.as_encoded_bytes())
+    });
     Ok(names)
 }
 
@@ -365,6 +384,8 @@ fn open_shared(path: &Path) -> io::Result<File> {
 
 /// How long a listing of a directory serves those who are in no hurry.
 const LISTING_LASTS: Duration = Duration::from_secs(1);
+/// More than between two ticks of the clock of common file systems, FAT's apart.
+const TICK: Duration = Duration::from_millis(100);
 /// A listing of more names is not kept: it is about 10 MB.
 const LISTING_MAX: usize = 100_000;
 

@@ -107,7 +107,10 @@ impl Follow {
         let got = self.content.read_at(&mut head, 0)?;
         head.truncate(got);
         // Zeros after the offset may be room for lines to come.
-        let text = head.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        let text = head
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at + 1);
         let read = usize::try_from(offset).unwrap_or(usize::MAX);
         head.truncate(text.max(read.min(got)));
         head.shrink_to_fit();
@@ -216,13 +219,15 @@ impl Follow {
     pub(super) fn is_at_end(&self) -> io::Result<bool> {
         let len = self.content.len()?;
         let at = self.looked_at();
-        let is_blank = |blank: Blank| blank.is_whole() && blank.from == at && Some(blank.len) == len;
+        let is_blank =
+            |blank: Blank| blank.is_whole() && blank.from == at && Some(blank.len) == len;
         Ok(len.is_none_or(|len| len == at) || self.blank.is_some_and(is_blank))
     }
 
     /// How many zeros at the end of the file are no text.
     pub(super) fn blank_len(&self) -> u64 {
-        self.blank.map_or(0, |blank| blank.len.saturating_sub(blank.from))
+        self.blank
+            .map_or(0, |blank| blank.len.saturating_sub(blank.from))
     }
 
     /// Skips a hole that nobody wrote and behind which there is something; returns its length.
@@ -246,7 +251,9 @@ impl Follow {
     /// Returns where there is something.
     pub(super) fn look_for_text(&mut self, from: u64, now: Instant) -> io::Result<Option<u64>> {
         let stat = self.content.stat()?;
-        let known = self.blank.filter(|blank| blank.len == stat.len && blank.from <= from);
+        let known = self
+            .blank
+            .filter(|blank| blank.len == stat.len && blank.from <= from);
         let mut at = known.map_or(from, |blank| blank.to.max(from));
         let mut window = vec![0; SCAN_LEN];
         let mut budget = SCANS_AT_ONCE;

@@ -113,7 +113,10 @@ mod tests {
             ("web1.log-20261121.gz", "web1.log-20261122"),
             ("web1.log-20261121", "web1.log-20261121-1795000000"),
             ("web1-2026-09-30.log", "web1-2026-10-01.log"),
-            ("web1.log.2026-01-15T10:30:00Z", "web1.log.2026-01-15T10:30:01Z"),
+            (
+                "web1.log.2026-01-15T10:30:00Z",
+                "web1.log.2026-01-15T10:30:01Z",
+            ),
             ("web1.log.2", "web1.log.old"),
         ] {
             let of = |name: &str| rank(own, &own.with_file_name(name)).unwrap();

@@ -533,7 +533,8 @@ impl Sources {
             }
             // Old generations belong to the stream of the file they were, and are read before it.
             let knows = |base: &Path| {
-                self.discovery.wants(base) && self.positions.knows(self.positions.id(&stream_name(base)))
+                self.discovery.wants(base)
+                    && self.positions.knows(self.positions.id(&stream_name(base)))
             };
             if let Some(base) = claims::base_of(&path, |base| files.contains(base), knows) {
                 if !files.contains(&base) && !self.streams.contains_key(&base) {

@@ -28,14 +28,18 @@ impl Encoding {
             _ => {}
         }
         let (units, _) = head.as_chunks();
-        let units = units.get(..EVIDENCE);
-        let all = |is_one: fn(&[u8; 2]) -> bool| units.is_some_and(|units| units.iter().all(is_one));
-        if all(|[low, high]| *low != 0 && *high == 0) {
-            Self::Utf16Le
-        } else if all(|[high, low]| *low != 0 && *high == 0) {
-            Self::Utf16Be
-        } else {
-            Self::Bytes
+        let Some(units) = units.get(..EVIDENCE) else {
+            return Self::Bytes;
+        };
+        let count = |is_one: fn(&[u8; 2]) -> bool| units.iter().filter(|unit| is_one(unit)).count();
+        let (low, high) = (
+            count(|[first, second]| *first != 0 && *second == 0),
+            count(|[first, second]| *first == 0 && *second != 0),
+        );
+        match (low >= EVIDENCE_MIN, high >= EVIDENCE_MIN) {
+            (true, _) if high == 0 => Self::Utf16Le,
+            (_, true) if low == 0 => Self::Utf16Be,
+            _ => Self::Bytes,
         }
     }
 
@@ -88,8 +92,10 @@ impl Encoding {
     }
 }
 
-/// So many characters at the start of a file show that it is UTF-16 without saying so.
+/// So many characters at the start of a file show that it is UTF-16 without saying so, when so many of them are of the
+/// first 256.
 const EVIDENCE: usize = 16;
+const EVIDENCE_MIN: usize = 12;
 
 #[cfg(test)]
 mod tests {
@@ -135,7 +141,10 @@ mod tests {
             // Nine bytes are no evidence.
             (b"a\0b\0c\0d\0\n", Encoding::Bytes),
             (&b"\0a".repeat(15), Encoding::Bytes),
-            (&[b"a\0b\0".repeat(7), b"abcd".to_vec()].concat(), Encoding::Bytes),
+            (
+                &[b"a\0b\0".repeat(5), b"abcdefghijkl".to_vec()].concat(),
+                Encoding::Bytes,
+            ),
             (b"\0\0\0\0", Encoding::Bytes),
             (b"ab", Encoding::Bytes),
             (b"", Encoding::Bytes),

@@ -58,7 +58,9 @@ impl Rig {
             self.lab.count("agent:web1 happened") >= expected
         });
         // What comes twice comes by itself.
-        append(&self.lab.log("end.log")).write_all(b"the end\n").unwrap();
+        append(&self.lab.log("end.log"))
+            .write_all(b"the end\n")
+            .unwrap();
         wait_until("the end", PATIENCE, || self.lab.count("\"the end\"") >= 1);
         assert_eq!(self.lab.count("agent:web1 happened"), expected);
         remove_file(self.lab.log("end.log")).unwrap();
@@ -71,7 +73,10 @@ impl Rig {
         let archived = self.lab.export("web1", &self.log);
         let differ = archived.iter().zip(&self.written).position(|(a, b)| a != b);
         let len = (archived.len(), self.written.len());
-        assert!(differ.is_none() && len.0 == len.1, "{len:?}, from {differ:?}");
+        assert!(
+            differ.is_none() && len.0 == len.1,
+            "{len:?}, from {differ:?}"
+        );
     }
 
     fn generation(&self, suffix: &str) -> PathBuf {
@@ -275,7 +280,9 @@ fn the_same_content_under_another_number_is_read_once() {
     rig.write(&green, 50);
     let link = rig.lab.log("current.log");
     symlink(&blue, &link).unwrap();
-    wait_until("blue is read", PATIENCE, || rig.lab.count("agent:web1 happened") == rig.number - 50);
+    wait_until("blue is read", PATIENCE, || {
+        rig.lab.count("agent:web1 happened") == rig.number - 50
+    });
     for target in [&green, &blue, &green, &blue] {
         remove_file(&link).unwrap();
         rig.write(target, 1);

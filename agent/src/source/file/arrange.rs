@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
@@ -28,6 +28,10 @@ impl FileStream {
         } else {
             self.go_on(now)?;
         }
+        if let Some(current) = &self.chain.current {
+            let (path, id, at) = (current.path.display(), current.id.inode, current.offset);
+            debug!(stream = %self.id(), %path, id, at, queued = self.chain.queued.len(), "goes on");
+        }
         self.chain.closed = None;
         self.inherited = Arc::default();
         self.state = State::Open;
@@ -42,7 +46,9 @@ impl FileStream {
     fn begin(&mut self, now: Instant) -> io::Result<()> {
         let file = self.open(&self.place.path)?;
         // One that was there before says that none came and went.
-        let was_there = file.as_ref().is_some_and(|file| !file.begins_after(self.began));
+        let was_there = file
+            .as_ref()
+            .is_some_and(|file| !file.begins_after(self.began));
         let why = match self.history || !was_there {
             true => Why::Renamed,
             false => Why::Upkeep,
@@ -67,7 +73,7 @@ impl FileStream {
                 follow => self.pass_over(Found { follow, ..found }, &mut survey)?,
             }
         }
-        self.refuse(core::mem::take(&mut survey.unreadable), true);
+        self.refuse(core::mem::take(&mut survey.unreadable), !self.history);
         if let Some(Found {
             follow: Some(mut follow),
             ..
@@ -120,16 +126,20 @@ impl FileStream {
             return Ok(());
         }
         let mut survey = self.survey(Why::Renamed)?;
-        let is_at_path = survey.at_path.as_ref().is_some_and(|found| found.what == What::Current);
+        let is_at_path = survey
+            .at_path
+            .as_ref()
+            .is_some_and(|found| found.what == What::Current);
         let found = match is_at_path {
             true => None,
             false => survey.take_current(),
         };
         // What was moved aside and is no generation, or has no more, is not read on when its content goes on at the path.
-        let is_aside = found.as_ref().is_none_or(|found| {
-            found.rank.is_none() || found.seen.len == bookmark.offset
-        });
-        let copy_at_path = |found: &Found| matches!(found.what, What::Current | What::CopyOfCurrent);
+        let is_aside = found
+            .as_ref()
+            .is_none_or(|found| found.rank.is_none() || found.seen.len == bookmark.offset);
+        let copy_at_path =
+            |found: &Found| matches!(found.what, What::Current | What::CopyOfCurrent);
         if is_aside && survey.at_path.as_ref().is_some_and(copy_at_path) {
             if found.is_some() {
                 self.chain.settle(Past::lost(Mark::from(&bookmark)));
@@ -144,7 +154,13 @@ impl FileStream {
             return Ok(());
         }
         let found = found.or_else(|| survey.take_copy());
-        let Some(Found { follow: Some(follow), rank, seen, .. }) = found else {
+        let Some(Found {
+            follow: Some(follow),
+            rank,
+            seen,
+            ..
+        }) = found
+        else {
             if let Some(error) = survey.error {
                 return Err(error); // it may be the one
             }
@@ -161,9 +177,11 @@ impl FileStream {
         // the copy's last byte only got the number that was free again.
         let is_copy = follow.id != bookmark.id;
         self.truncated = is_copy
-            && survey.at_path.as_ref().and_then(|found| found.follow.as_ref()).is_some_and(|file| {
-                file.id == bookmark.id && !file.begins_after(seen.modified)
-            });
+            && survey
+                .at_path
+                .as_ref()
+                .and_then(|found| found.follow.as_ref())
+                .is_some_and(|file| file.id == bookmark.id && !file.begins_after(seen.modified));
         self.go_on_in(follow, &bookmark)?;
         if let Some(current) = &mut self.chain.current {
             current.renamed = Some(now);
@@ -222,6 +240,8 @@ impl FileStream {
         for found in survey.unknown() {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
             if let (Some(follow), false) = (found.follow, is_forgotten) {
+                let (path, id) = (follow.path.display(), follow.id.inode);
+                debug!(stream = %self.output.id(), %path, id, "a rotated file comes next");
                 self.chain.queued.push_back(follow);
             }
         }
@@ -245,6 +265,8 @@ impl FileStream {
                 follow.resume_at(past.mark.offset)?;
             }
         }
+        let (path, id, at) = (follow.path.display(), follow.id.inode, follow.offset);
+        debug!(stream = %self.id(), %path, id, at, ?what, "comes next");
         self.chain.queued.push_back(follow);
         Ok(())
     }
@@ -280,7 +302,9 @@ impl FileStream {
         }
         past.path = Some(found.path);
         let Some(mut follow) = found.follow else {
-            past.seen = Some(found.seen);
+            // One that grew and may not be read is looked at again.
+            let is_same = found.seen.len <= past.mark.offset;
+            past.seen = Some(found.seen).filter(|seen| is_same || past.seen == Some(*seen));
             return Ok(());
         };
         // A copy of it, compressed perhaps, takes its place.
@@ -289,6 +313,7 @@ impl FileStream {
         let has_more = !follow.content.is_packed() && found.seen.len > past.mark.offset;
         if has_more && past.mark.offset != Mark::ALL {
             follow.resume_at(past.mark.offset)?;
+            debug!(path = %follow.path.display(), id = follow.id.inode, at = follow.offset, "a settled file grew");
             follow.renamed = Some(now);
             past.open = Some(follow);
             self.close_late_ones();
@@ -299,7 +324,12 @@ impl FileStream {
     /// No more files are open beside the current one than a few; the others are looked at again later.
     pub(super) fn close_late_ones(&mut self) {
         let is_open = |past: &&mut Past| past.open.is_some();
-        let open = self.chain.past.iter_mut().filter(is_open).skip(LINGERING_MAX);
+        let open = self
+            .chain
+            .past
+            .iter_mut()
+            .filter(is_open)
+            .skip(LINGERING_MAX);
         for past in open {
             past.close();
             past.seen = None;
@@ -309,10 +339,14 @@ impl FileStream {
     /// A file that was there before the stream began.
     fn pass_over(&mut self, mut found: Found, survey: &mut Survey) -> io::Result<()> {
         let mark = match found.follow.take() {
-            Some(mut follow) => follow.mark_of_all().or_else(|error| match follow.content.is_packed() {
-                true => Ok(Mark::of_id(follow.id)), // a damaged one
-                false => Err(error),
-            })?,
+            Some(mut follow) => {
+                follow
+                    .mark_of_all()
+                    .or_else(|error| match follow.content.is_packed() {
+                        true => Ok(Mark::of_id(follow.id)), // a damaged one
+                        false => Err(error),
+                    })?
+            }
             None => Mark::of_id(found.seen.id),
         };
         found.what = What::Past(self.chain.settle(Past {
@@ -325,10 +359,24 @@ impl FileStream {
     }
 
     /// Files beside the one that is read that may not be read: one more reason to say what is missing, none to stop.
-    fn refuse(&mut self, unreadable: Vec<(std::path::PathBuf, crate::source::bookmark::FileId, io::Error)>, were_there: bool) {
+    fn refuse(
+        &mut self,
+        unreadable: Vec<(
+            std::path::PathBuf,
+            crate::source::bookmark::FileId,
+            io::Error,
+        )>,
+        were_there: bool,
+    ) {
         // Whoever compressed a settled file kept it to himself.
-        let mut compressed = self.chain.past.iter().filter(|past| past.path.is_none()).count();
-        self.refused.retain(|key| unreadable.iter().any(|(_, id, _)| id.key() == *key));
+        let mut compressed = self
+            .chain
+            .past
+            .iter()
+            .filter(|past| past.path.is_none())
+            .count();
+        self.refused
+            .retain(|key| unreadable.iter().any(|(_, id, _)| id.key() == *key));
         for (path, id, error) in unreadable {
             if were_there {
                 self.chain.settle_first(Past {
@@ -367,6 +415,15 @@ impl FileStream {
                 // may write to it.
                 info!(stream = %self.id(), "a file was replaced by a copy of itself");
                 follow.resume_at(old.offset)?;
+                // The line at its end that is not finished goes on in the copy.
+                let mut old = old;
+                let (offset, is_open) = (old.offset, old.unfinished.take());
+                if let Some((len, _)) = is_open {
+                    old.resume_at(offset + len as u64)?;
+                    if !follow.is_of(&old.bookmark(false))? {
+                        old.resume_at(offset)?;
+                    }
+                }
                 self.chain.current = Some(follow);
                 self.chain.settle(Past::of(old, now));
                 self.close_late_ones();
@@ -390,13 +447,21 @@ impl FileStream {
         let mut survey = self.survey(Why::Truncated)?;
         let copy = survey.take_copy();
         let unknown = survey.unknown();
-        let Some(Found { follow: Some(follow), .. }) = copy else {
+        let Some(Found {
+            follow: Some(follow),
+            ..
+        }) = copy
+        else {
             // Copies of what was there before are known; another that is not is read like any.
-            self.chain.queued.extend(unknown.into_iter().filter_map(|found| found.follow));
+            self.chain
+                .queued
+                .extend(unknown.into_iter().filter_map(|found| found.follow));
             self.take_in(survey, now)?;
             return Ok(None);
         };
-        self.chain.queued.extend(unknown.into_iter().filter_map(|found| found.follow));
+        self.chain
+            .queued
+            .extend(unknown.into_iter().filter_map(|found| found.follow));
         self.take_in(survey, now)?;
         Ok(Some(follow))
     }
@@ -437,6 +502,7 @@ impl FileStream {
                 continue;
             };
             if self.strangers.contains(&found.seen) {
+                debug!(path = %follow.path.display(), id = follow.id.inode, "a rotated file turned up");
                 let late = Past {
                     seen: None,
                     ..Past::of(follow, now)

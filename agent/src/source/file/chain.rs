@@ -77,6 +77,13 @@ impl Past {
         }
     }
 
+    /// Whether the mark says more of a file than its number, which may have been given to another; or the file is as it
+    /// was when it was looked at.
+    pub(super) fn identifies(&self, seen: Seen) -> bool {
+        let says_more = self.mark.offset > 0 && self.mark.head_len() > 0;
+        says_more || self.seen == Some(seen)
+    }
+
     /// Its writer had its time: what comes later shows in its length.
     pub(super) fn close(&mut self) {
         let Some(follow) = self.open.take() else {
@@ -84,7 +91,10 @@ impl Past {
         };
         self.mark = follow.mark();
         // What was not read yet is seen when it is looked at the next time.
-        self.seen = follow.seen().ok().filter(|_| follow.is_at_end().is_ok_and(|is| is));
+        self.seen = follow
+            .seen()
+            .ok()
+            .filter(|_| follow.is_at_end().is_ok_and(|is| is));
         self.path = (!follow.is_deleted()).then_some(follow.path);
     }
 }
@@ -151,6 +161,12 @@ impl Chain {
         self.past.iter_mut().find(|past| past.serial == serial)
     }
 
+    /// How far a settled file was collected.
+    pub(super) fn offset_of(&self, serial: u64) -> u64 {
+        let past = self.past.iter().find(|past| past.serial == serial);
+        past.map_or(0, |past| past.mark.offset)
+    }
+
     pub(super) fn take_past(&mut self, serial: u64) -> Option<Past> {
         let place = self.past.iter().position(|past| past.serial == serial)?;
         self.past.remove(place)
@@ -160,7 +176,8 @@ impl Chain {
     /// Returns its serial number.
     pub(super) fn settle(&mut self, past: Past) -> u64 {
         let key = past.mark.key;
-        self.past.retain(|other| other.mark.key != key || other.open.is_some());
+        self.past
+            .retain(|other| other.mark.key != key || other.open.is_some());
         self.serials += 1;
         self.past.push_front(Past {
             serial: self.serials,

@@ -112,7 +112,11 @@ impl FileStream {
     }
 
     /// The file was truncated under us: what it held after our position may be in a copy beside it.
-    pub(super) fn handle_truncation(&mut self, context: &mut Context, now: Instant) -> io::Result<()> {
+    pub(super) fn handle_truncation(
+        &mut self,
+        context: &mut Context,
+        now: Instant,
+    ) -> io::Result<()> {
         self.seal(context);
         let copied = self.find_copy(now)?;
         let Some(current) = self.chain.current.take() else {

@@ -188,7 +188,11 @@ impl FileStream {
     pub(crate) fn is_reading(&self, id: FileId) -> bool {
         self.chain.is_reading(id)
             || self.seen.is_some_and(|seen| seen.id == id)
-            || self.chain.closed.as_ref().is_some_and(|closed| closed.id == id)
+            || self
+                .chain
+                .closed
+                .as_ref()
+                .is_some_and(|closed| closed.id == id)
     }
 
     /// Whether a link at its path leads to `path`: what is made there next is read by this stream.
@@ -205,8 +209,10 @@ impl FileStream {
         }
         let is_beside = |own: &std::path::Path| {
             let names = own.file_stem().zip(path.file_name());
-            let names = names.map(|(stem, name)| (stem.as_encoded_bytes(), name.as_encoded_bytes()));
-            own.parent() == path.parent() && names.is_some_and(|(stem, name)| name.starts_with(stem))
+            let names =
+                names.map(|(stem, name)| (stem.as_encoded_bytes(), name.as_encoded_bytes()));
+            own.parent() == path.parent()
+                && names.is_some_and(|(stem, name)| name.starts_with(stem))
         };
         is_beside(&self.place.path) || self.target.as_deref().is_some_and(is_beside)
     }
@@ -214,9 +220,14 @@ impl FileStream {
     /// How far it read its files.
     pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> {
         let past = self.chain.past.iter();
-        let past = past.map(|past| past.open.as_ref().map_or_else(|| past.mark.clone(), Follow::mark));
+        let past = past.map(|past| {
+            past.open
+                .as_ref()
+                .map_or_else(|| past.mark.clone(), Follow::mark)
+        });
         let closed = self.chain.closed.iter().map(Mark::from);
-        past.chain(closed).chain(self.chain.current.iter().map(Follow::mark))
+        past.chain(closed)
+            .chain(self.chain.current.iter().map(Follow::mark))
     }
 
     /// The file at the path, when it was looked at last.

@@ -197,7 +197,10 @@ impl FileStream {
         if fresh.last() != Some(&0) || follow.content.is_packed() {
             return Ok(Text::All);
         }
-        let mut text = fresh.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        let mut text = fresh
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at + 1);
         let len = follow.content.len()?.unwrap_or(0);
         let is_room = |from: u64| {
             self.chain.has_room || len - from >= ROOM_LEN_MIN || len.is_multiple_of(SECTOR_LEN)

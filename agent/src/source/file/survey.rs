@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::FileStream;
+use super::chain::Past;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
 use crate::source::disk::{Name, Seen};
 use crate::source::follow::{self, Follow, Start, look_within};
@@ -19,6 +20,8 @@ use crate::source::generations::{self, Rank, rank};
 pub(super) struct Survey {
     /// At the path.
     pub(super) at_path: Option<Found>,
+    /// What the file system calls that.
+    id: Option<FileId>,
     /// What stood in the way there.
     pub(super) error: Option<io::Error>,
     /// Beside it: generations, and others that are known.
@@ -91,11 +94,14 @@ impl FileStream {
 
     fn is_still(&self, survey: &Survey) -> bool {
         let at_path = self.place.disk.look(&self.place.path).ok().flatten();
-        let survey = survey.at_path.as_ref().map(|found| found.seen.id);
-        at_path.map(|seen| seen.id) == survey
+        at_path.map(|seen| seen.id) == survey.id
     }
 
-    fn names(&self, current: Option<&Bookmark>, is_urgent: bool) -> io::Result<(Option<Seen>, Vec<Name>)> {
+    fn names(
+        &self,
+        current: Option<&Bookmark>,
+        is_urgent: bool,
+    ) -> io::Result<(Option<Seen>, Vec<Name>)> {
         let (disk, path, root) = (&*self.place.disk, &self.place.path, &self.place.root);
         let at_path = look_within(disk, path, root, None)?;
         Ok((at_path, self.beside(current, is_urgent)?))
@@ -144,10 +150,20 @@ impl FileStream {
         let mut survey = Survey::default();
         let path = &self.place.path;
         let mut ids = BTreeSet::new();
+        survey.id = at_path
+            .as_ref()
+            .ok()
+            .and_then(|seen| seen.map(|seen| seen.id));
         match at_path {
             Err(error) => survey.error = Some(error),
             Ok(None) => {}
-            Ok(Some(seen)) if self.chain.current.as_ref().is_some_and(|own| own.id == seen.id) => {
+            Ok(Some(seen))
+                if self
+                    .chain
+                    .current
+                    .as_ref()
+                    .is_some_and(|own| own.id == seen.id) =>
+            {
                 ids.insert(seen.id);
                 survey.at_path = Some(Found {
                     path: path.clone(),
@@ -185,7 +201,7 @@ impl FileStream {
             }
             let rank = bases.iter().find_map(|base| rank(base, &name.path));
             let mut past = self.chain.past.iter();
-            let past = past.find(|past| past.mark.key == seen.id.key());
+            let past = past.find(|past| past.mark.key == seen.id.key() && past.identifies(seen));
             let is_known = past.map(|past| (past.serial, past.seen == Some(seen)));
             let mut found = Found {
                 path: name.path.clone(),
@@ -194,7 +210,12 @@ impl FileStream {
                 follow: None,
                 what: What::Unknown,
             };
-            if self.chain.current.as_ref().is_some_and(|current| current.id == seen.id) {
+            if self
+                .chain
+                .current
+                .as_ref()
+                .is_some_and(|current| current.id == seen.id)
+            {
                 found.what = What::Current;
                 survey.beside.push(found);
                 continue;
@@ -220,6 +241,11 @@ impl FileStream {
                 Ok(_) => {}
                 Err(error) => match is_known {
                     Some((serial, _)) => {
+                        let mut past = self.chain.past.iter();
+                        let past = past.find(|past| past.serial == serial);
+                        if past.is_some_and(|past| found.seen.len > past.mark.offset) {
+                            survey.unreadable.push((name.path.clone(), seen.id, error));
+                        }
                         found.what = What::Past(serial);
                         survey.beside.push(found);
                     }
@@ -260,15 +286,18 @@ impl FileStream {
                 Err(_) if follow.content.is_packed() => continue,
                 Err(error) => return Err(error),
             };
+            // Where nothing was read, a number may have been given to another file.
             if let Some(current) = current
                 && follow.id == current.id
+                && current.offset > 0
                 && soft(follow.is_of(current), follow)?
             {
                 (found.what, has_current) = (What::Current, true);
                 continue;
             }
             let key = found.seen.id.key();
-            for past in self.chain.past.iter().filter(|past| past.mark.key == key) {
+            let is_one = |past: &&Past| past.mark.key == key && past.identifies(found.seen);
+            for past in self.chain.past.iter().filter(is_one) {
                 if soft(follow.matches(start, &past.mark), follow)? {
                     found.what = What::Past(past.serial);
                     taken.insert(past.serial);
@@ -285,12 +314,15 @@ impl FileStream {
             let (Some(follow), Some(mut start)) = (&mut found.follow, start) else {
                 continue;
             };
-            if found.what != What::Unknown {
-                continue;
-            }
+            // What goes on furthest is what it is: a number given again may be that of an earlier part of it.
+            let mut best = match found.what {
+                What::Current | What::CopyOfCurrent => continue,
+                What::Unknown => 0,
+                What::Past(serial) => self.chain.offset_of(serial),
+            };
             let is_generation = found.rank.is_some();
-            let mut best = 0;
             if let Some(current) = current
+                && current.offset > best
                 && evidence(current.offset, has_current, is_generation)
                 && soft(follow.is_of(current), follow)?
             {
@@ -335,12 +367,18 @@ impl Survey {
 
     /// The time before which a file that nobody knows was forgotten: that of the earliest that is known.
     pub(super) fn earliest_known(&self) -> Option<SystemTime> {
-        let known = self.beside.iter().filter(|found| matches!(found.what, What::Past(_)));
+        let known = self
+            .beside
+            .iter()
+            .filter(|found| matches!(found.what, What::Past(_)));
         known.map(|found| found.seen.modified).min()
     }
 
     pub(super) fn take_current(&mut self) -> Option<Found> {
-        let place = self.beside.iter().position(|found| found.what == What::Current)?;
+        let place = self
+            .beside
+            .iter()
+            .position(|found| found.what == What::Current)?;
         Some(self.beside.swap_remove(place))
     }
 
@@ -348,7 +386,8 @@ impl Survey {
     pub(super) fn take_copy(&mut self) -> Option<Found> {
         let copies = self.beside.iter().enumerate();
         let copies = copies.filter(|(_, found)| found.what == What::CopyOfCurrent);
-        let (place, _) = copies.max_by_key(|(_, found)| (found.rank.is_some(), found.seen.modified))?;
+        let (place, _) =
+            copies.max_by_key(|(_, found)| (found.rank.is_some(), found.seen.modified))?;
         Some(self.beside.swap_remove(place))
     }
 }
@@ -358,7 +397,9 @@ pub(super) fn in_order(found: &mut [Found]) {
     let is_number = |found: &Found| matches!(found.rank, Some(Rank::Number(_)));
     let is_one_kind = found.iter().all(is_number) || !found.iter().any(is_number);
     // Whoever compressed a file may have kept its second only.
-    let is_rough = found.iter().any(|found| found.seen.modified == whole_second(found.seen.modified));
+    let is_rough = found
+        .iter()
+        .any(|found| found.seen.modified == whole_second(found.seen.modified));
     let time = |found: &Found| match is_rough {
         true => whole_second(found.seen.modified),
         false => found.seen.modified,

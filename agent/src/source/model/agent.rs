@@ -52,7 +52,11 @@ struct Running {
 }
 
 impl Agent {
-    pub(super) fn new(disk: SimDisk, wanted: fn(&Path) -> bool, runtime: tokio::runtime::Handle) -> Self {
+    pub(super) fn new(
+        disk: SimDisk,
+        wanted: fn(&Path) -> bool,
+        runtime: tokio::runtime::Handle,
+    ) -> Self {
         Self {
             disk,
             wanted,
@@ -107,7 +111,9 @@ impl Agent {
             let archived = self.archive.entry(name.name.clone()).or_default();
             for (meta, bytes) in batch.open().unwrap().iter() {
                 match meta.flags.is_gap() {
-                    true => archived.gaps.push(String::from_utf8_lossy(bytes).into_owned()),
+                    true => archived
+                        .gaps
+                        .push(String::from_utf8_lossy(bytes).into_owned()),
                     false => archived.bytes.extend_from_slice(bytes),
                 }
             }
@@ -151,9 +157,18 @@ impl Agent {
 
 impl Running {
     /// As `Sources::discover`, without what is for many files.
-    fn discover(&mut self, disk: &SimDisk, paths: Vec<PathBuf>, wanted: fn(&Path) -> bool, now: Instant) {
+    fn discover(
+        &mut self,
+        disk: &SimDisk,
+        paths: Vec<PathBuf>,
+        wanted: fn(&Path) -> bool,
+        now: Instant,
+    ) {
         let files: BTreeSet<PathBuf> = paths.iter().cloned().collect();
-        let bases: BTreeSet<PathBuf> = files.iter().flat_map(|path| generations::bases_of(path)).collect();
+        let bases: BTreeSet<PathBuf> = files
+            .iter()
+            .flat_map(|path| generations::bases_of(path))
+            .collect();
         let mut new: Vec<(bool, PathBuf)> = Vec::new();
         for path in paths {
             if !self.streams.contains_key(&path) {

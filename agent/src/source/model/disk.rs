@@ -126,12 +126,24 @@ impl Inner {
         if self.is_away {
             return;
         }
-        let held: Vec<u64> = self.files.iter().filter(|(_, file)| file.opened > 0).map(|(inode, _)| *inode).collect();
-        let named: Vec<u64> = self.names.values().filter_map(|node| match node {
-            Node::File(inode) => Some(*inode),
-            Node::Link(..) | Node::Pipe => None,
-        }).collect();
-        let gone = self.files.keys().filter(|inode| !held.contains(inode) && !named.contains(inode));
+        let held: Vec<u64> = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.opened > 0)
+            .map(|(inode, _)| *inode)
+            .collect();
+        let named: Vec<u64> = self
+            .names
+            .values()
+            .filter_map(|node| match node {
+                Node::File(inode) => Some(*inode),
+                Node::Link(..) | Node::Pipe => None,
+            })
+            .collect();
+        let gone = self
+            .files
+            .keys()
+            .filter(|inode| !held.contains(inode) && !named.contains(inode));
         let gone: Vec<u64> = gone.copied().collect();
         for inode in gone {
             self.files.remove(&inode);
@@ -186,7 +198,13 @@ impl Disk for SimDisk {
         }))
     }
 
-    fn names(&self, dir: &Path, begin: &str, inode: u64, _is_urgent: bool) -> io::Result<Vec<Name>> {
+    fn names(
+        &self,
+        dir: &Path,
+        begin: &str,
+        inode: u64,
+        _is_urgent: bool,
+    ) -> io::Result<Vec<Name>> {
         let inner = self.lock();
         let mut names = Vec::new();
         for (path, node) in &inner.names {
@@ -245,7 +263,10 @@ impl Disk for SimDisk {
 impl OpenFile for SimHandle {
     fn stat(&self) -> io::Result<Stat> {
         let inner = self.disk.lock();
-        let file = inner.files.get(&self.inode).ok_or(io::ErrorKind::NotFound)?;
+        let file = inner
+            .files
+            .get(&self.inode)
+            .ok_or(io::ErrorKind::NotFound)?;
         Ok(Stat {
             len: file.bytes.len() as u64,
             modified: SystemTime::UNIX_EPOCH + file.modified,
@@ -256,7 +277,10 @@ impl OpenFile for SimHandle {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let inner = self.disk.lock();
-        let file = inner.files.get(&self.inode).ok_or(io::ErrorKind::NotFound)?;
+        let file = inner
+            .files
+            .get(&self.inode)
+            .ok_or(io::ErrorKind::NotFound)?;
         let from = usize::try_from(offset).unwrap().min(file.bytes.len());
         let len = buffer.len().min(file.bytes.len() - from);
         buffer[..len].copy_from_slice(&file.bytes[from..from + len]);

@@ -6,6 +6,7 @@
 
 mod agent;
 mod disk;
+mod happenings;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,10 @@ fn every_byte_is_collected_once_or_a_gap_entry_says_what_is_missing() {
         None => 1 + worlds,
     };
     let says = number("SCRINIUM_TEST_SEED").is_some();
+    if says {
+        let format = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG);
+        let _others = format.without_time().with_test_writer().try_init();
+    }
     let next = AtomicU64::new(first);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -57,5 +62,10 @@ fn every_byte_is_collected_once_or_a_gap_entry_says_what_is_missing() {
         let failures = threads.map(|thread| thread.join().unwrap());
         failures.concat()
     });
-    assert!(failures.is_empty(), "{} worlds:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} worlds:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }

@@ -1,7 +1,6 @@
 //! One world: what happens in it, and what must be true at its end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use crate::clock;
 
 /// How files are rotated.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Way {
+pub(super) enum Way {
     /// `app.log.1` and so on; compressed from the second on.
     Numbers { packs: bool, creates: bool },
     /// `app.log-20261128`, by a clock that may step.
@@ -34,46 +33,47 @@ enum Way {
 
 /// When the program opens the new file after a rotation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Reopens {
+pub(super) enum Reopens {
     AtOnce,
     Later,
     Never,
 }
 
 pub(super) struct World {
-    random: u64,
-    says: bool,
-    way: Way,
-    reopens: Reopens,
+    pub(super) random: u64,
+    pub(super) says: bool,
+    pub(super) way: Way,
+    pub(super) reopens: Reopens,
     /// The program lays out so many bytes of zeros before it writes; whether it writes them.
-    room: Option<(usize, bool)>,
+    pub(super) room: Option<(usize, bool)>,
     /// Files fit for what a clock says.
-    steps_clock: bool,
-    disk: SimDisk,
-    agent: Agent,
-    now: Instant,
+    pub(super) steps_clock: bool,
+    pub(super) disk: SimDisk,
+    pub(super) agent: Agent,
+    pub(super) now: Instant,
     /// The stream's path, and where the program's file is.
-    path: PathBuf,
-    real: PathBuf,
+    pub(super) path: PathBuf,
+    pub(super) real: PathBuf,
     /// The file the program has open, and where it writes in it.
-    writer: Option<(u64, usize)>,
+    pub(super) writer: Option<(u64, usize)>,
     /// It is to be opened anew after so many steps.
-    reopen_in: Option<u32>,
-    /// Tokens: the file of each.
-    tokens: Vec<u64>,
+    pub(super) reopen_in: Option<u32>,
+    /// Tokens: the file of each, and when they were written.
+    pub(super) tokens: Vec<u64>,
+    pub(super) written_at: Vec<Instant>,
     /// What may be missing if a gap entry says so, and what must not be there.
-    losable: BTreeSet<usize>,
-    forbidden: BTreeSet<usize>,
+    pub(super) losable: BTreeSet<usize>,
+    pub(super) forbidden: BTreeSet<usize>,
     /// Of files that were rotated before anything of the stream arrived: nobody knows that they were not there before.
-    free: BTreeSet<usize>,
+    pub(super) free: BTreeSet<usize>,
     /// Files that were there when the agent looked: of others it knows nothing.
-    looked_at: BTreeSet<u64>,
-    serial: u64,
-    serials: BTreeMap<u64, u64>,
+    pub(super) looked_at: BTreeSet<u64>,
+    pub(super) serial: u64,
+    pub(super) serials: BTreeMap<u64, u64>,
     /// Files that have names for a while no more.
-    unmounted: Vec<(PathBuf, Node)>,
-    tiny: Vec<(PathBuf, Vec<u8>)>,
-    rotations: u32,
+    pub(super) unmounted: Vec<(PathBuf, Node)>,
+    pub(super) tiny: Vec<(PathBuf, Vec<u8>)>,
+    pub(super) rotations: u32,
 }
 
 fn exact(path: &Path) -> bool {
@@ -107,6 +107,7 @@ impl World {
             writer: None,
             reopen_in: None,
             tokens: Vec::new(),
+            written_at: Vec::new(),
             losable: BTreeSet::new(),
             forbidden: BTreeSet::new(),
             free: BTreeSet::new(),
@@ -121,9 +122,18 @@ impl World {
             world.below(2);
         }
         world.way = match world.below(12) {
-            0 | 1 => Way::Numbers { packs: false, creates: true },
-            2 => Way::Numbers { packs: true, creates: true },
-            3 => Way::Numbers { packs: world.chance(2), creates: false },
+            0 | 1 => Way::Numbers {
+                packs: false,
+                creates: true,
+            },
+            2 => Way::Numbers {
+                packs: true,
+                creates: true,
+            },
+            3 => Way::Numbers {
+                packs: world.chance(2),
+                creates: false,
+            },
             4 => Way::Dates,
             5 => Way::Times,
             6 => Way::Old,
@@ -165,7 +175,7 @@ impl World {
         world
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -173,11 +183,11 @@ impl World {
     }
 
     /// One time in so many.
-    fn chance(&mut self, of: usize) -> bool {
+    pub(super) fn chance(&mut self, of: usize) -> bool {
         self.below(of) == 0
     }
 
-    fn say(&self, what: &str) {
+    pub(super) fn say(&self, what: &str) {
         if self.says {
             println!("{what}");
         }
@@ -220,12 +230,18 @@ impl World {
         self.write_to(secret, 1);
         self.forbidden.extend(before..self.tokens.len());
         let link = Node::Link("/secret".into(), 1000);
-        self.disk.lock().names.insert("/log/tiny/secret.log".into(), link);
-        self.disk.lock().names.insert("/log/tiny/pipe.log".into(), Node::Pipe);
+        self.disk
+            .lock()
+            .names
+            .insert("/log/tiny/secret.log".into(), link);
+        self.disk
+            .lock()
+            .names
+            .insert("/log/tiny/pipe.log".into(), Node::Pipe);
         self.open_writer();
     }
 
-    fn create(&mut self, path: &str) -> u64 {
+    pub(super) fn create(&mut self, path: &str) -> u64 {
         let inode = self.disk.lock().create(Path::new(path));
         self.serial += 1;
         self.serials.insert(inode, self.serial);
@@ -233,7 +249,7 @@ impl World {
     }
 
     /// The program opens its path, and makes the file if there is none.
-    fn open_writer(&mut self) {
+    pub(super) fn open_writer(&mut self) {
         self.reopen_in = None;
         let real = self.real.clone();
         let there = self.disk.lock().inode(&real);
@@ -245,7 +261,10 @@ impl World {
         disk.hold(inode, 1);
         // Where its lines end.
         let bytes = &disk.files[&inode].bytes;
-        let text = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        let text = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at + 1);
         let at = match self.room {
             Some(_) => text,
             None => bytes.len(),
@@ -253,12 +272,17 @@ impl World {
         self.writer = Some((inode, at));
     }
 
-    fn write_to(&mut self, inode: u64, count: usize) {
+    pub(super) fn write_to(&mut self, inode: u64, count: usize) {
         for _ in 0..count {
             let serial = self.serials[&inode];
             let token = self.tokens.len();
             self.tokens.push(serial);
-            let filler = ["", " and more", " of what the program does all day, which is little and takes long"];
+            self.written_at.push(self.now);
+            let filler = [
+                "",
+                " and more",
+                " of what the program does all day, which is little and takes long",
+            ];
             let mut text = format!("[{token}]{}", filler[self.below(3)]);
             if !self.chance(8) {
                 text.push('\n');
@@ -288,9 +312,13 @@ impl World {
     fn write(&mut self) {
         let count = 1 + self.below(4);
         if let Some((inode, _)) = self.writer {
-            self.say(&format!("  writes {count} from [{}] to {inode}", self.tokens.len()));
+            self.say(&format!(
+                "  writes {count} from [{}] to {inode}",
+                self.tokens.len()
+            ));
             self.write_to(inode, count);
-            let is_early = self.arrived().is_empty() && self.disk.lock().inode(&self.path) != Some(inode);
+            let is_early =
+                self.arrived().is_empty() && self.disk.lock().inode(&self.path) != Some(inode);
             if is_early || !self.is_reachable(inode) {
                 self.lose(inode);
             }
@@ -304,16 +332,21 @@ impl World {
         let dirs = [self.path.parent(), self.real.parent()];
         disk.inode(&self.path) == Some(inode)
             || (self.way != Way::Switched
-                && names.any(|(path, node)| *node == Node::File(inode) && dirs.contains(&path.parent())))
+                && names.any(|(path, node)| {
+                    *node == Node::File(inode) && dirs.contains(&path.parent())
+                }))
     }
 
     /// What of a file did not arrive yet may be missing.
-    fn lose(&mut self, inode: u64) {
+    pub(super) fn lose(&mut self, inode: u64) {
         let arrived = self.arrived();
         let file = self.disk.lock().files.get(&inode).cloned();
         let bytes = file.unwrap_or_default().bytes;
         for token in tokens_in(&bytes) {
-            if arrived.is_empty() || !self.looked_at.contains(&self.tokens[token]) {
+            // What is written late and deleted at once, nobody knows of.
+            let is_short = self.now.duration_since(self.written_at[token]) < LOOKED_AT_EVERY;
+            let is_known = self.looked_at.contains(&self.tokens[token]);
+            if arrived.is_empty() || !is_known || is_short {
                 self.free.insert(token);
             } else if !arrived.contains(&token) {
                 self.losable.insert(token);
@@ -321,195 +354,15 @@ impl World {
         }
     }
 
-    fn arrived(&self) -> BTreeSet<usize> {
+    pub(super) fn arrived(&self) -> BTreeSet<usize> {
         let archived = self.agent.archive.values();
-        archived.flat_map(|archived| tokens_in(&archived.bytes)).collect()
+        archived
+            .flat_map(|archived| tokens_in(&archived.bytes))
+            .collect()
     }
 
-    fn named(&self, suffix: &str) -> PathBuf {
+    pub(super) fn named(&self, suffix: &str) -> PathBuf {
         PathBuf::from(format!("{}{suffix}", self.real.display()))
-    }
-
-    fn rename(&mut self, from: &Path, to: &Path) {
-        let gone = self.disk.lock().names.get(to).cloned();
-        let is_there = self.disk.lock().names.contains_key(from);
-        if let (Some(Node::File(inode)), true) = (gone, is_there) {
-            self.lose(inode);
-        }
-        self.disk.lock().rename(from, to);
-    }
-
-    fn rotate(&mut self) {
-        let is_there = self.disk.lock().names.contains_key(&self.real);
-        if !self.unmounted.is_empty() || !is_there {
-            return;
-        }
-        self.rotations += 1;
-        self.say("  rotates");
-        let real = self.real.clone();
-        if self.arrived().is_empty()
-            && let Some((inode, _)) = self.writer
-        {
-            self.lose(inode);
-        }
-        let wall = self.disk.lock().clock.as_secs();
-        match self.way {
-            Way::Numbers { packs, .. } => {
-                self.shift(6);
-                if packs {
-                    self.pack(&self.named(".2"));
-                }
-            }
-            Way::Copies => return self.copy_and_truncate(),
-            Way::Dates => {
-                let to = self.named(&format!("-2026{:04}", wall / 10 % 10_000));
-                self.rename(&real, &to);
-            }
-            Way::Times => {
-                let (hour, minute, second) = (wall / 3600 % 24, wall / 60 % 60, wall % 60);
-                let to = format!(".2026-11-{:02}T{hour:02}:{minute:02}:{second:02}Z", wall / 86_400 % 30);
-                let to = self.named(&to);
-                self.rename(&real, &to);
-            }
-            Way::Old => {
-                let to = self.named(".old");
-                self.rename(&real, &to);
-            }
-            Way::Words => {
-                let to = format!("/log/app-{}.log", ["archive", "Mon", "Tue", "Wed", "Thu"][self.below(5)]);
-                self.rename(&real, Path::new(&to));
-            }
-            Way::Kubernetes => {
-                let to = self.named(&format!(".20261128-{wall}{}", self.rotations));
-                self.rename(&real, &to);
-            }
-            Way::Switched => {
-                let other = match real.ends_with("blue.txt") {
-                    true => "/data/green.txt",
-                    false => "/data/blue.txt",
-                };
-                let left = self.disk.lock().inode(&real);
-                if let Some(inode) = left {
-                    self.lose_later(inode);
-                }
-                self.real = other.into();
-                let link = Node::Link(other.into(), 0);
-                self.disk.lock().names.insert(self.path.clone(), link);
-                self.open_writer();
-                return;
-            }
-            Way::Rewritten => return self.rewrite(),
-        }
-        let creates = !matches!(self.way, Way::Numbers { creates: false, .. });
-        if creates {
-            self.create(real.to_str().unwrap());
-        }
-        match self.reopens {
-            Reopens::AtOnce => self.open_writer(),
-            Reopens::Later => self.reopen_in = Some(1 + u32::try_from(self.below(8)).unwrap()),
-            Reopens::Never => {}
-        }
-    }
-
-    /// A file that no name leads to that is looked for: what it has may be missing.
-    fn lose_later(&mut self, inode: u64) {
-        if self.writer.is_some_and(|(own, _)| own == inode) {
-            self.lose(inode);
-        }
-    }
-
-    fn shift(&mut self, last: u32) {
-        for n in (1..last).rev() {
-            for packed in ["", ".gz"] {
-                let from = self.named(&format!(".{n}{packed}"));
-                let to = self.named(&format!(".{}{packed}", n + 1));
-                self.rename(&from, &to);
-            }
-        }
-        if self.way != Way::Copies {
-            let (from, to) = (self.real.clone(), self.named(".1"));
-            self.rename(&from, &to);
-        }
-    }
-
-    fn pack(&mut self, path: &Path) {
-        let packed = PathBuf::from(format!("{}.gz", path.display()));
-        let inode = self.disk.lock().inode(path);
-        let is_there = self.disk.lock().names.contains_key(&packed);
-        let (Some(inode), false) = (inode, is_there) else {
-            return;
-        };
-        // Who compresses what is still written to loses it.
-        if self.writer.is_some_and(|(own, _)| own == inode) {
-            return;
-        }
-        let (bytes, modified) = {
-            let disk = self.disk.lock();
-            (disk.files[&inode].bytes.clone(), disk.files[&inode].modified)
-        };
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&bytes).unwrap();
-        let packed = encoder.finish().unwrap();
-        let to = format!("{}.gz", path.display());
-        let serial = self.serials[&inode];
-        let new = self.create(&to);
-        self.serials.insert(new, serial);
-        let mut disk = self.disk.lock();
-        disk.write(new, 0, &packed);
-        disk.files.get_mut(&new).unwrap().modified = Duration::from_secs(modified.as_secs());
-        disk.remove(path);
-    }
-
-    fn copy_and_truncate(&mut self) {
-        let Some(inode) = self.disk.lock().inode(&self.real) else {
-            return;
-        };
-        self.shift(6);
-        let to = self.named(".1");
-        let serial = self.serials[&inode];
-        let copy = self.create(to.to_str().unwrap());
-        self.serials.insert(copy, serial);
-        let bytes = self.disk.lock().files[&inode].bytes.clone();
-        self.disk.lock().write(copy, 0, &bytes);
-        if self.chance(3) {
-            let before = self.tokens.len();
-            self.write_to(inode, 1);
-            let arrived = self.arrived();
-            self.losable.extend((before..self.tokens.len()).filter(|token| !arrived.contains(token)));
-        }
-        let mut disk = self.disk.lock();
-        let clock = disk.clock;
-        let file = disk.files.get_mut(&inode).unwrap();
-        file.bytes.clear();
-        file.modified = clock;
-        drop(disk);
-        if let Some((_, at)) = &mut self.writer {
-            *at = 0;
-        }
-        // What is written from here on is another file's, as far as its order goes.
-        self.serial += 1;
-        self.serials.insert(inode, self.serial);
-    }
-
-    fn rewrite(&mut self) {
-        let Some(inode) = self.disk.lock().inode(&self.real) else {
-            return;
-        };
-        let bytes = self.disk.lock().files[&inode].bytes.clone();
-        if bytes.len() < 64 {
-            return; // so little is no evidence that it is a copy
-        }
-        let serial = self.serials[&inode];
-        let temporary = format!("{}.tmp", self.real.display());
-        let new = self.create(&temporary);
-        self.serials.insert(new, serial);
-        self.disk.lock().write(new, 0, &bytes);
-        if self.chance(2) {
-            self.write_to(new, 2);
-        }
-        let real = self.real.clone();
-        self.disk.lock().rename(Path::new(&temporary), &real);
-        self.open_writer();
     }
 
     fn step(&mut self) {
@@ -585,72 +438,6 @@ impl World {
         self.disk.lock().clock += passed;
     }
 
-    /// A generation may be read no more, or again.
-    fn permit(&mut self) {
-        let mut disk = self.disk.lock();
-        let files: Vec<u64> = disk.names.iter().filter_map(|(path, node)| match node {
-            Node::File(inode) if path.starts_with("/log") && *path != self.real => Some(*inode),
-            _ => None,
-        }).collect();
-        drop(disk);
-        if files.is_empty() {
-            return;
-        }
-        let inode = files[self.below(files.len())];
-        disk = self.disk.lock();
-        let file = disk.files.get_mut(&inode).unwrap();
-        file.is_unreadable = !file.is_unreadable;
-    }
-
-    /// Somebody changes a generation's time.
-    fn touch(&mut self) {
-        let count = self.disk.lock().names.len();
-        let place = self.below(count);
-        let mut disk = self.disk.lock();
-        let clock = disk.clock;
-        if let Some(Node::File(inode)) = disk.names.values().nth(place).cloned()
-            && let Some(file) = disk.files.get_mut(&inode)
-        {
-            file.modified = clock;
-        }
-    }
-
-    /// The file system goes away, or comes back.
-    fn mount(&mut self) {
-        let back = core::mem::take(&mut self.unmounted);
-        let mut disk = self.disk.lock();
-        if back.is_empty() && self.reopen_in.is_none() {
-            disk.is_away = true;
-            let is_on_it = |path: &PathBuf, _: &mut Node| path.starts_with("/log") || path.starts_with("/pods");
-            self.unmounted = disk.names.extract_if(.., is_on_it).collect();
-        } else {
-            disk.names.extend(back);
-            disk.is_away = false;
-        }
-        drop(disk);
-        self.say(&format!("  mounted: {}", self.unmounted.is_empty()));
-    }
-
-    /// A file of a few bytes, some of them zeros.
-    fn make_tiny(&mut self) {
-        if !self.unmounted.is_empty() {
-            return;
-        }
-        let len = 1 + self.below(20);
-        let zeros = self.below(3);
-        let mut bytes: Vec<u8> = (0..len).map(|at| match at % 2 == 1 && zeros > 0 {
-            true => 0,
-            false => b'a' + u8::try_from(at).unwrap(),
-        }).collect();
-        if zeros == 2 {
-            bytes.push(b'\n');
-        }
-        let path = format!("/log/tiny/{}.log", self.tiny.len());
-        let inode = self.create(&path);
-        self.disk.lock().write(inode, 0, &bytes);
-        self.tiny.push((path.into(), bytes));
-    }
-
     pub(super) fn live(&mut self) -> Result<(), String> {
         let steps = 20 + self.below(40);
         for step in 0..steps {
@@ -662,6 +449,14 @@ impl World {
         // At last everything may be read, and there is time.
         if !self.unmounted.is_empty() {
             self.mount();
+        }
+        if self.way == Way::Kubernetes {
+            let link = Node::Link(self.real.clone(), 0);
+            self.disk
+                .lock()
+                .names
+                .entry(self.path.clone())
+                .or_insert(link);
         }
         for file in self.disk.lock().files.values_mut() {
             file.is_unreadable = false;
@@ -684,7 +479,11 @@ impl World {
                 }
             }
             for (name, archived) in &self.agent.archive {
-                println!("{name}: {:?} {:#?}", tokens_in(&archived.bytes), archived.gaps);
+                println!(
+                    "{name}: {:?} {:#?}",
+                    tokens_in(&archived.bytes),
+                    archived.gaps
+                );
             }
         }
         self.check()
@@ -726,15 +525,21 @@ impl World {
             let archived = self.agent.archive.get(path.to_str().unwrap());
             let archived = archived.map_or(&[][..], |archived| &archived.bytes);
             if archived != bytes {
-                return Err(format!("{} has {bytes:?}, arrived {archived:?}", path.display()));
+                return Err(format!(
+                    "{} has {bytes:?}, arrived {archived:?}",
+                    path.display()
+                ));
             }
         }
         Ok(())
     }
 }
 
+/// Settled files are looked at so often, and two looks are needed at most.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(12);
+
 /// The numbers in brackets.
-fn tokens_in(bytes: &[u8]) -> Vec<usize> {
+pub(super) fn tokens_in(bytes: &[u8]) -> Vec<usize> {
     let mut tokens = Vec::new();
     let mut number: Option<usize> = None;
     for byte in bytes {
