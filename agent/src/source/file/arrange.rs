@@ -237,9 +237,15 @@ impl FileStream {
     /// Puts what is new into the queue, oldest first, and the file at the path behind it.
     fn queue(&mut self, survey: &mut Survey) -> io::Result<()> {
         let forgotten_before = survey.earliest_known().filter(|_| self.chain.forgot);
-        for found in survey.unknown() {
+        for mut found in survey.unknown() {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
-            if let (Some(follow), false) = (found.follow, is_forgotten) {
+            if let Some(follow) = &mut found.follow
+                && let Some(mark) = self.inherited_mark(follow)?
+            {
+                // Another stream read it while this one was closed.
+                found.what = What::Past(self.chain.settle(Past::lost(mark)));
+                survey.beside.push(found);
+            } else if let (Some(follow), false) = (found.follow, is_forgotten) {
                 let (path, id) = (follow.path.display(), follow.id.inode);
                 debug!(stream = %self.output.id(), %path, id, "a rotated file comes next");
                 self.chain.queued.push_back(follow);
@@ -255,6 +261,9 @@ impl FileStream {
         };
         if self.chain.is_reading(follow.id) && what == What::Current {
             return Ok(());
+        }
+        if let (What::Unknown, Some(mark)) = (what, self.inherited_mark(&mut follow)?) {
+            follow.resume_at(mark.offset)?;
         }
         if let What::Past(serial) = what
             && let Some(mut past) = self.chain.take_past(serial)
@@ -445,25 +454,12 @@ impl FileStream {
     /// Finds the copy that was made of the current file before it was truncated, and what was copied after it.
     pub(super) fn find_copy(&mut self, now: Instant) -> io::Result<Option<Follow>> {
         let mut survey = self.survey(Why::Truncated)?;
-        let copy = survey.take_copy();
-        let unknown = survey.unknown();
-        let Some(Found {
-            follow: Some(follow),
-            ..
-        }) = copy
-        else {
-            // Copies of what was there before are known; another that is not is read like any.
-            self.chain
-                .queued
-                .extend(unknown.into_iter().filter_map(|found| found.follow));
-            self.take_in(survey, now)?;
-            return Ok(None);
-        };
-        self.chain
-            .queued
-            .extend(unknown.into_iter().filter_map(|found| found.follow));
+        let copy = survey.take_copy().and_then(|found| found.follow);
+        // Files that were copied and truncated meanwhile come after it.
+        survey.at_path = None;
+        self.queue(&mut survey)?;
         self.take_in(survey, now)?;
-        Ok(Some(follow))
+        Ok(copy)
     }
 
     /// Looks at settled files: whoever never opened the new one goes on writing to them. Returns whether one is to be

@@ -197,14 +197,11 @@ impl Chain {
         self.forget();
     }
 
-    /// Of too many those are forgotten that are nowhere, then the earliest.
+    /// Of too many the earliest is forgotten. One that is nowhere now may be compressed this moment.
     fn forget(&mut self) {
         while self.past.len() > MARKS_MAX {
-            let is_lost = |past: &Past| past.path.is_none() && past.open.is_none();
-            let lost = self.past.iter().rposition(is_lost);
-            self.forgot |= lost.is_none();
-            let last = self.past.len() - 1;
-            drop(self.past.remove(lost.unwrap_or(last)));
+            self.forgot = true;
+            drop(self.past.pop_back());
         }
     }
 }

@@ -57,10 +57,8 @@ impl World {
                 self.rename(&real, &to);
             }
             Way::Words => {
-                let to = format!(
-                    "/log/app-{}.log",
-                    ["archive", "Mon", "Tue", "Wed", "Thu"][self.below(5)]
-                );
+                let word = ["archive", "Mon", "Tue", "Wed", "Thu"][self.below(5)];
+                let to = format!("/log/app-{word}{}.log", self.rotations);
                 self.rename(&real, Path::new(&to));
             }
             Way::Kubernetes => {
@@ -164,6 +162,9 @@ impl World {
             self.losable
                 .extend((before..self.tokens.len()).filter(|token| !arrived.contains(token)));
         }
+        if self.arrived().is_empty() {
+            self.lose(inode);
+        }
         let mut disk = self.disk.lock();
         let clock = disk.clock;
         let file = disk.files.get_mut(&inode).unwrap();
@@ -183,8 +184,15 @@ impl World {
             return;
         };
         let bytes = self.disk.lock().files[&inode].bytes.clone();
-        if bytes.len() < 64 {
-            return; // so little is no evidence that it is a copy
+        // So little is no evidence that it is a copy.
+        let arrived = self.arrived();
+        let read = tokens_in(&bytes)
+            .into_iter()
+            .rfind(|token| arrived.contains(token));
+        let at = read.map(|token| format!("[{token}]"));
+        let at = at.and_then(|text| memchr::memmem::find(&bytes, text.as_bytes()));
+        if at.is_some_and(|at| at < 64) {
+            return;
         }
         let serial = self.serials[&inode];
         let temporary = format!("{}.tmp", self.real.display());

@@ -16,6 +16,10 @@ use self::world::World;
 /// Worlds of a normal run. `SCRINIUM_TEST_WORLDS` and `SCRINIUM_TEST_SEED` take others.
 const WORLDS: u64 = 10_000;
 
+/// Ways of rotation in which worlds are known that break the rule, by the beginnings of their names: they are not lived
+/// through in a normal run. `SCRINIUM_TEST_OPEN` takes others; an empty one none.
+const OPEN: &str = "";
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -28,6 +32,8 @@ fn every_byte_is_collected_once_or_a_gap_entry_says_what_is_missing() {
         Some(seed) => seed + 1,
         None => 1 + worlds,
     };
+    let open = std::env::var("SCRINIUM_TEST_OPEN").unwrap_or_else(|_| OPEN.to_owned());
+    let open: Vec<&str> = open.split(',').filter(|way| !way.is_empty()).collect();
     let says = number("SCRINIUM_TEST_SEED").is_some();
     if says {
         let format = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG);
@@ -49,7 +55,12 @@ fn every_byte_is_collected_once_or_a_gap_entry_says_what_is_missing() {
                         return failures;
                     }
                     let lived = std::panic::catch_unwind(|| {
-                        World::new(seed, runtime.handle().clone(), says).live()
+                        let mut world = World::new(seed, runtime.handle().clone(), says);
+                        let way = format!("{:?}", world.way);
+                        match open.iter().any(|open| way.starts_with(open)) {
+                            true => Ok(()),
+                            false => world.live(),
+                        }
                     });
                     match lived {
                         Ok(Ok(())) => {}

@@ -201,7 +201,7 @@ impl World {
                 let before = self.tokens.len();
                 let inode = self.create(&format!("/log/app.log.{n}"));
                 self.write_to(inode, 2);
-                if !collects_all {
+                if !collects_all && !self.steps_clock {
                     self.forbidden.extend(before..self.tokens.len());
                 }
             }
@@ -460,6 +460,11 @@ impl World {
         }
         for file in self.disk.lock().files.values_mut() {
             file.is_unreadable = false;
+        }
+        // A program that is started again makes its file: without one nobody looks beside it.
+        let is_there = self.disk.lock().inode(&self.real).is_some();
+        if !is_there {
+            self.open_writer();
         }
         if !self.agent.is_running() {
             self.agent.start();
