@@ -77,7 +77,7 @@ impl FileStream {
                 Err(error) => (Err(error), self.beside(current.as_ref(), is_urgent)?),
             };
             let is_refused = at_path.is_err();
-            let mut survey = self.look_at(at_path, &names, current.as_ref())?;
+            let mut survey = self.look_at(at_path, &names, current.as_ref());
             self.identify(&mut survey, current.as_ref(), why)?;
             let is_same = match self.names(current.as_ref(), is_urgent) {
                 Ok((_, again)) => !is_refused && again == names && self.is_still(&survey),
@@ -146,7 +146,7 @@ impl FileStream {
         at_path: io::Result<Option<Seen>>,
         names: &[Name],
         current: Option<&Bookmark>,
-    ) -> io::Result<Survey> {
+    ) -> Survey {
         let mut survey = Survey::default();
         let path = &self.place.path;
         let mut ids = BTreeSet::new();
@@ -256,7 +256,7 @@ impl FileStream {
                 },
             }
         }
-        Ok(survey)
+        survey
     }
 
     /// Says of each file what it is: by its number first, then by its content alone, for which enough of it must be
