@@ -201,7 +201,10 @@ impl World {
                 let before = self.tokens.len();
                 let inode = self.create(&format!("/log/app.log.{n}"));
                 self.write_to(inode, 2);
-                if !collects_all && !self.steps_clock {
+                if self.steps_clock {
+                    // By such a clock nobody knows what was there before.
+                    self.free.extend(before..self.tokens.len());
+                } else if !collects_all {
                     self.forbidden.extend(before..self.tokens.len());
                 }
             }
