@@ -281,7 +281,8 @@ impl OpenFile for SimHandle {
             .files
             .get(&self.inode)
             .ok_or(io::ErrorKind::NotFound)?;
-        let from = usize::try_from(offset).unwrap().min(file.bytes.len());
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let from = from.min(file.bytes.len());
         let len = buffer.len().min(file.bytes.len() - from);
         buffer[..len].copy_from_slice(&file.bytes[from..from + len]);
         Ok(len)

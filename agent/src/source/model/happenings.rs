@@ -215,7 +215,7 @@ impl World {
             .iter()
             .filter_map(|(path, node)| match node {
                 Node::File(inode) if path.starts_with("/log") && *path != self.real => Some(*inode),
-                _ => None,
+                Node::File(_) | Node::Link(..) | Node::Pipe => None,
             })
             .collect();
         drop(disk);

@@ -161,7 +161,12 @@ impl World {
                 false => exact,
             },
             Way::Numbers { creates: true, .. } | Way::Old | Way::Times if collects_all => all,
-            _ => exact,
+            Way::Numbers { .. }
+            | Way::Dates
+            | Way::Times
+            | Way::Old
+            | Way::Copies
+            | Way::Rewritten => exact,
         };
         world.agent = Agent::new(disk, wanted, runtime);
         let collects_all = wanted(Path::new("/log/app.log.1"));
@@ -225,7 +230,13 @@ impl World {
                 let link = Node::Link(self.real.clone(), 0);
                 self.disk.lock().names.insert(self.path.clone(), link);
             }
-            _ => {}
+            Way::Numbers { .. }
+            | Way::Dates
+            | Way::Times
+            | Way::Old
+            | Way::Words
+            | Way::Copies
+            | Way::Rewritten => {}
         }
         // What only root may read, and a user's link to it.
         let before = self.tokens.len();
