@@ -31,7 +31,8 @@ impl Collected {
     }
 
     fn extend(&mut self, marks: impl Iterator<Item = Mark>) {
-        for mark in marks.filter(|mark| mark.offset != Mark::ALL) {
+        // A mark of nothing is one of any file.
+        for mark in marks.filter(|mark| mark.offset != Mark::ALL && mark.offset > 0) {
             let known = self.0.entry(mark.key).or_default();
             if known.offset <= mark.offset {
                 *known = mark;

@@ -96,7 +96,7 @@ impl FileStream {
             return Ok(None);
         };
         let mut start = follow.start()?;
-        let is_it = mark.offset != Mark::ALL && follow.matches(&mut start, &mark)?;
+        let is_it = follow.matches(&mut start, &mark)?;
         Ok(is_it.then_some(mark))
     }
 
@@ -234,9 +234,15 @@ impl FileStream {
         self.chain.settle(Past::lost(Mark::from(bookmark)));
     }
 
+    /// The time up to which a file that nobody knows was forgotten; after a start, that of the earliest that is known.
+    fn forgotten_until(&self, survey: &Survey) -> Option<SystemTime> {
+        let earliest = || survey.earliest_known().filter(|_| self.chain.forgot);
+        self.chain.forgotten_until.or_else(earliest)
+    }
+
     /// Puts what is new into the queue, oldest first, and the file at the path behind it.
     fn queue(&mut self, survey: &mut Survey) -> io::Result<()> {
-        let forgotten_before = survey.earliest_known().filter(|_| self.chain.forgot);
+        let forgotten_before = self.forgotten_until(survey);
         for mut found in survey.unknown() {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
             if let Some(follow) = &mut found.follow
@@ -441,7 +447,13 @@ impl FileStream {
         }
         // Where files are rotated, the oldest is deleted: one after that may have been deleted too.
         let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
-        self.may_miss = is_deleted && survey.beside.iter().any(|found| found.rank.is_some());
+        // One that was compressed is there still.
+        let is_packed = survey
+            .beside
+            .iter()
+            .any(|found| found.what == What::CopyOfCurrent);
+        let is_rotated = survey.beside.iter().any(|found| found.rank.is_some());
+        self.may_miss = is_deleted && is_rotated && !is_packed;
         self.queue(&mut survey)?;
         let error = survey.error.take();
         self.take_in(survey, now)?;
@@ -488,7 +500,7 @@ impl FileStream {
             return Ok(false);
         }
         let mut survey = self.survey(Why::Upkeep)?;
-        let forgotten_before = survey.earliest_known().filter(|_| self.chain.forgot);
+        let forgotten_before = self.forgotten_until(&survey);
         // What is new beside a file that is where it was may be a copy that is just being made.
         let mut strangers = Vec::new();
         for found in survey.unknown() {

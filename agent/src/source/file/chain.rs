@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::source::bookmark::{Bookmark, Bookmarks, FileId, MARKS_MAX, Mark};
 use crate::source::disk::Seen;
@@ -26,6 +26,8 @@ pub(super) struct Chain {
     pub(super) knows: bool,
     /// There were more files than are remembered.
     pub(super) forgot: bool,
+    /// When the latest of those was written last, as far as that is known.
+    pub(super) forgotten_until: Option<SystemTime>,
     /// Its files have room for lines to come at their ends: the program lays them out before it writes them.
     pub(super) has_room: bool,
     /// Settled files so far.
@@ -201,7 +203,12 @@ impl Chain {
     fn forget(&mut self) {
         while self.past.len() > MARKS_MAX {
             self.forgot = true;
-            drop(self.past.pop_back());
+            let Some(past) = self.past.pop_back() else {
+                return;
+            };
+            let open = past.open.as_ref().and_then(|follow| follow.seen().ok());
+            let written = past.seen.or(open).map(|seen| seen.modified);
+            self.forgotten_until = self.forgotten_until.max(written);
         }
     }
 }
