@@ -64,6 +64,8 @@ pub(crate) struct FileSource {
     pub(crate) exclude: Vec<Pattern>,
     /// A line that matches begins an entry of several lines.
     pub(crate) multiline: Option<Regex>,
+    /// Links are followed whoever made them, to whatever the agent may read.
+    pub(crate) follows_all_links: bool,
 }
 
 /// A source that is no file.
@@ -301,6 +303,7 @@ impl FileSource {
             files: Pattern::new("source.file", text)?,
             exclude: Vec::new(),
             multiline: None,
+            follows_all_links: false,
         })
     }
 
@@ -318,7 +321,11 @@ impl FileSource {
                 .build();
             pattern.with_context(|| format!("source.multiline_start: '{text}' is not a pattern"))
         });
+        if raw.dangerous_follow_links && matches!(origin, Origin::Server) {
+            bail!("source.dangerous_follow_links is for the machine's own configuration");
+        }
         Ok(Self {
+            follows_all_links: raw.dangerous_follow_links,
             exclude: exclude.collect::<Result<_>>()?,
             multiline: multiline.transpose()?,
             ..Self::named(file)?
@@ -494,6 +501,10 @@ mod tests {
             ("[server]\nrevert_after_s = 4", "server.revert_after_s"),
             ("[server]\nrevert_after_s = 86401", "server.revert_after_s"),
             ("[[source]]\nfile = '/x'\nexclude = ['y']", "source.exclude"),
+            (
+                "[[source]]\njournal = 'system'\ndangerous_follow_links = true",
+                "source.dangerous_follow_links",
+            ),
             (
                 "[[source]]\nfile = '/x'\nmultiline_start = '('",
                 "source.multiline_start",

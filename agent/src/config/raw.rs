@@ -57,6 +57,8 @@ pub(super) struct Source {
     #[serde(default)]
     pub(super) exclude: Vec<String>,
     pub(super) multiline_start: Option<String>,
+    #[serde(default)]
+    pub(super) dangerous_follow_links: bool,
     pub(super) syslog: Option<String>,
     pub(super) mode: Option<String>,
     pub(super) journal: Option<String>,
@@ -114,6 +116,11 @@ impl Source {
             (
                 "multiline_start",
                 self.multiline_start.is_some(),
+                self.file.is_some(),
+            ),
+            (
+                "dangerous_follow_links",
+                self.dangerous_follow_links,
                 self.file.is_some(),
             ),
             ("matches", !self.matches.is_empty(), self.journal.is_some()),

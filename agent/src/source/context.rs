@@ -30,6 +30,8 @@ pub(crate) struct Context {
     pub(super) unpacking: Pace,
     /// That this thread lives.
     pub(super) beat: Beat,
+    /// How long a stream waits for room before the others and the commands have their turn.
+    pub(super) patience: Duration,
 }
 
 impl Context {
@@ -53,7 +55,7 @@ impl Context {
         }
         let room = async {
             let room = self.out.reserve_many(BATCHES_AT_END);
-            let room = tokio::time::timeout(BLOCKED_MAX, room).await;
+            let room = tokio::time::timeout(self.patience, room).await;
             room.map(|room| room.is_ok())
         };
         match self.runtime.block_on(room) {
@@ -69,5 +71,5 @@ impl Context {
 
 /// Room for a batch, and for what the end of a pass may seal beside it.
 const BATCHES_AT_END: usize = 3;
-/// How long a stream waits for room before the others and the commands have their turn.
-const BLOCKED_MAX: Duration = Duration::from_millis(100);
+/// How long a stream waits for room in a running agent.
+pub(super) const BLOCKED_MAX: Duration = Duration::from_millis(100);

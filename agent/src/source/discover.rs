@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use regex::bytes::Regex;
+use scrinium_protocol::identity::{StreamKind, StreamName};
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
 
 use super::content::Packing;
+use super::trust;
 use crate::config::{Config, Deny, FileSource, split_fixed};
 
 /// The globs, and where to look for what they match.
@@ -74,6 +76,21 @@ impl Discovery {
         (!text.contains(special)).then(|| Path::new(text).components().collect())
     }
 
+    /// From where on links on the way to the file at a path are followed by their owners; `source` names it.
+    pub(crate) fn root_of(&self, source: Option<usize>, path: &Path) -> PathBuf {
+        match source.is_some_and(|source| self.follows_all_links(source)) {
+            // Below the file there are no links.
+            true => path.join("-"),
+            false => trust::ROOT_DIR.into(),
+        }
+    }
+
+    /// Whether a source follows links whoever made them.
+    pub(super) fn follows_all_links(&self, source: usize) -> bool {
+        let source = self.sources.get(source);
+        source.is_some_and(|(_, source)| source.follows_all_links)
+    }
+
     /// The first source that names the path, unless that is forbidden, be there a file or not.
     pub(crate) fn source_of(&self, path: &Path) -> Option<usize> {
         let mut sources = self.sources.iter();
@@ -110,6 +127,14 @@ fn is_named_by(source: &FileSource, path: &Path) -> bool {
     source.files.is_match(path)
         && !is_compressed(path)
         && !source.exclude.iter().any(|glob| glob.is_match(path))
+}
+
+/// The stream of a file.
+pub(super) fn stream_of(path: &Path) -> StreamName {
+    StreamName {
+        kind: StreamKind::File,
+        name: name_of(path),
+    }
 }
 
 /// What the stream of a file is called: its path. Names that are no text stay apart from each other and from

@@ -12,14 +12,18 @@
 
 pub(crate) mod beat;
 pub mod bookmark;
+mod claims;
 mod content;
 mod context;
 pub(crate) mod discover;
+mod disk;
 pub(crate) mod feed;
 mod file;
 mod findings;
 mod follow;
 pub(crate) mod generations;
+#[cfg(test)]
+mod model;
 mod mounts;
 mod opening;
 mod output;
@@ -49,11 +53,14 @@ use scrinium_protocol::identity::StreamId;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::claims::Collected;
+use self::context::BLOCKED_MAX;
 pub(crate) use self::context::Context;
 use self::discover::Discovery;
+use self::disk::{Disk, RealDisk};
 use self::feed::{Feed, Waker};
 use self::file::{FileStream, Pass};
-pub(crate) use self::follow::can_open;
+pub(crate) use self::disk::can_open;
 pub(crate) use self::output::Positions;
 use self::pace::{PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
 use self::passing::Due;
@@ -118,6 +125,8 @@ pub(crate) fn start(
     let discovery = Arc::new(Discovery::new(config));
     let mut sources = Sources {
         positions,
+        collected: Collected::default(),
+        disk: Arc::new(RealDisk::default()),
         began: SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us()),
         streams: BTreeMap::new(),
         resting: Resting::default(),
@@ -151,6 +160,7 @@ pub(crate) fn start(
             deny: config.deny.clone(),
             senders: feed::senders(),
             unpacking: Pace::new(UNPACKED_PER_S_MAX),
+            patience: BLOCKED_MAX,
             beat: tells.health.beat,
         },
     };
@@ -162,6 +172,9 @@ pub(crate) fn start(
 
 struct Sources {
     positions: Positions,
+    /// How far streams that are not open collected their files.
+    collected: Collected,
+    disk: Arc<dyn Disk>,
     discovery: Arc<Discovery>,
     walker: Walker,
     /// When it began to look for files.
@@ -349,7 +362,7 @@ impl Sources {
         self.governor = Governor::new(config.rates().cpu_percent_max);
         // What rests and is not wanted any more says so, like others.
         for path in self.resting.take_unless(|path| self.discovery.wants(path)) {
-            self.open(path, None, false);
+            self.open(path, None, false, &Arc::default());
         }
         for (path, followed) in &mut self.streams {
             followed.source = self.discovery.source_of(path);
@@ -387,13 +400,13 @@ impl Sources {
     /// Says how the sources do.
     fn stand(&mut self, now: Instant) {
         let mut streams: BTreeMap<usize, standing::StreamsStanding> = BTreeMap::new();
-        for (path, followed) in &self.streams {
+        for followed in self.streams.values() {
             let Some(source) = followed.source else {
                 continue;
             };
             let standing = streams.entry(source).or_default();
             standing.read_at = standing.read_at.max(followed.read_at());
-            if let Some(trouble) = followed.trouble(path) {
+            if let Some(trouble) = followed.trouble() {
                 standing.troubles.push(trouble);
             }
         }

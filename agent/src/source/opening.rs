@@ -3,18 +3,28 @@
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use scrinium_protocol::identity::{StreamKind, StreamName};
 use tracing::debug;
 
 use super::bookmark::FileId;
+use super::claims::{self, Claims, Collected};
 use super::file::{FileStream, Place};
 use super::round::Met;
 use super::walker::Looked;
 use super::watching::News;
-use super::{AWAKE_MAX, Followed, Sources, discover, follow, generations, trust};
+use super::{AWAKE_MAX, Followed, Sources, discover, generations};
 use crate::clock;
+
+/// A file without a stream.
+struct New<'a> {
+    /// There was a stream of its name before.
+    is_known: bool,
+    path: &'a PathBuf,
+    source: usize,
+    file: Option<FileId>,
+}
 
 impl Sources {
     /// Takes up what the walk found, and what the system says appeared and changed.
@@ -80,74 +90,12 @@ impl Sources {
 
     /// Opens a stream for every file that has none. `is_whole` when these are all there are.
     fn take_up(&mut self, found: &BTreeMap<PathBuf, usize>, is_whole: bool) {
-        let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
-            found
-                .keys()
-                .flat_map(|path| generations::bases_of(path))
-                .collect()
-        });
         if is_whole {
             self.waits_for_room = false;
         }
-        let mut new = BTreeMap::new();
-        let mut known: Option<BTreeSet<FileId>> = None;
-        for (path, &source) in found {
-            if self.streams.contains_key(path) {
-                continue;
-            }
-            self.context.beat.at(path);
-            let file = match follow::look(path) {
-                Ok(Some((file, len))) if self.resting.is_unchanged(path, file, len) => continue,
-                Ok(Some((file, _))) => Some(file),
-                Ok(None) => continue, // gone again
-                Err(_) => None,       // its stream will say so
-            };
-            if self.streams.len() + new.len() >= AWAKE_MAX {
-                self.waits_for_room = true;
-                continue;
-            }
-            let known = known.get_or_insert_with(|| {
-                let streams = self.streams.values();
-                streams.flat_map(|stream| stream.reading()).collect()
-            });
-            if self.resting.contains(path) {
-                self.resting.remove(path);
-                known.extend(file);
-                new.insert(path.clone(), (Some(source), false));
-                continue;
-            }
-            // What rested is somewhere else now: its stream knows what that means.
-            if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
-                let before = before.to_path_buf();
-                self.resting.remove(&before);
-                known.extend(file);
-                new.insert(before, (Some(source), false));
-                continue;
-            }
-            // A rotated file that matches a glob itself is still the stream it began as, and one file
-            // with two names is one stream.
-            if file.is_some_and(|file| known.contains(&file)) {
-                debug!("a followed file has another name");
-                continue;
-            }
-            // Old generations belong to the stream of the file they were, and are read before it.
-            let is_there = |base: &Path| {
-                found.contains_key(base)
-                    || (!is_whole && self.discovery.wants(base) && base.is_file())
-            };
-            if generations::bases_of(path).any(|base| is_there(&base)) {
-                continue;
-            }
-            let is_old = self.positions.knows_file(path);
-            if !is_old && !self.shares.take(path, clock::unix_us()) {
-                continue;
-            }
-            known.extend(file);
-            new.insert(path.clone(), (Some(source), bases.contains(path)));
-        }
-        for (path, (source, history)) in new {
-            self.context.beat.at(&path);
-            self.open(path, source, history);
+        let new = self.new_among(found);
+        if !new.is_empty() {
+            self.open_new(new, found, is_whole);
         }
         if is_whole {
             drop(self.resting.take_unless(|path| found.contains_key(path)));
@@ -159,22 +107,142 @@ impl Sources {
         self.watching.add(roots.chain(parents));
     }
 
+    /// Files without a stream, and not at rest as they are now. Those of streams that began before come first: they know
+    /// whose the others are.
+    fn new_among<'a>(&self, found: &'a BTreeMap<PathBuf, usize>) -> Vec<New<'a>> {
+        let mut new = Vec::new();
+        for (path, &source) in found {
+            if self.streams.contains_key(path) {
+                continue;
+            }
+            self.context.beat.at(path);
+            let file = match self.disk.look(path) {
+                Ok(Some(seen)) if self.resting.is_unchanged(path, seen) => continue,
+                Ok(Some(seen)) => Some(seen.id),
+                Ok(None) => continue, // gone again
+                Err(_) => None,       // its stream will say so
+            };
+            new.push(New {
+                is_known: self.positions.knows_file(path),
+                path,
+                source,
+                file,
+            });
+        }
+        new.sort_by_key(|new| (!new.is_known, new.path));
+        new
+    }
+
+    fn open_new(&mut self, new: Vec<New<'_>>, found: &BTreeMap<PathBuf, usize>, is_whole: bool) {
+        let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
+            found
+                .keys()
+                .flat_map(|path| generations::bases_of(path))
+                .collect()
+        });
+        let collected = self.collected();
+        let mut claims = Claims::of(self.streams.values().map(|followed| &followed.stream));
+        for New {
+            is_known,
+            path,
+            source,
+            file,
+        } in new
+        {
+            if self.streams.contains_key(path) {
+                continue; // opened for an old generation of it
+            }
+            if self.streams.len() >= AWAKE_MAX {
+                self.waits_for_room = true;
+                continue;
+            }
+            self.context.beat.at(path);
+            if self.resting.contains(path) {
+                self.resting.remove(path);
+                claims.reading_of(file);
+                self.open_as((path, Some(source), false), &collected, &mut claims);
+                continue;
+            }
+            // What rested is somewhere else now: its stream knows what that means.
+            if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
+                let before = before.to_path_buf();
+                self.resting.remove(&before);
+                claims.reading_of(file);
+                self.open_as((&before, Some(source), false), &collected, &mut claims);
+                continue;
+            }
+            // Old generations belong to the stream of the file they were, and are read before it.
+            let is_there = |base: &Path| {
+                found.contains_key(base)
+                    || (!is_whole && self.discovery.wants(base) && base.is_file())
+            };
+            let was_there =
+                |base: &Path| self.discovery.wants(base) && self.positions.knows_file(base);
+            if let Some(base) = claims::base_of(path, is_there, was_there) {
+                if !is_there(&base) && !self.streams.contains_key(&base) {
+                    let source = self.discovery.source_of(&base);
+                    self.open_as((&base, source, false), &collected, &mut claims);
+                }
+                continue;
+            }
+            // A rotated file that matches a glob itself is still the stream it began as, and one file
+            // with two names is one stream.
+            let mut streams = self.streams.values().map(|followed| &followed.stream);
+            if file.is_some_and(|file| claims.is_anothers(&mut streams, file, path)) {
+                debug!("a followed file has another name");
+                continue;
+            }
+            if !is_known && !self.shares.take(path, clock::unix_us()) {
+                continue;
+            }
+            claims.reading_of(file);
+            let history = bases.contains(path);
+            self.open_as((path, Some(source), history), &collected, &mut claims);
+        }
+    }
+
+    /// How far streams collected files, those that are not open among them.
+    fn collected(&mut self) -> Arc<Collected> {
+        let (is_anew, bookmarks) = self.positions.closed();
+        if is_anew {
+            self.collected = Collected::default();
+        }
+        self.collected.note(bookmarks.into_iter());
+        let streams = self.streams.values().map(|followed| &followed.stream);
+        Arc::new(self.collected.with(streams))
+    }
+
+    fn open_as(
+        &mut self,
+        (path, source, history): (&Path, Option<usize>, bool),
+        collected: &Arc<Collected>,
+        claims: &mut Claims,
+    ) {
+        self.open(path.to_owned(), source, history, collected);
+        if let Some(followed) = self.streams.get(path) {
+            claims.add(&followed.stream);
+        }
+    }
+
     /// Opens the stream of a path for the source that names it.
-    pub(super) fn open(&mut self, path: PathBuf, source: Option<usize>, history: bool) {
-        let name = StreamName {
-            kind: StreamKind::File,
-            name: discover::name_of(&path),
-        };
-        let output = self.positions.open(name);
-        let root = trust::ROOT_DIR.into();
-        let deny = self.context.deny.clone();
+    pub(super) fn open(
+        &mut self,
+        path: PathBuf,
+        source: Option<usize>,
+        history: bool,
+        inherited: &Arc<Collected>,
+    ) {
+        let output = self.positions.open(discover::stream_of(&path));
         let multiline = source.and_then(|source| self.discovery.multiline(source));
         let place = Place {
             path: path.clone(),
-            root,
-            deny,
+            root: self.discovery.root_of(source, &path),
+            deny: self.context.deny.clone(),
+            disk: self.disk.clone(),
         };
-        let stream = FileStream::new(output, place, multiline, history, self.began);
+        let (began, now) = (self.began, clock::now());
+        let mut stream = FileStream::new(output, place, multiline, history, began, now);
+        stream.inherit(inherited);
         self.due.fresh.insert(path.clone());
         self.streams.insert(path, Followed { stream, source });
     }

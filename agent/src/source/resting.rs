@@ -8,6 +8,7 @@ use std::sync::Arc;
 use scrinium_protocol::identity::StreamId;
 
 use super::bookmark::FileId;
+use super::disk::Seen;
 
 /// The files at rest, by what each can be recognised by.
 #[derive(Debug, Default)]
@@ -21,22 +22,21 @@ pub(super) struct Resting {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rest {
     pub(super) stream: StreamId,
-    pub(super) file: FileId,
-    pub(super) len: u64,
+    pub(super) seen: Seen,
 }
 
 impl Resting {
     pub(super) fn insert(&mut self, path: &Path, rest: Rest) {
         let path: Arc<Path> = path.into();
-        self.by_id.insert(rest.file, path.clone());
+        self.by_id.insert(rest.seen.id, path.clone());
         self.by_stream.insert(rest.stream, path.clone());
         self.files.insert(path, rest);
     }
 
     /// Whether the file at `path` rests, and is still what it was.
-    pub(super) fn is_unchanged(&self, path: &Path, file: FileId, len: u64) -> bool {
+    pub(super) fn is_unchanged(&self, path: &Path, seen: Seen) -> bool {
         let rest = self.files.get(path);
-        rest.is_some_and(|rest| (rest.file, rest.len) == (file, len))
+        rest.is_some_and(|rest| rest.seen == seen)
     }
 
     pub(super) fn contains(&self, path: &Path) -> bool {
@@ -54,8 +54,8 @@ impl Resting {
         };
         self.by_stream.remove(&rest.stream);
         // Another may rest under this id by now.
-        if self.path_of(rest.file).is_some_and(|own| own == path) {
-            self.by_id.remove(&rest.file);
+        if self.path_of(rest.seen.id).is_some_and(|own| own == path) {
+            self.by_id.remove(&rest.seen.id);
         }
     }
 
@@ -84,15 +84,20 @@ mod tests {
     fn a_file_at_rest_is_known_by_its_path_its_id_and_its_stream_until_it_is_removed() {
         let mut resting = Resting::default();
         let id = |inode| FileId { device: 1, inode };
+        let seen = |inode, len| Seen {
+            id: id(inode),
+            len,
+            modified: std::time::UNIX_EPOCH,
+        };
         let rest = |n: u8, inode| Rest {
             stream: StreamId([n; 16]),
-            file: id(inode),
-            len: 7,
+            seen: seen(inode, 7),
         };
         let (a, b) = (Path::new("/a"), Path::new("/b"));
         resting.insert(a, rest(1, 10));
-        assert!(resting.is_unchanged(a, id(10), 7));
-        assert!(!resting.is_unchanged(a, id(10), 8) && !resting.is_unchanged(a, id(11), 7));
+        assert!(resting.is_unchanged(a, seen(10, 7)));
+        let others = [seen(10, 8), seen(11, 7)];
+        assert!(others.iter().all(|other| !resting.is_unchanged(a, *other)));
         // The inode was given to another file meanwhile.
         resting.insert(b, rest(2, 10));
         resting.remove(a);

@@ -5,13 +5,19 @@
 //! belongs to. The same goes for every link on the way, from the root of the file system on: what a source names
 //! outright may lie in a directory of a user, who can put a link in its place.
 
+#[cfg(unix)]
+use std::collections::VecDeque;
+#[cfg(unix)]
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 #[cfg(unix)]
-use std::path::Path;
+use std::path::{Component, Path};
 
 #[cfg(unix)]
 use super::bookmark::FileId;
+#[cfg(unix)]
+use super::disk::Disk;
 
 /// From where on the way to a file is looked at.
 pub(super) const ROOT_DIR: &str = "/";
@@ -49,16 +55,11 @@ pub(super) fn is_refusal(error: &io::Error) -> bool {
 /// # Errors
 /// One does not, see [`is_refusal`]; and those of the file system.
 #[cfg(unix)]
-pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
-    use std::collections::VecDeque;
-    use std::ffi::OsString;
-    use std::os::unix::fs::MetadataExt as _;
-    use std::path::Component;
-
+pub(super) fn leads_to(disk: &dyn Disk, path: &Path, root: &Path) -> io::Result<FileId> {
     let Ok(below) = path.strip_prefix(root) else {
-        return Ok(FileId::of_metadata(&std::fs::metadata(path)?)); // named as it is
+        return Ok(disk.owner(path, true)?.0); // named as it is
     };
-    let own = rustix::process::geteuid().as_raw();
+    let own = disk.user();
     let mut at = root.to_owned();
     let names = |path: &Path| -> Vec<OsString> {
         let parts = path
@@ -77,7 +78,7 @@ pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
             continue;
         }
         let next = at.join(&name);
-        let Some((link, target)) = read_link(&next)? else {
+        let Some((link, target)) = disk.read_link(&next)? else {
             at = next;
             continue;
         };
@@ -87,7 +88,7 @@ pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
         }
         if link != ROOT && link != own {
             owners.push(link);
-            let target = std::fs::metadata(&next)?.uid();
+            let (_, target) = disk.owner(&next, true)?;
             if target != link {
                 let refusal = Refusal { link, target };
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal));
@@ -96,49 +97,18 @@ pub(super) fn leads_to(path: &Path, root: &Path) -> io::Result<FileId> {
         // Of here on its own way is looked at, from where the link really is.
         at = match target.is_absolute() {
             true => "/".into(),
-            false => std::fs::canonicalize(&at)?,
+            false => disk.canonical(&at)?,
         };
         for name in names(&target).into_iter().rev() {
             left.push_front(name);
         }
     }
-    let metadata = std::fs::symlink_metadata(&at)?;
-    let target = metadata.uid();
+    let (id, target) = disk.owner(&at, false)?;
     if let Some(&link) = owners.iter().find(|&&link| link != target) {
         let refusal = Refusal { link, target };
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal));
     }
-    Ok(FileId::of_metadata(&metadata))
-}
-
-/// Who owns the link at `path` and where it leads, of one and the same link; none when it is no link.
-#[cfg(target_os = "linux")]
-fn read_link(path: &Path) -> io::Result<Option<(u32, std::path::PathBuf)>> {
-    use std::os::unix::ffi::OsStringExt as _;
-
-    use rustix::fs::{FileType, Mode, OFlags, fstat, open, readlinkat};
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let link = open(path, flags, Mode::empty())?;
-    let stat = fstat(&link)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-        return Ok(None);
-    }
-    let target = readlinkat(&link, "", Vec::new())?.into_bytes();
-    Ok(Some((
-        stat.st_uid,
-        std::ffi::OsString::from_vec(target).into(),
-    )))
-}
-
-/// The same where a link cannot be opened itself.
-#[cfg(all(unix, not(target_os = "linux")))]
-fn read_link(path: &Path) -> io::Result<Option<(u32, std::path::PathBuf)>> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::symlink_metadata(path)?;
-    if !metadata.is_symlink() {
-        return Ok(None);
-    }
-    Ok(Some((metadata.uid(), std::fs::read_link(path)?)))
+    Ok(id)
 }
 
 #[cfg(unix)]
@@ -152,6 +122,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, lchown, symlink};
 
     use super::*;
+    use crate::source::disk::RealDisk;
 
     /// Root makes what each case needs; others can make links of their own alone.
     #[test]
@@ -177,7 +148,8 @@ mod tests {
         };
         lchown(&mine, NOBODY, NOBODY).unwrap();
         let of = |path: &Path| FileId::of_metadata(&std::fs::metadata(path).unwrap());
-        let leads = |path: &Path| leads_to(path, &logs);
+        let disk = RealDisk::default();
+        let leads = |path: &Path| leads_to(&disk, path, &logs);
         let plain = logs.join("plain.log");
         assert_eq!(leads(&plain).unwrap(), of(&plain));
         let own = link(&mine, "own.log", NOBODY);
@@ -204,7 +176,7 @@ mod tests {
         lchown(&mine, NOBODY, NOBODY).unwrap();
         assert!(is_refusal(&leads(&behind).unwrap_err()));
         // What is named outright may be below anything.
-        assert!(leads_to(&logs.join("app/dir/secret"), &logs.join("app/dir")).is_ok());
+        assert!(leads_to(&disk, &logs.join("app/dir/secret"), &logs.join("app/dir")).is_ok());
         let (one, other) = (logs.join("loop.log"), logs.join("loop2.log"));
         symlink(&one, &other).unwrap();
         symlink(&other, &one).unwrap();

@@ -25,6 +25,8 @@ use scrinium_segment::fault;
 
 use super::bookmark::FileId;
 use super::discover::{Discovery, Wanted};
+#[cfg(unix)]
+use super::disk::RealDisk;
 use super::findings::{Finding, Findings, Tally};
 use super::mounts::Mounts;
 #[cfg(unix)]
@@ -214,12 +216,8 @@ impl Walk {
         }
         // The way to it is looked at, too: a directory of a user may be a link by now.
         #[cfg(unix)]
-        if let Err(error) = trust::leads_to(&root.path, Path::new(trust::ROOT_DIR))
-            && trust::is_refusal(&error)
-        {
-            let refused = SourceState::RefusedLink;
-            let finding = Finding::trouble(refused, &root.path, error.to_string());
-            return seen.findings.push(finding);
+        if let Some(refused) = refusal_of(&root.path, scene) {
+            return seen.findings.push(refused);
         }
         match std::fs::canonicalize(&root.path) {
             Ok(real) => {
@@ -393,12 +391,8 @@ impl Walk {
             return;
         }
         #[cfg(unix)]
-        if let Err(error) = trust::leads_to(&path, Path::new(trust::ROOT_DIR))
-            && trust::is_refusal(&error)
-        {
-            let refused = SourceState::RefusedLink;
-            let cause = error.to_string();
-            return seen.findings.push(Finding::trouble(refused, &path, cause));
+        if let Some(refused) = refusal_of(&path, scene) {
+            return seen.findings.push(refused);
         }
         if is_dir {
             // Whatever is wrong with the way there is said when it is entered.
@@ -496,6 +490,18 @@ impl Walk {
             });
         }
     }
+}
+
+/// Why a link on the way to a path is not followed, if one is not.
+#[cfg(unix)]
+fn refusal_of(path: &Path, scene: &Scene<'_>) -> Option<Finding> {
+    if scene.discovery.follows_all_links(scene.source) {
+        return None;
+    }
+    let led_to = trust::leads_to(&RealDisk::default(), path, Path::new(trust::ROOT_DIR));
+    let error = led_to.err().filter(trust::is_refusal)?;
+    let refused = SourceState::RefusedLink;
+    Some(Finding::trouble(refused, path, error.to_string()))
 }
 
 /// Whether an earlier walk still waits for an answer about this very path.

@@ -6,6 +6,7 @@
     reason = "a step that fails is a test that fails"
 )]
 
+mod as_it_is;
 mod backup;
 mod backup_elsewhere;
 mod browser;

@@ -259,7 +259,7 @@ impl Feed {
     /// Its streams may be opened again.
     pub(super) fn close(self, positions: &mut Positions) {
         for stream in self.streams.values() {
-            positions.close(&stream.output, false);
+            positions.close(&stream.output, None);
         }
     }
 
@@ -364,7 +364,7 @@ impl Feed {
         }
         if self.streams.len() > STREAMS_MAX {
             for stream in core::mem::take(&mut self.streams).into_values() {
-                positions.close(&stream.output, false);
+                positions.close(&stream.output, None);
             }
         }
         match taken >= PASS_BYTES || context.stopped {
