@@ -1,6 +1,5 @@
 //! The commands of `scrinium-agent`.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,24 +7,20 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
-use scrinium_protocol::secret::Secret;
+use scrinium_protocol::identity::StreamName;
 use scrinium_protocol::shown;
-use scrinium_protocol::sl::handshake::refusal_of;
-use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::token::Token;
 use scrinium_segment::lock::DirLock;
-use scrinium_segment::{fault, random};
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tracing::info;
 use zeroize::Zeroizing;
 
-use crate::clock;
 use crate::config::Config;
-use crate::identity::{self, Identity, State};
-use crate::link::{self, Dial};
+use crate::identity::binding::{Binding, Opened};
+use crate::identity::{Identity, no_agent};
+use crate::join;
+use crate::link;
 use crate::service::Action;
 #[cfg(unix)]
 use crate::service::notify::Notifier;
@@ -82,9 +77,18 @@ enum Command {
         #[command(flatten)]
         state: StateDir,
     },
-    /// Collects and ships until stopped.
-    #[command(after_help = "Example: scrinium-agent run --config /etc/scrinium/agent.toml")]
+    /// Collects and ships until stopped. Where there is no agent yet, or the state of a machine that this one was cloned
+    /// from, it enrols first with a token, if it is given one.
+    #[command(
+        after_help = "Examples: scrinium-agent run --config /etc/scrinium/agent.toml\n          scrinium-agent run --token-file /etc/scrinium/token"
+    )]
     Run {
+        /// A token, from the environment: as the option it is seen by every user of this machine.
+        #[arg(long, env = "SCRINIUM_TOKEN", hide_env_values = true)]
+        token: Option<Zeroizing<String>>,
+        /// Read the token from this file, when one is needed.
+        #[arg(long, env = "SCRINIUM_TOKEN_FILE")]
+        token_file: Option<PathBuf>,
         #[command(flatten)]
         state: StateDir,
         #[command(flatten)]
@@ -153,8 +157,20 @@ impl Command {
                 token,
                 token_file,
                 state,
-            } => enroll(&token_of(token, token_file.as_deref())?, &state.state).await?,
-            Self::Run { state, config } => run(&state.state, load(&config)?).await?,
+            } => {
+                let token = token_of(token, token_file.as_deref())?;
+                join::enrol::enrol(&token, &state.state).await?;
+            }
+            Self::Run {
+                token,
+                token_file,
+                state,
+                config,
+            } => {
+                let config = load(&config)?;
+                let token = first_token(token, token_file.as_deref())?;
+                run(&state.state, config, token).await?;
+            }
             Self::Status { state, json } => return show_status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
             Self::Service { action } => action.run()?,
@@ -202,95 +218,30 @@ fn token_of(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<Zer
     Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
-/// Uses the token: one handshake, in which the server names this agent.
-async fn enroll(text: &str, dir: &Path) -> Result<()> {
-    let token = Token::parse(text)
-        .map_err(|error| UsageError(format!("the token is not valid: {error}; copy it whole")))?;
-    if clock::unix_us() / 1_000_000 >= token.expires_s {
-        bail!(
-            "this enrolment token has expired; make a new one with: scrinium-server agent enroll"
-        );
-    }
-    let key = identity::prepare(dir)?;
-    let _lock = DirLock::acquire(dir)?;
-    let mut identity = match Identity::open(dir, &key) {
-        Ok(identity) if identity.state.token.is_none() => {
-            bail!(
-                "{} holds an enrolled agent; choose another --state directory",
-                dir.display()
-            );
-        }
-        // We died while using this token: the same keys use it again.
-        Ok(identity) if identity.state.token == Some(token.id) => identity,
-        _ => {
-            let state = State {
-                agent: AgentId::default(),
-                address: token.address.clone(),
-                server_public: token.server_public,
-                noise: Secret::new(random()?),
-                signing: Secret::new(random()?),
-                credential: token.secret.clone(),
-                token: Some(token.id),
-                recovery: None,
-                server_signing: None,
-                central: None,
-                trial: None,
-                reverted: None,
-                epoch: Epoch(random()?),
-                behind: false,
-                positions: BTreeMap::new(),
-                receipts: BTreeMap::new(),
-            };
-            Identity::create(dir, &key, state)?
-        }
+/// The token of a first start. A file that is not there is not needed any more: a token is removed once it was used.
+fn first_token(
+    token: Option<Zeroizing<String>>,
+    file: Option<&Path>,
+) -> Result<Option<Token>> {
+    let file = match file {
+        Some(file) if file != Path::new("-") && !file.try_exists()? => None,
+        file => file,
     };
-    let (mut stream, established) = Dial::new(&identity.state, &identity.state.credential, None)
-        .run()
-        .await?;
-    let next = established.next_psk.clone();
-    let recovery = established.recovery_psk.clone();
-    let mut session = AgentSession::new(established, clock::now());
-    let mut buffer = vec![0; 4096];
-    let mut received = Vec::new();
-    loop {
-        let read = tokio::time::timeout(ANSWER_MAX, stream.read(&mut buffer)).await;
-        let n = read.context("the server did not answer in time")??;
-        received.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if let Some(refusal) = refusal_of(&received) {
-            return Err(Refused::new(refusal).into());
-        }
-        if n == 0 {
-            bail!("the server closed the connection");
-        }
-        session.handle_bytes(buffer.get(..n).unwrap_or_default(), clock::now())?;
-        while let Some(event) = session.poll_event() {
-            if let AgentEvent::Enrolled { agent } = event {
-                identity.state.agent = agent;
-                identity.state.credential = next;
-                identity.state.token = None;
-                identity.state.recovery = Some(recovery);
-                identity.save()?;
-                fault::point("agent: enrolment durable");
-                session.send_credential_stored(clock::now())?;
-                session.send_close("enrolled", clock::now())?;
-                if let Some(bytes) = session.poll_transmit() {
-                    stream.write_all(&bytes).await?;
-                }
-                say(&format!(
-                    "enrolled as {agent} with {}; start it with: scrinium-agent run",
-                    identity.state.address
-                ))?;
-                return Ok(());
-            }
-        }
+    if file.is_none() && token.is_none() {
+        return Ok(None);
     }
+    let text = token_of(token, file)?;
+    join::enrol::parse(&text).map(Some)
 }
 
-async fn run(dir: &Path, config: Config) -> Result<()> {
-    let key = identity::key_of(dir)?;
+async fn run(dir: &Path, config: Config, token: Option<Token>) -> Result<()> {
+    if token.is_some() {
+        join::make_dir(dir)?;
+    } else if !dir.try_exists()? {
+        bail!(no_agent(dir));
+    }
     let _lock = DirLock::acquire(dir)?;
-    let identity = Identity::open(dir, &key)?;
-    let (stop, stopped) = watch::channel(false);
+    let (stop, mut stopped) = watch::channel(false);
     let (status, shown) = watch::channel(Status::default());
     tokio::spawn(async move {
         wait_for_signal().await;
@@ -301,6 +252,11 @@ async fn run(dir: &Path, config: Config) -> Result<()> {
     tokio::spawn(async move { status::serve(&state, shown).await });
     #[cfg(unix)]
     let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
+    let changes_max = config.machine_changes_max;
+    let found = join::agent(dir, changes_max, token, &status, &mut stopped).await?;
+    let Some((identity, key)) = found else {
+        return Ok(());
+    };
     uplink::run(config, dir, &key, identity, stopped, status).await
 }
 
@@ -350,7 +306,10 @@ pub(crate) fn run_as_service() -> Result<()> {
         .build()?;
     let dir =
         std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
-    runtime.block_on(run(&dir, load(&ConfigFile { config: None })?))
+    let text = std::env::var("SCRINIUM_TOKEN").ok().map(Zeroizing::new);
+    let file = std::env::var_os("SCRINIUM_TOKEN_FILE").map(PathBuf::from);
+    let token = first_token(text, file.as_deref())?;
+    runtime.block_on(run(&dir, load(&ConfigFile { config: None })?, token))
 }
 
 async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
@@ -416,9 +375,18 @@ async fn check(dir: &Path, config: &Config) -> Result<()> {
             say(&format!("unreadable: {}: {error}", path.display()))?;
         }
     }
-    let key = identity::key_of(dir)?;
-    let identity = Identity::open(dir, &key)?;
+    let binding = match Binding::open(dir)? {
+        Opened::Here(binding) => binding,
+        Opened::Elsewhere(elsewhere) => bail!("{}: {}", dir.display(), elsewhere.in_words()),
+    };
+    let identity = Identity::open(dir, binding.key())?;
     say(&format!("state: fine; agent {}", identity.state.agent))?;
+    if !binding.changed().is_empty() {
+        let changed = binding.changed().join(", ");
+        say(&format!(
+            "changed of this machine: {changed}; the state is bound to it as it is now when the agent starts"
+        ))?;
+    }
     link::can_connect(&identity.state.address)
         .await
         .context("server")?;
@@ -452,6 +420,12 @@ fn load(config: &ConfigFile) -> Result<Config> {
 #[error("{0}")]
 pub(crate) struct UsageError(String);
 
+impl UsageError {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// The exit code of an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<UsageError>() {
@@ -475,4 +449,3 @@ const DEFAULT_STATE: &str = "/var/lib/scrinium/agent";
 const DEFAULT_STATE: &str = "C:/ProgramData/Scrinium/agent";
 /// Bytes read of a file that is said to hold a token.
 const TOKEN_FILE_LEN_MAX: u64 = 64 << 10;
-const ANSWER_MAX: Duration = Duration::from_secs(15);

@@ -12,6 +12,7 @@ mod commands;
 pub mod config;
 mod governor;
 pub mod identity;
+mod join;
 mod link;
 mod log;
 mod production;

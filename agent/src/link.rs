@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
     AgentHello, AgentKeys, Established, FRAME_HEAD_LEN, FrameHead, Purpose, RefusalCode,
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::clock;
 use crate::identity::State;
+use crate::identity::asking::Asking;
 use crate::shipper::Refused;
 
 /// What dialling needs of the agent's state.
@@ -38,8 +40,8 @@ impl Dial {
         integrity_only: Option<String>,
     ) -> Self {
         let signing = ed25519_dalek::SigningKey::from_bytes(state.signing.expose());
-        // Salted with the server's key: two servers cannot compare what they know of a machine.
-        let fingerprint = machine::fingerprint(&state.server_public);
+        let mut hello = hello(state.agent, &state.server_public);
+        hello.signing_public = signing.verifying_key().to_bytes();
         Self {
             suite: match integrity_only {
                 Some(_) => Suite::IntegrityOnly,
@@ -52,18 +54,26 @@ impl Dial {
             purpose: state
                 .token
                 .map_or(Purpose::Connect, |token| Purpose::Enrol { token }),
-            hello: AgentHello {
-                agent: state.agent,
-                signing_public: signing.verifying_key().to_bytes(),
-                boot_id: boot_id(),
-                instance: instance(),
-                time_us: 0,
-                host_name: host_name(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                os: os_name(),
-                fingerprint,
-            },
+            hello,
         }
+    }
+
+    /// Dials to ask for the key of a state that does not open here. The keys shown are nobody's: the credential alone
+    /// says which agent is meant.
+    pub(crate) fn to_ask(asking: &Asking) -> Result<Self> {
+        let mut hello = hello(asking.agent, &asking.server_public);
+        hello.signing_public = *KeyPair::from_secret(&Secret::new(random()?)).public();
+        Ok(Self {
+            suite: Suite::Encrypted,
+            address: asking.address.clone(),
+            server_public: asking.server_public,
+            noise: Secret::new(random()?),
+            credential: asking.credential.clone(),
+            purpose: Purpose::Ask {
+                agent: asking.agent,
+            },
+            hello,
+        })
     }
 
     /// Connects and shakes hands, within a deadline.
@@ -97,6 +107,22 @@ impl Dial {
         let (bytes, established) = send.finish(&self.hello)?;
         stream.write_all(&bytes).await?;
         Ok((stream, established))
+    }
+}
+
+/// What this machine and process say of themselves.
+fn hello(agent: AgentId, server_public: &[u8; 32]) -> AgentHello {
+    AgentHello {
+        agent,
+        signing_public: [0; 32],
+        boot_id: boot_id(),
+        instance: instance(),
+        time_us: 0,
+        host_name: host_name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        os: os_name(),
+        // Salted with the server's key: two servers cannot compare what they know of a machine.
+        fingerprint: machine::fingerprint(server_public),
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) async fn run(
     if let Some(revert_after) = config.revert_after {
         shipper.set_revert_after(revert_after);
     }
+    if let Some(migrate_after) = config.migrate_after {
+        shipper.set_migrate_after(migrate_after);
+    }
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
@@ -171,6 +174,7 @@ impl Uplink {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<()> {
         self.shipper.review_configuration(clock::now());
+        self.shipper.review_binding(clock::now());
         self.pass_orders()?;
         let takes = self.shipper.has_room();
         if let Err(error) = self.send_waiting() {
@@ -483,7 +487,7 @@ enum Happened {
 }
 
 /// Spreads reconnects of many agents: between half and all of the interval.
-fn jittered(interval: Duration) -> Duration {
+pub(crate) fn jittered(interval: Duration) -> Duration {
     let [byte] = scrinium_segment::random::<1>().unwrap_or([128]);
     interval / 2 + interval / 2 * u32::from(byte) / 255
 }

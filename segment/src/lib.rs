@@ -19,6 +19,7 @@ pub mod machine;
 pub mod process;
 pub mod reader;
 pub mod slots;
+pub mod wrap;
 pub mod writer;
 
 pub use format::{

@@ -56,6 +56,8 @@ pub(crate) enum AlarmKind {
     TooManyStreams,
     /// Somebody tries passwords.
     SignInsRefused,
+    /// An agent was let in whose machine is not quite the one it was.
+    MachineChanged,
 }
 
 impl AlarmKind {
@@ -79,6 +81,7 @@ impl AlarmKind {
             Self::ManySenders => "many-senders",
             Self::TooManyStreams => "too-many-streams",
             Self::SignInsRefused => "sign-ins-refused",
+            Self::MachineChanged => "machine-changed",
         }
     }
 }

@@ -128,6 +128,8 @@ impl Config {
             rates: central.rates,
             revert_after: self.revert_after,
             integrity_only: self.integrity_only.clone(),
+            machine_changes_max: self.machine_changes_max,
+            migrate_after: self.migrate_after,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::batch::StreamPosition;
 use crate::codec::{Codec, Reader, put_bytes16, truncated};
 use crate::error::{InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId, StreamKind};
+use crate::secret::Secret;
 use crate::signature;
 
 /// One message.
@@ -45,6 +46,8 @@ pub enum Message {
     Configuration(Configuration),
     /// Agent: what became of a configuration.
     ConfigurationAnswer(ConfigurationAnswer),
+    /// Server: the answer to [`Purpose::Ask`](super::handshake::Purpose::Ask), in such a session alone.
+    StateKey(Secret<32>),
 }
 
 /// A configuration for one agent, signed by the server.
@@ -236,6 +239,7 @@ impl Message {
             Self::Renewed => RENEWED,
             Self::Configuration(_) => CONFIGURATION,
             Self::ConfigurationAnswer(_) => CONFIGURATION_ANSWER,
+            Self::StateKey(_) => STATE_KEY,
         }
     }
 
@@ -299,6 +303,7 @@ impl Message {
                 let reason = answer.rejected.as_deref().unwrap_or_default();
                 put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
             }
+            Self::StateKey(key) => out.extend_from_slice(key.expose()),
         }
     }
 
@@ -360,6 +365,7 @@ impl Message {
                     (!applied).then_some(reason)
                 },
             }),
+            STATE_KEY => Self::StateKey(Secret::new(r.array("key of a state")?)),
             unknown => return Err(InvalidMessage::UnknownType(unknown)),
         };
         // What follows the known fields belongs to a later version: it is ignored.
@@ -399,6 +405,7 @@ const RENEWAL: u8 = 0x0a;
 const RENEWED: u8 = 0x0b;
 const CONFIGURATION: u8 = 0x0c;
 const CONFIGURATION_ANSWER: u8 = 0x0d;
+const STATE_KEY: u8 = 0x10;
 
 #[cfg(test)]
 mod tests {
@@ -548,6 +555,7 @@ mod tests {
                 version: 4,
                 rejected: Some("glob 'x': …".into()),
             }),
+            Message::StateKey(Secret::new([9; 32])),
         ]
     }
 }

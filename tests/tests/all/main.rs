@@ -27,6 +27,7 @@ mod full_disk;
 mod fuzz_corpus;
 mod identity;
 mod interop;
+mod joining;
 mod law;
 mod link;
 mod links;
