@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::config::Config;
 use crate::identity::binding::{Binding, Opened};
 use crate::identity::{Identity, no_agent};
-use crate::join;
+use crate::join::{self, FirstToken};
 use crate::link;
 use crate::service::Action;
 #[cfg(unix)]
@@ -167,9 +167,8 @@ impl Command {
                 state,
                 config,
             } => {
-                let config = load(&config)?;
-                let token = first_token(token, token_file.as_deref())?;
-                run(&state.state, config, token).await?;
+                let first = || first_token(token.clone(), token_file.as_deref());
+                run(&state.state, load(&config)?, &first).await?;
             }
             Self::Status { state, json } => return show_status(&state.state, json).await,
             Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
@@ -219,10 +218,7 @@ fn token_of(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<Zer
 }
 
 /// The token of a first start. A file that is not there is not needed any more: a token is removed once it was used.
-fn first_token(
-    token: Option<Zeroizing<String>>,
-    file: Option<&Path>,
-) -> Result<Option<Token>> {
+fn first_token(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<Option<Token>> {
     let file = match file {
         Some(file) if file != Path::new("-") && !file.try_exists()? => None,
         file => file,
@@ -234,11 +230,12 @@ fn first_token(
     join::enrol::parse(&text).map(Some)
 }
 
-async fn run(dir: &Path, config: Config, token: Option<Token>) -> Result<()> {
-    if token.is_some() {
+async fn run(dir: &Path, config: Config, token: FirstToken<'_>) -> Result<()> {
+    if !dir.try_exists()? {
+        if token()?.is_none() {
+            bail!(no_agent(dir));
+        }
         join::make_dir(dir)?;
-    } else if !dir.try_exists()? {
-        bail!(no_agent(dir));
     }
     let _lock = DirLock::acquire(dir)?;
     let (stop, mut stopped) = watch::channel(false);
@@ -308,8 +305,8 @@ pub(crate) fn run_as_service() -> Result<()> {
         std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
     let text = std::env::var("SCRINIUM_TOKEN").ok().map(Zeroizing::new);
     let file = std::env::var_os("SCRINIUM_TOKEN_FILE").map(PathBuf::from);
-    let token = first_token(text, file.as_deref())?;
-    runtime.block_on(run(&dir, load(&ConfigFile { config: None })?, token))
+    let first = || first_token(text.clone(), file.as_deref());
+    runtime.block_on(run(&dir, load(&ConfigFile { config: None })?, &first))
 }
 
 async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {

@@ -319,7 +319,10 @@ impl Config {
                 binding::CHANGES_MAX
             );
         }
-        if self.migrate_after.is_some_and(|after| after > MIGRATE_AFTER_MAX) {
+        if self
+            .migrate_after
+            .is_some_and(|after| after > MIGRATE_AFTER_MAX)
+        {
             bail!("state.migrate_after_s must be at most 31536000");
         }
         Ok(())

@@ -87,7 +87,11 @@ impl Token {
             "checked where it was entered"
         );
         let is_for_one = self.uses_max <= 1;
-        let mut bytes = vec![if is_for_one { VERSION_ONE } else { VERSION_MANY }];
+        let mut bytes = vec![if is_for_one {
+            VERSION_ONE
+        } else {
+            VERSION_MANY
+        }];
         put_bytes16(&mut bytes, self.address.as_bytes());
         bytes.extend_from_slice(&self.server_public);
         bytes.extend_from_slice(&self.id);

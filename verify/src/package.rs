@@ -169,7 +169,11 @@ fn inspect<'a>(tar: Tar<'a>, trust: &Trust, verdict: &mut Verdict) -> Result<Con
     );
     let mut keys = BTreeSet::from([(server_key, SERVER.to_owned())]);
     for part in &manifest.streams {
-        keys.extend(part.keys()?.into_iter().map(|key| (key, part.agent.clone())));
+        keys.extend(
+            part.keys()?
+                .into_iter()
+                .map(|key| (key, part.agent.clone())),
+        );
     }
     let keys = keys.into_iter();
     let signers = Signers::new(

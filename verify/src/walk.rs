@@ -237,8 +237,13 @@ impl Walk<'_> {
             seen.deleted = seen.deleted.saturating_add(gone.1 - gone.0);
             seen.certificates.extend(certificates);
         }
-        let signer = stream.keys.iter().find(|key| header.verify_signature(key).is_ok());
-        let signer = signer.or(stream.keys.first()).context("an agent has a key")?;
+        let signer = stream
+            .keys
+            .iter()
+            .find(|key| header.verify_signature(key).is_ok());
+        let signer = signer
+            .or_else(|| stream.keys.first())
+            .context("an agent has a key")?;
         let entries = excerpt.open(signer);
         let entries = entries.with_context(|| format!("batch {count}"))?;
         run.is_unsigned = !header.is_signed();

@@ -229,7 +229,9 @@ impl Elsewhere {
         } else {
             self.changed.join(", ")
         };
-        format!("this state belongs to another machine, or too much of this one changed ({changed})")
+        format!(
+            "this state belongs to another machine, or too much of this one changed ({changed})"
+        )
     }
 
     /// Opens it with what the server gave.
@@ -365,7 +367,9 @@ fn subsets(names: &[String], max: usize) -> Vec<Vec<String>> {
         let end = all.len();
         for at in begin..end {
             let chosen = all.get(at).cloned().unwrap_or_default();
-            let last = chosen.last().and_then(|last| names.iter().position(|name| name == last));
+            let last = chosen
+                .last()
+                .and_then(|last| names.iter().position(|name| name == last));
             let after = names.iter().skip(last.map_or(0, |last| last + 1));
             all.extend(after.map(|name| [&chosen[..], core::slice::from_ref(name)].concat()));
         }

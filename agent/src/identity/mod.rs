@@ -49,9 +49,8 @@ impl Identity {
     /// # Errors
     /// There is none, it is damaged, or a newer program wrote it.
     pub fn open(dir: &Path, key: &Secret<32>) -> Result<Self> {
-        let (slots, bytes) = Slots::open(dir, STATE_NAME, key).with_context(|| {
-            format!("{}: the agent's state is damaged", dir.display())
-        })?;
+        let (slots, bytes) = Slots::open(dir, STATE_NAME, key)
+            .with_context(|| format!("{}: the agent's state is damaged", dir.display()))?;
         let Some(bytes) = bytes else {
             bail!(no_agent(dir));
         };
@@ -66,9 +65,8 @@ impl Identity {
     /// Whether a state that opens is there.
     pub(crate) fn is_there(dir: &Path, key: &Secret<32>) -> Result<bool> {
         let there = Slots::open(dir, STATE_NAME, key);
-        let (_, state) = there.with_context(|| {
-            format!("{}: the agent's state is damaged", dir.display())
-        })?;
+        let (_, state) =
+            there.with_context(|| format!("{}: the agent's state is damaged", dir.display()))?;
         Ok(state.is_some())
     }
 

@@ -13,7 +13,7 @@ pub(crate) mod enrol;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use scrinium_protocol::token::Token;
@@ -25,28 +25,37 @@ use crate::identity::binding::{Binding, Elsewhere, Opened};
 use crate::identity::{self, Identity, State, no_agent};
 use crate::status::Status;
 
+/// The token that this machine was given for its first start; read when it is needed and not before: once it was used it may be
+/// gone, or nobody's to read.
+pub(crate) type FirstToken<'a> = &'a dyn Fn() -> Result<Option<Token>>;
+
 /// The agent of this directory, ready to work, and the key of its files; `None` when it was stopped before there was one.
 pub(crate) async fn agent(
     dir: &Path,
     changes_max: usize,
-    token: Option<Token>,
+    token: FirstToken<'_>,
     status: &watch::Sender<Status>,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<Option<(Identity, Secret<32>)>> {
-    let is_new = !dir.join("machine.json").try_exists()?;
-    let binding = match (is_new, &token) {
-        (true, None) => bail!(no_agent(dir)),
-        (true, Some(_)) => Binding::prepare(dir)?,
-        (false, _) => match Binding::open(dir)? {
-            Opened::Here(binding) => binding,
-            Opened::Elsewhere(elsewhere) => match &token {
-                Some(token) if token.uses_max > 1 => make_room(dir, &elsewhere.in_words())?,
-                _ => match wait(dir, elsewhere, status, stop).await? {
-                    Some(binding) => binding,
+    let (binding, token) = if dir.join("machine.json").try_exists()? {
+        match Binding::open(dir)? {
+            Opened::Here(binding) => {
+                let is_enrolled = Identity::is_there(dir, binding.key())?
+                    && Identity::open(dir, binding.key())?.state.token.is_none();
+                let token = if is_enrolled { None } else { token()? };
+                (binding, token)
+            }
+            Opened::Elsewhere(elsewhere) => match of_several_uses(token) {
+                Some(token) => (make_room(dir, &elsewhere.in_words())?, Some(token)),
+                None => match wait(dir, elsewhere, status, stop).await? {
+                    Some(binding) => (binding, None),
                     None => return Ok(None),
                 },
             },
-        },
+        }
+    } else {
+        let token = token()?.with_context(|| no_agent(dir))?;
+        (Binding::prepare(dir)?, Some(token))
     };
     let mut identity = state_of(dir, &binding, token.as_ref())?;
     let changed = binding.changed().to_vec();
@@ -73,6 +82,18 @@ pub(crate) async fn agent(
         }
     }
     Ok(Some((identity, key)))
+}
+
+/// The token that a clone enrols with. Where it cannot be read the machine asks, as it does without one.
+fn of_several_uses(token: FirstToken<'_>) -> Option<Token> {
+    match token() {
+        Ok(token) => token.filter(|token| token.uses_max > 1),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(error, "the token of a first start cannot be used");
+            None
+        }
+    }
 }
 
 /// The state of an agent, or a new one that uses `token`: when there is none, or one that another token was to make.

@@ -60,7 +60,10 @@ impl Shipper {
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                warn!(error, "what the state is bound to could not be written; trying again");
+                warn!(
+                    error,
+                    "what the state is bound to could not be written; trying again"
+                );
                 self.migration.not_before = Some(now + TRY_AGAIN);
             }
         }

@@ -430,7 +430,10 @@ pub(super) fn hex_fingerprint(hello: &AgentHello) -> Vec<(String, String)> {
 }
 
 /// Names of the known components that are gone or other now. New ones say nothing about the old machine.
-pub(super) fn changed_components(known: &[(String, String)], seen: &[(String, String)]) -> Vec<String> {
+pub(super) fn changed_components(
+    known: &[(String, String)],
+    seen: &[(String, String)],
+) -> Vec<String> {
     let changed = known.iter().filter(|component| !seen.contains(component));
     changed.map(|(name, _)| name.clone()).collect()
 }

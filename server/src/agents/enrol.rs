@@ -95,7 +95,14 @@ impl Agents {
         if allowance.uses == 1 {
             check_unused(agent.name, state.agents.values())?;
         }
-        self.put_token(&mut state, agent, address, server_public, allowance, [0; 16])
+        self.put_token(
+            &mut state,
+            agent,
+            address,
+            server_public,
+            allowance,
+            [0; 16],
+        )
     }
 
     /// Whether a token can be made for the machine that takes the place of an agent whose state is lost.
@@ -136,7 +143,14 @@ impl Agents {
             site: &agent.site,
             tenant: &agent.tenant,
         };
-        self.put_token(&mut self.lock(), &agent, address, server_public, allowance, id.0)
+        self.put_token(
+            &mut self.lock(),
+            &agent,
+            address,
+            server_public,
+            allowance,
+            id.0,
+        )
     }
 
     fn put_token(
@@ -193,7 +207,8 @@ impl Agents {
     pub(crate) fn revoke_token(&self, id: &[u8; 16]) -> Result<()> {
         let mut state = self.lock();
         let token = state.tokens.get_mut(id);
-        let token = token.with_context(|| format!("no token has the id {}", HEXLOWER.encode(id)))?;
+        let token =
+            token.with_context(|| format!("no token has the id {}", HEXLOWER.encode(id)))?;
         let mut revoked = token.clone();
         revoked.revoked = true;
         self.catalogue.put(&revoked)?;
@@ -217,7 +232,10 @@ impl Agents {
     /// The agent a token was used by last, for the page that waits for it.
     pub(crate) fn enrolled_with(&self, token: &[u8; 16]) -> Option<AgentRecord> {
         let state = self.lock();
-        let of_token = state.agents.values().filter(|agent| agent.token_id == *token);
+        let of_token = state
+            .agents
+            .values()
+            .filter(|agent| agent.token_id == *token);
         of_token.max_by_key(|agent| agent.enrolled_us).cloned()
     }
 }

@@ -507,7 +507,8 @@ impl Agents {
         let signers = shown.filter_map(|(id, name)| {
             let agent = state.agents.get(&id)?;
             let before = agent.signing_before.iter().rev();
-            let before = before.filter_map(|key| HEXLOWER.decode(key.as_bytes()).ok()?.try_into().ok());
+            let before =
+                before.filter_map(|key| HEXLOWER.decode(key.as_bytes()).ok()?.try_into().ok());
             let keys = [agent.signing_public].into_iter().chain(before).collect();
             Some((id, Signer { name, keys }))
         });

@@ -42,7 +42,9 @@ pub(super) fn name_of_use<'a>(
     host_name: &str,
     others: impl Iterator<Item = &'a AgentRecord>,
 ) -> Result<String> {
-    let taken: BTreeSet<String> = others.map(|agent| agent.name.to_ascii_lowercase()).collect();
+    let taken: BTreeSet<String> = others
+        .map(|agent| agent.name.to_ascii_lowercase())
+        .collect();
     let host: String = host_name
         .chars()
         .map(|c| if is_plain(c) { c } else { '-' })
@@ -58,7 +60,10 @@ pub(super) fn name_of_use<'a>(
     };
     let numbered = |n: usize| {
         let end = format!("-{n}");
-        let kept: String = name.chars().take(LEN_MAX.saturating_sub(end.len())).collect();
+        let kept: String = name
+            .chars()
+            .take(LEN_MAX.saturating_sub(end.len()))
+            .collect();
         kept + &end
     };
     // One of so many is free: there are fewer agents.
@@ -223,11 +228,19 @@ mod tests {
         assert_eq!(name("{host}", 1, "\u{435}"), "host");
         assert_eq!(name("{host}", 1, &"x".repeat(300)), "x".repeat(64));
         let long = name("{host}-{n}", 1, &"x".repeat(300));
-        assert_eq!((long.len(), &long[62..]), (64, "-2"));
+        assert_eq!((long.len(), long.ends_with("-2")), (64, true));
         for pattern in ["{host}", "a-{n}", "{n}", "web"] {
             check_agent_pattern(pattern).unwrap();
         }
-        for pattern in ["", "{", "{name}", "-{host}", "a b", "server", &"x".repeat(65)] {
+        for pattern in [
+            "",
+            "{",
+            "{name}",
+            "-{host}",
+            "a b",
+            "server",
+            &"x".repeat(65),
+        ] {
             assert!(check_agent_pattern(pattern).is_err(), "{pattern}");
         }
     }

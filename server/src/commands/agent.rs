@@ -69,7 +69,9 @@ pub(crate) enum Agent {
         json: bool,
     },
     /// Ends a token: nobody enrols with it any more, who did stays.
-    #[command(after_help = "Example: scrinium-server agent revoke-token 0123456789abcdef0123456789abcdef")]
+    #[command(
+        after_help = "Example: scrinium-server agent revoke-token 0123456789abcdef0123456789abcdef"
+    )]
     RevokeToken {
         /// As `agent tokens` lists it.
         id: String,
@@ -254,11 +256,15 @@ impl Agent {
                 for token in tokens.as_array().into_iter().flatten() {
                     let field = |key: &str| {
                         let value = token.get(key).unwrap_or(&serde_json::Value::Null);
-                        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+                        value
+                            .as_str()
+                            .map_or_else(|| value.to_string(), str::to_owned)
                     };
                     let (id, name, expires) = (field("id"), field("name"), field("expires"));
                     let (uses, uses_max) = (field("uses"), field("uses_max"));
-                    say(&format!("{id} {name:24} used {uses} of {uses_max}, until {expires}"))?;
+                    say(&format!(
+                        "{id} {name:24} used {uses} of {uses_max}, until {expires}"
+                    ))?;
                 }
                 Ok(())
             }

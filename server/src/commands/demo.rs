@@ -174,9 +174,12 @@ async fn start_agent(
         };
         let detail = json!({ "agent": agent.name, "site": agent.site });
         audit_as(core, &caller::local(), "token made", detail).await?;
-        let token = core
-            .agents
-            .make_token(&agent, &core.address, *core.noise.public(), Allowance::once(600))?;
+        let token = core.agents.make_token(
+            &agent,
+            &core.address,
+            *core.noise.public(),
+            Allowance::once(600),
+        )?;
         let enrolled = Command::new(program)
             .arg("enroll")
             .arg(token.to_text())

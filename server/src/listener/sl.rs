@@ -12,8 +12,8 @@ use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    AgentHello, Established, ExpectAgentHello, ExpectAgentStart, FRAME_HEAD_LEN, FrameHead, PREAMBLE_HEAD_LEN,
-    Preamble, Purpose, ServerHello, refusal_frame,
+    AgentHello, Established, ExpectAgentHello, ExpectAgentStart, FRAME_HEAD_LEN, FrameHead,
+    PREAMBLE_HEAD_LEN, Preamble, Purpose, ServerHello, refusal_frame,
 };
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::suite::Suite;
@@ -154,7 +154,10 @@ async fn handshake(
                     detail.insert("uses_max".into(), token.uses_max.into());
                     detail.insert("host".into(), agent.host_name.clone().into());
                 }
-                let replaced = accepted.token.as_ref().is_some_and(|token| token.replaces != [0; 16]);
+                let replaced = accepted
+                    .token
+                    .as_ref()
+                    .is_some_and(|token| token.replaces != [0; 16]);
                 let action = if replaced { "replaced" } else { "enrolled" };
                 core.audit.record("agent", action, detail).await;
             }
@@ -251,9 +254,7 @@ impl Arrival<'_> {
 }
 
 /// Tries until the agent is not connected any more, for a moment.
-async fn unless_in_use<T>(
-    mut attempt: impl FnMut() -> Result<T, Refused>,
-) -> Result<T, Refused> {
+async fn unless_in_use<T>(mut attempt: impl FnMut() -> Result<T, Refused>) -> Result<T, Refused> {
     let deadline = clock::now() + INCUMBENT_MAX;
     loop {
         match attempt() {

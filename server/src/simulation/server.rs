@@ -215,9 +215,9 @@ impl Process {
                         Err(error) => {
                             if let Some(refused) = error.downcast_ref::<Refused>() {
                                 let agents = &self.shared.agents;
-                                let raise = agents.with_static(&static_public).and_then(|id| {
-                                    agents.note_refusal(id, refused, address())
-                                });
+                                let raise = agents
+                                    .with_static(&static_public)
+                                    .and_then(|id| agents.note_refusal(id, refused, address()));
                                 self.alarms.extend(raise);
                                 let reason = refused.to_string();
                                 out.extend_from_slice(&refusal_frame(refused.code(), &reason));

@@ -132,8 +132,7 @@ impl World {
             site: "",
             tenant: FIRST_TENANT,
         };
-        let token =
-            agents.make_token(&agent, "192.0.2.1:720", public, Allowance::once(3600))?;
+        let token = agents.make_token(&agent, "192.0.2.1:720", public, Allowance::once(3600))?;
         let agent = Agent::new(&dir.join("agent"), &token)?;
         #[expect(clippy::disallowed_methods, reason = "the epoch of virtual time")]
         let now = Instant::now();

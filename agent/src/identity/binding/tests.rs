@@ -20,7 +20,9 @@ fn machine(changes: &[(&'static str, &str)]) -> Vec<Characteristic> {
         name,
         value: value_of(name, value),
     });
-    all.into_iter().filter(|one| !one.value.is_empty()).collect()
+    all.into_iter()
+        .filter(|one| !one.value.is_empty())
+        .collect()
 }
 
 fn directory(name: &str) -> PathBuf {
@@ -189,7 +191,10 @@ fn k5_a_binding_of_0_1_0_is_left_as_it_is_until_it_is_renewed_and_refused_by_tha
         panic!("version 0.1.0 opens it");
     };
     let refused = refused.to_string();
-    assert!(refused.contains("a newer scrinium-agent, which alone opens it"), "{refused}");
+    assert!(
+        refused.contains("a newer scrinium-agent, which alone opens it"),
+        "{refused}"
+    );
     assert_eq!(state(), written);
     let binding = here(&dir, &machine::of_agents()).unwrap();
     assert_eq!(binding.key(), &key);
@@ -210,7 +215,10 @@ fn a_damaged_or_newer_file_is_named() {
     for (text, expected) in [
         ("", "machine.json is damaged"),
         ("{}", "machine.json is damaged"),
-        ("{\"characteristics\":[],\"secret\":\"00\"}", "machine.json is damaged"),
+        (
+            "{\"characteristics\":[],\"secret\":\"00\"}",
+            "machine.json is damaged",
+        ),
     ] {
         durable::write_file(&dir.join(FILE_NAME), text.as_bytes()).unwrap();
         let error = format!("{:#}", Binding::open_on(&dir, &[]).unwrap_err());

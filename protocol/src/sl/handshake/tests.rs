@@ -89,9 +89,7 @@ fn purposes_have_their_bytes_and_an_unknown_one_is_refused() {
     assert_eq!(unknown, Err(InvalidMessage::UnknownType(4)));
 }
 
-fn run(
-    credentials: &[[u8; 32]],
-) -> Result<(Established, Established, AgentHello, usize), Error> {
+fn run(credentials: &[[u8; 32]]) -> Result<(Established, Established, AgentHello, usize), Error> {
     let (sent, agent) = start(agent_keys(), "", Purpose::Enrol { token: [4; 16] })?;
     let server = ExpectAgentStart::new(Suite::Encrypted, &sent[..5], pair(20), pair(21));
     let (purpose, server) = server.handle(&sent[8..])?;

@@ -185,7 +185,9 @@ pub(crate) async fn replace(
         return refused;
     }
     let public = *core.noise.public();
-    let made = core.agents.make_replacement(&name, &core.address, public, TTL_S);
+    let made = core
+        .agents
+        .make_replacement(&name, &core.address, public, TTL_S);
     match or_said(&core, &who.actor, action, made).await {
         Ok(token) => {
             let form = EnrolForm {
