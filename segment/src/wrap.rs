@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(unwrap(&key, &wrapped, "use"), Some(secret));
         assert_eq!(unwrap(&key, &wrapped, "other use"), None);
         assert_eq!(unwrap(&Secret::new([3; 32]), &wrapped, "use"), None);
-        let mut cut = wrapped.clone();
+        let mut cut = wrapped;
         cut.pop();
         for bad in ["", "00", "x", &cut] {
             assert_eq!(unwrap(&key, bad, "use"), None);
