@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use scrinium_protocol::identity::StreamName;
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::sources::SourceState;
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::commands::say;
 use crate::config::Config;
-use crate::identity::{self, Identity};
+use crate::identity::Identity;
+use crate::identity::binding::{Binding, Opened};
 use crate::link::{self, Way};
 use crate::source::discover::Discovery;
 use crate::source::round::{self, Found, Met};
@@ -121,9 +122,18 @@ pub(crate) async fn check(dir: &Path, config: &Config) -> Result<()> {
             say(&format!("unreadable: {}: {error}", path.display()))?;
         }
     }
-    let key = identity::key_of(dir)?;
-    let identity = Identity::open(dir, &key)?;
+    let binding = match Binding::open(dir)? {
+        Opened::Here(binding) => binding,
+        Opened::Elsewhere(elsewhere) => bail!("{}: {}", dir.display(), elsewhere.in_words()),
+    };
+    let identity = Identity::open(dir, binding.key())?;
     say(&format!("state: fine; agent {}", identity.state.agent))?;
+    if !binding.changed().is_empty() {
+        let changed = binding.changed().join(", ");
+        say(&format!(
+            "changed of this machine: {changed}; the state is bound to it as it is now when the agent starts"
+        ))?;
+    }
     let way = Way::new(
         &config.reach,
         &identity.state.address,

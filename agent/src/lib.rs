@@ -14,6 +14,7 @@ mod ending;
 mod governor;
 pub mod identity;
 mod inspect;
+mod join;
 mod link;
 mod log;
 mod production;

@@ -25,7 +25,7 @@ use self::orders::Orders;
 use crate::clock;
 use crate::config::{Config, Uploads};
 use crate::ending::Ending;
-use crate::identity::Identity;
+use crate::identity::{Identity, State};
 use crate::link::{self, Connected, Dial, Look, Looked, Memory, NotLetPass, Way};
 use crate::production::Production;
 use crate::shipper::{Check, Order, Produced, Refused, Shipper};
@@ -45,12 +45,14 @@ pub(crate) struct Setting {
     pub(crate) ending: Ending,
 }
 
-/// The way to the server as the configuration names it, or else the token.
-fn way_of(config: &Config, address: &str) -> Result<Way> {
+/// The way to the server as the configuration names it, or else the token. An agent joins by the port that encrypts,
+/// whatever it sends by later.
+fn way_of(config: &Config, state: &State) -> Result<Way> {
+    let in_clear = config.integrity_only.as_deref();
     Way::new(
         &config.reach,
-        address,
-        config.integrity_only.as_deref(),
+        &state.address,
+        in_clear.filter(|_| state.token.is_none()),
         link::variable,
         scrinium_segment::random::<1>().map_or(0, |[spread]| spread),
     )
@@ -77,8 +79,10 @@ pub(crate) async fn run(
     let mut shipper = Shipper::open(dir, key, in_force.limits(), identity, check_of(&config))?;
     shipper.set_refused(refused);
     shipper.set_revert_after(config.revert_after);
+    shipper.set_migrate_after(config.migrate_after);
     shipper.set_in_force(config.settings(central.as_ref()));
-    let way = way_of(&config, &shipper.state().address)?;
+    let joins = shipper.state().token.is_some();
+    let way = way_of(&config, shipper.state())?;
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
@@ -100,6 +104,7 @@ pub(crate) async fn run(
             until: clock::now(),
         },
         backoff: BACKOFF_MIN,
+        joins,
         way,
         upload: watch::Sender::default(),
         pace: Pace::default(),
@@ -162,6 +167,8 @@ struct Uplink {
     configurations: u64,
     socket: Socket,
     backoff: Duration,
+    /// It uses a token.
+    joins: bool,
     way: Way,
     /// How fast the socket may be written to.
     upload: watch::Sender<Uploads>,
@@ -220,6 +227,7 @@ impl Uplink {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<()> {
         self.shipper.review_configuration(clock::now());
+        self.shipper.review_binding(clock::now());
         self.pass_orders()?;
         // However much there is to do: the state of the agent travels on time.
         let now = clock::now();
@@ -358,6 +366,7 @@ impl Uplink {
         }
         self.shipper.set_check(check_of(&self.config));
         self.shipper.set_revert_after(self.config.revert_after);
+        self.shipper.set_migrate_after(self.config.migrate_after);
         let central = self.shipper.state().central.as_ref();
         let text = central.map(|central| central.text.clone());
         self.configure(text.as_deref(), None);
@@ -366,7 +375,7 @@ impl Uplink {
 
     /// The configuration names another way to the server.
     fn lead_elsewhere(&mut self) {
-        match way_of(&self.config, &self.shipper.state().address) {
+        match way_of(&self.config, self.shipper.state()) {
             Ok(way) => self.way = way,
             Err(error) => {
                 let error = format!("{error:#}");
@@ -414,11 +423,17 @@ impl Uplink {
     }
 
     fn new_dial(&self) -> Dial {
-        let is_in_clear = self.config.integrity_only.is_some();
+        let is_in_clear = self.config.integrity_only.is_some() && !self.joins;
         Dial::new(self.shipper.state(), self.shipper.credential(), is_in_clear)
     }
 
     fn dial(&mut self) {
+        let joins = self.shipper.state().token.is_some();
+        if core::mem::replace(&mut self.joins, joins) != joins
+            && let Ok(way) = way_of(&self.config, self.shipper.state())
+        {
+            self.way = way;
+        }
         let round = self.way.round(clock::now());
         self.socket = Socket::Dialling(tokio::spawn(self.new_dial().run(round)));
     }
@@ -578,7 +593,7 @@ enum Happened {
 }
 
 /// Spreads reconnects of many agents: between half and all of the interval.
-fn jittered(interval: Duration) -> Duration {
+pub(crate) fn jittered(interval: Duration) -> Duration {
     let [byte] = scrinium_segment::random::<1>().unwrap_or([128]);
     interval / 2 + interval / 2 * u32::from(byte) / 255
 }

@@ -20,6 +20,7 @@ pub mod process;
 pub mod reader;
 pub mod say;
 pub mod slots;
+pub mod wrap;
 pub mod writer;
 
 pub use format::{

@@ -78,6 +78,8 @@ pub(crate) enum AlarmKind {
     ProgramFault,
     /// The console's certificate ends soon, or has ended.
     CertificateEnds,
+    /// An agent was let in whose machine is not quite the one it was.
+    MachineChanged,
 }
 
 impl AlarmKind {
@@ -111,6 +113,7 @@ impl AlarmKind {
             Self::DutyFailed => "duty-failed",
             Self::ProgramFault => "program-fault",
             Self::CertificateEnds => "certificate-ends",
+            Self::MachineChanged => "machine-changed",
         }
     }
 }

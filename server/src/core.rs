@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use crate::accounts::{Accounts, BROWSERS_KEY};
-use crate::agents::Agents;
+use crate::agents::{Agents, Signer};
 use crate::alarms::Alarms;
 use crate::archive::upkeep::{Upkeep, UpkeepQueue};
 use crate::archive::{Archive, losses};
@@ -335,12 +335,13 @@ impl Core {
     }
 
     /// Names and keys of all who signed batches.
-    pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
+    pub(crate) fn signers(&self) -> BTreeMap<AgentId, Signer> {
         let mut signers = self.agents.signers();
-        signers.insert(
-            self.own_agent,
-            (OWN_NAME.to_owned(), self.signing.verifying_key().to_bytes()),
-        );
+        let own = Signer {
+            name: OWN_NAME.to_owned(),
+            keys: vec![self.signing.verifying_key().to_bytes()],
+        };
+        signers.insert(self.own_agent, own);
         signers
     }
 

@@ -54,7 +54,6 @@ mod time;
 mod verification;
 mod vital;
 mod volume;
-mod wrap;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

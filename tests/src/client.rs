@@ -143,6 +143,7 @@ impl Client {
                 }
                 event @ (AgentEvent::StreamState { .. }
                 | AgentEvent::Configuration(_)
+                | AgentEvent::StateKey(_)
                 | AgentEvent::Acked(_)
                 | AgentEvent::Closed { .. }
                 | AgentEvent::PeerSilent) => events.push(event),

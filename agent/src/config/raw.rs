@@ -11,6 +11,14 @@ pub(super) struct Config {
     pub(super) spool: Spool,
     pub(super) server: Server,
     pub(super) limits: Limits,
+    pub(super) state: State,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct State {
+    pub(super) machine_changes_max: Option<usize>,
+    pub(super) migrate_after_s: Option<u64>,
 }
 
 #[derive(Default, serde::Deserialize)]

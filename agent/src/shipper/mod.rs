@@ -16,6 +16,7 @@
 //!    has taken it up.
 
 mod aside;
+mod binding;
 mod configuration;
 mod disk;
 
@@ -39,6 +40,7 @@ use scrinium_segment::{fault, random};
 use tracing::{info, warn};
 
 use self::aside::Aside;
+use self::binding::Migration;
 use crate::config::Limits;
 use crate::identity::{Identity, State};
 use crate::spool::{Fill, Spool};
@@ -143,6 +145,8 @@ pub struct Shipper {
     /// How the sources do, and that their thread hangs: as their owner knows, before a keep-alive is due.
     pub reports: Arc<SourceReports>,
     pub hang: Option<String>,
+    /// When what the state is bound to is looked after.
+    migration: Migration,
 }
 
 /// A connection after its handshake.
@@ -232,6 +236,7 @@ impl Shipper {
             produced_bytes: 0,
             reports: Arc::default(),
             hang: None,
+            migration: Migration::default(),
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has
         // spoken.
@@ -443,10 +448,16 @@ impl Shipper {
                 state.agent = agent;
                 state.token = None;
                 state.recovery = Some(link.recovery.clone());
+                // It may take the place of an agent whose state is lost: should we die now, nothing is read before the
+                // server has said where it stands.
+                state.behind = true;
                 self.identity.save()?;
                 fault::point("agent: enrolment durable");
                 link.session.send_credential_stored(now)?;
                 info!(%agent, "enrolled");
+            }
+            AgentEvent::StateKey(_) => {
+                anyhow::bail!("the server gave a key that nobody asked for");
             }
             AgentEvent::StreamState { stream, position } => {
                 if !self.positions.contains_key(&stream) && !link.stated.contains_key(&stream) {

@@ -6,6 +6,7 @@ use crate::batch::StreamPosition;
 use crate::codec::{Codec, Reader, put_bytes16, truncated};
 use crate::error::{InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId, StreamKind};
+use crate::secret::Secret;
 use crate::signature;
 use crate::sl::in_force::{self, Setting};
 use crate::sl::sources::SourceReports;
@@ -47,6 +48,8 @@ pub enum Message {
     Configuration(Configuration),
     /// Agent: what became of a configuration, and what is in force.
     ConfigurationAnswer(ConfigurationAnswer),
+    /// Server: the answer to [`Purpose::Ask`](super::handshake::Purpose::Ask), in such a session alone.
+    StateKey(Secret<32>),
 }
 
 /// A configuration for one agent, signed by the server.
@@ -244,6 +247,7 @@ impl Message {
             Self::Renewed => RENEWED,
             Self::Configuration(_) => CONFIGURATION,
             Self::ConfigurationAnswer(_) => CONFIGURATION_ANSWER,
+            Self::StateKey(_) => STATE_KEY,
         }
     }
 
@@ -313,6 +317,7 @@ impl Message {
                     in_force::put(&answer.in_force, out);
                 }
             }
+            Self::StateKey(key) => out.extend_from_slice(key.expose()),
         }
     }
 
@@ -380,6 +385,7 @@ impl Message {
                 },
                 in_force: in_force::read(&mut r)?,
             }),
+            STATE_KEY => Self::StateKey(Secret::new(r.array("key of a state")?)),
             unknown => return Err(InvalidMessage::UnknownType(unknown)),
         };
         // What follows the known fields belongs to a later version: it is ignored.
@@ -419,6 +425,7 @@ const RENEWAL: u8 = 0x0a;
 const RENEWED: u8 = 0x0b;
 const CONFIGURATION: u8 = 0x0c;
 const CONFIGURATION_ANSWER: u8 = 0x0d;
+const STATE_KEY: u8 = 0x10;
 
 #[cfg(test)]
 mod tests {
@@ -620,6 +627,7 @@ mod tests {
                     value: "/x".into(),
                 }],
             }),
+            Message::StateKey(Secret::new([9; 32])),
         ]
     }
 }

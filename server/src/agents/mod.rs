@@ -8,10 +8,11 @@
 //! Invariants:
 //! 1. The next credential is durable here before the first record leaves, and the one before works
 //!    until the next is proven: a crash on either side locks nobody out.
-//! 2. A token enrols one static key. The same key may use it again until it has connected, so an
+//! 2. A token enrols one static key, or as many as it says. The same key may use it again until it has connected, so an
 //!    agent that died while enrolling can repeat it.
 
 mod accept;
+mod ask;
 mod enrol;
 mod live;
 mod names;
@@ -21,12 +22,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
+use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, ConfigurationAnswer};
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
-pub(crate) use self::enrol::{NewAgent, route_through};
+pub(crate) use self::enrol::{Allowance, NewAgent, route_through};
 pub(crate) use self::live::{Live, interference_with};
 pub(crate) use self::names::{check_account_name, check_name};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
@@ -61,6 +63,14 @@ pub(crate) struct Told {
     pub(crate) configurations: u64,
 }
 
+/// Who signed batches.
+#[derive(Clone, Debug)]
+pub(crate) struct Signer {
+    pub(crate) name: String,
+    /// The one in use first, then those of states that were lost.
+    pub(crate) keys: Vec<[u8; 32]>,
+}
+
 /// Another process that showed the identity of a connected agent.
 #[derive(Clone, Debug)]
 struct Rival {
@@ -85,6 +95,11 @@ impl Agents {
             changes_max,
             state: Mutex::new(state),
         })
+    }
+
+    /// Components of a machine that may change without a person's approval.
+    pub(crate) fn changes_max(&self) -> usize {
+        self.changes_max
     }
 
     /// Begins a session: an older one of the same agent is told to end. Returns the session's
@@ -295,14 +310,18 @@ impl Agents {
         let Some(agent) = state.agents.get(&id).cloned() else {
             return self.catalogue.write(with);
         };
-        let token = state.tokens.get(&agent.token_id).cloned();
+        // One of several uses is still other agents'.
+        let token = state.tokens.get(&agent.token_id);
+        let token = token.filter(|token| token.uses_max == 1).cloned();
         self.catalogue.write(|changes| {
             changes.remove(&agent)?;
             token.iter().try_for_each(|token| changes.remove(token))?;
             with(changes)
         })?;
         state.agents.remove(&id);
-        state.tokens.remove(&agent.token_id);
+        if let Some(token) = token {
+            state.tokens.remove(&token.id);
+        }
         state.live.remove(&id);
         state.rivals.remove(&id);
         if let Some((_, session)) = state.sessions.remove(&id) {
@@ -379,13 +398,17 @@ impl Agents {
         agents
     }
 
-    /// Name and signing key of every agent, those that were removed too: what they signed can still be verified.
-    pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
+    /// Name and signing keys of every agent, those that were removed too: what they signed can still be verified.
+    pub(crate) fn signers(&self) -> BTreeMap<AgentId, Signer> {
         let state = self.lock();
         let shown = names::shown(state.agents.values()).into_iter();
         let signers = shown.filter_map(|(id, name)| {
             let agent = state.agents.get(&id)?;
-            Some((id, (name, agent.signing_public)))
+            let before = agent.signing_before.iter().rev();
+            let before =
+                before.filter_map(|key| HEXLOWER.decode(key.as_bytes()).ok()?.try_into().ok());
+            let keys = [agent.signing_public].into_iter().chain(before).collect();
+            Some((id, Signer { name, keys }))
         });
         signers.collect()
     }

@@ -17,6 +17,7 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
 use scrinium_segment::random;
+use scrinium_segment::wrap::{unwrap, wrap};
 
 use super::container::{Access, to_recipient};
 use crate::catalogue::copies;
@@ -25,7 +26,6 @@ use crate::catalogue::records::{
 };
 use crate::catalogue::{Catalogue, Changes};
 use crate::volume::Volume;
-use crate::wrap::{unwrap, wrap};
 
 /// All keys of the archive.
 pub(crate) struct Keyring {

@@ -22,7 +22,7 @@ use tracing::warn;
 use super::run::{Server, beside};
 use super::{ADMIN, init, say, say_lines};
 use crate::accounts::random_password;
-use crate::agents::NewAgent;
+use crate::agents::{Allowance, NewAgent};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::clock;
 use crate::config::Config;
@@ -185,9 +185,12 @@ async fn start_agent(
         };
         let detail = json!({ "agent": agent.name, "site": agent.site });
         audit_as(core, &caller::local(), "token made", detail).await?;
-        let token = core
-            .agents
-            .make_token(&agent, &core.address, *core.noise.public(), 600)?;
+        let token = core.agents.make_token(
+            &agent,
+            &core.address,
+            *core.noise.public(),
+            Allowance::once(600),
+        )?;
         let enrolled = Command::new(program)
             .arg("enroll")
             .arg(token.to_text())

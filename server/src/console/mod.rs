@@ -115,6 +115,8 @@ fn router(core: Arc<Core>) -> Router {
         .route("/waiting/{id}/agree", post(pages::waiting::agree))
         .route("/enrol", get(pages::enrol::page).post(pages::enrol::make))
         .route("/enrol/{token}/state", get(pages::enrol::state))
+        .route("/enrol/{token}/revoke", post(pages::enrol::revoke))
+        .route("/agents/{name}/replace", post(pages::enrol::replace))
         .route("/search", get(pages::search::page))
         .route("/search/raw", get(pages::search::raw))
         .route("/export", get(pages::search::export))

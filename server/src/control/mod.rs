@@ -10,6 +10,7 @@ pub(crate) mod links;
 pub(crate) mod policy;
 pub(crate) mod search;
 pub(crate) mod status;
+pub(crate) mod tokens;
 pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,6 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::warn;
 
-use crate::agents::{NewAgent, route_through};
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{EVER, verify};
 use crate::audit::{Actor, long_text};
@@ -83,18 +83,6 @@ impl BackupRequest {
     }
 }
 
-/// What `agent enroll` asks.
-#[derive(Default, Deserialize, Serialize)]
-pub(crate) struct EnrolRequest {
-    pub(crate) name: String,
-    pub(crate) site: String,
-    pub(crate) tenant: String,
-    pub(crate) ttl_s: u64,
-    pub(crate) address: Option<String>,
-    #[serde(default)]
-    pub(crate) proxy: Option<String>,
-}
-
 /// Every route of the control socket.
 pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
@@ -120,7 +108,10 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/policy/waiting/stop", post(waiting::handle_stop))
         .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
-        .route("/agents/enroll", post(handle_enrol))
+        .route("/agents/enroll", post(tokens::handle_make))
+        .route("/agents/replace", post(tokens::handle_replace))
+        .route("/agents/tokens", get(tokens::handle_list))
+        .route("/agents/tokens/revoke", post(tokens::handle_revoke))
         .route("/agents/enabled", post(handle_enabled))
         .route("/agents/approve", post(handle_approve))
         .route("/agents/integrity-only", post(handle_integrity_only))
@@ -378,32 +369,6 @@ async fn handle_compact(State(core): State<Arc<Core>>) -> Result<Json<Value>, Fa
 
 async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {
     Json(present::agents_json(&core))
-}
-
-async fn handle_enrol(
-    State(core): State<Arc<Core>>,
-    Json(request): Json<EnrolRequest>,
-) -> Result<Json<Value>, Failure> {
-    let address = request.address.as_deref().unwrap_or(&core.address);
-    let address = &route_through(address, request.proxy.as_deref())?;
-    let agent = NewAgent {
-        name: &request.name,
-        site: &request.site,
-        tenant: &request.tenant,
-        by: "",
-    };
-    core.agents.check_new(&agent, address, request.ttl_s)?;
-    let detail = json!({
-        "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address,
-        "ttl_s": request.ttl_s,
-    });
-    audit(&core, "token made", detail).await?;
-    let token = core
-        .agents
-        .make_token(&agent, address, *core.noise.public(), request.ttl_s)?;
-    Ok(Json(
-        json!({ "token": token.to_text(), "expires_s": token.expires_s }),
-    ))
 }
 
 async fn handle_enabled(

@@ -342,12 +342,13 @@ impl PackageWriter<'_> {
         let streams = self.selection.runs.iter().map(|run| &run.stream);
         let streams = streams.filter(|stream| seen.insert(stream.id));
         let described = streams.map(|stream| {
-            let (agent, key) = signers
+            let signer = signers
                 .get(&stream.agent)
                 .context("the stream's agent is not known")?;
+            let (key, before) = signer.keys.split_first().context("an agent has a key")?;
             let total = totals.get(&stream.id).cloned().unwrap_or_default();
-            Ok(json!({
-                "agent": agent,
+            let mut described = json!({
+                "agent": signer.name,
                 "agent_id": stream.agent.to_string(),
                 "agent_key": HEXLOWER.encode(key),
                 "stream": stream.name,
@@ -359,7 +360,13 @@ impl PackageWriter<'_> {
                 "bytes": total.bytes,
                 "runs": total.runs,
                 "in_no_interval": self.in_no_interval(stream.id, &total),
-            }))
+            });
+            // Its state was lost once: what it signed before was with another key.
+            if let Some(described) = described.as_object_mut().filter(|_| !before.is_empty()) {
+                let before: Vec<String> = before.iter().map(|key| HEXLOWER.encode(key)).collect();
+                described.insert("agent_keys_before".into(), before.into());
+            }
+            Ok(described)
         });
         described.collect()
     }

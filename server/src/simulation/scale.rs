@@ -18,7 +18,7 @@ use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_segment::cipher::Cipher;
 use tokio::sync::oneshot;
 
-use crate::agents::Agents;
+use crate::agents::{Agents, Signer};
 use crate::archive::block::StoredBatch;
 use crate::archive::log::new_stream;
 use crate::archive::segment::{BLOCK_LEN, Introduced, Packing};
@@ -79,10 +79,11 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
         times_us: EVER,
     };
     let claims = evidence::check(&volume, &signing.verifying_key(), &[], &expected(&archive));
-    let signers = [(
-        line.agent,
-        ("agent".to_owned(), signing.verifying_key().to_bytes()),
-    )];
+    let signer = Signer {
+        name: "agent".to_owned(),
+        keys: vec![signing.verifying_key().to_bytes()],
+    };
+    let signers = [(line.agent, signer)];
     let report = verify::verify(&archive, &signers.into(), claims, scope).unwrap();
     let verified = clock::now().duration_since(begun);
     assert!(report.whole, "{}", report.to_lines().join("\n"));

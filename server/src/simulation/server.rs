@@ -203,6 +203,7 @@ impl Process {
                     let (purpose, send) = expect.handle(&frame)?;
                     let token = match purpose {
                         Purpose::Connect => None,
+                        Purpose::Ask { .. } => bail!("no agent of the simulation asks"),
                         Purpose::Enrol { token } => Some(self.shared.agents.check_token(&token)?),
                     };
                     let (answer, expect) = send.answer(&ServerHello::Welcome { time_us: 0 })?;
@@ -215,11 +216,10 @@ impl Process {
                         Ok(stage) => connection.stage = stage,
                         Err(error) => {
                             if let Some(refused) = error.downcast_ref::<Refused>() {
-                                let raise = self.shared.agents.note_refusal(
-                                    &static_public,
-                                    refused,
-                                    address(),
-                                );
+                                let agents = &self.shared.agents;
+                                let raise = agents
+                                    .with_static(&static_public)
+                                    .and_then(|id| agents.note_refusal(id, refused, address()));
                                 self.alarms.extend(raise);
                                 let reason = refused.to_string();
                                 out.extend_from_slice(&refusal_frame(refused.code(), &reason));

@@ -18,7 +18,7 @@ use super::Sabotage;
 use super::agent::{Agent, File, line_of};
 use super::link::{Direction, Link};
 use super::server::Server;
-use crate::agents::NewAgent;
+use crate::agents::{Allowance, NewAgent};
 use crate::alarms::AlarmKind;
 use crate::archive::container::Access;
 use crate::catalogue::records::FIRST_TENANT;
@@ -134,7 +134,7 @@ impl World {
             tenant: FIRST_TENANT,
             by: "",
         };
-        let token = agents.make_token(&agent, "192.0.2.1:720", public, 3600)?;
+        let token = agents.make_token(&agent, "192.0.2.1:720", public, Allowance::once(3600))?;
         let agent = Agent::new(&dir.join("agent"), &token)?;
         #[expect(clippy::disallowed_methods, reason = "the epoch of virtual time")]
         let now = Instant::now();

@@ -755,6 +755,7 @@ fn agent_record(agent: u8, signing: &SigningKey) -> AgentRecord {
         site: "S".repeat(if agent == 1 { 66_000 } else { 0 }),
         static_public: [agent; 32],
         signing_public: signing.verifying_key().to_bytes(),
+        signing_before: Vec::new(),
         credential: StoredSecret(Secret::new([agent; 32])),
         credential_next: None,
         credential_superseded: None,

@@ -8,6 +8,7 @@ use data_encoding::HEXLOWER;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
 use scrinium_segment::lock::DirLock;
+use scrinium_segment::wrap::{unwrap, wrap};
 use scrinium_segment::{durable, machine, random};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -15,7 +16,6 @@ use zeroize::Zeroizing;
 
 use super::tpm::{self, SealedSecret};
 use super::{SLOTS_FILE, shares};
-use crate::wrap::{unwrap, wrap};
 
 /// The wrapped keys, as `volume.json` has them.
 #[derive(Deserialize, Serialize)]

@@ -30,6 +30,7 @@ mod fuzz_corpus;
 mod health;
 mod identity;
 mod interop;
+mod joining;
 mod law;
 mod link;
 mod links;

@@ -74,6 +74,8 @@ impl Command {
         let (program, arguments) = self.words.split_first().context("it has no name")?;
         let mut child = tokio::process::Command::new(program)
             .args(arguments)
+            // A token of several uses is no business of other programs.
+            .env_remove("SCRINIUM_TOKEN")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

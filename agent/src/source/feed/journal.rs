@@ -152,6 +152,7 @@ impl Journal {
             .args(arguments)
             .arg("--") // whatever follows is no option
             .args(&self.matches)
+            .env_remove("SCRINIUM_TOKEN")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

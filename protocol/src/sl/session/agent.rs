@@ -11,6 +11,7 @@ use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
 use crate::batch::{BatchHeader, StreamPosition};
 use crate::error::{Error, PeerMisbehaved};
 use crate::identity::{AgentId, Head, Sequence, StreamId, StreamKind};
+use crate::secret::Secret;
 use crate::sl::handshake::Established;
 use crate::sl::message::{
     Configuration, ConfigurationAnswer, KeepAlive, Lane, Message, Ready, Receipt,
@@ -39,6 +40,8 @@ pub enum AgentEvent {
     },
     /// The administrator's wishes; not yet verified.
     Configuration(Configuration),
+    /// The key of the state that was asked for.
+    StateKey(Secret<32>),
     /// Everything of the stream before `receipt.next` is durable: the spool may drop it.
     Acked(Receipt),
     /// The server ended the session.
@@ -259,6 +262,9 @@ impl AgentSession {
                 self.events
                     .push_back(AgentEvent::Configuration(configuration));
             }
+            Message::StateKey(key) if self.ready.is_none() => {
+                self.events.push_back(AgentEvent::StateKey(key));
+            }
             Message::KeepAlive(_) => {}
             Message::Close { reason } => self.events.push_back(AgentEvent::Closed { reason }),
             Message::Enrolled { .. }
@@ -270,7 +276,8 @@ impl AgentSession {
             | Message::Renewal(_)
             | Message::Renewed
             | Message::Configuration(_)
-            | Message::ConfigurationAnswer(_) => {
+            | Message::ConfigurationAnswer(_)
+            | Message::StateKey(_) => {
                 return Err(PeerMisbehaved::UnexpectedMessage.into());
             }
         }

@@ -87,6 +87,7 @@ impl ServerSession {
                 | Message::StreamState { .. }
                 | Message::Ready(_)
                 | Message::Configuration(_)
+                | Message::StateKey(_)
                 | Message::Renewal(_)
                 | Message::Renewed => return Err(PeerMisbehaved::UnexpectedMessage.into()),
             });
