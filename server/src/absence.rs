@@ -72,6 +72,7 @@ async fn put(local: &LocalQueue, kind: StreamKind, name: &str, time_us: u64, tex
     let entry = LocalEntry {
         kind,
         name: name.to_owned(),
+        connection: 0,
         time_us,
         flags: EntryFlags::GAP,
         bytes: text.into_bytes(),

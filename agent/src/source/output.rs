@@ -60,7 +60,9 @@ impl Positions {
             position.bookmark = bookmark;
         }
         self.positions.insert(output.id, position);
-        self.closed.iter_mut().for_each(|closed| drop(closed.insert(output.id)));
+        if let Some(closed) = &mut self.closed {
+            closed.insert(output.id);
+        }
     }
 
     /// Where streams stand that were closed since this was asked last. With `true`, and of all: some may stand before

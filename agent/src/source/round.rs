@@ -112,7 +112,9 @@ impl Round {
                 for (left_out, cause) in [
                     (
                         &mut self.left_out,
-                        format!("the sources name more files than the {FILES_MAX} that are followed"),
+                        format!(
+                            "the sources name more files than the {FILES_MAX} that are followed"
+                        ),
                     ),
                     (
                         &mut self.left_out_of_users,

@@ -19,7 +19,7 @@ pub(crate) mod syslog;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Instant;
 
 use scrinium_protocol::batch::BOOKMARK_LEN_MAX;
@@ -30,8 +30,8 @@ use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use self::queue::{Queue, Trouble};
 pub(crate) use self::queue::Sink;
+use self::queue::{Queue, Trouble};
 use super::file::Pass;
 use super::output::{Output, Positions};
 use super::standing::FeedStanding;

@@ -81,7 +81,11 @@ impl Queue {
 impl Sink {
     /// Says why nothing comes of the source, or that something does again.
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self
+            .trouble
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Where that is read.

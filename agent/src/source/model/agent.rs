@@ -14,11 +14,11 @@ use super::disk::{Node, SimDisk};
 use crate::config::Deny;
 use crate::shipper::Produced;
 use crate::source::claims::{self, Collected};
+use crate::source::discover::stream_of;
 use crate::source::disk::Disk as _;
 use crate::source::file::{FileStream, Pass, Place};
 use crate::source::output::Positions;
 use crate::source::pace::Pace;
-use crate::source::discover::stream_of;
 use crate::source::{Context, generations};
 
 const AGENT: AgentId = AgentId([1; 16]);

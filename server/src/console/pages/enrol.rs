@@ -178,7 +178,9 @@ pub(crate) async fn replace(
     Form(form): Form<PlainForm>,
 ) -> Response {
     let checked = bounds::check("agent name", &name, NAME_LEN_MAX);
-    if let Err(error) = checked.and_then(|()| core.agents.check_replaced(&name, &who.actor.name).map(drop)) {
+    if let Err(error) =
+        checked.and_then(|()| core.agents.check_replaced(&name, &who.actor.name).map(drop))
+    {
         return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response();
     }
     let detail = json!({ "agent": name, "address": core.address, "ttl_s": TTL_S });
