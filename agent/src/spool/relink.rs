@@ -148,7 +148,7 @@ impl Spool {
                 .items
                 .front()
                 .is_some_and(|front| front.first == Sequence(0));
-            !queue.name.kind.can_be_read_again() && !(said.is_none() && begins)
+            !(queue.name.kind.can_be_read_again() || said.is_none() && begins)
         });
         let Some(mut queue) = has_own.then(|| self.queues.remove(&stream)).flatten() else {
             return self.reconcile((agent, epoch), stream, server);
