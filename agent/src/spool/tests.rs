@@ -370,6 +370,7 @@ fn stream(number: u8) -> StreamId {
 fn what_waits_is_carried_over_into_a_new_epoch() {
     // Batches that the server has in addition to the first, and whether they wait on the disk.
     for (had, on_disk) in [(0, false), (0, true), (2, true), (5, false)] {
+        let lane = if on_disk { Lane::Backlog } else { Lane::Live };
         let mut rig = Rig::new("carried");
         let id = stream(101);
         let mut said = rig.add(101);
@@ -391,14 +392,14 @@ fn what_waits_is_carried_over_into_a_new_epoch() {
         assert_eq!(reached.epoch, owner.1);
         let mut position = begin;
         let mut count = 0;
-        while let Some(next) = rig.spool.peek(Lane::Backlog).unwrap() {
+        while let Some(next) = rig.spool.peek(lane).unwrap() {
             assert_eq!(next.header.relation_to(&position), Relation::Follows);
             next.header
                 .verify_signature(&key().verifying_key())
                 .unwrap();
             position = next.header.position_after();
             count += 1;
-            rig.spool.advance(Lane::Backlog);
+            rig.spool.advance(lane);
         }
         assert_eq!(count, 5 - had, "{had} {on_disk}");
         assert_eq!(position.next, reached.next);
@@ -417,7 +418,7 @@ fn what_waits_is_carried_over_into_a_new_epoch() {
         rig.spool
             .carry_over(owner, id, Some(&before), Some(&begin))
             .unwrap();
-        let gap = rig.spool.peek(Lane::Backlog).unwrap().unwrap();
+        let gap = rig.spool.peek(Lane::Live).unwrap().unwrap();
         let gap = SealedBatch::decode(&gap.encoded, "batch").unwrap();
         let said = gap.open().unwrap();
         let (_, text) = said.iter().next().unwrap();
@@ -426,8 +427,8 @@ fn what_waits_is_carried_over_into_a_new_epoch() {
             text.contains(&format!("{} entries", acked.next.0)),
             "{text}"
         );
-        rig.spool.advance(Lane::Backlog);
-        let next = rig.spool.peek(Lane::Backlog).unwrap().unwrap();
+        rig.spool.advance(Lane::Live);
+        let next = rig.spool.peek(Lane::Live).unwrap().unwrap();
         assert_eq!(
             next.header.count,
             u32::try_from(kept.next.0 - acked.next.0).unwrap()

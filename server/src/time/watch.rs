@@ -103,9 +103,19 @@ async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut Wrong) {
     }
 }
 
-/// Agents whose clocks are wrong, by name, and since when each has been right again, boot time in µs.
+/// Agents whose clocks are wrong, or were not long ago, by name.
 #[derive(Default)]
-struct Wrong(BTreeMap<String, Option<u64>>);
+struct Wrong(BTreeMap<String, Seen>);
+
+/// What was seen of one clock.
+struct Seen {
+    /// Its alarm stands.
+    stands: bool,
+    /// Since when it has been right, boot time in µs.
+    right_since: Option<u64>,
+    /// How long it must be right before its alarm ends, µs.
+    patience_us: u64,
+}
 
 /// What became of an agent's clock.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -118,32 +128,54 @@ enum Change {
 impl Wrong {
     /// As the alarms say that stood when the server started.
     fn of(standing: BTreeSet<String>) -> Self {
-        Self(standing.into_iter().map(|name| (name, None)).collect())
+        let seen = |name| (name, Seen::standing());
+        Self(standing.into_iter().map(seen).collect())
     }
 
     fn look(&mut self, name: &str, is_right: bool, now_us: u64) -> Change {
-        let Some(right_since) = self.0.get_mut(name) else {
+        let Some(seen) = self.0.get_mut(name) else {
             if is_right {
                 return Change::None;
             }
-            self.0.insert(name.to_owned(), None);
+            self.0.insert(name.to_owned(), Seen::standing());
             return Change::Begun;
         };
         if !is_right {
-            *right_since = None;
-            return Change::None;
+            seen.right_since = None;
+            if seen.stands {
+                return Change::None;
+            }
+            // Wrong again: its next end is waited for longer.
+            seen.stands = true;
+            seen.patience_us = (seen.patience_us * 4).min(PATIENCE_US_MAX);
+            return Change::Begun;
         }
-        let since_us = *right_since.get_or_insert(now_us);
-        if now_us.saturating_sub(since_us) < RIGHT_FOR_US {
-            return Change::None;
+        let right_us = now_us.saturating_sub(*seen.right_since.get_or_insert(now_us));
+        if seen.stands && right_us >= seen.patience_us {
+            seen.stands = false;
+            return Change::Ended;
         }
-        self.0.remove(name);
-        Change::Ended
+        if right_us >= PATIENCE_US_MAX {
+            self.0.remove(name);
+        }
+        Change::None
     }
 }
 
-/// How long a clock must have been right before its alarm ends: one that goes to and fro is one alarm.
-const RIGHT_FOR_US: u64 = 5 * 60 * 1_000_000;
+impl Seen {
+    fn standing() -> Self {
+        Self {
+            stands: true,
+            right_since: None,
+            patience_us: PATIENCE_US,
+        }
+    }
+}
+
+/// How long a clock must have been right before its alarm ends; four times as long each time it was wrong again.
+const PATIENCE_US: u64 = 5 * 1_000_000;
+/// No longer than that, and when it has been right for so long it begins anew.
+const PATIENCE_US_MAX: u64 = 60 * 60 * 1_000_000;
 pub(crate) const PLAN: Plan = Plan {
     point: "duty: clocks",
     every: Duration::from_secs(2),
@@ -156,24 +188,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_goes_to_and_fro_is_one_alarm() {
+    fn a_clock_that_goes_to_and_fro_is_few_alarms() {
         let mut wrong = Wrong::default();
         assert_eq!(wrong.look("web1", true, 0), Change::None);
-        assert_eq!(wrong.look("web1", false, 1), Change::Begun);
-        for second in 1..1000 {
-            let now_us = second * 1_000_000;
-            assert_eq!(wrong.look("web1", second % 2 == 0, now_us), Change::None);
+        let mut begun = 0;
+        // Wrong and right in turns for a day.
+        for second in 0..86_400 {
+            let is_right = second / 30 % 2 == 1;
+            begun += u32::from(wrong.look("web1", is_right, second * 1_000_000) == Change::Begun);
         }
-        let right_us = 2_000_000_000;
-        assert_eq!(wrong.look("web1", true, right_us), Change::None);
-        assert_eq!(
-            wrong.look("web1", true, right_us + RIGHT_FOR_US),
-            Change::Ended
-        );
-        assert_eq!(
-            wrong.look("web1", false, right_us + RIGHT_FOR_US + 1),
-            Change::Begun
-        );
+        assert_eq!(begun, 3);
+        let right_us = 90_000 * 1_000_000;
+        assert_eq!(wrong.look("web1", true, right_us), Change::Ended);
+        assert_eq!(wrong.look("web1", true, right_us + 1), Change::None);
+        assert!(wrong.0.is_empty());
     }
 
     /// It was raised before the server was restarted.
@@ -181,6 +209,6 @@ mod tests {
     fn an_alarm_that_stood_at_the_start_ends_too() {
         let mut wrong = Wrong::of(BTreeSet::from(["web1".to_owned()]));
         assert_eq!(wrong.look("web1", true, 7), Change::None);
-        assert_eq!(wrong.look("web1", true, 7 + RIGHT_FOR_US), Change::Ended);
+        assert_eq!(wrong.look("web1", true, 7 + PATIENCE_US), Change::Ended);
     }
 }

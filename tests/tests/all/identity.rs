@@ -229,9 +229,16 @@ fn j3_what_neither_server_nor_agent_holds_any_more_is_a_gap_entry() {
         gaps[0].to_string().contains("up to byte 4 is gone"),
         "{gaps:?}"
     );
+    // And it is missing for good: the agent holds a receipt for it.
+    let _alarm = lab.wait_for_alarm("receipt-unmet", "web1");
     let (code, report) = lab.verify();
-    assert_eq!(code, 0, "{report}");
-    assert!(report.contains("; 1 gap entries"), "{report}");
+    assert_eq!(code, 3, "{report}");
+    assert!(
+        report.contains("holds a receipt for entries that were missing"),
+        "{report}"
+    );
+    // One of the file, and one of what the agent said of itself meanwhile.
+    assert!(report.contains("; 2 gap entries"), "{report}");
 }
 
 /// J4: see `enrolment.rs` for each refusal; here, that somebody hears of it.
