@@ -57,13 +57,18 @@ impl Rig {
         wait_until("every line is archived", PATIENCE, || {
             self.lab.count("agent:web1 happened") >= expected
         });
-        // What comes twice comes by itself.
-        append(&self.lab.log("end.log"))
-            .write_all(b"the end\n")
+        // What comes twice comes by itself. A name that came back after a restart would be a file that is gone.
+        let (end, words) = (
+            self.lab.log(&format!("end-{expected}.log")),
+            format!("the end of {expected} lines"),
+        );
+        append(&end)
+            .write_all(format!("{words}\n").as_bytes())
             .unwrap();
-        wait_until("the end", PATIENCE, || self.lab.count("\"the end\"") >= 1);
+        let query = format!("\"{words}\"");
+        wait_until("the end", PATIENCE, || self.lab.count(&query) >= 1);
         assert_eq!(self.lab.count("agent:web1 happened"), expected);
-        remove_file(self.lab.log("end.log")).unwrap();
+        remove_file(end).unwrap();
     }
 
     /// The same, in the order in which it was written.
@@ -84,7 +89,8 @@ impl Rig {
     }
 
     fn has_no_gap(&self) {
-        assert!(self.lab.verify().1.contains("; 0 gap entries"));
+        let report = self.lab.verify().1;
+        assert!(report.contains("; 0 gap entries"), "{report}");
     }
 }
 
