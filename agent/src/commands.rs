@@ -75,7 +75,7 @@ enum Command {
         /// Read the token from this file; from standard input if it is `-`. It counts before the others.
         #[arg(long)]
         token_file: Option<PathBuf>,
-        /// Reach the server through this proxy, http://[USER@]HOST:PORT or socks5://[USER@]HOST:PORT, from now on.
+        /// Reach the server through this proxy from now on: http://HOST:PORT or socks5://HOST:PORT, with USER@ before HOST where it asks for a name.
         #[arg(long)]
         proxy: Option<String>,
         #[command(flatten)]

@@ -60,23 +60,8 @@ fn a_search_takes_the_memory_of_a_page_and_ends_with_who_asked() {
     let words: Vec<String> = (0..30).map(|number| format!("-nowhere{number}")).collect();
     let query = format!("number {}", words.join(" "));
     let begun = cpu_seconds(server);
-    let mut asking = search(&lab, &[&query, "--count"]);
-    wait_until("it searches", Duration::from_secs(20), || {
-        cpu_seconds(server) > begun + 0.5
-    });
-    asking.kill().unwrap();
-    asking.wait().unwrap();
-    let killed = cpu_seconds(server);
-    wait_until("the server stops searching", Duration::from_secs(5), || {
-        let before = cpu_seconds(server);
-        pause(Duration::from_millis(300));
-        cpu_seconds(server) - before < 0.05
-    });
-    let used = cpu_seconds(server) - killed;
-    assert!(
-        used < 1.0,
-        "{used} s of processor after the client was gone"
-    );
+    let asking = search(&lab, &[&query, "--count"]);
+    ends_with_its_client(server, asking, begun);
 }
 
 /// An answer whose end does not come is an error, however much of it came.
@@ -199,23 +184,8 @@ fn an_export_ends_with_who_asked_and_publishes_nothing_that_is_sealed() {
     });
     let server = lab.server_pid();
     let begun = cpu_seconds(server);
-    let mut asking = export("number", "left.tar").spawn().unwrap();
-    wait_until("it reads", Duration::from_secs(20), || {
-        cpu_seconds(server) > begun + 0.5
-    });
-    asking.kill().unwrap();
-    asking.wait().unwrap();
-    let killed = cpu_seconds(server);
-    wait_until("the server stops reading", Duration::from_secs(5), || {
-        let before = cpu_seconds(server);
-        pause(Duration::from_millis(300));
-        cpu_seconds(server) - before < 0.05
-    });
-    let used = cpu_seconds(server) - killed;
-    assert!(
-        used < 1.0,
-        "{used} s of processor after the client was gone"
-    );
+    let asking = export("number", "left.tar").spawn().unwrap();
+    ends_with_its_client(server, asking, begun);
     let log = std::fs::read_to_string(lab.dir.join("server.out")).unwrap();
     assert!(
         log.contains("an export ended: whoever asked went away"),
@@ -457,3 +427,23 @@ fn found_numbers(lab: &Lab, format: &str) -> Vec<u32> {
 /// What the server may have resident while it gives 480 MB to somebody: 8 MiB of lines, the blocks that its threads
 /// take apart, and what it has anyway.
 const PEAK_MAX: u64 = 256 << 20;
+
+/// What the server does for `asking` since it had used `begun` seconds of processor ends when that is killed.
+fn ends_with_its_client(server: u32, mut asking: Child, begun: f64) {
+    wait_until("the server works", Duration::from_secs(20), || {
+        cpu_seconds(server) > begun + 0.5
+    });
+    asking.kill().unwrap();
+    asking.wait().unwrap();
+    let killed = cpu_seconds(server);
+    wait_until("the server stops working", Duration::from_secs(5), || {
+        let before = cpu_seconds(server);
+        pause(Duration::from_millis(300));
+        cpu_seconds(server) - before < 0.05
+    });
+    let used = cpu_seconds(server) - killed;
+    assert!(
+        used < 1.0,
+        "{used} s of processor after the client was gone"
+    );
+}
