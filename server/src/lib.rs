@@ -68,6 +68,7 @@ use tracing_subscriber::fmt::format;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    allocator::share_arenas();
     say::start();
     scrinium_segment::process::raise_descriptors();
     // Libraries that ask for the process's provider get the one that everything here uses.

@@ -47,7 +47,7 @@ impl View {
             .cloned()
             .unwrap_or_default();
         let kind = stream.map_or(StreamKind::File, |stream| stream.kind);
-        let name = stream.map(|stream| stream.name.clone()).unwrap_or_default();
+        let name = stream.map_or_else(String::new, |stream| stream.name.to_string());
         let line = trim_end(&hit.bytes);
         // An unknown sender's address stands before what it sent.
         let unknown = (name == UNKNOWN_SENDERS).then(|| split_sender(line));

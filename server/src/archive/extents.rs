@@ -159,7 +159,8 @@ impl Archive {
             }
         }
         let reader = self.open_segment(segment)?;
-        let index = Index::read(&reader, place_of(segment.index))?;
+        let mut index = Index::read(&reader, place_of(segment.index))?;
+        self.share_names(&mut index);
         anyhow::ensure!(
             index.group == segment.group,
             "segment {:016x} is of another day, class or tenant",

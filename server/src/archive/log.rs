@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch, StreamPosition};
@@ -271,13 +271,13 @@ pub(crate) fn new_stream(
     id: StreamId,
     agent: AgentId,
     kind: StreamKind,
-    name: String,
+    name: impl Into<Arc<str>>,
 ) -> StreamRecord {
     StreamRecord {
         id,
         agent,
         kind,
-        name,
+        name: name.into(),
         position: StreamPosition::start(agent, id, Epoch::default()),
         entries: 0,
         bytes: 0,

@@ -10,6 +10,7 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
+use super::segment::Index;
 use super::{Archive, State, log};
 use crate::catalogue::records::StreamRecord;
 
@@ -87,6 +88,18 @@ impl Archive {
         let known = |id: StreamId| Some((id, state.streams.get(&id)?.clone()));
         let ids: BTreeSet<StreamId> = ids.into_iter().collect();
         ids.into_iter().filter_map(known).collect()
+    }
+
+    /// Gives the streams of an index the names that are in memory already: those of one agent may be very long together.
+    pub(super) fn share_names(&self, index: &mut Index) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        for (id, stream) in &mut index.streams {
+            if let Some(known) = state.streams.get(id)
+                && known.name == stream.name
+            {
+                stream.name = known.name.clone();
+            }
+        }
     }
 
     /// Whether a stream is known.

@@ -582,7 +582,7 @@ impl Run<'_> {
         self.report.findings.push(Finding {
             segment,
             agent: agent.map_or_else(|| "?".to_owned(), |signer| signer.name.clone()),
-            stream: record.map_or_else(|| stream.to_string(), |record| record.name),
+            stream: record.map_or_else(|| stream.to_string(), |record| record.name.to_string()),
             sequences,
             problem,
         });

@@ -446,7 +446,7 @@ impl Evidence {
             let is_behind = position.epoch == reached.epoch && position.next < reached.next;
             is_behind.then(|| LostEntries {
                 stream: reached.stream,
-                name: Some(stream.name.clone()),
+                name: Some(stream.name.to_string()),
                 agent: stream.agent,
                 epoch: reached.epoch,
                 sequences: (position.next.0, reached.next.0),

@@ -351,7 +351,7 @@ impl PackageWriter<'_> {
                 "agent": signer.name,
                 "agent_id": stream.agent.to_string(),
                 "agent_key": HEXLOWER.encode(key),
-                "stream": stream.name,
+                "stream": &*stream.name,
                 "stream_id": stream.id.to_string(),
                 "kind": stream.kind.name(),
                 "lines": total.lines,

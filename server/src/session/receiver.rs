@@ -148,7 +148,7 @@ impl Receiver {
         let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
         let stream = self.last.and_then(|(id, next)| {
             let stream = self.shared.archive.stream(id)?;
-            Some((stream.name, next))
+            Some((stream.name.to_string(), next))
         });
         let (behind, stream, next) = match stream {
             Some((name, next)) => (
@@ -162,7 +162,7 @@ impl Receiver {
             None => {
                 let streams = self.shared.archive.streams_of(self.agent).into_iter();
                 let newest = streams.max_by_key(|stream| stream.last_us);
-                let newest = newest.map(|stream| (stream.name, stream.position.next.0));
+                let newest = newest.map(|stream| (stream.name.to_string(), stream.position.next.0));
                 let behind = match &newest {
                     Some((name, next)) => format!(
                         "; no entry had come in this session, the newest before it is of stream {name}, sequence {}",
@@ -217,7 +217,7 @@ impl Receiver {
         };
         let agent = self.shared.agents.get(self.agent);
         let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
-        let name = stream.map_or_else(|| receipt.stream.to_string(), |stream| stream.name);
+        let name = stream.map_or_else(|| receipt.stream.to_string(), |stream| stream.name.to_string());
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::ReceiptUnmet,
             agent: agent.clone(),

@@ -175,7 +175,7 @@ fn build(dir: &Path, signing: &SigningKey) {
             let introduced = Introduced {
                 agent: line.agent,
                 kind: StreamKind::File,
-                name: line.name.clone(),
+                name: line.name.as_str().into(),
             };
             let mut record = records.remove(&line.id).unwrap_or_else(|| {
                 new_stream(line.id, line.agent, StreamKind::File, line.name.clone())

@@ -76,6 +76,21 @@ mod codec {
     }
 }
 
+/// A text that several records share.
+mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(d).map(Arc::from)
+    }
+}
+
 /// A secret inside a sealed row.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct StoredSecret(pub(crate) Secret<32>);

@@ -275,7 +275,7 @@ pub(crate) async fn detail(
         .iter()
         .map(|stream| StreamRow {
             kind: stream.kind.name(),
-            name: stream.name.clone(),
+            name: stream.name.to_string(),
             entries: t.number(stream.entries),
             missing: live
                 .marks
