@@ -33,6 +33,7 @@ impl FileStream {
             debug!(stream = %self.id(), %path, id, at, queued = self.chain.queued.len(), "goes on");
         }
         self.chain.closed = None;
+        self.chain.is_stale = false;
         self.inherited = Arc::default();
         self.state = State::Open;
         if !self.looked_back {

@@ -18,6 +18,9 @@ pub(super) struct Chain {
     pub(super) current: Option<Follow>,
     /// Where the current file is to be read on while it is closed.
     pub(super) closed: Option<Bookmark>,
+    /// Its file server knows the current file by that handle no more: the one at the path that begins with what was read
+    /// is it, however little that is.
+    pub(super) is_stale: bool,
     /// Generations after the current one, oldest first; the file at the path comes after them.
     pub(super) queued: VecDeque<Follow>,
     /// Files that are settled, the latest first.

@@ -390,6 +390,7 @@ impl FileStream {
                     // A file server that came back knows its files by other handles: what was read is found again
                     // by its content.
                     self.shut(context);
+                    self.chain.is_stale = true;
                 }
                 Pass::Idle
             }

@@ -321,9 +321,10 @@ impl FileStream {
                 What::Past(serial) => self.chain.offset_of(serial),
             };
             let is_generation = found.rank.is_some();
+            let is_stale = self.chain.is_stale && found.path == self.place.path;
             if let Some(current) = current
                 && current.offset > best
-                && evidence(current.offset, has_current, is_generation)
+                && evidence(current.offset, has_current, is_generation || is_stale)
                 && soft(follow.is_of(current), follow)?
             {
                 (found.what, best) = (What::CopyOfCurrent, current.offset);
