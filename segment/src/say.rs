@@ -256,7 +256,7 @@ mod tests {
         for _ in 0..3 {
             sayer.write_one(&mut disk);
         }
-        assert_eq!((sayer.lock().lost, sayer.lock().lost_in_all), (2, 2));
+        assert_eq!(lost(&sayer), (2, 2));
         disk.room = 100;
         sayer.write_one(&mut disk);
         let written = String::from_utf8(disk.written).unwrap();
@@ -264,8 +264,14 @@ mod tests {
             written,
             "one\n\n2 messages before this could not be written\nfour\n"
         );
-        assert_eq!((sayer.lock().lost, sayer.lock().lost_in_all), (0, 2));
+        assert_eq!(lost(&sayer), (0, 2));
         assert!(!sayer.lock().is_busy());
+    }
+
+    /// Lines lost and not told, and all that were lost.
+    fn lost(sayer: &Sayer) -> (u64, u64) {
+        let state = sayer.lock();
+        (state.lost, state.lost_in_all)
     }
 
     #[test]
