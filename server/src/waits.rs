@@ -102,7 +102,10 @@ mod tests {
                             .unwrap(),
                     ),
                     2 => *lock(&held.0) += 1,
-                    _ => drop((*read(&held.1), *write(&held.1))),
+                    _ => {
+                        let seen = *read(&held.1);
+                        *write(&held.1) = seen + 1;
+                    }
                 }
             });
         }

@@ -9,7 +9,7 @@ use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive};
 use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 
-use super::{Agents, Rival, State};
+use super::{Agents, News, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 
@@ -181,8 +181,23 @@ impl Agents {
         let (Some(agent), Some(live)) = (agents.get(&id), live.get_mut(&id)) else {
             return Vec::new();
         };
-        let sources = sources.map(|sources| live.hear_sources(&agent.name, sources));
-        let sources = sources.into_iter().flatten();
+        let name = agent.name.clone();
+        let sources = sources.map(|sources| live.hear_sources(&name, sources));
+        let mut sources = sources.unwrap_or_default();
+        for raise in &mut sources {
+            if state.over(id, News::Sources) > 0 {
+                // One alarm that counts, whatever names it makes up.
+                raise.key = "more".to_owned();
+                raise.text = format!(
+                    "more than {} times in a day a source of it needed a person; agent show says which do now. {}",
+                    News::Sources.a_day(),
+                    raise.text
+                );
+            }
+        }
+        let Some(agent) = state.agents.get(&id) else {
+            return Vec::new();
+        };
         let twice = rival.map(|rival| Raise {
             kind: AlarmKind::IdentityUsedTwice,
             agent: agent.name.clone(),

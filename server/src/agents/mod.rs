@@ -12,11 +12,11 @@
 //!    agent that died while enrolling can repeat it.
 
 mod accept;
-mod answers;
 mod ask;
 mod enrol;
 mod live;
 mod names;
+mod news;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,10 +29,10 @@ use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
-pub(crate) use self::answers::{Answered, said as said_of_answers};
 pub(crate) use self::enrol::{Allowance, NewAgent, route_through};
 pub(crate) use self::live::{Limit, Live, interference_with};
 pub(crate) use self::names::{check_account_name, check_name};
+pub(crate) use self::news::{Answered, News, said_of_answers};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
 use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
@@ -55,8 +55,8 @@ struct State {
     session_counter: u64,
     /// Who was refused because the agent is connected, until that is proven or over.
     rivals: BTreeMap<AgentId, Rival>,
-    /// How often agents changed what they say of their configurations.
-    answers: BTreeMap<AgentId, answers::Changes>,
+    /// How often agents said something else today.
+    said: BTreeMap<(AgentId, News), news::Said>,
 }
 
 /// What a session is told from outside.
@@ -307,7 +307,7 @@ impl Agents {
         }
         state.live.remove(&id);
         state.rivals.remove(&id);
-        state.answers.remove(&id);
+        state.said.retain(|(agent, _), _| *agent != id);
         if let Some((_, session)) = state.sessions.remove(&id) {
             session.send_modify(|told| told.ended = true);
         }

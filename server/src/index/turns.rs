@@ -397,8 +397,8 @@ mod tests {
         }
         slices.sort_unstable();
         let p99 = slices[slices.len() * 99 / 100];
-        // One of each account, and four are given at once: with what is under way a little more than a second.
-        assert!(p99 <= 6, "{slices:?}");
+        // One of each account, and those that begin meanwhile: of four places two slices each, which is a second.
+        assert!(p99 <= 8, "{p99}");
         assert!(slices[0] >= 1, "the places are short");
     }
 

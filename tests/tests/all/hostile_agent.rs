@@ -7,8 +7,9 @@ use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::compress::Compressor;
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
 use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
-use scrinium_protocol::sl::message::{ConfigurationAnswer, Lane};
+use scrinium_protocol::sl::message::{ConfigurationAnswer, KeepAlive, Lane};
 use scrinium_protocol::sl::session::AgentEvent;
+use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 use scrinium_protocol::token::Token;
 use scrinium_tests::client::Client;
 use scrinium_tests::lab::{Lab, text};
@@ -94,6 +95,49 @@ fn answers_that_change_again_and_again_are_counted_and_not_written() {
         }
         !client.breathe().1
     });
+}
+
+/// Each name of a source that an agent made up, and said to need a person, was an alarm and an entry of the trail.
+#[test]
+fn sources_that_an_agent_makes_up_are_not_an_alarm_each() {
+    let lab = Lab::start("hostile-sources");
+    let (mut client, _) = enrol(&lab);
+    for round in 0..10 {
+        let row = |n: u32| SourceReport {
+            source: format!("/made/up/{round}/{n}"),
+            state: SourceState::Unreadable,
+            needs_person: true,
+            files: 1,
+            path: String::new(),
+            cause: "because".into(),
+        };
+        let sources = SourceReports {
+            rows: (0..60).map(row).collect(),
+            more: 0,
+        };
+        let state = KeepAlive {
+            sources: Some(sources),
+            ..KeepAlive::default()
+        };
+        client.session.send_keep_alive(state, now()).unwrap();
+        assert!(client.breathe().1);
+    }
+    let of_sources = |alarm: &serde_json::Value| alarm["kind"] == "source-trouble";
+    wait_until("all are heard", PATIENCE, || {
+        assert!(client.breathe().1);
+        let alarms = lab.alarms();
+        let counts = alarms.iter().filter(|alarm| of_sources(alarm));
+        counts
+            .map(|alarm| alarm["count"].as_u64().unwrap())
+            .sum::<u64>()
+            == 600
+    });
+    let alarms: Vec<_> = lab.alarms().into_iter().filter(of_sources).collect();
+    assert_eq!(alarms.len(), 257);
+    let more = alarms.iter().find(|alarm| alarm["count"] == 344).unwrap();
+    let said = more["text"].as_str().unwrap();
+    assert!(said.contains("more than 256 times in a day"), "{said}");
+    assert_eq!(lab.agent("evil1")["state"], "connected");
 }
 
 /// New streams that came too fast stopped the reading of their session: no keep-alive was heard, and nothing else of the agent
