@@ -117,7 +117,8 @@ const ROOT: u32 = 0;
 #[cfg(unix)]
 const LINKS_MAX: usize = 40;
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::{MetadataExt as _, lchown, symlink};
