@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::AlarmRecord;
 use crate::clock;
 use crate::core::OWN_NAME;
+use crate::waits;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -393,7 +394,7 @@ impl Alarms {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

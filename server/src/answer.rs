@@ -20,6 +20,7 @@ use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::warn;
@@ -31,6 +32,7 @@ use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::core::Core;
 use crate::index::cancelled::{CancelOnDrop, Cancelled};
+use crate::index::gate::Gate;
 use crate::index::hits::Hit;
 use crate::index::query::Query;
 use crate::index::search::{Found, Search, Wanted};
@@ -108,6 +110,8 @@ impl LeftOut {
                 "{} parts of the archive were not searched: the server has no file descriptor left. Nothing is damaged; search again, or raise the server's LimitNOFILE",
                 found.lacking
             ));
+        } else if let Some(busy) = found.busy {
+            self.ended = Some(busy.to_string());
         } else if found.partial {
             let seconds = time_max.unwrap_or_default().as_secs();
             self.ended = Some(format!(
@@ -179,11 +183,12 @@ pub(crate) async fn page(core: &Arc<Core>, asked: Asked, wanted: Wanted) -> Resu
     let _guard = cancelled.guard();
     let time_max = asked.time_max;
     let core = core.clone();
+    let gate = Gate::new(scan, Handle::current(), cancelled.clone());
     let work = move || {
         let deadline = time_max.map(|time| clock::now() + time);
-        let mut search = search(&core, asked, cancelled, deadline);
-        let found = search.page(Wanted { deadline, ..wanted });
-        drop((search, scan, turn));
+        let mut search = search(&core, asked, cancelled, deadline, &gate);
+        let found = search.page(Wanted { deadline, ..wanted }, &gate);
+        drop((search, gate, turn));
         if found.read_bytes > GIVEN_BACK_MIN {
             allocator::give_back();
         }
@@ -289,21 +294,24 @@ impl Answer {
             let is_first = search.is_none();
             let (core, before) = (self.core.clone(), search.take());
             let (asked, cancelled) = (asked.take(), cancelled.clone());
+            let gate = Gate::new(scan, Handle::current(), cancelled.clone());
             let work = move || {
                 let started = clock::now();
                 let deadline = time_left.map(|time| started + time);
                 let mut search = match (before, asked) {
                     (Some(search), _) => search,
-                    (None, Some(asked)) => self::search(&core, asked, cancelled, deadline),
+                    (None, Some(asked)) => self::search(&core, asked, cancelled, deadline, &gate),
                     (None, None) => return Err(anyhow!("a search without a question")),
                 };
-                let found = search.page(Wanted { deadline, ..wanted });
-                drop(scan);
+                let found = search.page(Wanted { deadline, ..wanted }, &gate);
+                let waited = gate.waited();
+                drop(gate);
                 // Who takes it slowly keeps no more than the page meanwhile.
                 if found.read_bytes > GIVEN_BACK_MIN {
                     allocator::give_back();
                 }
-                Ok((search, found, clock::now().duration_since(started)))
+                let took = clock::now().duration_since(started);
+                Ok((search, found, took.saturating_sub(waited)))
             };
             let (left, mut found, took) = tokio::task::spawn_blocking(work).await??;
             search = Some(left);
@@ -454,6 +462,7 @@ fn search(
     asked: Asked,
     cancelled: Cancelled,
     deadline: Option<std::time::Instant>,
+    gate: &Gate,
 ) -> Search {
     let Asked {
         mut query, access, ..
@@ -467,6 +476,7 @@ fn search(
         access,
         cancelled,
         deadline,
+        gate,
     )
 }
 

@@ -33,6 +33,7 @@ use crate::local::{LocalQueue, Unknown};
 use crate::policy::Policy;
 use crate::refusals::Refusals;
 use crate::session::budget::Rates;
+use crate::session::held::HeldBytes;
 use crate::session::receiver::Shared;
 use crate::time::ServerTime;
 use crate::vital::{Fallen, Vital};
@@ -202,6 +203,7 @@ impl Running {
                 keep_alive: config.keep_alive,
                 streams: config.agent_streams,
                 rates: Rates::default(),
+                held: HeldBytes::default(),
             },
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone(), archive.troubles().clone())?,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::StatVfsMountFlags;
 
 use crate::present::human_bytes;
+use crate::waits;
 
 /// What a file system has.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +24,8 @@ pub(crate) struct Space {
 impl Space {
     /// Asks the file system of a directory. It may wait for one that is elsewhere.
     pub(crate) fn of(dir: &Path) -> io::Result<Self> {
-        let space = rustix::fs::statvfs(dir)?;
+        // A file system that does not answer keeps who asks, and nobody else.
+        let space = waits::off_worker(|| rustix::fs::statvfs(dir))?;
         Ok(Self {
             free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
             total_bytes: space.f_blocks.saturating_mul(space.f_frsize),

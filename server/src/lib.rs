@@ -43,6 +43,7 @@ mod places;
 mod policy;
 mod present;
 mod refusals;
+mod ring;
 mod self_signed;
 mod session;
 mod silence;
@@ -54,6 +55,7 @@ mod time;
 mod verification;
 mod vital;
 mod volume;
+mod waits;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

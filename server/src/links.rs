@@ -10,7 +10,7 @@
 //! 3. Every account has places of its own: what one makes takes none of another's. Accounts are made by hand, and few.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, ensure};
 use axum::body::Body;
@@ -25,6 +25,7 @@ use crate::clock::{self, DAY_US};
 use crate::control::export::{self, ExportRequest};
 use crate::control::or_said;
 use crate::core::Core;
+use crate::waits;
 
 /// Every link, those that are over too.
 pub(crate) struct Links {
@@ -103,7 +104,7 @@ impl Links {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, LinkRecord>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

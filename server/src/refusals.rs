@@ -30,6 +30,8 @@ pub(crate) enum What {
     SignIn,
     Enrolment,
     Agent,
+    /// A session that something between an agent and this server spoiled.
+    Interference,
 }
 
 impl What {
@@ -39,6 +41,7 @@ impl What {
             Self::SignIn => "sign-ins refused, in sum",
             Self::Enrolment => "enrolments refused, in sum",
             Self::Agent => "agents refused, in sum",
+            Self::Interference => "interference on the wire, in sum",
         }
     }
 }

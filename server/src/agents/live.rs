@@ -9,7 +9,7 @@ use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive};
 use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 
-use super::{Agents, Rival, State};
+use super::{Agents, News, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 
@@ -39,6 +39,17 @@ pub(crate) struct Live {
     pub(crate) trouble: Option<String>,
     /// The server refused it.
     pub(crate) refused: bool,
+    /// Which limits hold it up, and what that means.
+    limits: BTreeMap<Limit, String>,
+}
+
+/// What may hold an agent up while the rest of it goes on.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Limit {
+    /// Streams that are new come faster than it may have them.
+    NewStreams,
+    /// It changes its answer to its configuration too often.
+    Answers,
 }
 
 impl Live {
@@ -49,8 +60,19 @@ impl Live {
         self.trouble = None;
         self.refused = false;
         self.heard_us = now;
+        self.limits.clear();
         // One of an earlier version says nothing of them.
         self.sources = Arc::default();
+    }
+
+    /// A limit holds it up, in words.
+    pub(super) fn reach(&mut self, limit: Limit, said: String) {
+        self.limits.insert(limit, said);
+    }
+
+    /// A limit holds it up no longer.
+    pub(super) fn leave(&mut self, limit: Limit) {
+        self.limits.remove(&limit);
     }
 
     /// How its sources do; what needs a person now and did not before is for an alarm.
@@ -102,7 +124,8 @@ impl Live {
     pub(crate) fn trouble(&self) -> Option<&str> {
         let says = Some(self.keep_alive.problem.as_str());
         let says = says.filter(|says| !says.is_empty() && !says.starts_with(INTERFERENCE));
-        self.trouble.as_deref().or(says)
+        let limit = self.limits.values().next().map(String::as_str);
+        self.trouble.as_deref().or(limit).or(says)
     }
 }
 
@@ -119,6 +142,16 @@ pub(crate) fn interference_with(agent: &str, seen: &str) -> Raise {
 }
 
 impl Agents {
+    /// A limit holds an agent up, in words; or not any longer.
+    pub(crate) fn limit(&self, id: AgentId, limit: Limit, said: Option<String>) {
+        if let Some(live) = self.lock().live.get_mut(&id) {
+            match said {
+                Some(said) => live.reach(limit, said),
+                None => live.leave(limit),
+            }
+        }
+    }
+
     /// Notes a sign of life. Returns the alarm it proves: who else showed this identity meanwhile is
     /// not this agent.
     pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Vec<Raise> {
@@ -148,8 +181,23 @@ impl Agents {
         let (Some(agent), Some(live)) = (agents.get(&id), live.get_mut(&id)) else {
             return Vec::new();
         };
-        let sources = sources.map(|sources| live.hear_sources(&agent.name, sources));
-        let sources = sources.into_iter().flatten();
+        let name = agent.name.clone();
+        let sources = sources.map(|sources| live.hear_sources(&name, sources));
+        let mut sources = sources.unwrap_or_default();
+        for raise in &mut sources {
+            if state.over(id, News::Sources) > 0 {
+                // One alarm that counts, whatever names it makes up.
+                raise.key = "more".to_owned();
+                raise.text = format!(
+                    "more than {} times in a day a source of it needed a person; agent show says which do now. {}",
+                    News::Sources.a_day(),
+                    raise.text
+                );
+            }
+        }
+        let Some(agent) = state.agents.get(&id) else {
+            return Vec::new();
+        };
         let twice = rival.map(|rival| Raise {
             kind: AlarmKind::IdentityUsedTwice,
             agent: agent.name.clone(),

@@ -16,24 +16,27 @@ mod ask;
 mod enrol;
 mod live;
 mod names;
+mod news;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
-use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, ConfigurationAnswer};
+use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
 pub(crate) use self::enrol::{Allowance, NewAgent, route_through};
-pub(crate) use self::live::{Live, interference_with};
+pub(crate) use self::live::{Limit, Live, interference_with};
 pub(crate) use self::names::{check_account_name, check_name};
+pub(crate) use self::news::{Answered, News, said_of_answers};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
 use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
+use crate::waits;
 
 /// All agents and tokens.
 pub(crate) struct Agents {
@@ -52,6 +55,8 @@ struct State {
     session_counter: u64,
     /// Who was refused because the agent is connected, until that is proven or over.
     rivals: BTreeMap<AgentId, Rival>,
+    /// How often agents said something else today.
+    said: BTreeMap<(AgentId, News), news::Said>,
 }
 
 /// What a session is told from outside.
@@ -135,6 +140,7 @@ impl Agents {
             let live = state.live.entry(id).or_default();
             live.connected = false;
             live.trouble = trouble;
+            live.leave(Limit::NewStreams);
         }
     }
 
@@ -184,29 +190,6 @@ impl Agents {
             session.send_modify(|told| told.configurations += 1);
         }
         Ok(version)
-    }
-
-    /// Notes what an agent said of its configuration; whether that is news.
-    pub(crate) fn configured(&self, id: AgentId, answer: ConfigurationAnswer) -> Result<bool> {
-        let in_force = answer.in_force.into();
-        self.lock().live.entry(id).or_default().in_force = in_force;
-        let agent = self.get(id);
-        let configuration = agent.and_then(|agent| agent.configuration);
-        let is_news = configuration.is_some_and(|configuration| {
-            configuration.version == answer.version
-                && (configuration.answered, &configuration.rejected)
-                    != (answer.version, &answer.rejected)
-        });
-        if is_news {
-            self.change_id(id, |agent| {
-                if let Some(configuration) = &mut agent.configuration {
-                    configuration.answered = answer.version;
-                    configuration.rejected = answer.rejected;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(is_news)
     }
 
     /// The agent has begun its new epoch: it is no longer to be told to.
@@ -324,6 +307,7 @@ impl Agents {
         }
         state.live.remove(&id);
         state.rivals.remove(&id);
+        state.said.retain(|(agent, _), _| *agent != id);
         if let Some((_, session)) = state.sessions.remove(&id) {
             session.send_modify(|told| told.ended = true);
         }
@@ -414,7 +398,7 @@ impl Agents {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

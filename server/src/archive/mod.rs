@@ -56,6 +56,7 @@ use crate::catalogue::records::{
     ArchiveMark, Group, LogEnd, PrunedRange, SegmentRecord, StreamRecord,
 };
 use crate::volume::{ARCHIVE_DIR, LOG_DIR, SEALING_DIR};
+use crate::waits;
 
 /// The archive as every reader sees it.
 pub(crate) struct Archive {
@@ -97,7 +98,7 @@ impl Archive {
 
     /// How far the log is acknowledged.
     pub(crate) fn acked(&self) -> MutexGuard<'_, Acked> {
-        self.acked.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.acked)
     }
 
     /// Writes down how a log ended.
@@ -330,12 +331,14 @@ impl State {
 
 /// Bytes of the files below `dir`, for people.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.metadata().ok())
-        .map(|meta| meta.len())
-        .sum()
+    waits::off_worker(|| {
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return 0;
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.metadata().ok())
+            .map(|meta| meta.len())
+            .sum()
+    })
 }

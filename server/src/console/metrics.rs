@@ -7,7 +7,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -18,7 +17,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use scrinium_segment::say;
 use scrinium_syslog::accept;
-use scrinium_syslog::admission::{Admission, Limits};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
@@ -28,6 +26,7 @@ use crate::archive::troubles::Trouble;
 use crate::clock;
 use crate::core::Core;
 use crate::disk::Space;
+use crate::listener::doors::METRICS_CONNECTION_MAX;
 
 /// For somebody who signed in.
 pub(super) async fn page(State(core): State<Arc<Core>>, _who: SignedIn) -> Response {
@@ -55,8 +54,8 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, names: Arc<[St
             }
         },
     );
+    let door = core.doors.metrics.clone();
     let router = Router::new().route("/metrics", path).with_state(core);
-    let door = Arc::new(Admission::new(LIMITS));
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -70,7 +69,7 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, names: Arc<[St
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).keep_alive(false);
             let served = http.serve_connection(TokioIo::new(stream), service);
-            let served = tokio::time::timeout(CONNECTION_MAX, served);
+            let served = tokio::time::timeout(METRICS_CONNECTION_MAX, served);
             tokio::select! {
                 _ended = served => {}
                 () = place.displaced() => {}
@@ -94,13 +93,9 @@ fn answer(core: &Core) -> Response {
     let connected = agents.iter().filter(|(_, live)| live.connected).count();
     let totals = core.archive.totals();
     let entries = totals.entries;
-    let doors = [
-        ("sl", &core.doors.sl),
-        ("console", &core.doors.console),
-        ("syslog", &core.doors.syslog),
-    ];
     let (mut open, mut refused, mut displaced) = (String::new(), String::new(), String::new());
-    for (name, door) in doors {
+    for (name, door) in core.doors.all() {
+        let name = name.to_ascii_lowercase();
         let ((used, _), counts) = (door.used(), door.counts());
         open.push_str(&format!(
             "scrinium_connections{{listener=\"{name}\"}} {used}\n"
@@ -115,6 +110,7 @@ fn answer(core: &Core) -> Response {
         ));
     }
     let unknown = core.unknown_senders.entries();
+    let searches = core.turns.searches_waiting();
     let health = health(core);
     let (segments, logs) = core.archive.parts();
     let (intervals, sealed_us) = core.evidence.sealed();
@@ -126,6 +122,7 @@ fn answer(core: &Core) -> Response {
          # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n\
          # TYPE scrinium_connections gauge\n{open}# TYPE scrinium_connections_refused_total counter\n{refused}\
          # TYPE scrinium_connections_displaced_total counter\n{displaced}\
+         # TYPE scrinium_searches_waiting gauge\nscrinium_searches_waiting {searches}\n\
          # TYPE scrinium_unknown_sender_entries_total counter\nscrinium_unknown_sender_entries_total {unknown}\n{health}",
         agents.len(),
         totals.streams,
@@ -187,17 +184,6 @@ fn health(core: &Core) -> String {
     ));
     text
 }
-
-/// Connections at once: who monitors makes one every few seconds.
-const LIMITS: Limits = Limits {
-    places: 16,
-    each: 8,
-    kept: 0,
-    per_second: None,
-    rests_after: CONNECTION_MAX,
-};
-/// From accepting to the end of the answer.
-const CONNECTION_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
@@ -128,11 +129,20 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
     let router = router(core);
     let mut tasks = JoinSet::new();
+    let mut said_at = None;
     loop {
         while tasks.try_join_next().is_some() {}
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_RETRY).await;
-            continue;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                let now = clock::now();
+                if said_at.is_none_or(|at| now.duration_since(at) >= SAID_EVERY) {
+                    warn!(%error, "no command can be taken; trying again");
+                    said_at = Some(now);
+                }
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
         };
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         tasks.spawn(async move {
@@ -511,6 +521,8 @@ pub(crate) async fn or_said<T>(
 
 /// Who acts through the socket and names no account.
 const LOCAL: &str = "local command";
+/// That no command can be taken is logged so often at most.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// What policy or permission refuses: exit code 4.
 #[derive(Debug, thiserror::Error)]

@@ -24,8 +24,8 @@ mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -54,6 +54,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ChainRecord, LostEntries};
 use crate::places;
 use crate::volume::{EVIDENCE_DIR, Volume};
+use crate::waits;
 
 /// Who else sees checkpoints.
 #[derive(Clone, Debug)]
@@ -85,6 +86,9 @@ pub(crate) struct Evidence {
     is_live: AtomicBool,
     demand: Mutex<Demand>,
     state: Mutex<State>,
+    /// What the state says of how many there are and when the last one ended, Unix µs: who asks does not wait until one is
+    /// sealed, which takes as long as the disk and the archive let it.
+    sealed: (AtomicU64, AtomicU64),
 }
 
 struct State {
@@ -207,6 +211,7 @@ impl Evidence {
             memory_key,
             is_live: AtomicBool::new(false),
             demand: Mutex::default(),
+            sealed: (state.count.into(), state.ends.last_us.into()),
             state: Mutex::new(state),
         })
     }
@@ -228,8 +233,11 @@ impl Evidence {
 
     /// How many intervals are sealed, and when the last one ended, Unix µs.
     pub(crate) fn sealed(&self) -> (u64, u64) {
-        let state = self.lock();
-        (state.count, state.ends.last_us)
+        let (count, last_us) = &self.sealed;
+        (
+            count.load(Ordering::Acquire),
+            last_us.load(Ordering::Acquire),
+        )
     }
 
     /// The last interval there is a key of.
@@ -411,6 +419,8 @@ impl Evidence {
         state.tree.push(&[&leaf]);
         state.count += 1;
         state.ends.add(&interval);
+        self.sealed.1.store(state.ends.last_us, Ordering::Release);
+        self.sealed.0.store(state.count, Ordering::Release);
         for reached in interval.streams {
             state.reached.insert(reached.stream, reached);
         }
@@ -529,7 +539,7 @@ impl Evidence {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

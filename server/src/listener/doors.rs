@@ -31,6 +31,8 @@ pub(crate) struct Doors {
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) console: Arc<Admission>,
     pub(crate) syslog: Arc<Admission>,
+    /// All listeners of `listen.metrics` together.
+    pub(crate) metrics: Arc<Admission>,
 }
 
 impl Doors {
@@ -76,7 +78,18 @@ impl Doors {
                 rests_after: CONSOLE_RESTS_AFTER,
             }),
             syslog: Admission::new(tcp_limits(syslog, connections.syslog_each_max.min(syslog))),
+            metrics: Admission::new(METRICS_LIMITS),
         }
+    }
+
+    /// Every door, by its name in what is said of it.
+    pub(crate) fn all(&self) -> [(&'static str, &Arc<Admission>); DOORS] {
+        [
+            ("SL", &self.sl),
+            ("console", &self.console),
+            ("syslog", &self.syslog),
+            ("metrics", &self.metrics),
+        ]
     }
 }
 
@@ -97,7 +110,7 @@ fn fit<const N: usize>(wanted: [usize; N], descriptors: Option<u64>) -> [usize; 
 /// Logs what the listeners refused or closed, and which senders have no stream of their own, and raises alarms.
 pub(crate) struct Telling {
     core: Arc<Core>,
-    told: [Counts; 3],
+    told: [Counts; DOORS],
     told_unknown: u64,
 }
 
@@ -105,7 +118,7 @@ impl Telling {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self {
             core,
-            told: [Counts::default(); 3],
+            told: [Counts::default(); DOORS],
             told_unknown: 0,
         }
     }
@@ -120,12 +133,7 @@ impl Duty for Telling {
             self.told_unknown = unknown;
             tell_unknown(core, entries).await;
         }
-        let doors = [
-            ("SL", &core.doors.sl),
-            ("console", &core.doors.console),
-            ("syslog", &core.doors.syslog),
-        ];
-        for ((name, door), told) in doors.into_iter().zip(&mut self.told) {
+        for ((name, door), told) in core.doors.all().into_iter().zip(&mut self.told) {
             let now = door.counts();
             let new = now.since(*told);
             *told = now;
@@ -170,6 +178,17 @@ async fn tell_unknown(core: &Core, entries: u64) {
     core.alarms.raise(raise).await;
 }
 
+const DOORS: usize = 4;
+/// Connections that ask for numbers: who monitors makes one every few seconds. They are descriptors of the reserve.
+const METRICS_LIMITS: Limits = Limits {
+    places: 16,
+    each: 8,
+    kept: 0,
+    per_second: None,
+    rests_after: METRICS_CONNECTION_MAX,
+};
+/// Of a connection to `listen.metrics`, from accepting to the end of the answer.
+pub(crate) const METRICS_CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// One address has at most one part in so many of the half-open handshakes.
 const SHARE: usize = 4;
 /// One part in so many of the console's places is for addresses from which somebody signed in.

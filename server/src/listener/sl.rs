@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::agents::{Accepted, Proven, Refused};
+use crate::agents::{Accepted, News, Proven, Refused};
 use crate::alarms::{AlarmKind, Raise};
 use crate::audit::Actor;
 use crate::catalogue::records::TokenRecord;
@@ -272,7 +272,15 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
     let agent = &accepted.agent;
     let detail =
         |what: Value| json!({ "agent": agent.name, "address": address.to_string(), "what": what });
-    if !accepted.changed.is_empty() {
+    if accepted.changed.is_empty() && !agent.restored {
+        return;
+    }
+    // One that comes with something else again and again fills neither the trail nor the list of alarms.
+    let over = core.agents.over(agent.id, News::Arrivals);
+    if over.is_power_of_two() {
+        warn!(agent = %agent.id, over, "an agent came with another machine, or a state of before, more often than is written down in a day");
+    }
+    if !accepted.changed.is_empty() && over == 0 {
         let detail = detail(json!(accepted.changed));
         core.audit.record("agent", "machine changed", detail).await;
     }
@@ -285,11 +293,11 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
             text: format!(
                 "its machine is not quite the one it was: {names}. So much may change without approval (agents.machine_changes_max), and it was let in from {address}. If nobody exchanged that, look whether it is a copy."
             ),
-            key: names,
+            key: if over == 0 { names } else { "more".to_owned() },
         };
         core.alarms.raise(raise).await;
     }
-    if agent.restored {
+    if agent.restored && over == 0 {
         let detail = detail(json!("restored from a copy; a new epoch begins"));
         core.audit.record("agent", "rollback", detail).await;
     }

@@ -1,6 +1,7 @@
 //! One agent's session at work: the [`Receiver`] between a socket and the writer.
 
 pub(crate) mod budget;
+pub(crate) mod held;
 mod left;
 pub(crate) mod receiver;
 
@@ -20,9 +21,11 @@ use tracing::{info, warn};
 
 use self::receiver::{Effect, Receiver};
 use crate::agents::{Accepted, Told};
+use crate::audit::Actor;
 use crate::clock;
 use crate::core::Core;
 use crate::ingest::{Outcome, Submission};
+use crate::refusals::{self, Refusal, What};
 
 /// Runs the session to its end.
 pub(crate) async fn run(
@@ -35,7 +38,7 @@ pub(crate) async fn run(
     let id = accepted.agent.id;
     let (number, told) = core.agents.begin_session(id, address);
     info!(agent = %id, "an agent connected");
-    let outcome = drive(&core, stream, accepted, established, told).await;
+    let outcome = drive(&core, stream, address, accepted, established, told).await;
     let trouble = match outcome {
         Ok(reason) => {
             info!(agent = %id, reason, "an agent's session ended");
@@ -52,6 +55,7 @@ pub(crate) async fn run(
 async fn drive(
     core: &Core,
     stream: TcpStream,
+    address: SocketAddr,
     accepted: Accepted,
     established: Established,
     mut told: watch::Receiver<Told>,
@@ -64,36 +68,26 @@ async fn drive(
     drop(accepted);
     let (reader, mut writer) = stream.into_split();
     loop {
-        while let Some(effect) = receiver.poll_effect() {
+        while !told.borrow().ended
+            && let Some(effect) = receiver.poll_effect()
+        {
             // Boxed, here and below: what is rarely done is not kept by every idle session.
-            Box::pin(carry_out(core, effect)).await?;
+            Box::pin(carry_out(core, effect, address)).await?;
         }
         if let Some(bytes) = receiver.poll_transmit() {
             write(&mut writer, &bytes).await?;
         }
         let deadline = receiver.poll_timeout();
         let has_room = receiver.has_room();
+        // What comes from outside and what time demands is looked at first: an agent that always says something, and has
+        // always something acknowledged, puts off neither its end nor its keep-alives.
         let ended = tokio::select! {
             biased;
-            answer = next_answer(&mut receiver.waiting) => {
-                let answered = receiver.handle_answers(Some(answer), clock::now());
-                if answered.is_err() {
-                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
-                }
-                answered?;
-                None
-            }
-            readable = reader.readable(), if has_room => {
-                readable?;
-                let read = read(&reader, &mut receiver);
-                if read.is_err() {
-                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
-                }
-                read?
-            }
             changed = told.changed() => {
                 let now = *told.borrow_and_update();
                 if changed.is_err() || now.ended {
+                    // What it sent last is not wanted any more: it was not acknowledged.
+                    receiver.forget_submissions();
                     Some("replaced by a newer session, disabled, or no longer allowed in clear".to_owned())
                 } else {
                     receiver.send_configuration(clock::now())?;
@@ -103,18 +97,39 @@ async fn drive(
             () = tokio::time::sleep_until(deadline.into()) => {
                 receiver.handle_timeout(clock::now(), clock::unix_us())?
             }
+            answer = next_answer(&mut receiver.waiting) => {
+                let answered = receiver.handle_answers(Some(answer), clock::now());
+                if answered.is_err() {
+                    Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                }
+                answered?;
+                None
+            }
+            readable = reader.readable(), if has_room => {
+                readable?;
+                let read = read(&reader, &mut receiver);
+                if read.is_err() {
+                    Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                }
+                read?
+            }
         };
         if let Some(reason) = ended {
-            Box::pin(finish(core, &mut receiver, &mut writer)).await;
+            Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
             return Ok(reason);
         }
     }
 }
 
 /// What the session still wants done when it is over: alarms, and receipts of what is durable.
-async fn finish(core: &Core, receiver: &mut Receiver, writer: &mut OwnedWriteHalf) {
+async fn finish(
+    core: &Core,
+    receiver: &mut Receiver,
+    writer: &mut OwnedWriteHalf,
+    address: SocketAddr,
+) {
     while let Some(effect) = receiver.poll_effect() {
-        if let Err(error) = carry_out(core, effect).await {
+        if let Err(error) = carry_out(core, effect, address).await {
             warn!(error = format!("{error:#}"), "a session could not finish");
         }
     }
@@ -123,12 +138,24 @@ async fn finish(core: &Core, receiver: &mut Receiver, writer: &mut OwnedWriteHal
     }
 }
 
-async fn carry_out(core: &Core, effect: Effect) -> Result<()> {
+async fn carry_out(core: &Core, effect: Effect, from: SocketAddr) -> Result<()> {
     match effect {
         Effect::Submit(submission) => submit(core, submission)?,
         Effect::Raise(raise) => core.alarms.raise(raise).await,
         Effect::Audit(action, detail) => {
             core.audit.record("agent", action, detail).await;
+        }
+        Effect::Interference(detail) => {
+            let refusal = Refusal {
+                what: What::Interference,
+                actor: &Actor::of("agent"),
+                action: "interference on the wire",
+                detail,
+                from,
+            };
+            if let Err(error) = refusals::note(core, refusal).await {
+                warn!(%error, "an interference could not be written to the audit stream");
+            }
         }
         Effect::Unmet(receipt) => core.catalogue.put(&receipt)?,
     }

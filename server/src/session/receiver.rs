@@ -22,16 +22,19 @@ use scrinium_protocol::sl::session::{ServerEvent, ServerSession};
 use scrinium_segment::random;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use tracing::warn;
 
-use super::budget::{Budget, OverBudget, Rates};
+use super::budget::{Budget, OverBudget, Rates, Taken};
+use super::held::{Held, HeldBatch, HeldBytes};
 use super::left::LeftEpochs;
-use crate::agents::{Accepted, Agents, interference_with};
+use crate::agents::{Accepted, Agents, Answered, Limit, interference_with, said_of_answers};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::archive::log::new_stream;
-use crate::catalogue::records::UnmetReceipt;
+use crate::catalogue::records::{StreamRecord, UnmetReceipt};
 use crate::config::AgentStreams;
 use crate::ingest::{BatchSubmission, Outcome, Submission};
+use crate::waits;
 
 /// What a session wants done.
 pub(crate) enum Effect {
@@ -40,6 +43,8 @@ pub(crate) enum Effect {
     Raise(Raise),
     /// For the audit stream: what the agent did, and the detail.
     Audit(&'static str, Value),
+    /// For the audit stream, where many of them are a sum: what somebody on the way did.
+    Interference(Value),
     /// For the catalogue, so that every verification names it.
     Unmet(UnmetReceipt),
 }
@@ -55,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) streams: AgentStreams,
     /// How fast new streams came.
     pub(crate) rates: Rates,
+    /// What waits of new streams that come too fast.
+    pub(crate) held: HeldBytes,
 }
 
 /// The server's side of one session.
@@ -68,6 +75,10 @@ pub(crate) struct Receiver {
     pub(crate) waiting: VecDeque<oneshot::Receiver<Outcome>>,
     effects: VecDeque<Effect>,
     budget: Budget,
+    /// New streams that came too fast.
+    held: Held,
+    /// Whether it was said that some wait.
+    is_held_said: bool,
     /// The stream of the last batch that came, and the sequence after it.
     last: Option<(StreamId, u64)>,
     /// Receipts for what is missing that were shown in this session: no more than streams that the agent may have, a few
@@ -113,6 +124,8 @@ impl Receiver {
             unmet: BTreeSet::new(),
             left: LeftEpochs::default(),
             budget: Budget::new(agent.id, shared.rates.clone(), shared.streams, totals, now),
+            held: Held::new(shared.held.clone()),
+            is_held_said: false,
             shared,
             agent: agent.id,
             signing: signing.context("the agent's signing key")?,
@@ -126,9 +139,10 @@ impl Receiver {
         Ok(receiver)
     }
 
-    /// Whether more may be read: else too much waits at the writer, or new streams come too fast.
+    /// Whether more may be read: else too much waits at the writer. Streams that come too fast wait by themselves:
+    /// keep-alives and the batches of others are behind theirs, and must be read.
     pub(crate) fn has_room(&self) -> bool {
-        self.waiting.len() < IN_FLIGHT_MAX && self.budget.waits_until().is_none()
+        self.waiting.len() < IN_FLIGHT_MAX
     }
 
     /// Takes received bytes. Returns why the session is over, when it is on purpose.
@@ -144,8 +158,7 @@ impl Receiver {
 
     /// An alarm and an entry of the trail, with what was seen and how far the session had come.
     fn note_interference(&mut self, seen: &str) {
-        let agent = self.shared.agents.get(self.agent);
-        let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
+        let agent = self.name();
         let stream = self.last.and_then(|(id, next)| {
             let stream = self.shared.archive.stream(id)?;
             Some((stream.name.to_string(), next))
@@ -179,8 +192,7 @@ impl Receiver {
             .push_back(Effect::Raise(interference_with(&agent, &text)));
         let detail =
             json!({ "agent": agent, "seen": seen, "stream": stream, "next_sequence": next });
-        self.effects
-            .push_back(Effect::Audit("interference on the wire", detail));
+        self.effects.push_back(Effect::Interference(detail));
     }
 
     /// An agent shows a receipt of this server for more than it was told.
@@ -215,9 +227,11 @@ impl Receiver {
             ..=UNMET_ALARMS_MAX => receipt.stream.to_string(),
             _ => String::new(),
         };
-        let agent = self.shared.agents.get(self.agent);
-        let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
-        let name = stream.map_or_else(|| receipt.stream.to_string(), |stream| stream.name.to_string());
+        let agent = self.name();
+        let name = stream.map_or_else(
+            || receipt.stream.to_string(),
+            |stream| stream.name.to_string(),
+        );
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::ReceiptUnmet,
             agent: agent.clone(),
@@ -249,15 +263,19 @@ impl Receiver {
 
     /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.
     pub(crate) fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<Option<String>> {
-        self.budget.refill(now);
         self.session.handle_timeout(now, time_us)?;
+        if let Some(reason) = self.release_held(now)? {
+            return Ok(Some(reason));
+        }
         self.handle_events(now)
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
         let session = self.session.poll_timeout();
-        let waits_until = self.budget.waits_until();
-        waits_until.map_or(session, |until| until.min(session))
+        match self.held.is_empty() || !self.has_room() {
+            true => session,
+            false => session.min(self.budget.next_at()),
+        }
     }
 
     pub(crate) fn poll_transmit(&mut self) -> Option<Vec<u8>> {
@@ -266,6 +284,12 @@ impl Receiver {
 
     pub(crate) fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// Nothing more of what the agent sent is handed to the writer.
+    pub(crate) fn forget_submissions(&mut self) {
+        let is_other = |effect: &Effect| !matches!(effect, Effect::Submit(_));
+        self.effects.retain(is_other);
     }
 
     /// Sends the agent's configuration, unless it has answered to this one already.
@@ -310,7 +334,7 @@ impl Receiver {
                 {
                     bail!("the agent named a stream that is not its own");
                 }
-                if !self.shared.archive.has_stream(stream) {
+                if !self.shared.archive.has_stream(stream) && !self.held.has(stream) {
                     let new = new_stream(stream, self.agent, kind, name);
                     if let Err(over) = self.budget.open(new) {
                         return self.refuse_stream(stream, over, now).map(Some);
@@ -318,8 +342,8 @@ impl Receiver {
                 }
             }
             ServerEvent::Batch(encoded) => {
-                if let Some((stream, over)) = self.handle_batch(encoded, now)? {
-                    return self.refuse_stream(stream, over, now).map(Some);
+                if let Some(reason) = self.handle_batch(encoded, now)? {
+                    return Ok(Some(reason));
                 }
             }
             ServerEvent::KeepAlive(_) => {}
@@ -330,8 +354,12 @@ impl Receiver {
                     "version": answer.version,
                     "rejected": answer.rejected,
                 });
-                if agents.configured(self.agent, answer)? {
-                    self.effects.push_back(Effect::Audit("configured", detail));
+                match agents.configured(self.agent, answer)? {
+                    Answered::Known => {}
+                    Answered::Written => {
+                        self.effects.push_back(Effect::Audit("configured", detail));
+                    }
+                    Answered::Counted(count) => self.note_counted(count),
                 }
             }
             ServerEvent::RenewalAsked => {
@@ -344,6 +372,29 @@ impl Receiver {
         Ok(None)
     }
 
+    /// The agent changed what it says of its configuration once more than is written down.
+    fn note_counted(&mut self, count: u64) {
+        if count.is_power_of_two() {
+            warn!(agent = %self.agent, count, "answers to a configuration were counted and not written down");
+        }
+        if count == 1 {
+            self.effects.push_back(Effect::Raise(Raise {
+                kind: AlarmKind::AgentTrouble,
+                agent: self.name(),
+                text: format!(
+                    "{}. The agent's page says how many by now; no agent of ours does that.",
+                    said_of_answers(count)
+                ),
+                key: "answers".to_owned(),
+            }));
+        }
+    }
+
+    fn name(&self) -> String {
+        let agent = self.shared.agents.get(self.agent);
+        agent.map_or_else(|| self.agent.to_string(), |agent| agent.name)
+    }
+
     /// Tells the agent which limit it has reached, and ends the session: it sets the stream aside, comes again, and
     /// goes on with its others. Returns the reason.
     fn refuse_stream(
@@ -353,44 +404,75 @@ impl Receiver {
         now: Instant,
     ) -> Result<String> {
         let reason = stream_refused(stream, &over.to_string());
-        let agent = self.shared.agents.get(self.agent);
-        let agent = agent.map_or_else(|| self.agent.to_string(), |agent| agent.name);
+        let agent = self.name();
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::TooManyStreams,
             agent,
             text: format!("it wants a stream more than it may have: {over}. What it sends to its other streams is archived as before."),
             key: String::new(),
         }));
-        let reason_sent = reason.clone();
-        self.session.send(
-            &Message::Close {
-                reason: reason_sent,
-            },
-            now,
-        )?;
+        self.close(reason, now)
+    }
+
+    /// Tells the agent why the session ends. Returns it.
+    fn close(&mut self, reason: String, now: Instant) -> Result<String> {
+        let close = Message::Close {
+            reason: reason.clone(),
+        };
+        self.session.send(&close, now)?;
         Ok(reason)
     }
 
     /// Verifies a batch and hands it to the writer, its stream before it when it is new. Milliseconds of hashing and
-    /// decompression. Returns which stream is over the budget.
-    fn handle_batch(
-        &mut self,
-        encoded: Vec<u8>,
-        now: Instant,
-    ) -> Result<Option<(StreamId, OverBudget)>> {
+    /// decompression. Returns why the session is over.
+    fn handle_batch(&mut self, encoded: Vec<u8>, now: Instant) -> Result<Option<String>> {
         let batch =
             SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         batch.header.verify_signature(&self.signing)?;
         let last_us = batch.open()?.time_last_us();
         let last_us = last_us.unwrap_or(batch.header.time_first_us);
         let stream = batch.header.stream;
-        match self.budget.take(stream, now) {
-            Ok(None) => {}
-            Ok(Some(new)) => self
-                .effects
-                .push_back(Effect::Submit(Submission::Stream(new))),
-            Err(over) => return Ok(Some((stream, over))),
+        let batch = HeldBatch {
+            batch,
+            encoded,
+            last_us,
+        };
+        let has_room = if self.held.has(stream) {
+            self.held.push(stream, batch)
+        } else {
+            match self.budget.take(stream, now) {
+                Ok(Taken::Known) => {
+                    self.submit(batch);
+                    return Ok(None);
+                }
+                Ok(Taken::New(new)) => {
+                    self.submit_stream(new);
+                    self.submit(batch);
+                    return Ok(None);
+                }
+                Ok(Taken::Later(new)) => self.held.push_stream(new, batch),
+                Err(over) => return self.refuse_stream(stream, over, now).map(Some),
+            }
+        };
+        self.say_held();
+        if !has_room {
+            let reason = "more new streams wait than a session may hold; what was not acknowledged is to be sent again".to_owned();
+            return self.close(reason, now).map(Some);
         }
+        Ok(None)
+    }
+
+    fn submit_stream(&mut self, new: StreamRecord) {
+        let new = Submission::Stream(new);
+        self.effects.push_back(Effect::Submit(new));
+    }
+
+    fn submit(&mut self, held: HeldBatch) {
+        let HeldBatch {
+            batch,
+            encoded,
+            last_us,
+        } = held;
         self.last = Some((batch.header.stream, batch.header.next().0));
         let (answer, outcome) = oneshot::channel();
         let submission = BatchSubmission {
@@ -403,7 +485,54 @@ impl Receiver {
         self.effects
             .push_back(Effect::Submit(Submission::Batch(submission)));
         self.waiting.push_back(outcome);
+    }
+
+    /// Hands over the streams that waited, as many as may be now. Returns why the session is over.
+    fn release_held(&mut self, now: Instant) -> Result<Option<String>> {
+        while self.has_room()
+            && let Some(front) = self.held.front()
+        {
+            let stream = front.id;
+            match self.budget.admit(front, now) {
+                Ok(false) => break,
+                Ok(true) => {
+                    if let Some(held) = self.held.pop() {
+                        self.submit_stream(held.record);
+                        held.batches
+                            .into_iter()
+                            .for_each(|batch| self.submit(batch));
+                    }
+                }
+                Err(over) => return self.refuse_stream(stream, over, now).map(Some),
+            }
+        }
+        self.say_held();
         Ok(None)
+    }
+
+    /// Tells the agent's page how many streams wait, and raises an alarm when the first ones do.
+    fn say_held(&mut self) {
+        let agents = &self.shared.agents;
+        if self.held.is_empty() {
+            if core::mem::take(&mut self.is_held_said) {
+                agents.limit(self.agent, Limit::NewStreams, None);
+            }
+            return;
+        }
+        let (count, per_minute) = (self.held.len(), self.budget.per_minute());
+        let why = format!(
+            "they come faster than limits.agent_new_streams_per_minute_max, {per_minute}. Everything else of it is archived as before"
+        );
+        let said = format!("{count} new streams wait: {why}");
+        agents.limit(self.agent, Limit::NewStreams, Some(said));
+        if !core::mem::replace(&mut self.is_held_said, true) {
+            self.effects.push_back(Effect::Raise(Raise {
+                kind: AlarmKind::TooManyStreams,
+                agent: self.name(),
+                text: format!("new streams of it wait: {why}; its page says how many wait."),
+                key: "pace".to_owned(),
+            }));
+        }
     }
 
     /// Sends the receipts of every batch answered so far, one per stream. `first` is an answer already
@@ -424,7 +553,9 @@ impl Receiver {
                     );
                 }
                 Outcome::Stale(header) => {
-                    if self.shared.archive.contradicts(&header)? {
+                    // It reads the archive.
+                    let archive = &self.shared.archive;
+                    if waits::off_worker(|| archive.contradicts(&header))? {
                         self.effects.push_back(Effect::Raise(self.conflict()));
                     }
                     refused = Some("the agent sent a batch that is older than what it was told");

@@ -27,6 +27,7 @@ use crate::archive::{Archive, EVER};
 use crate::catalogue::Catalogue;
 use crate::clock;
 use crate::index::cancelled::Cancelled;
+use crate::index::gate::Gate;
 use crate::index::query::Query;
 use crate::index::search::{Search, Wanted};
 use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
@@ -195,8 +196,9 @@ impl Rig {
                 Access::operations(),
                 Cancelled::default(),
                 None,
+                &Gate::open(),
             );
-            let found = search.page(wanted);
+            let found = search.page(wanted, &Gate::open());
             let naive = times.partition_point(|&time| time < to_us)
                 - times.partition_point(|&time| time < from_us);
             assert_eq!(

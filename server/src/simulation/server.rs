@@ -26,6 +26,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::TokenRecord;
 use crate::ingest::{Ingest, LogLimits, Submission};
 use crate::session::budget::Rates;
+use crate::session::held::HeldBytes;
 use crate::session::receiver::{Effect, Receiver, Shared};
 use crate::volume::{Binding, Volume};
 
@@ -105,6 +106,7 @@ impl Server {
                 new_per_minute_max: 60_000,
             },
             rates: Rates::default(),
+            held: HeldBytes::default(),
         };
         self.process = Some(Process {
             shared,
@@ -278,7 +280,7 @@ impl Process {
                     Effect::Submit(submission) => self.queue.push_back(submission),
                     Effect::Raise(raise) => self.alarms.push(raise),
                     // What a restored server lost is told; the worlds look at the entries themselves.
-                    Effect::Audit(..) | Effect::Unmet(_) => {}
+                    Effect::Audit(..) | Effect::Interference(_) | Effect::Unmet(_) => {}
                 }
             }
             while let Some(bytes) = receiver.poll_transmit() {

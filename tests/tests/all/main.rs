@@ -28,6 +28,7 @@ mod fsck;
 mod full_disk;
 mod fuzz_corpus;
 mod health;
+mod hostile_agent;
 mod identity;
 mod interop;
 mod joining;

@@ -143,6 +143,77 @@ fn accounts_that_read_slowly_leave_answers_to_everybody_else() {
     }
 }
 
+/// Five accounts that searched without end held all places for 20 s at a time: a sixth one's search waited for theirs.
+#[test]
+fn a_sixth_account_searches_while_five_search_without_end() {
+    if !has_tool("curl") {
+        return;
+    }
+    let lab = Lab::start("fair-turns");
+    let long = "x".repeat(2000);
+    send_lines(
+        &lab,
+        (0..20_000).map(|number| format!("number {number:05} {long}")),
+    );
+    wait_until("all is archived", Duration::from_secs(60), || {
+        lab.count("number") == 20_000
+    });
+    assert!(lab.server(&["compact"]).status.success());
+    send_lines(
+        &lab,
+        (0..30).map(|number| format!("needle{number} is here")),
+    );
+    wait_until("these too", Duration::from_secs(20), || {
+        lab.count("\"is here\"") == 30
+    });
+    let sign_in = |user: &str| {
+        lab.add_user(user, PASSWORD);
+        Console::sign_in_as(&lab, user, PASSWORD)
+    };
+    // Compared with all of it; each that ends is begun again.
+    let words: Vec<String> = (0..8).map(|number| format!("-nowhere{number}")).collect();
+    let heavy = format!(
+        "/api/v1/search?q=number+{}&range=all&limit=1",
+        words.join("+")
+    );
+    let endless: Vec<Console> = (0..5).map(|n| sign_in(&format!("endless{n}"))).collect();
+    let small = sign_in("small");
+    let asked = |console: &Console, n: usize| {
+        let file = lab.dir.join(format!("endless-{n}"));
+        console.begin(&heavy, &file, 16 << 10)
+    };
+    let mut under_way: Vec<Child> = (0..10).map(|n| asked(&endless[n / 2], n)).collect();
+    wait_until("all search", Duration::from_secs(20), || {
+        lab.metric("scrinium_searches_waiting ") >= 5
+    });
+    let mut waits = Vec::new();
+    for number in 0..30 {
+        for (n, search) in under_way.iter_mut().enumerate() {
+            if search.try_wait().unwrap().is_some() {
+                *search = asked(&endless[n / 2], n);
+            }
+        }
+        let begun = now();
+        let found = small.get(&format!(
+            "/api/v1/search?q=needle{number}&range=15m&limit=1"
+        ));
+        assert!(found.contains("is here"), "{found}");
+        waits.push(now().duration_since(begun));
+    }
+    for mut search in under_way {
+        search.kill().unwrap();
+        search.wait().unwrap();
+    }
+    waits.sort();
+    let p99 = waits[waits.len() - 1];
+    eprintln!(
+        "a small search beside ten endless ones: median {:?}, p99 {p99:?}",
+        waits[15]
+    );
+    assert!(p99 < Duration::from_secs(4), "{waits:?}");
+    assert!(waits[15] < Duration::from_secs(2), "{waits:?}");
+}
+
 /// An export read all of the archive, several times, for a client that was gone; and each one published an interval.
 #[test]
 fn an_export_ends_with_who_asked_and_publishes_nothing_that_is_sealed() {
