@@ -209,6 +209,14 @@ impl Mark {
         usize::from(self.head_len)
     }
 
+    /// Whether this says nothing that `other` does not: it has the same number, and the same start if any.
+    pub(crate) fn is_part_of(&self, other: &Self) -> bool {
+        let says_nothing = self.offset == 0 || self.head_len == 0;
+        let is_earlier = self.offset <= other.offset
+            && (self.head_len, self.head) == (other.head_len, other.head);
+        self.key == other.key && (says_nothing || is_earlier)
+    }
+
     pub(crate) fn tail_len(&self) -> usize {
         let all = usize::try_from(self.offset).unwrap_or(usize::MAX);
         match self.offset {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bookmark::{Bookmarks, FileId, Mark};
+use super::disk::Disk;
 use super::file::FileStream;
 
 /// How far streams collected files, by what the file system called those.
@@ -104,6 +105,17 @@ pub(super) fn is_anothers<'a>(
     streams.any(|stream| {
         stream.is_reading(file) || stream.has_settled(file, path) || stream.leads_to(path)
     })
+}
+
+/// The path whose stream collects the file that a link leads to: its own, where the sources name that too. It would
+/// depend on who was found first otherwise, and two streams would know one half each.
+pub(super) fn own_path(
+    disk: &dyn Disk,
+    path: &Path,
+    wants: impl Fn(&Path) -> bool,
+) -> Option<PathBuf> {
+    let own = disk.canonical(path).ok()?;
+    (own != path && wants(&own)).then_some(own)
 }
 
 /// The path whose stream a file belongs to that is named as an old generation of it: one at which there is a file now,

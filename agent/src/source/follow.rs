@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, MARK_HASH_LEN, Mark, TAIL_LEN_MAX};
 use super::content::{Content, Packing};
@@ -42,6 +42,11 @@ pub(super) struct Start {
 }
 
 impl Start {
+    /// Whether a file that began like `earlier` may begin like this now.
+    pub(super) fn goes_on(&self, earlier: &Self) -> bool {
+        self.bytes.starts_with(&earlier.bytes)
+    }
+
     fn is_of(&mut self, mark: &Mark) -> bool {
         let len = mark.head_len();
         let Some(bytes) = self.bytes.get(..len) else {
@@ -198,11 +203,36 @@ impl Follow {
         })
     }
 
-    /// Whether it was created after `time`; not when the file system does not know.
+    /// Whether it was created after `time`; not when the file system does not know. A compressed one keeps the time when
+    /// the plain one was written last, to the second: what it holds is no younger.
     pub(super) fn begins_after(&self, time: SystemTime) -> bool {
-        let stat = self.content.stat();
-        let created = stat.ok().and_then(|stat| stat.created);
-        created.is_some_and(|created| created > time)
+        let Ok(stat) = self.content.stat() else {
+            return false;
+        };
+        let was_written = !self.content.is_packed() || stat.modified + SECOND > time;
+        was_written && stat.created.is_some_and(|created| created > time)
+    }
+
+    /// Whether a compressed one goes on after what was collected of the file it was. A damaged one is read, which says so.
+    pub(super) fn has_after(&mut self, offset: u64) -> bool {
+        let next = self.content.read_at(&mut [0], offset);
+        next.is_ok_and(|got| got > 0)
+    }
+
+    /// Whether the bytes after the offset, of which some were looked at before, are others now: `window` begins at `start`.
+    pub(super) fn is_rewritten(&self, window: &[u8], start: u64) -> bool {
+        let Some((unfinished, _)) = self.unfinished else {
+            return false;
+        };
+        let from = usize::try_from(self.offset - start).unwrap_or(usize::MAX);
+        let fresh = window.get(from..).unwrap_or_default();
+        let known = usize::try_from(self.offset).ok();
+        let known = known.and_then(|from| self.head.get(from..));
+        let known = known.unwrap_or_default();
+        let known = known.get(..unfinished).unwrap_or(known);
+        // Zeros are room that may be written.
+        let is_other = |(known, now): (&u8, &u8)| *known != 0 && known != now;
+        known.len() > fresh.len() || known.iter().zip(fresh).any(is_other)
     }
 
     /// Whether no name leads to the file any more.
@@ -374,6 +404,7 @@ pub(super) fn look_within(
     Ok(seen)
 }
 
+const SECOND: Duration = Duration::from_secs(1);
 /// Holes begin and end at multiples of this on common file systems.
 pub(super) const BLOCK_LEN: u64 = 4096;
 /// A shorter hole is read as the zeros that it is.

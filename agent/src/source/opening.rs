@@ -171,6 +171,9 @@ impl Sources {
                 self.open_as((&before, Some(source), false), &collected, &mut claims);
                 continue;
             }
+            if claims::own_path(&*self.disk, path, |own| self.discovery.wants(own)).is_some() {
+                continue;
+            }
             // Old generations belong to the stream of the file they were, and are read before it.
             let is_there = |base: &Path| {
                 found.contains_key(base)

@@ -139,7 +139,9 @@ impl FileStream {
             bookmark.offset
         ));
         // A copy that turns up later is known.
-        self.chain.settle(Past::lost(Mark::from(&bookmark)));
+        if bookmark.offset > 0 {
+            self.chain.settle(Past::lost(Mark::from(&bookmark)));
+        }
         self.chain.current = self.chain.queued.pop_front();
         Ok(())
     }
@@ -184,6 +186,13 @@ impl FileStream {
                 continue;
             };
             let before = follow.offset;
+            let is_packed = follow.content.is_packed();
+            if is_packed && context.unpacking.is_used_up(clock::now()) {
+                if let Some(past) = self.chain.past(serial) {
+                    past.open = Some(follow);
+                }
+                continue;
+            }
             if !follow.is_at_end().unwrap_or(false) {
                 // What comes is of another file than the line that is open.
                 self.output.close_line();
@@ -193,7 +202,12 @@ impl FileStream {
             if follow.offset > before {
                 (follow.renamed, self.read_at) = (Some(now), now);
             }
-            let is_quiet = |at| now.duration_since(at) >= LINGER;
+            if is_packed {
+                context.unpacking.take(follow.offset - before);
+            }
+            // Nobody goes on writing to a compressed one.
+            let is_whole = is_packed && follow.unfinished.is_none();
+            let is_quiet = |at| is_whole || now.duration_since(at) >= LINGER;
             let is_over = follow.renamed.is_none_or(is_quiet) && matches!(read, Ok(Read::End));
             let Some(past) = self.chain.past(serial) else {
                 continue;

@@ -209,8 +209,9 @@ impl FileStream {
 
     /// Whether the stream settled the file called `id`, and that is still its business: it knows the file where it is.
     pub(crate) fn has_settled(&self, id: FileId, path: &std::path::Path) -> bool {
-        let mut past = self.chain.past.iter();
-        if past.all(|past| past.mark.key != id.key()) {
+        // Where nothing was collected, the number alone says nothing.
+        let is_it = |past: &Past| past.mark.key == id.key() && past.mark.offset > 0;
+        if !self.chain.past.iter().any(is_it) {
             return false;
         }
         let is_beside = |own: &std::path::Path| {
@@ -245,7 +246,8 @@ impl FileStream {
 
     /// What the file system called the files that it settled.
     pub(super) fn settled(&self) -> impl Iterator<Item = u64> {
-        self.chain.past.iter().map(|past| past.mark.key)
+        let past = self.chain.past.iter().filter(|past| past.mark.offset > 0);
+        past.map(|past| past.mark.key)
     }
 
     /// What a link at its path led to.
@@ -489,7 +491,12 @@ impl FileStream {
         if let Some(current) = self.chain.current.take() {
             self.chain.closed = Some(current.bookmark(self.output.in_line));
         }
-        self.chain.queued.clear();
+        for next in core::mem::take(&mut self.chain.queued) {
+            // One that was settled before is known as that when it is found again.
+            if next.offset > 0 {
+                self.chain.settle(Past::lost(next.mark()));
+            }
+        }
         for past in &mut self.chain.past {
             past.close();
         }

@@ -56,7 +56,11 @@ impl FileStream {
         }
         if len == Some(follow.offset) {
             follow.blank = None;
-            return Ok(Read::End);
+            // A line's start that was looked at is gone.
+            return Ok(match follow.unfinished {
+                Some(_) => Read::Truncated,
+                None => Read::End,
+            });
         }
         // What was blank is so still, up to where the text goes on; at times all of it is looked at again.
         let blank = follow.blank.filter(|blank| {
@@ -92,7 +96,7 @@ impl FileStream {
         };
         let reached_end = got < window.len() || len.is_some_and(|len| start + got as u64 >= len);
         window.truncate(got);
-        if !window.starts_with(&follow.tail) {
+        if !window.starts_with(&follow.tail) || follow.is_rewritten(&window, start) {
             return Ok(Read::Truncated);
         }
         let fresh = window.get(tail_len..).unwrap_or_default();

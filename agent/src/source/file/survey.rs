@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 use super::FileStream;
 use super::chain::Past;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
+use crate::source::content::plain_name;
 use crate::source::disk::{Name, Seen};
 use crate::source::follow::{self, Follow, Start, look_within};
-use crate::source::generations::{self, Rank, rank};
+use crate::source::generations::{Rank, rank};
 
 /// What was seen.
 #[derive(Default)]
@@ -135,7 +136,6 @@ impl FileStream {
             all.extend(names);
         }
         all.retain(|name| name.path != self.place.path && !self.place.deny.forbids(&name.path));
-        generations::whole_ones(&mut all);
         all.dedup();
         Ok(all)
     }
@@ -179,12 +179,13 @@ impl FileStream {
                     Ok(None) => {}
                     Err(error) => survey.error = Some(error),
                     Ok(Some(follow)) => {
+                        let open = self.chain.open_past(follow.id);
                         survey.at_path = Some(Found {
                             path: path.clone(),
                             seen,
                             rank: None,
                             follow: Some(follow),
-                            what: What::Unknown,
+                            what: open.map_or(What::Unknown, What::Past),
                         });
                     }
                 }
@@ -200,9 +201,11 @@ impl FileStream {
                 continue;
             }
             let rank = bases.iter().find_map(|base| rank(base, &name.path));
-            let mut past = self.chain.past.iter();
-            let past = past.find(|past| past.mark.key == seen.id.key() && past.identifies(seen));
-            let is_known = past.map(|past| (past.serial, past.seen == Some(seen)));
+            let is_one = |past: &&Past| past.mark.key == seen.id.key() && past.identifies(seen);
+            let mut known = self.chain.past.iter().filter(is_one);
+            let as_it_was = known.clone().find(|past| past.seen == Some(seen));
+            let known = as_it_was.or_else(|| known.next());
+            let is_known = known.map(|past| (past.serial, past.seen == Some(seen)));
             let mut found = Found {
                 path: name.path.clone(),
                 seen,
@@ -220,7 +223,9 @@ impl FileStream {
                 survey.beside.push(found);
                 continue;
             }
-            if let Some((serial, true)) = is_known {
+            let open = self.chain.open_past(seen.id);
+            let as_it_was = is_known.filter(|(_, is_same)| *is_same);
+            if let Some(serial) = open.or(as_it_was.map(|(serial, _)| serial)) {
                 found.what = What::Past(serial);
                 survey.beside.push(found);
                 continue;
@@ -230,7 +235,8 @@ impl FileStream {
                 || is_known.is_some()
                 || current.is_some_and(|current| current.id == seen.id)
                 || bases.iter().any(|base| begins_like(base, &name.path));
-            if !is_meant || self.chain.queued.iter().any(|queued| queued.id == seen.id) {
+            let is_queued = self.chain.queued.iter().any(|queued| queued.id == seen.id);
+            if !is_meant || is_queued || self.is_in_the_making(&name.path, names) {
                 continue;
             }
             match self.open(&name.path) {
@@ -239,24 +245,40 @@ impl FileStream {
                     survey.beside.push(found);
                 }
                 Ok(_) => {}
-                Err(error) => match is_known {
-                    Some((serial, _)) => {
-                        let mut past = self.chain.past.iter();
-                        let past = past.find(|past| past.serial == serial);
-                        if past.is_some_and(|past| found.seen.len > past.mark.offset) {
-                            survey.unreadable.push((name.path.clone(), seen.id, error));
-                        }
+                Err(error) => {
+                    let offset = known.map(|past| past.mark.offset);
+                    // A shorter one is not the one that had this number.
+                    let is_whole = offset == Some(Mark::ALL);
+                    let may_be_it = is_whole || offset <= Some(seen.len);
+                    if let (Some((serial, _)), true) = (is_known, may_be_it) {
                         found.what = What::Past(serial);
+                    }
+                    let is_settled = is_whole || offset == Some(seen.len);
+                    let is_known = found.what != What::Unknown;
+                    if !is_settled && (is_known || found.rank.is_some()) {
+                        let path = found.path.clone();
+                        survey.unreadable.push((path, seen.id, error));
+                    }
+                    if is_known {
                         survey.beside.push(found);
                     }
-                    None if found.rank.is_some() => {
-                        survey.unreadable.push((found.path, seen.id, error));
-                    }
-                    None => {}
-                },
+                }
             }
         }
         survey
+    }
+
+    /// Whether a file is compressed this moment from the one that is beside it: that one is whole.
+    fn is_in_the_making(&self, path: &Path, names: &[Name]) -> bool {
+        let plain = plain_name(path);
+        if plain == path || names.iter().all(|name| name.path != plain) {
+            return false;
+        }
+        let start = |path: &Path| self.open(path).ok().flatten()?.start().ok();
+        match (start(path), start(&plain)) {
+            (Some(packed), Some(plain)) => plain.goes_on(&packed),
+            _ => true,
+        }
     }
 
     /// Says of each file what it is: by its number first, then by its content alone, for which enough of it must be
@@ -275,7 +297,10 @@ impl FileStream {
             match found.what {
                 // It has that content no more.
                 What::Current => has_current = why != Why::Truncated,
-                What::Past(serial) => drop(taken.insert(serial)),
+                What::Past(serial) => {
+                    taken.insert(serial);
+                    continue;
+                }
                 What::CopyOfCurrent | What::Unknown => {}
             }
             let Some(follow) = &mut found.follow else {

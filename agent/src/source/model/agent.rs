@@ -192,6 +192,9 @@ impl Running {
             if crate::source::trust::leads_to(disk, &path, Path::new("/log")).is_err() {
                 continue;
             }
+            if claims::own_path(disk, &path, wanted).is_some() {
+                continue;
+            }
             let knows = |base: &Path| {
                 wanted(base) && self.positions.knows(self.positions.id(&stream_of(base)))
             };

@@ -191,10 +191,11 @@ impl World {
             .rfind(|token| arrived.contains(token));
         let at = read.map(|token| format!("[{token}]"));
         let at = at.and_then(|text| memchr::memmem::find(&bytes, text.as_bytes()));
-        if at.is_some_and(|at| at < 64) {
+        let serial = self.serials[&inode];
+        let may_be_read = self.looked_at.contains(&serial) && !bytes.is_empty();
+        if at.map_or(may_be_read, |at| at < 64) {
             return;
         }
-        let serial = self.serials[&inode];
         let temporary = format!("{}.tmp", self.real.display());
         let new = self.create(&temporary);
         self.serials.insert(new, serial);
