@@ -32,6 +32,10 @@ pub(super) struct Follow {
     pub(super) says_no_unwritten: bool,
     /// All of it was looked at again before it is left.
     pub(super) is_final: bool,
+    /// How long it was, and when it was written last, before it was read to its end.
+    pub(super) ended: Option<(u64, SystemTime)>,
+    /// It was written to after it was left.
+    pub(super) grew: bool,
 }
 
 /// The first bytes of a file, to be compared with many marks.
@@ -98,6 +102,8 @@ impl Follow {
             blank: None,
             says_no_unwritten: false,
             is_final: false,
+            ended: None,
+            grew: false,
         }
     }
 
@@ -137,7 +143,25 @@ impl Follow {
     }
 
     pub(super) fn mark(&self) -> Mark {
-        Mark::new(self.id, self.offset, &self.head, &self.tail)
+        let mut mark = Mark::new(self.id, self.offset, &self.head, &self.tail);
+        mark.grew = self.grew;
+        mark
+    }
+
+    /// What it was when all of it was collected, if it was.
+    pub(super) fn as_collected(&self) -> Option<Seen> {
+        if self.unfinished.is_some() {
+            return None;
+        }
+        match (self.content.is_packed(), self.ended) {
+            (true, _) => self.seen().ok(),
+            (false, None) => None,
+            (false, Some((len, modified))) => Some(Seen {
+                id: self.id,
+                len,
+                modified,
+            }),
+        }
     }
 
     /// The mark of all there is, of a file that nobody reads: it was there before.

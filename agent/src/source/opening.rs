@@ -243,7 +243,8 @@ impl Sources {
             deny: self.context.deny.clone(),
             disk: self.disk.clone(),
         };
-        let (began, now) = (self.began, clock::now());
+        let glob = source.map_or("", |source| self.discovery.glob(source));
+        let (began, now) = (self.since.of(glob), clock::now());
         let mut stream = FileStream::new(output, place, multiline, history, began, now);
         stream.inherit(inherited);
         self.due.fresh.insert(path.clone());

@@ -315,6 +315,13 @@ impl FileStream {
         for past in &mut self.chain.past {
             if past.open.is_none() && !found.contains(&past.serial) {
                 (past.path, past.seen) = (None, None);
+                // Of others that are gone it is known that nobody wrote to them.
+                if core::mem::take(&mut past.mark.grew) {
+                    let offset = past.mark.offset;
+                    self.output.push_gap(&format!(
+                        "a rotated file that was still written to is gone, which was read up to byte {offset}; what was written to it after that, if anything, was not collected"
+                    ));
+                }
             }
         }
         for found in survey.beside {
@@ -351,6 +358,7 @@ impl FileStream {
             };
         if has_more {
             follow.resume_at(past.mark.offset)?;
+            follow.grew = past.mark.grew;
             debug!(path = %follow.path.display(), id = follow.id.inode, at = follow.offset, "a settled file grew");
             follow.renamed = Some(now);
             past.open = Some(follow);
@@ -418,8 +426,10 @@ impl FileStream {
             .retain(|key| unreadable.iter().any(|(_, id, _)| id.key() == *key));
         for (path, id, error) in unreadable {
             if were_there {
+                let seen = self.place.disk.look(&path).ok().flatten();
                 self.chain.settle_first(Past {
                     path: Some(path),
+                    seen: seen.filter(|seen| seen.id == id),
                     ..Past::lost(Mark::of_id(id))
                 });
                 continue;

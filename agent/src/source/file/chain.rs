@@ -93,10 +93,7 @@ impl Past {
         };
         self.mark = follow.mark();
         // What was not read yet, or not sent, is seen when it is looked at the next time.
-        self.seen = follow
-            .seen()
-            .ok()
-            .filter(|_| follow.unfinished.is_none() && follow.is_at_end().is_ok_and(|is| is));
+        self.seen = follow.as_collected();
         self.path = (!follow.is_deleted()).then_some(follow.path);
     }
 }

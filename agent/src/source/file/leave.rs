@@ -90,13 +90,14 @@ impl FileStream {
                 "the file was deleted before it was left; rotated files after it, if others were deleted too, were not collected",
             );
         }
-        let next = self.chain.queued.pop_front();
-        if self.chain.queued.is_empty() && core::mem::take(&mut self.truncated) {
+        if self.chain.queued.len() == 1 && core::mem::take(&mut self.truncated) {
             self.output.push_gap(
                 "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
             );
         }
+        // What comes next may be known already, and is so in what is sealed here.
         self.seal(context);
+        let next = self.chain.queued.pop_front();
         if let Some(done) = core::mem::replace(&mut self.chain.current, next) {
             // It is watched for late lines; a compressed one has none.
             let is_packed = done.content.is_packed();
@@ -201,6 +202,7 @@ impl FileStream {
             self.output.close_line();
             if follow.offset > before {
                 (follow.renamed, self.read_at) = (Some(now), now);
+                follow.grew |= !is_packed;
             }
             if is_packed {
                 context.unpacking.take(follow.offset - before);

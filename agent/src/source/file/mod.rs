@@ -62,7 +62,7 @@ pub(crate) struct FileStream {
     multiline: Option<Regex>,
     /// The sources ask for its old generations too: they are read first when nothing was read yet.
     history: bool,
-    /// When the agent began to look for files.
+    /// Since when its file is looked for.
     began: SystemTime,
     /// What other streams read of its files before this one began.
     inherited: Arc<Collected>,

@@ -57,10 +57,11 @@ impl FileStream {
         if len == Some(follow.offset) {
             follow.blank = None;
             // A line's start that was looked at is gone.
-            return Ok(match follow.unfinished {
-                Some(_) => Read::Truncated,
-                None => Read::End,
-            });
+            if follow.unfinished.is_some() {
+                return Ok(Read::Truncated);
+            }
+            follow.ended = stat.map(|stat| (stat.len, stat.modified));
+            return Ok(Read::End);
         }
         // What was blank is so still, up to where the text goes on; at times all of it is looked at again.
         let blank = follow.blank.filter(|blank| {
@@ -181,10 +182,12 @@ impl FileStream {
             follow.blank = None; // a long line: more than a probe of it is to be seen
         }
         follow.move_to(at, tail_len, &window);
-        if reached_end {
-            Ok(Read::End)
-        } else {
-            Ok(Read::More)
+        match reached_end {
+            true => {
+                follow.ended = stat.map(|stat| (stat.len, stat.modified));
+                Ok(Read::End)
+            }
+            false => Ok(Read::More),
         }
     }
 

@@ -27,8 +27,17 @@ pub(super) struct Survey {
     pub(super) error: Option<io::Error>,
     /// Beside it: generations, and others that are known.
     pub(super) beside: Vec<Found>,
-    /// Generations that may not be read, and are not known by their numbers.
+    /// Generations that may not be read, and may hold what is not collected.
     pub(super) unreadable: Vec<(PathBuf, FileId, io::Error)>,
+    /// Files that may not be read, and have the numbers of settled ones perhaps: until it is known what the others are.
+    closed: Vec<Closed>,
+}
+
+struct Closed {
+    found: Found,
+    error: io::Error,
+    /// The settled file of the same number, and how far that was collected.
+    like: Option<(u64, u64)>,
 }
 
 /// A file, and what is known of it.
@@ -246,22 +255,8 @@ impl FileStream {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let offset = known.map(|past| past.mark.offset);
-                    // A shorter one is not the one that had this number.
-                    let is_whole = offset == Some(Mark::ALL);
-                    let may_be_it = is_whole || offset <= Some(seen.len);
-                    if let (Some((serial, _)), true) = (is_known, may_be_it) {
-                        found.what = What::Past(serial);
-                    }
-                    let is_settled = is_whole || offset == Some(seen.len);
-                    let is_known = found.what != What::Unknown;
-                    if !is_settled && (is_known || found.rank.is_some()) {
-                        let path = found.path.clone();
-                        survey.unreadable.push((path, seen.id, error));
-                    }
-                    if is_known {
-                        survey.beside.push(found);
-                    }
+                    let like = known.map(|past| (past.serial, past.mark.offset));
+                    survey.closed.push(Closed { found, error, like });
                 }
             }
         }
@@ -364,6 +359,7 @@ impl FileStream {
                 }
             }
         }
+        survey.guess();
         Ok(())
     }
 
@@ -382,6 +378,35 @@ impl FileStream {
 }
 
 impl Survey {
+    /// What may not be read is taken for the settled file of its number, unless another is that, or it is too short to be.
+    fn guess(&mut self) {
+        for closed in core::mem::take(&mut self.closed) {
+            let Closed {
+                mut found,
+                error,
+                like,
+            } = closed;
+            let len = found.seen.len;
+            let is_taken = |serial| {
+                self.beside
+                    .iter()
+                    .any(|other| other.what == What::Past(serial))
+            };
+            let like = like.filter(|(serial, offset)| {
+                (*offset == Mark::ALL || *offset <= len) && !is_taken(*serial)
+            });
+            let is_settled = like.is_some_and(|(_, offset)| offset == Mark::ALL || offset == len);
+            if !is_settled && (like.is_some() || found.rank.is_some()) {
+                self.unreadable
+                    .push((found.path.clone(), found.seen.id, error));
+            }
+            if let Some((serial, _)) = like {
+                found.what = What::Past(serial);
+                self.beside.push(found);
+            }
+        }
+    }
+
     /// Generations nobody knows yet, oldest first.
     pub(super) fn unknown(&mut self) -> Vec<Found> {
         let is_one = |found: &mut Found| found.what == What::Unknown && found.rank.is_some();

@@ -41,6 +41,8 @@ pub(super) struct Agent {
     running: Option<Running>,
     positions: BTreeMap<StreamId, StreamPosition>,
     pub(super) archive: BTreeMap<String, Archived>,
+    /// When it was started first, since 1970.
+    pub(super) began: Option<Duration>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -64,6 +66,7 @@ impl Agent {
             running: None,
             positions: BTreeMap::new(),
             archive: BTreeMap::new(),
+            began: None,
             runtime,
         }
     }
@@ -74,6 +77,8 @@ impl Agent {
 
     pub(super) fn start(&mut self) {
         let (out, produced) = mpsc::channel(ROOM);
+        let clock = self.disk.lock().clock;
+        let began = *self.began.get_or_insert(clock);
         let positions = self.positions.clone();
         self.running = Some(Running {
             streams: BTreeMap::new(),
@@ -92,7 +97,7 @@ impl Agent {
                 beat: crate::source::beat::Beat::default(),
             },
             produced,
-            began: SystemTime::UNIX_EPOCH + self.disk.lock().clock,
+            began: SystemTime::UNIX_EPOCH + began.min(clock),
         });
     }
 

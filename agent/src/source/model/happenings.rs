@@ -25,8 +25,8 @@ impl World {
         self.rotations += 1;
         self.say("  rotates");
         let real = self.real.clone();
-        if self.arrived().is_empty()
-            && let Some((inode, _)) = self.writer
+        if let Some((inode, _)) = self.writer
+            && self.was_there_before(inode)
         {
             self.lose(inode);
         }
@@ -138,6 +138,7 @@ impl World {
         let serial = self.serials[&inode];
         let new = self.create(&to);
         self.serials.insert(new, serial);
+        self.packed.insert(new, tokens_in(&bytes));
         let mut disk = self.disk.lock();
         disk.write(new, 0, &packed);
         disk.files.get_mut(&new).unwrap().modified = Duration::from_secs(modified.as_secs());
@@ -162,7 +163,7 @@ impl World {
             self.losable
                 .extend((before..self.tokens.len()).filter(|token| !arrived.contains(token)));
         }
-        if self.arrived().is_empty() {
+        if self.agent.began.is_none() {
             self.lose(inode);
         }
         let mut disk = self.disk.lock();
@@ -227,8 +228,9 @@ impl World {
         disk = self.disk.lock();
         let file = disk.files.get_mut(&inode).unwrap();
         file.is_unreadable = !file.is_unreadable;
+        drop(disk);
         // What could not be read when the stream began is not known to have been there before.
-        for token in tokens_in(&file.bytes) {
+        for token in self.tokens_of(inode) {
             if self.forbidden.remove(&token) {
                 self.free.insert(token);
             }

@@ -74,6 +74,8 @@ pub(super) struct World {
     pub(super) unmounted: Vec<(PathBuf, Node)>,
     pub(super) tiny: Vec<(PathBuf, Vec<u8>)>,
     pub(super) rotations: u32,
+    /// What compressed files hold.
+    pub(super) packed: BTreeMap<u64, Vec<usize>>,
 }
 
 fn exact(path: &Path) -> bool {
@@ -117,6 +119,7 @@ impl World {
             unmounted: Vec::new(),
             tiny: Vec::new(),
             rotations: 0,
+            packed: BTreeMap::new(),
         };
         for _ in 0..4 {
             world.below(2);
@@ -257,6 +260,7 @@ impl World {
 
     pub(super) fn create(&mut self, path: &str) -> u64 {
         let inode = self.disk.lock().create(Path::new(path));
+        self.packed.remove(&inode);
         self.serial += 1;
         self.serials.insert(inode, self.serial);
         inode
@@ -331,8 +335,8 @@ impl World {
                 self.tokens.len()
             ));
             self.write_to(inode, count);
-            let is_early =
-                self.arrived().is_empty() && self.disk.lock().inode(&self.path) != Some(inode);
+            let is_elsewhere = self.disk.lock().inode(&self.path) != Some(inode);
+            let is_early = is_elsewhere && self.was_there_before(inode);
             if is_early || !self.is_reachable(inode) {
                 self.lose(inode);
             }
@@ -351,12 +355,26 @@ impl World {
                 }))
     }
 
+    /// Whether a file may have been there before the agent was started first, so that its rotation says it is old.
+    pub(super) fn was_there_before(&self, inode: u64) -> bool {
+        let created = self.disk.lock().files.get(&inode).map(|file| file.created);
+        let began = self.agent.began;
+        self.arrived().is_empty() && began.is_none_or(|began| created <= Some(began))
+    }
+
+    /// What a file holds, compressed or not.
+    pub(super) fn tokens_of(&self, inode: u64) -> Vec<usize> {
+        if let Some(tokens) = self.packed.get(&inode) {
+            return tokens.clone();
+        }
+        let file = self.disk.lock().files.get(&inode).cloned();
+        tokens_in(&file.unwrap_or_default().bytes)
+    }
+
     /// What of a file did not arrive yet may be missing.
     pub(super) fn lose(&mut self, inode: u64) {
         let arrived = self.arrived();
-        let file = self.disk.lock().files.get(&inode).cloned();
-        let bytes = file.unwrap_or_default().bytes;
-        for token in tokens_in(&bytes) {
+        for token in self.tokens_of(inode) {
             // What is written late and deleted at once, nobody knows of.
             let is_short = self.now.duration_since(self.written_at[token]) < LOOKED_AT_EVERY;
             let is_known = self.looked_at.contains(&self.tokens[token]);
