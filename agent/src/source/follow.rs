@@ -36,6 +36,8 @@ pub(super) struct Follow {
     pub(super) ended: Option<(u64, SystemTime)>,
     /// It was written to after it was left.
     pub(super) grew: bool,
+    /// It was made of the file at the path, which was truncated then.
+    pub(super) is_copy: bool,
 }
 
 /// The first bytes of a file, to be compared with many marks.
@@ -104,6 +106,7 @@ impl Follow {
             is_final: false,
             ended: None,
             grew: false,
+            is_copy: false,
         }
     }
 
@@ -234,7 +237,19 @@ impl Follow {
             return false;
         };
         let was_written = !self.content.is_packed() || stat.modified + SECOND > time;
-        was_written && stat.created.is_some_and(|created| created > time)
+        was_written && self.created().is_some_and(|created| created > time)
+    }
+
+    /// Whether it was made after `file` and is no compressed one: whoever renames makes a new file at the path later.
+    pub(super) fn is_made_after(&self, file: FileId, created: Option<SystemTime>) -> bool {
+        let own = self.content.stat().ok().and_then(|stat| stat.created);
+        let is_later = own.zip(created).is_some_and(|(own, file)| own > file);
+        is_later && !self.content.is_packed() && self.id != file
+    }
+
+    /// When it was made; `None` when the file system does not know.
+    pub(super) fn created(&self) -> Option<SystemTime> {
+        self.content.stat().ok()?.created
     }
 
     /// Whether a compressed one goes on after what was collected of the file it was. A damaged one is read, which says so.

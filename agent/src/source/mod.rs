@@ -133,6 +133,7 @@ pub(crate) fn start(
         disk: Arc::new(RealDisk::default()),
         since,
         streams: BTreeMap::new(),
+        left: BTreeSet::new(),
         resting: Resting::default(),
         wanted: config.feeds().collect(),
         feeds: Vec::new(),
@@ -184,6 +185,8 @@ struct Sources {
     /// Since when it looks for files.
     since: Since,
     streams: BTreeMap<PathBuf, Followed>,
+    /// Paths without files when they were looked for last.
+    left: BTreeSet<PathBuf>,
     /// Files that need no stream now.
     resting: Resting,
     /// Sources that are no files: those to collect, and those at work.
@@ -349,9 +352,7 @@ impl Sources {
             }
         }
         // Opened again by the next discovery, from the new position.
-        for stream in &rewound {
-            self.resting.remove_stream(*stream);
-        }
+        self.resting.remove_streams(&rewound);
         self.streams.retain(|_, open| !rewound.contains(&open.id()));
         self.walker.hurry();
     }

@@ -545,6 +545,9 @@ impl FileStream {
             };
             if self.strangers.contains(&found.seen) {
                 debug!(path = %follow.path.display(), id = follow.id.inode, "a rotated file turned up");
+                if follow.is_copy {
+                    self.say_copied();
+                }
                 let late = Past {
                     seen: None,
                     ..Past::of(follow, now)

@@ -91,9 +91,11 @@ impl FileStream {
             );
         }
         if self.chain.queued.len() == 1 && core::mem::take(&mut self.truncated) {
-            self.output.push_gap(
-                "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
-            );
+            self.say_copied();
+        }
+        let is_copy = self.chain.current.as_ref().is_some_and(|done| done.is_copy);
+        if is_copy {
+            self.say_copied();
         }
         // What comes next may be known already, and is so in what is sealed here.
         self.seal(context);
@@ -110,6 +112,13 @@ impl FileStream {
         }
         self.note_target();
         Ok(true)
+    }
+
+    /// A copy was read to its end.
+    pub(super) fn say_copied(&mut self) {
+        self.output.push_gap(
+            "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
+        );
     }
 
     /// The file was truncated under us: what it held after our position may be in a copy beside it.

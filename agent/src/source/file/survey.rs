@@ -23,6 +23,8 @@ pub(super) struct Survey {
     pub(super) at_path: Option<Found>,
     /// What the file system calls that.
     id: Option<FileId>,
+    /// When it was made.
+    made: Option<(FileId, Option<SystemTime>)>,
     /// What stood in the way there.
     pub(super) error: Option<io::Error>,
     /// Beside it: generations, and others that are known.
@@ -360,6 +362,12 @@ impl FileStream {
             }
         }
         survey.guess();
+        let at_path = survey.at_path.as_ref();
+        let at_path = at_path.and_then(|found| match found.what {
+            What::Current => found.follow.as_ref().or(self.chain.current.as_ref()),
+            _ => found.follow.as_ref(),
+        });
+        survey.made = at_path.map(|file| (file.id, file.created()));
         Ok(())
     }
 
@@ -407,10 +415,14 @@ impl Survey {
         }
     }
 
-    /// Generations nobody knows yet, oldest first.
+    /// Generations nobody knows yet, oldest first. Those that are younger than the file at the path are copies of it.
     pub(super) fn unknown(&mut self) -> Vec<Found> {
         let is_one = |found: &mut Found| found.what == What::Unknown && found.rank.is_some();
         let mut unknown: Vec<Found> = self.beside.extract_if(.., is_one).collect();
+        for follow in unknown.iter_mut().filter_map(|found| found.follow.as_mut()) {
+            let made = self.made;
+            follow.is_copy = made.is_some_and(|(id, created)| follow.is_made_after(id, created));
+        }
         in_order(&mut unknown);
         unknown
     }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::disk::Node;
-use super::world::{Reopens, Way, World, tokens_in};
+use super::tokens::tokens_in;
+use super::world::{Reopens, Way, World};
 
 impl World {
     fn rename(&mut self, from: &Path, to: &Path) {
@@ -160,8 +161,13 @@ impl World {
             let before = self.tokens.len();
             self.write_to(inode, 1);
             let arrived = self.arrived();
-            self.losable
-                .extend((before..self.tokens.len()).filter(|token| !arrived.contains(token)));
+            let between = before..self.tokens.len();
+            let between = between.filter(|token| !arrived.contains(token));
+            // That the copy is younger shows that it is one.
+            match self.steps_clock {
+                true => self.free.extend(between),
+                false => self.losable.extend(between),
+            }
         }
         if self.agent.began.is_none() {
             self.lose(inode);
