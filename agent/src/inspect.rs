@@ -92,7 +92,7 @@ pub(crate) async fn status(dir: &Path, json: bool) -> Result<ExitCode> {
 /// Configuration, state and the way to the server.
 pub(crate) async fn check(dir: &Path, config: &Config) -> Result<()> {
     let discovery = Discovery::new(config);
-    let Found { files, met } = round::look(&discovery);
+    let Found { files, met, .. } = round::look(&discovery);
     let findings = met.iter().flat_map(|met| met.findings.iter());
     let said = match findings.filter(|finding| finding.needs_person).count() {
         0 => String::new(),
@@ -159,7 +159,7 @@ pub(crate) async fn check(dir: &Path, config: &Config) -> Result<()> {
 /// What is collected; as JSON, how each source does besides.
 pub(crate) fn sources(config: &Config, json: bool) -> Result<()> {
     let discovery = Discovery::new(config);
-    let Found { files, met } = round::look(&discovery);
+    let Found { files, met, .. } = round::look(&discovery);
     if json {
         let of = |place: usize| {
             let names = files.iter().filter(move |(_, source)| **source == place);
@@ -202,7 +202,7 @@ pub(crate) fn test(config: &Config, source: &Path) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let discovery = Discovery::new(config);
-    let Found { files, met } = round::look(&discovery);
+    let Found { files, met, .. } = round::look(&discovery);
     if files.contains_key(&path) {
         return Ok(match open(&path) {
             Ok(()) => {

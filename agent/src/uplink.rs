@@ -30,6 +30,7 @@ use crate::identity::{Identity, State};
 use crate::link::{self, Connected, Dial, Look, Looked, Memory, NotLetPass, Way};
 use crate::production::Production;
 use crate::shipper::{Check, Order, Produced, Refused, Shipper};
+use crate::source::since::Since;
 use crate::source::standing::Health;
 use crate::source::{self, Command, Heard, Positions, Tells};
 use crate::status::Status;
@@ -84,6 +85,7 @@ pub(crate) async fn run(
     shipper.set_in_force(config.settings(central.as_ref()));
     let joins = shipper.state().token.is_some();
     let way = way_of(&config, shipper.state())?;
+    let since = Since::open(dir, shipper.state().positions.is_empty());
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
@@ -97,6 +99,7 @@ pub(crate) async fn run(
                 heard,
                 health: health.clone(),
             },
+            since,
         )),
         health,
         orders: Orders::default(),
@@ -160,7 +163,7 @@ struct Uplink {
     shipper: Shipper,
     sources: Option<(SyncSender<Command>, std::thread::JoinHandle<()>)>,
     /// The sources' ends of the channels, until they are started.
-    out: Option<(mpsc::Sender<Produced>, Tells)>,
+    out: Option<(mpsc::Sender<Produced>, Tells, Since)>,
     health: Health,
     /// What the sources are still to be told.
     orders: Orders,
@@ -329,7 +332,7 @@ impl Uplink {
         while let Some(order) = self.shipper.poll_order() {
             match order {
                 Order::Start { positions, lost } => {
-                    if let Some((out, tells)) = self.out.take() {
+                    if let Some((out, tells, since)) = self.out.take() {
                         let state = self.shipper.state();
                         let signing = SigningKey::from_bytes(state.signing.expose());
                         let started = source::start(
@@ -338,6 +341,7 @@ impl Uplink {
                             Positions::new(state.agent, state.epoch, positions, lost),
                             out,
                             tells,
+                            since,
                         )?;
                         self.sources = Some(started);
                     }

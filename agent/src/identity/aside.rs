@@ -21,7 +21,7 @@ pub(crate) fn set_aside(dir: &Path) -> Result<PathBuf> {
     let aside = dir.join(format!("set-aside-{n}"));
     durable::create_dir(&aside)?;
     // The binding last: without it the directory would look as if it held no agent.
-    for name in ["state.a", "state.b", "spool", "machine.json"] {
+    for name in ["state.a", "state.b", "since", "spool", "machine.json"] {
         let from = dir.join(name);
         if from.try_exists()? {
             durable::rename(&from, &aside.join(name))?;

@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! version 1 (1) | flags: MARKS (1) | first mark, bytes 0 to 24 (24) | 0 (2) | its last 4, the second's first 12 (16) | 0 (2) | the second's last 16 (16)
-//! mark: key of device and inode (8) | head length (2) | head, SHA-256 cut (6) | offset (6) | tail, SHA-256 cut (6)
+//! mark: key of device and inode (8) | head length, its first bit: it grew (2) | head, SHA-256 cut (6) | offset (6) | tail, SHA-256 cut (6)
 //! ```
 //!
 //! Version 0.1.0 wrote bookmarks there, of renamed files that might still be written to.
@@ -49,6 +49,8 @@ pub(crate) struct Mark {
     /// [`Mark::ALL`] of a file that nobody goes on writing to.
     pub(crate) offset: u64,
     tail: [u8; MARK_HASH_LEN],
+    /// It was written to after it was left, and may be again.
+    pub(crate) grew: bool,
 }
 
 /// Where a stream stands: in its file, and which files beside it are settled, the latest first.
@@ -197,6 +199,7 @@ impl Mark {
             head: cut(half_hash(head)),
             offset: offset.min(Self::ALL),
             tail: cut(half_hash(tail)),
+            grew: false,
         }
     }
 
@@ -207,6 +210,14 @@ impl Mark {
 
     pub(crate) fn head_len(&self) -> usize {
         usize::from(self.head_len)
+    }
+
+    /// Whether this says nothing that `other` does not: it has the same number, and the same start if any.
+    pub(crate) fn is_part_of(&self, other: &Self) -> bool {
+        let says_nothing = self.offset == 0 || self.head_len == 0;
+        let is_earlier = self.offset <= other.offset
+            && (self.head_len, self.head) == (other.head_len, other.head);
+        self.key == other.key && (says_nothing || is_earlier)
     }
 
     pub(crate) fn tail_len(&self) -> usize {
@@ -236,7 +247,8 @@ impl Mark {
         let mut out = [0; MARK_LEN];
         let [_, _, offset @ ..] = self.offset.to_be_bytes();
         let fields = self.key.to_be_bytes().into_iter();
-        let fields = fields.chain(self.head_len.to_be_bytes()).chain(self.head);
+        let head_len = self.head_len | if self.grew { GREW } else { 0 };
+        let fields = fields.chain(head_len.to_be_bytes()).chain(self.head);
         let fields = fields.chain(offset).chain(self.tail);
         for (place, byte) in out.iter_mut().zip(fields) {
             *place = byte;
@@ -247,15 +259,18 @@ impl Mark {
     /// `None` where there is none.
     fn decode(bytes: &[u8; MARK_LEN]) -> Option<Self> {
         let mut r = Reader::new(bytes);
+        let key = r.u64("key").ok()?;
+        let head_len = r.u16("head length").ok()?;
         let mark = Self {
-            key: r.u64("key").ok()?,
-            head_len: r.u16("head length").ok()?,
+            key,
+            head_len: head_len & !GREW,
             head: r.array("head").ok()?,
             offset: {
                 let [a, b, c, d, e, f] = r.array("offset").ok()?;
                 u64::from_be_bytes([0, 0, a, b, c, d, e, f])
             },
             tail: r.array("tail").ok()?,
+            grew: head_len & GREW != 0,
         };
         let is_one = usize::from(mark.head_len) <= HEAD_LEN_MAX && *bytes != [0; MARK_LEN];
         is_one.then_some(mark)
@@ -270,6 +285,7 @@ impl From<&Bookmark> for Mark {
             head: cut(bookmark.head),
             offset: bookmark.offset.min(Self::ALL - 1),
             tail: cut(bookmark.tail),
+            grew: false,
         }
     }
 }
@@ -362,6 +378,8 @@ pub(crate) const MARK_HASH_LEN: usize = 6;
 /// As many marks as a batch carries beside the bookmark of its file: 1,024 bytes are 16 bookmarks
 /// (`scrinium_protocol::batch::BOOKMARK_LEN_MAX`).
 pub(crate) const MARKS_MAX: usize = 30;
+/// In the head length of a mark, which is no longer than [`HEAD_LEN_MAX`].
+const GREW: u16 = 1 << 15;
 /// Flags of a bookmark.
 const IN_LINE: u8 = 1;
 const MARKS: u8 = 2;
@@ -396,7 +414,10 @@ mod tests {
     fn a_place_reads_back_and_version_0_1_0_finds_bookmarks_of_no_file_in_it() {
         let id = |inode| FileId { device: 1, inode };
         for count in [0, 1, 2, 3, MARKS_MAX] {
-            let marks = (0..count as u64).map(|n| Mark::new(id(n + 9), n * 1000, b"head", b"tail"));
+            let marks = (0..count as u64).map(|n| Mark {
+                grew: n % 2 == 1,
+                ..Mark::new(id(n + 9), n * 1000, b"head", b"tail")
+            });
             let place = Bookmarks {
                 current: Some(Bookmark::new(id(2), 77, true, b"head", b"tail")),
                 marks: marks.collect(),

@@ -1,39 +1,46 @@
 //! Whose a file is: one file is one stream, whatever it is called, and goes on where another left it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bookmark::{Bookmarks, FileId, Mark};
+use super::disk::Disk;
 use super::file::FileStream;
 
 /// How far streams collected files, by what the file system called those.
 #[derive(Debug, Default)]
 pub(super) struct Collected {
     /// Of streams that are not open: there may be very many, and every stream that begins is told of them.
-    closed: Arc<BTreeMap<u64, Mark>>,
-    open: BTreeMap<u64, Mark>,
+    closed: Arc<Marks>,
+    open: Marks,
 }
+
+/// One mark of each file, in the order of their keys: of very many files, so they take no more room than they need.
+#[derive(Clone, Debug, Default)]
+struct Marks(Vec<Mark>);
 
 impl Collected {
     /// Notes what streams that are closed wrote down, those of files among them.
     pub(super) fn note<'a>(&mut self, bookmarks: impl Iterator<Item = &'a [u8]>) {
+        let mut new = Vec::new();
         for bookmarks in bookmarks {
             let Ok(Some(bookmarks)) = Bookmarks::decode(bookmarks) else {
                 continue;
             };
-            let current = bookmarks.current.iter().map(Mark::from);
-            let marks = current.chain(bookmarks.marks);
-            extend(Arc::make_mut(&mut self.closed), marks);
+            new.extend(bookmarks.current.iter().map(Mark::from));
+            new.extend(bookmarks.marks);
+        }
+        if !new.is_empty() {
+            Arc::make_mut(&mut self.closed).extend(new);
         }
     }
 
     /// The same, with streams that are open.
     pub(super) fn with<'a>(&self, streams: impl Iterator<Item = &'a FileStream>) -> Self {
-        let mut open = BTreeMap::new();
-        for stream in streams {
-            extend(&mut open, stream.marks());
-        }
+        let mut open = Marks::default();
+        open.extend(streams.flat_map(FileStream::marks).collect());
         Self {
             closed: self.closed.clone(),
             open,
@@ -42,18 +49,26 @@ impl Collected {
 
     pub(super) fn mark(&self, file: FileId) -> Option<Mark> {
         let key = file.key();
-        let known = self.closed.get(&key).into_iter().chain(self.open.get(&key));
+        let known = self.closed.get(key).into_iter().chain(self.open.get(key));
         known.max_by_key(|mark| mark.offset).cloned()
     }
 }
 
-fn extend(known: &mut BTreeMap<u64, Mark>, marks: impl Iterator<Item = Mark>) {
-    // A mark of nothing is one of any file.
-    for mark in marks.filter(|mark| mark.offset != Mark::ALL && mark.offset > 0) {
-        let known = known.entry(mark.key).or_default();
-        if known.offset <= mark.offset {
-            *known = mark;
-        }
+impl Marks {
+    fn extend(&mut self, mut new: Vec<Mark>) {
+        // A mark of nothing is one of any file.
+        new.retain(|mark| mark.offset != Mark::ALL && mark.offset > 0);
+        self.0.reserve_exact(new.len());
+        self.0.append(&mut new);
+        // Of several of one file that which says most.
+        self.0
+            .sort_unstable_by_key(|mark| (mark.key, Reverse(mark.offset)));
+        self.0.dedup_by_key(|mark| mark.key);
+    }
+
+    fn get(&self, key: u64) -> Option<&Mark> {
+        let place = self.0.binary_search_by_key(&key, |mark| mark.key);
+        self.0.get(place.ok()?)
     }
 }
 
@@ -104,6 +119,17 @@ pub(super) fn is_anothers<'a>(
     streams.any(|stream| {
         stream.is_reading(file) || stream.has_settled(file, path) || stream.leads_to(path)
     })
+}
+
+/// The path whose stream collects the file that a link leads to: its own, where the sources name that too. It would
+/// depend on who was found first otherwise, and two streams would know one half each.
+pub(super) fn own_path(
+    disk: &dyn Disk,
+    path: &Path,
+    wants: impl Fn(&Path) -> bool,
+) -> Option<PathBuf> {
+    let own = disk.canonical(path).ok()?;
+    (own != path && wants(&own)).then_some(own)
 }
 
 /// The path whose stream a file belongs to that is named as an old generation of it: one at which there is a file now,

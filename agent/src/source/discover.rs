@@ -44,6 +44,12 @@ impl Discovery {
         self.sources.len()
     }
 
+    /// The globs of all sources.
+    pub(super) fn globs(&self) -> impl Iterator<Item = &str> {
+        let sources = self.sources.iter();
+        sources.map(|(_, source)| &*source.files.text)
+    }
+
     /// The glob of a source, as it is configured.
     pub(crate) fn glob(&self, source: usize) -> &str {
         let source = self.sources.get(source);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, MARK_HASH_LEN, Mark, TAIL_LEN_MAX};
 use super::content::{Content, Packing};
@@ -32,6 +32,12 @@ pub(super) struct Follow {
     pub(super) says_no_unwritten: bool,
     /// All of it was looked at again before it is left.
     pub(super) is_final: bool,
+    /// How long it was, and when it was written last, before it was read to its end.
+    pub(super) ended: Option<(u64, SystemTime)>,
+    /// It was written to after it was left.
+    pub(super) grew: bool,
+    /// It was made of the file at the path, which was truncated then.
+    pub(super) is_copy: bool,
 }
 
 /// The first bytes of a file, to be compared with many marks.
@@ -42,6 +48,11 @@ pub(super) struct Start {
 }
 
 impl Start {
+    /// Whether a file that began like `earlier` may begin like this now.
+    pub(super) fn goes_on(&self, earlier: &Self) -> bool {
+        self.bytes.starts_with(&earlier.bytes)
+    }
+
     fn is_of(&mut self, mark: &Mark) -> bool {
         let len = mark.head_len();
         let Some(bytes) = self.bytes.get(..len) else {
@@ -93,6 +104,9 @@ impl Follow {
             blank: None,
             says_no_unwritten: false,
             is_final: false,
+            ended: None,
+            grew: false,
+            is_copy: false,
         }
     }
 
@@ -132,7 +146,25 @@ impl Follow {
     }
 
     pub(super) fn mark(&self) -> Mark {
-        Mark::new(self.id, self.offset, &self.head, &self.tail)
+        let mut mark = Mark::new(self.id, self.offset, &self.head, &self.tail);
+        mark.grew = self.grew;
+        mark
+    }
+
+    /// What it was when all of it was collected, if it was.
+    pub(super) fn as_collected(&self) -> Option<Seen> {
+        if self.unfinished.is_some() {
+            return None;
+        }
+        match (self.content.is_packed(), self.ended) {
+            (true, _) => self.seen().ok(),
+            (false, None) => None,
+            (false, Some((len, modified))) => Some(Seen {
+                id: self.id,
+                len,
+                modified,
+            }),
+        }
     }
 
     /// The mark of all there is, of a file that nobody reads: it was there before.
@@ -198,11 +230,48 @@ impl Follow {
         })
     }
 
-    /// Whether it was created after `time`; not when the file system does not know.
+    /// Whether it was created after `time`; not when the file system does not know. A compressed one keeps the time when
+    /// the plain one was written last, to the second: what it holds is no younger.
     pub(super) fn begins_after(&self, time: SystemTime) -> bool {
-        let stat = self.content.stat();
-        let created = stat.ok().and_then(|stat| stat.created);
-        created.is_some_and(|created| created > time)
+        let Ok(stat) = self.content.stat() else {
+            return false;
+        };
+        let was_written = !self.content.is_packed() || stat.modified + SECOND > time;
+        was_written && self.created().is_some_and(|created| created > time)
+    }
+
+    /// Whether it was made after `file` and is no compressed one: whoever renames makes a new file at the path later.
+    pub(super) fn is_made_after(&self, file: FileId, created: Option<SystemTime>) -> bool {
+        let own = self.content.stat().ok().and_then(|stat| stat.created);
+        let is_later = own.zip(created).is_some_and(|(own, file)| own > file);
+        is_later && !self.content.is_packed() && self.id != file
+    }
+
+    /// When it was made; `None` when the file system does not know.
+    pub(super) fn created(&self) -> Option<SystemTime> {
+        self.content.stat().ok()?.created
+    }
+
+    /// Whether a compressed one goes on after what was collected of the file it was. A damaged one is read, which says so.
+    pub(super) fn has_after(&mut self, offset: u64) -> bool {
+        let next = self.content.read_at(&mut [0], offset);
+        next.is_ok_and(|got| got > 0)
+    }
+
+    /// Whether the bytes after the offset, of which some were looked at before, are others now: `window` begins at `start`.
+    pub(super) fn is_rewritten(&self, window: &[u8], start: u64) -> bool {
+        let Some((unfinished, _)) = self.unfinished else {
+            return false;
+        };
+        let from = usize::try_from(self.offset - start).unwrap_or(usize::MAX);
+        let fresh = window.get(from..).unwrap_or_default();
+        let known = usize::try_from(self.offset).ok();
+        let known = known.and_then(|from| self.head.get(from..));
+        let known = known.unwrap_or_default();
+        let known = known.get(..unfinished).unwrap_or(known);
+        // Zeros are room that may be written.
+        let is_other = |(known, now): (&u8, &u8)| *known != 0 && known != now;
+        known.len() > fresh.len() || known.iter().zip(fresh).any(is_other)
     }
 
     /// Whether no name leads to the file any more.
@@ -374,6 +443,7 @@ pub(super) fn look_within(
     Ok(seen)
 }
 
+const SECOND: Duration = Duration::from_secs(1);
 /// Holes begin and end at multiples of this on common file systems.
 pub(super) const BLOCK_LEN: u64 = 4096;
 /// A shorter hole is read as the zeros that it is.

@@ -1,20 +1,8 @@
 //! How rotation names old files: which names are generations of which.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::content::plain_name;
-use super::disk::Name;
-
-/// Without the compressed ones whose plain twin is there: while a file is being compressed both are, and the plain one
-/// is whole.
-pub(super) fn whole_ones(names: &mut Vec<Name>) {
-    let plain: BTreeSet<PathBuf> = names.iter().map(|name| name.path.clone()).collect();
-    names.retain(|Name { path, .. }| {
-        let name = plain_name(path);
-        name == *path || !plain.contains(&name)
-    });
-}
 
 /// Whether `sibling` is named as rotation names old files: the same name with a number or a date
 /// behind it or before its extension, compressed or not.

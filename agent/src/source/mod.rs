@@ -33,6 +33,7 @@ mod records;
 mod resting;
 pub(crate) mod round;
 mod shares;
+pub(crate) mod since;
 pub(crate) mod standing;
 mod trust;
 mod walk;
@@ -44,7 +45,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use scrinium_protocol::batch::StreamPosition;
@@ -67,6 +68,7 @@ use self::passing::Due;
 use self::resting::Resting;
 use self::round::Met;
 use self::shares::Shares;
+use self::since::Since;
 use self::standing::{Facts, Health, Standing};
 use self::walker::Walker;
 use self::watching::Watching;
@@ -119,16 +121,19 @@ pub(crate) fn start(
     positions: Positions,
     out: mpsc::Sender<Produced>,
     tells: Tells,
+    mut since: Since,
 ) -> std::io::Result<(SyncSender<Command>, std::thread::JoinHandle<()>)> {
     let (commands, received) = sync_channel(COMMANDS_MAX);
     let waker = Waker::new(commands.clone());
     let discovery = Arc::new(Discovery::new(config));
+    since.configure(discovery.globs());
     let mut sources = Sources {
         positions,
         collected: Collected::default(),
         disk: Arc::new(RealDisk::default()),
-        began: SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us()),
+        since,
         streams: BTreeMap::new(),
+        left: BTreeSet::new(),
         resting: Resting::default(),
         wanted: config.feeds().collect(),
         feeds: Vec::new(),
@@ -177,9 +182,11 @@ struct Sources {
     disk: Arc<dyn Disk>,
     discovery: Arc<Discovery>,
     walker: Walker,
-    /// When it began to look for files.
-    began: SystemTime,
+    /// Since when it looks for files.
+    since: Since,
     streams: BTreeMap<PathBuf, Followed>,
+    /// Paths without files when they were looked for last.
+    left: BTreeSet<PathBuf>,
     /// Files that need no stream now.
     resting: Resting,
     /// Sources that are no files: those to collect, and those at work.
@@ -345,9 +352,7 @@ impl Sources {
             }
         }
         // Opened again by the next discovery, from the new position.
-        for stream in &rewound {
-            self.resting.remove_stream(*stream);
-        }
+        self.resting.remove_streams(&rewound);
         self.streams.retain(|_, open| !rewound.contains(&open.id()));
         self.walker.hurry();
     }
@@ -355,6 +360,7 @@ impl Sources {
     /// Follows what the new configuration names, and no longer what it does not.
     fn configure(&mut self, config: &Config) {
         self.discovery = Arc::new(Discovery::new(config));
+        self.since.configure(self.discovery.globs());
         self.walker.configure(self.discovery.clone());
         self.met = None;
         self.context.deny = config.deny.clone();

@@ -39,6 +39,7 @@ impl Sources {
             Some(Looked::Whole(found)) => {
                 self.met = Some(found.met);
                 self.take_up(&found.files, true);
+                self.open_left(found.left, &found.files);
             }
         }
         let took = clock::now().saturating_duration_since(now);
@@ -85,6 +86,32 @@ impl Sources {
         }
         if !files.is_empty() {
             self.take_up(&files, false);
+        }
+    }
+
+    /// Opens, once, the streams of files that are not there, of which old generations may be: somebody may write to those
+    /// still.
+    fn open_left(&mut self, mut left: BTreeSet<PathBuf>, found: &BTreeMap<PathBuf, usize>) {
+        // Of what is named outright nobody looked for more than itself.
+        let literal = (0..self.discovery.len()).filter_map(|source| self.discovery.literal(source));
+        left.extend(literal.filter(|path| !found.contains_key(path)));
+        let before = core::mem::replace(&mut self.left, left.clone());
+        left.retain(|path| {
+            !before.contains(path)
+                && !self.streams.contains_key(path)
+                && !self.resting.contains(path)
+                && self.positions.knows_file(path)
+        });
+        if left.is_empty() {
+            return;
+        }
+        let collected = self.collected();
+        for path in left {
+            if self.streams.len() >= AWAKE_MAX / 2 {
+                return;
+            }
+            let source = self.discovery.source_of(&path);
+            self.open(path, source, false, &collected);
         }
     }
 
@@ -171,6 +198,9 @@ impl Sources {
                 self.open_as((&before, Some(source), false), &collected, &mut claims);
                 continue;
             }
+            if claims::own_path(&*self.disk, path, |own| self.discovery.wants(own)).is_some() {
+                continue;
+            }
             // Old generations belong to the stream of the file they were, and are read before it.
             let is_there = |base: &Path| {
                 found.contains_key(base)
@@ -240,17 +270,23 @@ impl Sources {
             deny: self.context.deny.clone(),
             disk: self.disk.clone(),
         };
-        let (began, now) = (self.began, clock::now());
+        let glob = source.map_or("", |source| self.discovery.glob(source));
+        let (began, now) = (self.since.of(glob), clock::now());
         let mut stream = FileStream::new(output, place, multiline, history, began, now);
         stream.inherit(inherited);
         self.due.fresh.insert(path.clone());
         self.streams.insert(path, Followed { stream, source });
     }
 
-    /// Lets files that are read and quiet do without a stream.
+    /// Lets files that are read and quiet do without a stream; where there are so many, what was written late to renamed
+    /// ones is collected when there is a file at their path again.
     pub(super) fn rest(&mut self, now: Instant) {
         let (positions, resting) = (&mut self.positions, &mut self.resting);
         self.streams.retain(|path, stream| {
+            if stream.is_left(now) {
+                stream.close(positions);
+                return false;
+            }
             let Some(rest) = stream.rest(now) else {
                 return true;
             };

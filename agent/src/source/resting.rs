@@ -1,7 +1,7 @@
 //! Files that are read to their ends and do not change: of each a few words are remembered instead of a
 //! stream, so that a hundred thousand old files cost neither the memory nor the time of living ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use super::disk::Seen;
 pub(super) struct Resting {
     files: BTreeMap<Arc<Path>, Rest>,
     by_id: BTreeMap<FileId, Arc<Path>>,
-    by_stream: BTreeMap<StreamId, Arc<Path>>,
 }
 
 /// One of them, as it was when it was looked at last.
@@ -29,7 +28,6 @@ impl Resting {
     pub(super) fn insert(&mut self, path: &Path, rest: Rest) {
         let path: Arc<Path> = path.into();
         self.by_id.insert(rest.seen.id, path.clone());
-        self.by_stream.insert(rest.stream, path.clone());
         self.files.insert(path, rest);
     }
 
@@ -52,15 +50,18 @@ impl Resting {
         let Some(rest) = self.files.remove(path) else {
             return;
         };
-        self.by_stream.remove(&rest.stream);
         // Another may rest under this id by now.
         if self.path_of(rest.seen.id).is_some_and(|own| own == path) {
             self.by_id.remove(&rest.seen.id);
         }
     }
 
-    pub(super) fn remove_stream(&mut self, stream: StreamId) {
-        if let Some(path) = self.by_stream.get(&stream).cloned() {
+    /// Removes the files of streams that go on elsewhere: rarely so, hence each is looked at.
+    pub(super) fn remove_streams(&mut self, streams: &BTreeSet<StreamId>) {
+        let all = self.files.iter();
+        let paths = all.filter(|(_, rest)| streams.contains(&rest.stream));
+        let paths: Vec<Arc<Path>> = paths.map(|(path, _)| path.clone()).collect();
+        for path in paths {
             self.remove(&path);
         }
     }
@@ -102,7 +103,7 @@ mod tests {
         resting.insert(b, rest(2, 10));
         resting.remove(a);
         assert_eq!(resting.path_of(id(10)), Some(b));
-        resting.remove_stream(StreamId([2; 16]));
+        resting.remove_streams(&BTreeSet::from([StreamId([2; 16])]));
         assert!(resting.path_of(id(10)).is_none() && !resting.contains(b));
         resting.insert(a, rest(1, 10));
         assert_eq!(resting.take_unless(|path| path != a), [a]);

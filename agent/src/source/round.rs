@@ -18,6 +18,8 @@ use crate::clock;
 pub(crate) struct Found {
     /// Files, each with the first source that names it.
     pub(crate) files: BTreeMap<PathBuf, usize>,
+    /// Named paths at which there is no file any more, only old generations beside.
+    pub(super) left: BTreeSet<PathBuf>,
     /// What was met for each source.
     pub(crate) met: Vec<Met>,
 }
@@ -87,6 +89,11 @@ impl Round {
             met.files = met
                 .files
                 .saturating_add(u32::try_from(seen.files.len()).unwrap_or(u32::MAX));
+            for path in seen.left {
+                if self.found.left.len() < LEFT_MAX && !self.found.files.contains_key(&path) {
+                    self.found.left.insert(path);
+                }
+            }
             for path in seen.files {
                 if let Some(&owner) = self.found.files.get(&path) {
                     if owner != source {
@@ -156,7 +163,9 @@ impl Round {
 
     /// All that was found, once it is over.
     pub(super) fn finish(&mut self) -> Found {
-        core::mem::take(&mut self.found)
+        let mut found = core::mem::take(&mut self.found);
+        found.left.retain(|path| !found.files.contains_key(path));
+        found
     }
 }
 
@@ -173,5 +182,7 @@ pub(crate) fn look(discovery: &Discovery) -> Found {
     found
 }
 
+/// So many are looked for; more are heard of when there is a file at their path again.
+const LEFT_MAX: usize = 10_000;
 /// How long a command looks for files.
 const LOOK_MAX: Duration = Duration::from_secs(30);

@@ -24,10 +24,12 @@ use scrinium_protocol::sl::sources::SourceState;
 use scrinium_segment::fault;
 
 use super::bookmark::FileId;
+use super::content::Packing;
 use super::discover::{Discovery, Wanted};
 #[cfg(unix)]
 use super::disk::RealDisk;
 use super::findings::{Finding, Findings, Tally};
+use super::generations;
 use super::mounts::Mounts;
 #[cfg(unix)]
 use super::trust;
@@ -147,6 +149,8 @@ struct Open {
 /// What the steps of a walk found.
 #[derive(Default)]
 pub(super) struct Seen {
+    /// Paths that it names, of whose files there are old generations; whether there are files is not looked at.
+    pub(super) left: Vec<PathBuf>,
     /// The root is there.
     pub(super) has_root: bool,
     pub(super) files: Vec<PathBuf>,
@@ -349,6 +353,12 @@ impl Walk {
             return;
         }
         match wanted {
+            Wanted::No if kind.is_file() && Packing::of(&path).is_none() => {
+                let bases = generations::bases_of(&path);
+                let named =
+                    |base: &PathBuf| scene.discovery.wanted(scene.source, base) == Wanted::Yes;
+                seen.left.extend(bases.filter(named));
+            }
             Wanted::No => {}
             Wanted::Denied => self.denied.count(&path),
             Wanted::Yes if kind.is_file() => files.push(path),

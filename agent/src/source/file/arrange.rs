@@ -58,17 +58,20 @@ impl FileStream {
         if let Some(error) = survey.error {
             return Err(error);
         }
+        let mut goes_on = false;
         for mut found in survey.unknown() {
             if let Some(follow) = &mut found.follow
                 && let Some(mark) = self.inherited_mark(follow)?
             {
-                // Another stream began with it: what it did not read is read.
+                // Another stream began with it: what it did not read is read, and what came after it.
                 let serial = self.chain.settle(Past::lost(mark));
+                goes_on = true;
                 found.what = What::Past(serial);
                 survey.beside.push(found);
                 continue;
             }
-            let is_meant = |follow: &Follow| self.history || follow.begins_after(self.began);
+            let is_meant =
+                |follow: &Follow| goes_on || self.history || follow.begins_after(self.began);
             match found.follow {
                 Some(follow) if is_meant(&follow) => self.chain.queued.push_back(follow),
                 follow => self.pass_over(Found { follow, ..found }, &mut survey)?,
@@ -108,25 +111,30 @@ impl FileStream {
             return self.go_on_after(survey, now);
         };
         self.output.in_line = bookmark.in_line;
-        // Nearly always it is where it was: no need to look around.
+        // Nearly always it is where it was: no need to look around. Of one of which nothing was read only the number says
+        // that it is, and that may have been given to another.
         let at_path = self.open(&self.place.path);
+        let mut why = Why::Renamed;
         if let Ok(Some(mut follow)) = at_path
             && follow.id == bookmark.id
             && follow.is_of(&bookmark)?
         {
-            self.go_on_in(follow, &bookmark)?;
-            if !self.chain.knows {
-                // Version 0.1.0 did not say what was there besides.
-                let mut survey = self.survey(Why::Upkeep)?;
-                for found in survey.unknown() {
-                    self.pass_over(found, &mut survey)?;
+            why = Why::Upkeep;
+            if bookmark.offset > 0 {
+                self.go_on_in(follow, &bookmark)?;
+                if !self.chain.knows {
+                    // Version 0.1.0 did not say what was there besides.
+                    let mut survey = self.survey(Why::Upkeep)?;
+                    for found in survey.unknown() {
+                        self.pass_over(found, &mut survey)?;
+                    }
+                    self.take_in(survey, now)?;
+                    self.chain.knows = true;
                 }
-                self.take_in(survey, now)?;
-                self.chain.knows = true;
+                return Ok(());
             }
-            return Ok(());
         }
-        let mut survey = self.survey(Why::Renamed)?;
+        let mut survey = self.survey(why)?;
         let is_at_path = survey
             .at_path
             .as_ref()
@@ -165,7 +173,14 @@ impl FileStream {
             if let Some(error) = survey.error {
                 return Err(error); // it may be the one
             }
-            self.say_gone(&bookmark);
+            // Nothing of it was read, and it comes next.
+            let comes_next = |found: &Found| found.seen.id == bookmark.id && found.rank.is_some();
+            let is_at_path = survey.at_path.as_ref();
+            let is_at_path = is_at_path.is_some_and(|found| found.seen.id == bookmark.id);
+            let is_there = is_at_path || survey.beside.iter().any(comes_next);
+            if bookmark.offset > 0 || !is_there {
+                self.say_gone(&bookmark);
+            }
             if !self.chain.knows {
                 for found in survey.unknown() {
                     self.pass_over(found, &mut survey)?;
@@ -174,15 +189,17 @@ impl FileStream {
             return self.go_on_after(survey, now);
         };
         info!(stream = %self.id(), "a file was rotated while nobody looked; reading its rest first");
-        // What was read is in a copy, and the file itself is still at the path: it was truncated. A file begun after
-        // the copy's last byte only got the number that was free again.
+        // What was read is in a copy, and the file itself is still at the path: it was truncated. Where it was compressed,
+        // a file begun after the copy's last byte only got the number that was free again.
         let is_copy = follow.id != bookmark.id;
+        let is_packed = follow.content.is_packed();
+        let is_later = |file: &Follow| is_packed && file.begins_after(seen.modified);
         self.truncated = is_copy
             && survey
                 .at_path
                 .as_ref()
                 .and_then(|found| found.follow.as_ref())
-                .is_some_and(|file| file.id == bookmark.id && !file.begins_after(seen.modified));
+                .is_some_and(|file| file.id == bookmark.id && !is_later(file));
         self.go_on_in(follow, &bookmark)?;
         if let Some(current) = &mut self.chain.current {
             current.renamed = Some(now);
@@ -232,7 +249,9 @@ impl FileStream {
         ));
         warn!(stream = %self.id(), offset = bookmark.offset, "a followed file is gone; a gap entry says so");
         // Should it come back, it goes on where it stood.
-        self.chain.settle(Past::lost(Mark::from(bookmark)));
+        if bookmark.offset > 0 {
+            self.chain.settle(Past::lost(Mark::from(bookmark)));
+        }
     }
 
     /// The time up to which a file that nobody knows was forgotten; after a start, that of the earliest that is known.
@@ -297,6 +316,13 @@ impl FileStream {
         for past in &mut self.chain.past {
             if past.open.is_none() && !found.contains(&past.serial) {
                 (past.path, past.seen) = (None, None);
+                // Of others that are gone it is known that nobody wrote to them.
+                if core::mem::take(&mut past.mark.grew) {
+                    let offset = past.mark.offset;
+                    self.output.push_gap(&format!(
+                        "a rotated file that was still written to is gone, which was read up to byte {offset}; what was written to it after that, if anything, was not collected"
+                    ));
+                }
             }
         }
         for found in survey.beside {
@@ -318,17 +344,22 @@ impl FileStream {
         }
         past.path = Some(found.path);
         let Some(mut follow) = found.follow else {
-            // One that grew and may not be read is looked at again.
-            let is_same = found.seen.len <= past.mark.offset;
-            past.seen = Some(found.seen).filter(|seen| is_same || past.seen == Some(*seen));
+            // One that may not be read is looked at again: its number does not say what it holds.
+            past.seen = past.seen.filter(|seen| *seen == found.seen);
             return Ok(());
         };
         // A copy of it, compressed perhaps, takes its place.
         past.mark.key = found.seen.id.key();
         past.seen = Some(found.seen);
-        let has_more = !follow.content.is_packed() && found.seen.len > past.mark.offset;
-        if has_more && past.mark.offset != Mark::ALL {
+        let (offset, len) = (past.mark.offset, found.seen.len);
+        let has_more = offset != Mark::ALL
+            && match follow.content.is_packed() {
+                true => follow.has_after(offset),
+                false => len > offset,
+            };
+        if has_more {
             follow.resume_at(past.mark.offset)?;
+            follow.grew = past.mark.grew;
             debug!(path = %follow.path.display(), id = follow.id.inode, at = follow.offset, "a settled file grew");
             follow.renamed = Some(now);
             past.open = Some(follow);
@@ -339,16 +370,17 @@ impl FileStream {
 
     /// No more files are open beside the current one than a few; the others are looked at again later.
     pub(super) fn close_late_ones(&mut self) {
-        let is_open = |past: &&mut Past| past.open.is_some();
-        let open = self
-            .chain
-            .past
-            .iter_mut()
-            .filter(is_open)
-            .skip(LINGERING_MAX);
-        for past in open {
+        let mut open: Vec<(bool, Option<Instant>, &mut Past)> = Vec::new();
+        for past in &mut self.chain.past {
+            let Some(follow) = &past.open else { continue };
+            let has_more = follow.unfinished.is_some() || !follow.is_at_end().unwrap_or(true);
+            open.push((has_more, follow.renamed, past));
+        }
+        // What is read to its end makes room first, else nobody would ever come to the end of the others.
+        open.sort_by_key(|(has_more, renamed, _)| (*has_more, *renamed));
+        let many = open.len().saturating_sub(LINGERING_MAX);
+        for (_, _, past) in open.into_iter().take(many) {
             past.close();
-            past.seen = None;
         }
     }
 
@@ -395,8 +427,10 @@ impl FileStream {
             .retain(|key| unreadable.iter().any(|(_, id, _)| id.key() == *key));
         for (path, id, error) in unreadable {
             if were_there {
+                let seen = self.place.disk.look(&path).ok().flatten();
                 self.chain.settle_first(Past {
                     path: Some(path),
+                    seen: seen.filter(|seen| seen.id == id),
                     ..Past::lost(Mark::of_id(id))
                 });
                 continue;
@@ -512,6 +546,9 @@ impl FileStream {
             };
             if self.strangers.contains(&found.seen) {
                 debug!(path = %follow.path.display(), id = follow.id.inode, "a rotated file turned up");
+                if follow.is_copy {
+                    self.say_copied();
+                }
                 let late = Past {
                     seen: None,
                     ..Past::of(follow, now)

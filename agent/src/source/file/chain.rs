@@ -95,11 +95,8 @@ impl Past {
             return;
         };
         self.mark = follow.mark();
-        // What was not read yet is seen when it is looked at the next time.
-        self.seen = follow
-            .seen()
-            .ok()
-            .filter(|_| follow.is_at_end().is_ok_and(|is| is));
+        // What was not read yet, or not sent, is seen when it is looked at the next time.
+        self.seen = follow.as_collected();
         self.path = (!follow.is_deleted()).then_some(follow.path);
     }
 }
@@ -130,10 +127,14 @@ impl Chain {
             Some((Role::Late(own), follow)) if own == serial => Some(follow),
             _ => None,
         };
-        let marks = self.past.iter().map(|past| {
+        let past = self.past.iter().map(|past| {
             let follow = late(past.serial).or(past.open.as_ref());
             follow.map_or_else(|| past.mark.clone(), Follow::mark)
         });
+        // One that was settled before and comes next is so still.
+        let marks = self.queued.iter().map(Follow::mark).chain(past);
+        // Of what nothing was collected nothing can be known again.
+        let marks = marks.filter(|mark| mark.offset > 0);
         let bookmarks = Bookmarks {
             current: current
                 .map(|follow| follow.bookmark(in_line))
@@ -162,6 +163,12 @@ impl Chain {
         self.open_ones().any(|follow| follow.id == id)
     }
 
+    /// The settled file that is open and called so: its number is its own for as long.
+    pub(super) fn open_past(&self, id: FileId) -> Option<u64> {
+        let is_it = |past: &&Past| past.open.as_ref().is_some_and(|follow| follow.id == id);
+        self.past.iter().find(is_it).map(|past| past.serial)
+    }
+
     pub(super) fn past(&mut self, serial: u64) -> Option<&mut Past> {
         self.past.iter_mut().find(|past| past.serial == serial)
     }
@@ -177,12 +184,11 @@ impl Chain {
         self.past.remove(place)
     }
 
-    /// Adds a settled file; one that was there before under the same number is forgotten.
-    /// Returns its serial number.
+    /// Adds a settled file; what was known of an earlier part of it is forgotten. One that had the same number before is
+    /// another, and may be compressed by now. Returns its serial number.
     pub(super) fn settle(&mut self, past: Past) -> u64 {
-        let key = past.mark.key;
         self.past
-            .retain(|other| other.mark.key != key || other.open.is_some());
+            .retain(|other| other.open.is_some() || !other.mark.is_part_of(&past.mark));
         self.serials += 1;
         self.past.push_front(Past {
             serial: self.serials,

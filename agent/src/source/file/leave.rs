@@ -90,13 +90,16 @@ impl FileStream {
                 "the file was deleted before it was left; rotated files after it, if others were deleted too, were not collected",
             );
         }
-        let next = self.chain.queued.pop_front();
-        if self.chain.queued.is_empty() && core::mem::take(&mut self.truncated) {
-            self.output.push_gap(
-                "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
-            );
+        if self.chain.queued.len() == 1 && core::mem::take(&mut self.truncated) {
+            self.say_copied();
         }
+        let is_copy = self.chain.current.as_ref().is_some_and(|done| done.is_copy);
+        if is_copy {
+            self.say_copied();
+        }
+        // What comes next may be known already, and is so in what is sealed here.
         self.seal(context);
+        let next = self.chain.queued.pop_front();
         if let Some(done) = core::mem::replace(&mut self.chain.current, next) {
             // It is watched for late lines; a compressed one has none.
             let is_packed = done.content.is_packed();
@@ -109,6 +112,13 @@ impl FileStream {
         }
         self.note_target();
         Ok(true)
+    }
+
+    /// A copy was read to its end.
+    pub(super) fn say_copied(&mut self) {
+        self.output.push_gap(
+            "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
+        );
     }
 
     /// The file was truncated under us: what it held after our position may be in a copy beside it.
@@ -139,7 +149,9 @@ impl FileStream {
             bookmark.offset
         ));
         // A copy that turns up later is known.
-        self.chain.settle(Past::lost(Mark::from(&bookmark)));
+        if bookmark.offset > 0 {
+            self.chain.settle(Past::lost(Mark::from(&bookmark)));
+        }
         self.chain.current = self.chain.queued.pop_front();
         Ok(())
     }
@@ -184,6 +196,13 @@ impl FileStream {
                 continue;
             };
             let before = follow.offset;
+            let is_packed = follow.content.is_packed();
+            if is_packed && context.unpacking.is_used_up(clock::now()) {
+                if let Some(past) = self.chain.past(serial) {
+                    past.open = Some(follow);
+                }
+                continue;
+            }
             if !follow.is_at_end().unwrap_or(false) {
                 // What comes is of another file than the line that is open.
                 self.output.close_line();
@@ -192,8 +211,14 @@ impl FileStream {
             self.output.close_line();
             if follow.offset > before {
                 (follow.renamed, self.read_at) = (Some(now), now);
+                follow.grew |= !is_packed;
             }
-            let is_quiet = |at| now.duration_since(at) >= LINGER;
+            if is_packed {
+                context.unpacking.take(follow.offset - before);
+            }
+            // Nobody goes on writing to a compressed one.
+            let is_whole = is_packed && follow.unfinished.is_none();
+            let is_quiet = |at| is_whole || now.duration_since(at) >= LINGER;
             let is_over = follow.renamed.is_none_or(is_quiet) && matches!(read, Ok(Read::End));
             let Some(past) = self.chain.past(serial) else {
                 continue;

@@ -62,7 +62,7 @@ pub(crate) struct FileStream {
     multiline: Option<Regex>,
     /// The sources ask for its old generations too: they are read first when nothing was read yet.
     history: bool,
-    /// When the agent began to look for files.
+    /// Since when its file is looked for.
     began: SystemTime,
     /// What other streams read of its files before this one began.
     inherited: Arc<Collected>,
@@ -190,6 +190,18 @@ impl FileStream {
         positions.close(&self.output, bookmarks);
     }
 
+    /// Nothing was written for a while to a file that was renamed, of which there is no other yet: it needs no
+    /// descriptor, and is looked at from now on like the others that are settled.
+    fn leave(&mut self, context: &mut Context, now: Instant) {
+        self.seal(context);
+        if let Some(current) = self.chain.current.take() {
+            let mut past = Past::of(current, now);
+            past.close();
+            self.chain.settle(past);
+            self.look_back_at = now;
+        }
+    }
+
     /// Whether the file called `id` is one this stream reads already.
     pub(crate) fn is_reading(&self, id: FileId) -> bool {
         self.chain.is_reading(id)
@@ -209,8 +221,9 @@ impl FileStream {
 
     /// Whether the stream settled the file called `id`, and that is still its business: it knows the file where it is.
     pub(crate) fn has_settled(&self, id: FileId, path: &std::path::Path) -> bool {
-        let mut past = self.chain.past.iter();
-        if past.all(|past| past.mark.key != id.key()) {
+        // Where nothing was collected, the number alone says nothing.
+        let is_it = |past: &Past| past.mark.key == id.key() && past.mark.offset > 0;
+        if !self.chain.past.iter().any(is_it) {
             return false;
         }
         let is_beside = |own: &std::path::Path| {
@@ -245,7 +258,8 @@ impl FileStream {
 
     /// What the file system called the files that it settled.
     pub(super) fn settled(&self) -> impl Iterator<Item = u64> {
-        self.chain.past.iter().map(|past| past.mark.key)
+        let past = self.chain.past.iter().filter(|past| past.mark.offset > 0);
+        past.map(|past| past.mark.key)
     }
 
     /// What a link at its path led to.
@@ -277,15 +291,23 @@ impl FileStream {
         Pass::Idle
     }
 
-    /// Whether it is not wanted any more, or its file is gone and everything of it was read.
+    /// Whether it is not wanted any more, or its files are gone and everything of them was read.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        if self.wanting == Wanting::Ended {
-            return true;
-        }
+        let is_there = |past: &Past| past.path.is_some();
+        let current = self.chain.current.as_ref();
+        let has_files = current.is_some_and(|current| !current.is_deleted())
+            || self.chain.past.iter().any(is_there);
+        self.wanting == Wanting::Ended || (self.is_left(now) && !has_files)
+    }
+
+    /// Whether there is no file at its path, and everything of the others was read some time ago. Who has them open may
+    /// write to them still.
+    pub(crate) fn is_left(&self, now: Instant) -> bool {
         let over = |follow: &Follow| {
-            follow
-                .renamed
-                .is_some_and(|at| now.duration_since(at) > FORGET_AFTER)
+            let is_quiet = |at| now.duration_since(at) > FORGET_AFTER;
+            follow.renamed.is_some_and(is_quiet)
+                && follow.unfinished.is_none()
+                && follow.is_at_end().unwrap_or(false)
         };
         self.state == State::Open
             && self.output.is_empty()
@@ -365,6 +387,9 @@ impl FileStream {
                 // What was unpacked is not unpacked once more for a moment's wait.
                 if pass != Pass::Paced && (context.parks || (is_quiet && pass == Pass::Idle)) {
                     self.park(pass, context, now);
+                }
+                if pass == Pass::Idle && self.is_left(now) {
+                    self.leave(context, now);
                 }
                 pass
             }
@@ -490,7 +515,12 @@ impl FileStream {
         if let Some(current) = self.chain.current.take() {
             self.chain.closed = Some(current.bookmark(self.output.in_line));
         }
-        self.chain.queued.clear();
+        for next in core::mem::take(&mut self.chain.queued) {
+            // One that was settled before is known as that when it is found again.
+            if next.offset > 0 {
+                self.chain.settle(Past::lost(next.mark()));
+            }
+        }
         for past in &mut self.chain.past {
             past.close();
         }
@@ -538,5 +568,5 @@ const SWITCH_AFTER: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
 /// Renamed files open at once.
 const LINGERING_MAX: usize = 4;
-/// A file that is gone is forgotten after this.
+/// A file that was renamed, and is not made anew, is closed after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);

@@ -56,6 +56,11 @@ impl FileStream {
         }
         if len == Some(follow.offset) {
             follow.blank = None;
+            // A line's start that was looked at is gone.
+            if follow.unfinished.is_some() {
+                return Ok(Read::Truncated);
+            }
+            follow.ended = stat.map(|stat| (stat.len, stat.modified));
             return Ok(Read::End);
         }
         // What was blank is so still, up to where the text goes on; at times all of it is looked at again.
@@ -92,7 +97,7 @@ impl FileStream {
         };
         let reached_end = got < window.len() || len.is_some_and(|len| start + got as u64 >= len);
         window.truncate(got);
-        if !window.starts_with(&follow.tail) {
+        if !window.starts_with(&follow.tail) || follow.is_rewritten(&window, start) {
             return Ok(Read::Truncated);
         }
         let fresh = window.get(tail_len..).unwrap_or_default();
@@ -177,10 +182,12 @@ impl FileStream {
             follow.blank = None; // a long line: more than a probe of it is to be seen
         }
         follow.move_to(at, tail_len, &window);
-        if reached_end {
-            Ok(Read::End)
-        } else {
-            Ok(Read::More)
+        match reached_end {
+            true => {
+                follow.ended = stat.map(|stat| (stat.len, stat.modified));
+                Ok(Read::End)
+            }
+            false => Ok(Read::More),
         }
     }
 

@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 use super::FileStream;
 use super::chain::Past;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
+use crate::source::content::plain_name;
 use crate::source::disk::{Name, Seen};
 use crate::source::follow::{self, Follow, Start, look_within};
-use crate::source::generations::{self, Rank, rank};
+use crate::source::generations::{Rank, rank};
 
 /// What was seen.
 #[derive(Default)]
@@ -22,12 +23,23 @@ pub(super) struct Survey {
     pub(super) at_path: Option<Found>,
     /// What the file system calls that.
     id: Option<FileId>,
+    /// When it was made.
+    made: Option<(FileId, Option<SystemTime>)>,
     /// What stood in the way there.
     pub(super) error: Option<io::Error>,
     /// Beside it: generations, and others that are known.
     pub(super) beside: Vec<Found>,
-    /// Generations that may not be read, and are not known by their numbers.
+    /// Generations that may not be read, and may hold what is not collected.
     pub(super) unreadable: Vec<(PathBuf, FileId, io::Error)>,
+    /// Files that may not be read, and have the numbers of settled ones perhaps: until it is known what the others are.
+    closed: Vec<Closed>,
+}
+
+struct Closed {
+    found: Found,
+    error: io::Error,
+    /// The settled file of the same number, and how far that was collected.
+    like: Option<(u64, u64)>,
 }
 
 /// A file, and what is known of it.
@@ -135,7 +147,6 @@ impl FileStream {
             all.extend(names);
         }
         all.retain(|name| name.path != self.place.path && !self.place.deny.forbids(&name.path));
-        generations::whole_ones(&mut all);
         all.dedup();
         Ok(all)
     }
@@ -179,12 +190,13 @@ impl FileStream {
                     Ok(None) => {}
                     Err(error) => survey.error = Some(error),
                     Ok(Some(follow)) => {
+                        let open = self.chain.open_past(follow.id);
                         survey.at_path = Some(Found {
                             path: path.clone(),
                             seen,
                             rank: None,
                             follow: Some(follow),
-                            what: What::Unknown,
+                            what: open.map_or(What::Unknown, What::Past),
                         });
                     }
                 }
@@ -200,9 +212,11 @@ impl FileStream {
                 continue;
             }
             let rank = bases.iter().find_map(|base| rank(base, &name.path));
-            let mut past = self.chain.past.iter();
-            let past = past.find(|past| past.mark.key == seen.id.key() && past.identifies(seen));
-            let is_known = past.map(|past| (past.serial, past.seen == Some(seen)));
+            let is_one = |past: &&Past| past.mark.key == seen.id.key() && past.identifies(seen);
+            let mut known = self.chain.past.iter().filter(is_one);
+            let as_it_was = known.clone().find(|past| past.seen == Some(seen));
+            let known = as_it_was.or_else(|| known.next());
+            let is_known = known.map(|past| (past.serial, past.seen == Some(seen)));
             let mut found = Found {
                 path: name.path.clone(),
                 seen,
@@ -220,7 +234,9 @@ impl FileStream {
                 survey.beside.push(found);
                 continue;
             }
-            if let Some((serial, true)) = is_known {
+            let open = self.chain.open_past(seen.id);
+            let as_it_was = is_known.filter(|(_, is_same)| *is_same);
+            if let Some(serial) = open.or(as_it_was.map(|(serial, _)| serial)) {
                 found.what = What::Past(serial);
                 survey.beside.push(found);
                 continue;
@@ -230,7 +246,8 @@ impl FileStream {
                 || is_known.is_some()
                 || current.is_some_and(|current| current.id == seen.id)
                 || bases.iter().any(|base| begins_like(base, &name.path));
-            if !is_meant || self.chain.queued.iter().any(|queued| queued.id == seen.id) {
+            let is_queued = self.chain.queued.iter().any(|queued| queued.id == seen.id);
+            if !is_meant || is_queued || self.is_in_the_making(&name.path, names) {
                 continue;
             }
             match self.open(&name.path) {
@@ -239,24 +256,26 @@ impl FileStream {
                     survey.beside.push(found);
                 }
                 Ok(_) => {}
-                Err(error) => match is_known {
-                    Some((serial, _)) => {
-                        let mut past = self.chain.past.iter();
-                        let past = past.find(|past| past.serial == serial);
-                        if past.is_some_and(|past| found.seen.len > past.mark.offset) {
-                            survey.unreadable.push((name.path.clone(), seen.id, error));
-                        }
-                        found.what = What::Past(serial);
-                        survey.beside.push(found);
-                    }
-                    None if found.rank.is_some() => {
-                        survey.unreadable.push((found.path, seen.id, error));
-                    }
-                    None => {}
-                },
+                Err(error) => {
+                    let like = known.map(|past| (past.serial, past.mark.offset));
+                    survey.closed.push(Closed { found, error, like });
+                }
             }
         }
         survey
+    }
+
+    /// Whether a file is compressed this moment from the one that is beside it: that one is whole.
+    fn is_in_the_making(&self, path: &Path, names: &[Name]) -> bool {
+        let plain = plain_name(path);
+        if plain == path || names.iter().all(|name| name.path != plain) {
+            return false;
+        }
+        let start = |path: &Path| self.open(path).ok().flatten()?.start().ok();
+        match (start(path), start(&plain)) {
+            (Some(packed), Some(plain)) => plain.goes_on(&packed),
+            _ => true,
+        }
     }
 
     /// Says of each file what it is: by its number first, then by its content alone, for which enough of it must be
@@ -275,7 +294,10 @@ impl FileStream {
             match found.what {
                 // It has that content no more.
                 What::Current => has_current = why != Why::Truncated,
-                What::Past(serial) => drop(taken.insert(serial)),
+                What::Past(serial) => {
+                    taken.insert(serial);
+                    continue;
+                }
                 What::CopyOfCurrent | What::Unknown => {}
             }
             let Some(follow) = &mut found.follow else {
@@ -340,6 +362,13 @@ impl FileStream {
                 }
             }
         }
+        survey.guess();
+        let at_path = survey.at_path.as_ref();
+        let at_path = at_path.and_then(|found| match found.what {
+            What::Current => found.follow.as_ref().or(self.chain.current.as_ref()),
+            _ => found.follow.as_ref(),
+        });
+        survey.made = at_path.map(|file| (file.id, file.created()));
         Ok(())
     }
 
@@ -358,10 +387,43 @@ impl FileStream {
 }
 
 impl Survey {
-    /// Generations nobody knows yet, oldest first.
+    /// What may not be read is taken for the settled file of its number, unless another is that, or it is too short to be.
+    fn guess(&mut self) {
+        for closed in core::mem::take(&mut self.closed) {
+            let Closed {
+                mut found,
+                error,
+                like,
+            } = closed;
+            let len = found.seen.len;
+            let is_taken = |serial| {
+                self.beside
+                    .iter()
+                    .any(|other| other.what == What::Past(serial))
+            };
+            let like = like.filter(|(serial, offset)| {
+                (*offset == Mark::ALL || *offset <= len) && !is_taken(*serial)
+            });
+            let is_settled = like.is_some_and(|(_, offset)| offset == Mark::ALL || offset == len);
+            if !is_settled && (like.is_some() || found.rank.is_some()) {
+                self.unreadable
+                    .push((found.path.clone(), found.seen.id, error));
+            }
+            if let Some((serial, _)) = like {
+                found.what = What::Past(serial);
+                self.beside.push(found);
+            }
+        }
+    }
+
+    /// Generations nobody knows yet, oldest first. Those that are younger than the file at the path are copies of it.
     pub(super) fn unknown(&mut self) -> Vec<Found> {
         let is_one = |found: &mut Found| found.what == What::Unknown && found.rank.is_some();
         let mut unknown: Vec<Found> = self.beside.extract_if(.., is_one).collect();
+        for follow in unknown.iter_mut().filter_map(|found| found.follow.as_mut()) {
+            let made = self.made;
+            follow.is_copy = made.is_some_and(|(id, created)| follow.is_made_after(id, created));
+        }
         in_order(&mut unknown);
         unknown
     }

@@ -41,6 +41,8 @@ pub(super) struct Agent {
     running: Option<Running>,
     positions: BTreeMap<StreamId, StreamPosition>,
     pub(super) archive: BTreeMap<String, Archived>,
+    /// When it was started first, since 1970.
+    pub(super) began: Option<Duration>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -49,6 +51,8 @@ struct Running {
     positions: Positions,
     context: Context,
     produced: mpsc::Receiver<Produced>,
+    /// Paths without files when they were looked for last.
+    left: BTreeSet<PathBuf>,
     began: SystemTime,
 }
 
@@ -64,6 +68,7 @@ impl Agent {
             running: None,
             positions: BTreeMap::new(),
             archive: BTreeMap::new(),
+            began: None,
             runtime,
         }
     }
@@ -74,6 +79,8 @@ impl Agent {
 
     pub(super) fn start(&mut self) {
         let (out, produced) = mpsc::channel(ROOM);
+        let clock = self.disk.lock().clock;
+        let began = *self.began.get_or_insert(clock);
         let positions = self.positions.clone();
         self.running = Some(Running {
             streams: BTreeMap::new(),
@@ -92,7 +99,8 @@ impl Agent {
                 beat: crate::source::beat::Beat::default(),
             },
             produced,
-            began: SystemTime::UNIX_EPOCH + self.disk.lock().clock,
+            left: BTreeSet::new(),
+            began: SystemTime::UNIX_EPOCH + began.min(clock),
         });
     }
 
@@ -125,6 +133,31 @@ impl Agent {
         }
     }
 
+    /// Known files that are not there, of which there are old generations: once after a start.
+    fn left(&mut self) -> BTreeSet<PathBuf> {
+        let inner = self.disk.lock();
+        let bases = inner
+            .names
+            .iter()
+            .filter(|(_, node)| matches!(node, Node::File(_)));
+        let bases = bases.flat_map(|(path, _)| generations::bases_of(path));
+        let wanted = self.wanted;
+        let left: BTreeSet<PathBuf> = bases
+            .filter(|base| wanted(base) && !inner.names.contains_key(base))
+            .collect();
+        let Some(running) = &mut self.running else {
+            return BTreeSet::new();
+        };
+        let before = core::mem::replace(&mut running.left, left.clone());
+        let is_new = |path: &PathBuf| {
+            let id = running.positions.id(&stream_of(path));
+            !before.contains(path)
+                && !running.streams.contains_key(path)
+                && running.positions.knows(id)
+        };
+        left.into_iter().filter(is_new).collect()
+    }
+
     /// Looks for files as the sources do, and lets every stream read on.
     pub(super) fn pass(&mut self, now: Instant, parks: bool) {
         let paths: Vec<PathBuf> = {
@@ -133,9 +166,13 @@ impl Agent {
             let names = names.filter(|(path, node)| (self.wanted)(path) && **node != Node::Pipe);
             names.map(|(path, _)| path.clone()).collect()
         };
+        let left = self.left();
         let Some(running) = &mut self.running else {
             return;
         };
+        for path in left {
+            running.open(&self.disk, path, (false, &Arc::default()), now);
+        }
         running.context.parks = parks;
         running.discover(&self.disk, paths, self.wanted, now);
         for _ in 0..200 {
@@ -192,6 +229,9 @@ impl Running {
             if crate::source::trust::leads_to(disk, &path, Path::new("/log")).is_err() {
                 continue;
             }
+            if claims::own_path(disk, &path, wanted).is_some() {
+                continue;
+            }
             let knows = |base: &Path| {
                 wanted(base) && self.positions.knows(self.positions.id(&stream_of(base)))
             };
@@ -203,17 +243,27 @@ impl Running {
             } else if claims::is_anothers(self.streams.values(), seen.id, &path) {
                 continue;
             }
-            let place = Place {
-                path: path.clone(),
-                root: "/log".into(),
-                deny: Deny::default(),
-                disk: Arc::new(disk.clone()),
-            };
             let history = bases.contains(&path);
-            let output = self.positions.open(stream_of(&path));
-            let mut stream = FileStream::new(output, place, None, history, self.began, now);
-            stream.inherit(&collected);
-            self.streams.insert(path, stream);
+            self.open(disk, path, (history, &collected), now);
         }
+    }
+
+    fn open(
+        &mut self,
+        disk: &SimDisk,
+        path: PathBuf,
+        (history, collected): (bool, &Arc<Collected>),
+        now: Instant,
+    ) {
+        let place = Place {
+            path: path.clone(),
+            root: "/log".into(),
+            deny: Deny::default(),
+            disk: Arc::new(disk.clone()),
+        };
+        let output = self.positions.open(stream_of(&path));
+        let mut stream = FileStream::new(output, place, None, history, self.began, now);
+        stream.inherit(collected);
+        self.streams.insert(path, stream);
     }
 }

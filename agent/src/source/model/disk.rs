@@ -32,7 +32,7 @@ pub(super) struct SimFile {
     pub(super) bytes: Vec<u8>,
     /// Nobody wrote what stands from here on.
     pub(super) hole_from: Option<usize>,
-    created: Duration,
+    pub(super) created: Duration,
     pub(super) modified: Duration,
     pub(super) owner: u32,
     pub(super) is_unreadable: bool,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::disk::Node;
-use super::world::{Reopens, Way, World, tokens_in};
+use super::tokens::tokens_in;
+use super::world::{Reopens, Way, World};
 
 impl World {
     fn rename(&mut self, from: &Path, to: &Path) {
@@ -25,8 +26,8 @@ impl World {
         self.rotations += 1;
         self.say("  rotates");
         let real = self.real.clone();
-        if self.arrived().is_empty()
-            && let Some((inode, _)) = self.writer
+        if let Some((inode, _)) = self.writer
+            && self.was_there_before(inode)
         {
             self.lose(inode);
         }
@@ -138,6 +139,7 @@ impl World {
         let serial = self.serials[&inode];
         let new = self.create(&to);
         self.serials.insert(new, serial);
+        self.packed.insert(new, tokens_in(&bytes));
         let mut disk = self.disk.lock();
         disk.write(new, 0, &packed);
         disk.files.get_mut(&new).unwrap().modified = Duration::from_secs(modified.as_secs());
@@ -159,10 +161,15 @@ impl World {
             let before = self.tokens.len();
             self.write_to(inode, 1);
             let arrived = self.arrived();
-            self.losable
-                .extend((before..self.tokens.len()).filter(|token| !arrived.contains(token)));
+            let between = before..self.tokens.len();
+            let between = between.filter(|token| !arrived.contains(token));
+            // That the copy is younger shows that it is one.
+            match self.steps_clock {
+                true => self.free.extend(between),
+                false => self.losable.extend(between),
+            }
         }
-        if self.arrived().is_empty() {
+        if self.agent.began.is_none() {
             self.lose(inode);
         }
         let mut disk = self.disk.lock();
@@ -191,10 +198,11 @@ impl World {
             .rfind(|token| arrived.contains(token));
         let at = read.map(|token| format!("[{token}]"));
         let at = at.and_then(|text| memchr::memmem::find(&bytes, text.as_bytes()));
-        if at.is_some_and(|at| at < 64) {
+        let serial = self.serials[&inode];
+        let may_be_read = self.looked_at.contains(&serial) && !bytes.is_empty();
+        if at.map_or(may_be_read, |at| at < 64) {
             return;
         }
-        let serial = self.serials[&inode];
         let temporary = format!("{}.tmp", self.real.display());
         let new = self.create(&temporary);
         self.serials.insert(new, serial);
@@ -226,8 +234,9 @@ impl World {
         disk = self.disk.lock();
         let file = disk.files.get_mut(&inode).unwrap();
         file.is_unreadable = !file.is_unreadable;
+        drop(disk);
         // What could not be read when the stream began is not known to have been there before.
-        for token in tokens_in(&file.bytes) {
+        for token in self.tokens_of(inode) {
             if self.forbidden.remove(&token) {
                 self.free.insert(token);
             }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::agent::Agent;
 use super::disk::{Node, SimDisk};
+use super::tokens::tokens_in;
 use crate::clock;
 
 /// How files are rotated.
@@ -74,6 +75,10 @@ pub(super) struct World {
     pub(super) unmounted: Vec<(PathBuf, Node)>,
     pub(super) tiny: Vec<(PathBuf, Vec<u8>)>,
     pub(super) rotations: u32,
+    /// Files that were lost before anything of them was read, by their numbers.
+    pub(super) lost: BTreeMap<u64, Vec<usize>>,
+    /// What compressed files hold.
+    pub(super) packed: BTreeMap<u64, Vec<usize>>,
 }
 
 fn exact(path: &Path) -> bool {
@@ -117,6 +122,8 @@ impl World {
             unmounted: Vec::new(),
             tiny: Vec::new(),
             rotations: 0,
+            lost: BTreeMap::new(),
+            packed: BTreeMap::new(),
         };
         for _ in 0..4 {
             world.below(2);
@@ -257,6 +264,10 @@ impl World {
 
     pub(super) fn create(&mut self, path: &str) -> u64 {
         let inode = self.disk.lock().create(Path::new(path));
+        self.packed.remove(&inode);
+        // Of an empty file the number is all that is known: given to another, it says that nothing is missing.
+        self.free
+            .extend(self.lost.remove(&inode).unwrap_or_default());
         self.serial += 1;
         self.serials.insert(inode, self.serial);
         inode
@@ -331,48 +342,12 @@ impl World {
                 self.tokens.len()
             ));
             self.write_to(inode, count);
-            let is_early =
-                self.arrived().is_empty() && self.disk.lock().inode(&self.path) != Some(inode);
+            let is_elsewhere = self.disk.lock().inode(&self.path) != Some(inode);
+            let is_early = is_elsewhere && self.was_there_before(inode);
             if is_early || !self.is_reachable(inode) {
                 self.lose(inode);
             }
         }
-    }
-
-    /// Whether a file has a name under which it is looked for.
-    fn is_reachable(&self, inode: u64) -> bool {
-        let disk = self.disk.lock();
-        let mut names = disk.names.iter();
-        let dirs = [self.path.parent(), self.real.parent()];
-        disk.inode(&self.path) == Some(inode)
-            || (self.way != Way::Switched
-                && names.any(|(path, node)| {
-                    *node == Node::File(inode) && dirs.contains(&path.parent())
-                }))
-    }
-
-    /// What of a file did not arrive yet may be missing.
-    pub(super) fn lose(&mut self, inode: u64) {
-        let arrived = self.arrived();
-        let file = self.disk.lock().files.get(&inode).cloned();
-        let bytes = file.unwrap_or_default().bytes;
-        for token in tokens_in(&bytes) {
-            // What is written late and deleted at once, nobody knows of.
-            let is_short = self.now.duration_since(self.written_at[token]) < LOOKED_AT_EVERY;
-            let is_known = self.looked_at.contains(&self.tokens[token]);
-            if arrived.is_empty() || !is_known || is_short {
-                self.free.insert(token);
-            } else if !arrived.contains(&token) {
-                self.losable.insert(token);
-            }
-        }
-    }
-
-    pub(super) fn arrived(&self) -> BTreeSet<usize> {
-        let archived = self.agent.archive.values();
-        archived
-            .flat_map(|archived| tokens_in(&archived.bytes))
-            .collect()
     }
 
     pub(super) fn named(&self, suffix: &str) -> PathBuf {
@@ -475,11 +450,6 @@ impl World {
         for file in self.disk.lock().files.values_mut() {
             file.is_unreadable = false;
         }
-        // A program that is started again makes its file: without one nobody looks beside it.
-        let is_there = self.disk.lock().inode(&self.real).is_some();
-        if !is_there {
-            self.open_writer();
-        }
         if !self.agent.is_running() {
             self.agent.start();
         }
@@ -552,25 +522,4 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// Settled files are looked at so often, and two looks are needed at most.
-const LOOKED_AT_EVERY: Duration = Duration::from_secs(12);
-
-/// The numbers in brackets.
-pub(super) fn tokens_in(bytes: &[u8]) -> Vec<usize> {
-    let mut tokens = Vec::new();
-    let mut number: Option<usize> = None;
-    for byte in bytes {
-        number = match (byte, number) {
-            (b'[', _) => Some(0),
-            (b'0'..=b'9', Some(number)) => Some(number * 10 + usize::from(byte - b'0')),
-            (b']', Some(number)) => {
-                tokens.push(number);
-                None
-            }
-            _ => None,
-        };
-    }
-    tokens
 }
