@@ -132,7 +132,7 @@ pub(crate) async fn make(
     );
     let now_us = clock::unix_us();
     request.to_us = Some(request.to_us.unwrap_or(now_us).min(now_us));
-    request.check(core)?;
+    request.settle(core)?;
     let word: [u8; 20] = random()?;
     let link = LinkRecord {
         id: BASE32_NOPAD.encode(&word).to_lowercase(),

@@ -20,6 +20,9 @@ pub(super) struct Export {
     /// The source: a file's path, or the stream's name.
     #[arg(long, requires = "agent")]
     path: Option<String>,
+    /// The kind of the source, where several have that name: file, syslog-udp, syslog-tcp ...
+    #[arg(long, requires = "path")]
+    kind: Option<String>,
     /// Everything that matches, as `search` has it: words, "phrases", prefix*, -not, agent:NAME, stream:TEXT.
     #[arg(long, conflicts_with = "agent")]
     query: Option<String>,
@@ -74,6 +77,7 @@ impl Export {
         let request = ExportRequest {
             agent: self.agent,
             path: self.path,
+            kind: self.kind,
             query: self.query,
             from_us: time("--from", self.from)?,
             to_us: time("--to", self.to)?,

@@ -9,7 +9,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use scrinium_protocol::identity::{StreamId, StreamKind};
+use scrinium_protocol::identity::StreamKind;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use crate::audit::Actor;
 use crate::bounds::{
     self, NAME_LEN_MAX, QUERY_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX, STREAM_LEN_MAX,
 };
+use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::console::i18n::Language;
 use crate::core::Core;
@@ -40,6 +41,8 @@ pub(crate) struct ExportRequest {
     /// The source: an agent's name, and a path.
     pub(crate) agent: Option<String>,
     pub(crate) path: Option<String>,
+    /// Its kind, where streams of several kinds have that name, as the one of a sender over UDP and over TCP.
+    pub(crate) kind: Option<String>,
     pub(crate) query: Option<String>,
     /// Collected at or after, and before: Unix µs.
     pub(crate) from_us: Option<u64>,
@@ -64,7 +67,10 @@ impl ExportRequest {
     /// What is wanted, in a line: a source, or a query.
     pub(crate) fn subject(&self) -> String {
         match (&self.agent, &self.path) {
-            (Some(agent), Some(path)) => format!("{agent} {path}"),
+            (Some(agent), Some(path)) => match &self.kind {
+                Some(kind) => format!("{agent} {kind} {path}"),
+                None => format!("{agent} {path}"),
+            },
             _ => self.query.clone().unwrap_or_default(),
         }
     }
@@ -163,6 +169,7 @@ impl ExportRequest {
             ("by", Some(by.to_owned())),
             ("agent", self.agent.clone()),
             ("path", self.path.clone()),
+            ("kind", self.kind.clone()),
             ("query", self.query.clone()),
             ("from", self.from_us.map(present::rfc3339)),
             ("to", self.to_us.map(present::rfc3339)),
@@ -184,6 +191,7 @@ impl ExportRequest {
         let fields = [
             ("--agent", &self.agent, NAME_LEN_MAX),
             ("--path", &self.path, STREAM_LEN_MAX),
+            ("--kind", &self.kind, NAME_LEN_MAX),
             ("--query", &self.query, QUERY_LEN_MAX),
             ("--authority", &self.authority, REFERENCE_LEN_MAX),
             ("--reference", &self.reference, REFERENCE_LEN_MAX),
@@ -194,17 +202,23 @@ impl ExportRequest {
         fields.try_for_each(|(field, text, max)| bounds::check_given(field, text.as_deref(), max))
     }
 
-    /// Whether it can be asked for.
-    pub(crate) fn check(&self, core: &Core) -> Result<()> {
+    /// Whether it can be asked for. From here on it means the stream that it means now, whatever others are given its name.
+    pub(crate) fn settle(&mut self, core: &Core) -> Result<()> {
         self.check_texts()?;
+        if let (Some(agent), Some(path)) = (&self.agent, &self.path) {
+            let stream = find_stream(core, agent, path, self.kind.as_deref())?;
+            self.kind = Some(stream.kind.name().to_owned());
+        }
         self.order(core, BTreeMap::new()).map(drop)
     }
 
     fn order(&self, core: &Core, about: BTreeMap<&'static str, String>) -> Result<Order> {
         let stream = match (&self.agent, &self.path, &self.query) {
-            (Some(agent), Some(path), None) => Some(find_stream(core, agent, path)?),
-            (None, None, Some(_)) => None,
-            _ => bail!("what to export: --agent with --path, or --query"),
+            (Some(agent), Some(path), None) => {
+                Some(find_stream(core, agent, path, self.kind.as_deref())?.id)
+            }
+            (None, None, Some(_)) if self.kind.is_none() => None,
+            _ => bail!("what to export: --agent with --path and perhaps --kind, or --query"),
         };
         let mut query = Query::parse(self.query.as_deref().unwrap_or_default())?;
         (query.from_us, query.to_us) = (self.from_us, self.to_us);
@@ -237,19 +251,38 @@ impl ExportRequest {
     }
 }
 
-/// Finds the stream of an agent by its path, of whatever kind.
-fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
+/// Finds the stream of an agent by its path, and by its kind where that does not say which: anybody may send datagrams in
+/// the name of a sender that has a connection.
+fn find_stream(core: &Core, agent: &str, path: &str, kind: Option<&str>) -> Result<StreamRecord> {
     let names = core.agent_names();
     let id = names
         .iter()
         .find(|(_, name)| *name == agent)
         .map(|(id, _)| *id);
     let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
-    let stream = StreamKind::ALL
-        .into_iter()
-        .find_map(|kind| core.archive.find_stream(id, kind, path));
-    let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
-    Ok(stream.id)
+    let named = |text: &str| StreamKind::ALL.into_iter().find(|kind| kind.name() == text);
+    let kind = kind.map(|text| {
+        let kinds = StreamKind::ALL.map(StreamKind::name).join(", ");
+        named(text).with_context(|| format!("--kind '{text}' must be one of {kinds}"))
+    });
+    let kind = kind.transpose()?;
+    let kinds = StreamKind::ALL.into_iter();
+    let meant = kinds.filter(|one| kind.is_none_or(|kind| kind == *one));
+    let mut streams: Vec<StreamRecord> = meant
+        .filter_map(|kind| core.archive.find_stream(id, kind, path))
+        .collect();
+    let of_kind = kind.map_or_else(String::new, |kind| format!(" of kind {}", kind.name()));
+    let stream = streams.pop();
+    let stream =
+        stream.with_context(|| format!("agent '{agent}' has no stream '{path}'{of_kind}"))?;
+    let others: Vec<&str> = streams.iter().map(|other| other.kind.name()).collect();
+    ensure!(
+        others.is_empty(),
+        "agent '{agent}' has several streams '{path}', of the kinds {}, {}: say which with --kind, or take all of them with --query",
+        others.join(", "),
+        stream.kind.name()
+    );
+    Ok(stream)
 }
 
 struct ChunkWriter<'a> {

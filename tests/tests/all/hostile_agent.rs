@@ -1,5 +1,7 @@
 //! What an agent that means no good does to catalogue, trail and itself: little, and it is said.
 
+use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
@@ -13,6 +15,8 @@ use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 use scrinium_protocol::token::Token;
 use scrinium_tests::client::Client;
 use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::package::verify;
+use scrinium_tests::strangers::connect;
 use scrinium_tests::{now, wait_until};
 
 /// Each answer to its configuration that differed from the one before was a commit of the catalogue and an entry of the
@@ -202,6 +206,71 @@ fn new_streams_that_come_too_fast_wait_alone() {
     assert_eq!(code, 0, "{said}");
 }
 
+/// A gap entry behind a piece of a line made every package by a query differ from its manifest: what says that something is
+/// missing goes into all of them.
+#[test]
+fn gap_entries_amid_lines_leave_packages_of_others_whole() {
+    let lab = Lab::start("hostile-gaps");
+    let (mut client, mut compressor) = enrol(&lab);
+    let mut honest = connect(Ipv4Addr::new(127, 0, 0, 7), lab.syslog_tcp).unwrap();
+    honest.write_all(b"<13>evidence of others\n").unwrap();
+    let (piece, gap) = (EntryFlags::FRAGMENT, EntryFlags::GAP);
+    let both = piece.and(gap);
+    let whole = EntryFlags::NONE;
+    let shapes: [&[(&[u8], EntryFlags)]; 6] = [
+        &[(b"evidence a", piece), (b"gap x\n", gap)],
+        &[
+            (b"evidence b", piece),
+            (b"gap x\n", gap),
+            (b"rest\n", whole),
+        ],
+        &[(b"gap: W", both), (b"evidence c\n", whole)],
+        &[(b"gap: W", both)],
+        &[(b"gap: W", both), (b"gap x\n", gap), (b"evidence d", piece)],
+        &[
+            (b"", gap),
+            (b"evidence", piece),
+            (b" e", piece),
+            (b"", piece),
+        ],
+    ];
+    for (n, entries) in shapes.iter().enumerate() {
+        let mut stream = Stream::new(&client, &format!("/{n}.log"));
+        stream.open(&mut client);
+        stream.send_entries(&mut client, &mut compressor, entries);
+    }
+    wait_until("all is archived", PATIENCE, || {
+        assert!(client.breathe().1);
+        lab.count("evidence") == 6
+    });
+    for (n, query) in ["evidence", "evidence agent:server", "agent:evil1", "x"]
+        .iter()
+        .enumerate()
+    {
+        let package = lab.dir.join(format!("{n}.tar"));
+        let path = package.to_str().unwrap();
+        let done = lab.server(&[
+            "export",
+            "--query",
+            query,
+            "--authority",
+            "A",
+            "--out",
+            path,
+        ]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let (code, said) = verify(&package, &[]);
+        assert_eq!(code, Some(0), "{query}: {said}");
+    }
+    // A line that nothing ends is a line, and the gap behind it is none of its words.
+    let found = text(
+        &lab.server(&["search", "evidence agent:evil1", "--format", "json"])
+            .stdout,
+    );
+    assert!(found.lines().all(|line| !line.contains("gap x")), "{found}");
+    assert_eq!(lab.verify().0, 0);
+}
+
 /// A connected agent without a program.
 fn enrol(lab: &Lab) -> (Client, Compressor) {
     let token = Token::parse(&lab.token("evil1", lab.sl)).unwrap();
@@ -255,12 +324,20 @@ impl Stream {
 
     /// A batch of one entry.
     fn send(&mut self, client: &mut Client, compressor: &mut Compressor) {
+        let entry: (&[u8], EntryFlags) = (b"a line of a hostile agent\n", EntryFlags::NONE);
+        self.send_entries(client, compressor, &[entry]);
+    }
+
+    fn send_entries(
+        &mut self,
+        client: &mut Client,
+        compressor: &mut Compressor,
+        entries: &[(&[u8], EntryFlags)],
+    ) {
         let mut builder = BatchBuilder::new();
-        let meta = EntryMeta {
-            time_us: 1,
-            flags: EntryFlags::NONE,
-        };
-        assert!(builder.push(b"a line of a hostile agent\n", meta));
+        for (bytes, flags) in entries.iter().copied() {
+            assert!(builder.push(bytes, EntryMeta { time_us: 1, flags }));
+        }
         let key = Client::signing();
         let (batch, after) = builder.seal(self.id, &self.position, Vec::new(), &key, compressor);
         let encoded = batch.encoded();

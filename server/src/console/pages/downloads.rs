@@ -56,6 +56,7 @@ pub(crate) struct Wish {
     q: String,
     agent: String,
     path: String,
+    kind: String,
     /// Days, both included.
     from: String,
     to: String,
@@ -81,6 +82,7 @@ impl Wish {
             query: (!self.is_source()).then(|| self.q.clone()),
             agent: given(&self.agent),
             path: given(&self.path),
+            kind: given(&self.kind),
             from_us: day(language.text("downloads.from"), &self.from)?.map(begin),
             to_us: day(language.text("downloads.to"), &self.to)?.map(|day| begin(day) + DAY_US),
             authority: given(&self.authority),

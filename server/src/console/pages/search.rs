@@ -214,6 +214,7 @@ pub(crate) async fn raw(
 pub(crate) struct ExportParams {
     agent: Option<String>,
     path: Option<String>,
+    kind: Option<String>,
     q: Option<String>,
     from_us: Option<u64>,
     opening: Option<String>,
@@ -229,6 +230,7 @@ pub(crate) async fn export(
         from_us: params.from_us,
         agent: params.agent,
         path: params.path,
+        kind: params.kind,
         query: params.q,
         opening: params.opening,
         ..ExportRequest::package(who.language)
