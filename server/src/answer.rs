@@ -411,7 +411,9 @@ impl Writer {
         let view = || View::new(hit, &self.names, &self.streams);
         let json = || shown::json(&view().to_json().to_string()).into_bytes();
         match self.shape {
-            Shape::Raw { to_terminal, .. } => present::write_line(out, &hit.bytes, to_terminal),
+            Shape::Raw { to_terminal, .. } => {
+                present::write_line(out, &hit.bytes, hit.is_gap, to_terminal);
+            }
             Shape::Csv { to_terminal } => {
                 out.extend_from_slice(view().to_csv(to_terminal).as_bytes());
                 out.push(b'\n');

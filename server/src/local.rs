@@ -73,6 +73,7 @@ impl Room {
     /// The bytes an entry counts for, and whose.
     fn of(&self, received: &Received) -> (&Arc<Semaphore>, u32) {
         let counted = received.bytes.len().saturating_add(ENTRY_COST);
+        let counted = counted.max(ENTRY_COST_MIN);
         let counted = u32::try_from(counted.min(ROOM_MAX)).unwrap_or(u32::MAX);
         let room = if received.kind == StreamKind::SyslogUdp {
             &self.udp
@@ -412,6 +413,9 @@ impl LocalStream {
 const ROOM_MAX: usize = 16 << 20;
 /// What an entry takes beside its bytes.
 const ENTRY_COST: usize = 128;
+/// What an entry counts for at least: the shortest lines of one kind of listener fill half of the queue, so that connections
+/// leave room for datagrams, which nobody sends again.
+const ENTRY_COST_MIN: usize = ROOM_MAX / (QUEUE_MAX / 2);
 /// Entries waiting to be put into batches.
 pub(crate) const QUEUE_MAX: usize = 65_536;
 /// Most entries of one round.
@@ -425,6 +429,31 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Short lines of connections filled the queue that datagrams go through, too.
+    #[test]
+    fn connections_leave_room_for_datagrams() {
+        let (queue, _entries) = mpsc::channel(QUEUE_MAX);
+        let room = Room::new();
+        let sink = SyslogSink { queue, room };
+        let received = |kind| Received {
+            kind,
+            name: "192.0.2.1".into(),
+            connection: 1,
+            time_us: 1,
+            flags: EntryFlags::NONE,
+            bytes: b"x\n".to_vec(),
+        };
+        let taken = |kind| {
+            let mut taken = 0;
+            while sink.try_put(received(kind)) {
+                taken += 1;
+            }
+            taken
+        };
+        assert_eq!(taken(StreamKind::SyslogTcp), QUEUE_MAX / 2);
+        assert_eq!(taken(StreamKind::SyslogUdp), QUEUE_MAX / 2);
+    }
 
     #[test]
     fn an_entry_that_is_too_long_becomes_linked_fragments_and_nothing_of_it_is_lost() {

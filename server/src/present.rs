@@ -105,7 +105,7 @@ impl View {
     /// cursor or turns a text round. A line feed in a text stays, as RFC 4180 has it, but on a terminal, where it would
     /// look like another row.
     pub(crate) fn to_csv(&self, to_terminal: bool) -> String {
-        let fields: [&str; 10] = [
+        let fields: [&str; 11] = [
             &rfc3339(self.event_us),
             &rfc3339(self.received_us),
             &self.agent,
@@ -116,6 +116,7 @@ impl View {
             &self.app,
             &self.text,
             self.claimed.as_deref().unwrap_or_default(),
+            if self.is_gap { "gap" } else { "" },
         ];
         let seen = |field: &str| {
             csv_field(&match to_terminal {
@@ -132,11 +133,17 @@ impl View {
 pub(crate) const CSV_MARK: &str = "\u{feff}";
 /// The first row of a table of [`View::to_csv`].
 pub(crate) const CSV_NAMES: &str =
-    "time,received,agent,stream,sequence,host,severity,app,text,time_claimed";
+    "time,received,agent,stream,sequence,host,severity,app,text,time_claimed,gap";
 
-/// Writes an entry as a line, whatever is in it: on a terminal with its further lines behind a mark.
-pub(crate) fn write_line(out: &mut Vec<u8>, bytes: &[u8], to_terminal: bool) {
+/// Writes an entry as a line, whatever is in it: on a terminal with its further lines behind a mark. One that begins as
+/// what a collector says is missing, and is none, begins with `\x67`: no line speaks for the collector.
+pub(crate) fn write_line(out: &mut Vec<u8>, bytes: &[u8], is_gap: bool, to_terminal: bool) {
     let entry = trim_end(bytes);
+    let (lead, entry) = match entry.strip_prefix(b"g") {
+        Some(rest) if !is_gap && rest.starts_with(b"ap:") => (&b"\\x67"[..], rest),
+        _ => (&b""[..], entry),
+    };
+    out.extend_from_slice(lead);
     if to_terminal {
         out.extend_from_slice(shown::entry(entry).as_bytes());
     } else {

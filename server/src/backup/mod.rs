@@ -313,12 +313,30 @@ fn prune(target: &Target, volume: &Volume, scratch: &Path, newest: &Generation) 
     }
     for prefix in [ARCHIVE_DIR, EVIDENCE_DIR] {
         for name in target.list(prefix)?.keys() {
-            if !named.contains(name) {
+            if !named.contains(name) && is_object(name) {
                 target.remove(name)?;
             }
         }
     }
     Ok(())
+}
+
+/// Whether a backup gave a file its name: what others lay there stays.
+fn is_object(name: &str) -> bool {
+    let Some((prefix, file)) = name.split_once('/') else {
+        return false;
+    };
+    let hexadecimal =
+        |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match file.rsplit_once('.') {
+        Some((number, _)) if prefix == ARCHIVE_DIR => {
+            let number = Some(number).filter(|number| hexadecimal(number));
+            let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
+            number.is_some_and(|number| segment_name(Kind::Archive, number) == file)
+        }
+        Some((_, digest)) => prefix == EVIDENCE_DIR && hexadecimal(digest),
+        None => false,
+    }
 }
 
 /// Checks the newest backup, and remembers what it found: every object is there as it was copied, and the keys file
