@@ -95,7 +95,16 @@ async fn drive(
                 }
             }
             () = tokio::time::sleep_until(deadline.into()) => {
-                receiver.handle_timeout(clock::now(), clock::unix_us())?
+                // What came while the session was at work is heard first: that was no silence.
+                let heard = if has_room { read(&reader, &mut receiver) } else { Ok(None) };
+                match heard {
+                    Ok(None) => receiver.handle_timeout(clock::now(), clock::unix_us())?,
+                    Ok(reason) => reason,
+                    Err(error) => {
+                        Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                        return Err(error);
+                    }
+                }
             }
             answer = next_answer(&mut receiver.waiting) => {
                 let answered = receiver.handle_answers(Some(answer), clock::now());
