@@ -1,7 +1,7 @@
 //! The parts of a running server, put together: opened from the end of the pipe, closed from its
 //! beginning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
@@ -26,6 +26,7 @@ use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
 use crate::duties::Duties;
 use crate::evidence::Evidence;
+use crate::index::query::Query;
 use crate::index::turns::Turns;
 use crate::links::Links;
 use crate::listener::doors::Doors;
@@ -332,6 +333,18 @@ impl Core {
             .collect();
         names.insert(self.own_agent, OWN_NAME.to_owned());
         names
+    }
+
+    /// Reads a query, and refuses agents that nobody knows: those of tokens that still enrol somebody are known.
+    pub(crate) fn read_query(&self, text: &str) -> Result<Query> {
+        let query = Query::parse(text)?;
+        if !query.agents.is_empty() {
+            let mut known: BTreeSet<String> = self.agent_names().into_values().collect();
+            let tokens = self.agents.open_tokens().into_iter();
+            known.extend(tokens.map(|token| token.agent_name));
+            query.check_agents(&known)?;
+        }
+        Ok(query)
     }
 
     /// Names and keys of all who signed batches.

@@ -11,10 +11,13 @@ use scrinium_syslog::senders::{UNKNOWN_SENDERS, split_sender};
 use serde_json::{Value, json};
 
 use crate::agents::Live;
+use crate::audit::NotWritten;
 use crate::catalogue::records::{AgentRecord, StreamRecord};
 use crate::clock;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::hits::Hit;
+use crate::index::turns::Busy;
 
 /// What is shown of one entry.
 pub(crate) struct View {
@@ -299,6 +302,16 @@ pub(crate) fn alarms_json(core: &Core) -> Value {
         })
     });
     Value::Array(rows.collect())
+}
+
+/// What whoever is refused something reads of it.
+pub(crate) fn refusal(t: Language, error: &anyhow::Error) -> String {
+    match (error.downcast_ref::<NotWritten>(), error.is::<Busy>()) {
+        // English readers get the numbers.
+        (None, true) if t != Language::En => t.text("refused.busy").to_owned(),
+        (Some(NotWritten::Unavailable), _) => t.text("error.unwritable").to_owned(),
+        _ => t.refusal(error),
+    }
 }
 
 /// Names of RFC 5424 §6.2.1, table 2.

@@ -42,7 +42,9 @@ use crate::config::Config;
 use crate::control::search::SearchRequest;
 use crate::control::{self, Client, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
+use crate::i18n::Language;
 use crate::present::human_bytes;
+use crate::times::{Range, Zone};
 use crate::volume::{Binding, Volume};
 use crate::{console, stopped};
 
@@ -126,12 +128,8 @@ enum Command {
         query: String,
         #[command(flatten)]
         data: Data,
-        /// Collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-        #[arg(long)]
-        from: Option<String>,
-        /// Collected before.
-        #[arg(long)]
-        to: Option<String>,
+        #[command(flatten)]
+        range: TimeRange,
         #[arg(long, default_value = "raw", value_parser = ["raw", "json", "csv"])]
         format: String,
         /// Same as --format json.
@@ -166,14 +164,10 @@ enum Command {
         #[arg(long = "checkpoint")]
         checkpoints: Vec<PathBuf>,
         /// Read only what was sealed since the last time; of the rest, that it is there and follows.
-        #[arg(long, conflicts_with_all = ["from", "to"])]
+        #[arg(long, conflicts_with_all = ["from", "to", "zone"])]
         incremental: bool,
-        /// Only what was collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-        #[arg(long)]
-        from: Option<String>,
-        /// Only what was collected before.
-        #[arg(long)]
-        to: Option<String>,
+        #[command(flatten)]
+        range: TimeRange,
         #[arg(long)]
         json: bool,
     },
@@ -285,22 +279,18 @@ impl Command {
             Self::Search {
                 query,
                 data,
-                from,
-                to,
+                range,
                 format,
                 json,
                 limit,
                 count,
                 opening,
             } => {
-                let time = |field, text: Option<String>| {
-                    text.map(|text| control::parse_time(field, &text))
-                        .transpose()
-                };
+                let Range { from_us, to_us, .. } = range.read()?;
                 let request = SearchRequest {
                     query,
-                    from_us: time("--from", from).map_err(usage)?,
-                    to_us: time("--to", to).map_err(usage)?,
+                    from_us,
+                    to_us,
                     limit,
                     format: if json { "json".into() } else { format },
                     count,
@@ -312,7 +302,8 @@ impl Command {
                 let left_out = control::search::copy_found(response, &mut std::io::stdout()).await;
                 close(client, running).await;
                 let left_out = left_out?;
-                left_out.sentences().iter().for_each(|text| complain(text));
+                let said = left_out.sentences(Language::of_environment());
+                said.iter().for_each(|text| complain(text));
                 if left_out.ended.is_some() {
                     return Ok(ExitCode::FAILURE);
                 }
@@ -323,10 +314,10 @@ impl Command {
                 data,
                 checkpoints,
                 incremental,
-                from,
-                to,
+                range,
                 json,
             } => {
+                let Range { from_us, to_us, .. } = range.read()?;
                 let read = |path: &PathBuf| {
                     let text = std::fs::read_to_string(path);
                     text.with_context(|| format!("reading {}", path.display()))
@@ -335,8 +326,8 @@ impl Command {
                 let request = VerifyRequest {
                     checkpoints,
                     only_new: incremental,
-                    from_us: time("--from", from)?,
-                    to_us: time("--to", to)?,
+                    from_us,
+                    to_us,
                 };
                 let (client, running) = client(&data).await?;
                 let value = control::json_of(client.post("/verify", &request).await?).await?;
@@ -500,10 +491,33 @@ fn read_password(path: &Path) -> Result<Zeroizing<String>> {
     ))
 }
 
-/// A time that an option gives, Unix µs.
-fn time(field: &str, text: Option<String>) -> Result<Option<u64>> {
-    let parsed = text.map(|text| control::parse_time(field, &text));
-    parsed.transpose().map_err(usage)
+/// From when to when, as options give it.
+#[derive(clap::Args, Clone)]
+struct TimeRange {
+    /// Collected at or after: 2026-01-31T10:00:00Z, '2026-01-31 10:00' or 2026-01-31 in the zone, or 24h ago.
+    #[arg(long)]
+    from: Option<String>,
+    /// Collected before.
+    #[arg(long)]
+    to: Option<String>,
+    /// Zone of times without one: local, UTC, +02:00, or a name like Europe/Rome; without it they are UTC.
+    #[arg(long)]
+    zone: Option<String>,
+}
+
+impl TimeRange {
+    /// Reads it, and says on standard error what was taken as UTC.
+    fn read(&self) -> Result<Range> {
+        let t = Language::of_environment();
+        let read = || {
+            let zone = Zone::named("--zone", self.zone.as_deref())?;
+            let (from, to) = (self.from.as_deref(), self.to.as_deref());
+            Range::parse(("--from", from), ("--to", to), &zone)
+        };
+        let range = read().map_err(|error| UsageError(t.refusal(&error)))?;
+        range.notes.iter().for_each(|note| complain(&t.say(note)));
+        Ok(range)
+    }
 }
 
 fn parse_ttl(text: &str) -> Result<u64> {

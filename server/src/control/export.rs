@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -25,13 +25,13 @@ use crate::bounds::{
     self, NAME_LEN_MAX, QUERY_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX, STREAM_LEN_MAX,
 };
 use crate::clock;
-use crate::console::i18n::Language;
+use crate::i18n::Language;
 use crate::core::Core;
 use crate::index::cancelled::Cancelled;
-use crate::index::query::Query;
 use crate::index::reading::Reading;
 use crate::package::{self, Form, Order, Paper, Table, Wanted};
-use crate::present;
+use crate::said::said;
+use crate::{present, times};
 
 /// What `export` asks: one source, or what matches a query.
 #[derive(Clone, Default, Deserialize, Serialize)]
@@ -206,12 +206,10 @@ impl ExportRequest {
             (None, None, Some(_)) => None,
             _ => bail!("what to export: --agent with --path, or --query"),
         };
-        let mut query = Query::parse(self.query.as_deref().unwrap_or_default())?;
+        let mut query = core.read_query(self.query.as_deref().unwrap_or_default())?;
+        times::check_order(("--from", self.from_us), ("--to", self.to_us))?;
         (query.from_us, query.to_us) = (self.from_us, self.to_us);
         query.receipts = core.time.spans();
-        if let (Some(from), Some(to)) = (query.from_us, query.to_us) {
-            ensure!(from < to, "--from must be before --to");
-        }
         let recipient = self.recipient.as_deref().map(parse_recipient).transpose();
         let form = match &*self.format {
             "raw" => Form::Raw,
@@ -232,7 +230,7 @@ impl ExportRequest {
         Ok(Order {
             wanted: Wanted { stream, query },
             form,
-            recipient: recipient.context("--recipient")?,
+            recipient: recipient?,
         })
     }
 }
@@ -244,11 +242,11 @@ fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
         .iter()
         .find(|(_, name)| *name == agent)
         .map(|(id, _)| *id);
-    let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
+    let id = id.ok_or_else(|| said!("refused.no_agent", agent))?;
     let stream = StreamKind::ALL
         .into_iter()
         .find_map(|kind| core.archive.find_stream(id, kind, path));
-    let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
+    let stream = stream.ok_or_else(|| said!("refused.no_stream", agent, path))?;
     Ok(stream.id)
 }
 

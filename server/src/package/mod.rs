@@ -46,7 +46,7 @@ use crate::archive::Archive;
 use crate::archive::container::Access;
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
-use crate::console::i18n::Language;
+use crate::i18n::Language;
 use crate::core::Core;
 use crate::evidence::Inclusions;
 use crate::index::reading::Reading;

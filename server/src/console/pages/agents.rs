@@ -14,13 +14,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::configuration::Editor;
-use super::{Frame, ago, encode, html, unwritten};
+use super::{Frame, ago, encode, html, refused};
 use crate::agents::Live;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
+use crate::i18n::Language;
 use crate::control::or_said;
 use crate::core::Core;
 use crate::present::{self, human_bytes, rfc3339, state_of};
@@ -334,14 +334,14 @@ pub(crate) async fn set_enabled(
 ) -> Response {
     let detail = json!({ "agent": name, "enabled": form.enabled });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
         return refused;
     }
     let done = core.agents.set_enabled(&name, form.enabled);
     let done = or_said(&core, &who.actor, "agent enabled", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }
 
 #[derive(Deserialize)]
@@ -365,14 +365,14 @@ pub(crate) async fn approve(
 ) -> Response {
     let detail = json!({ "agent": name });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
     let done = core.agents.approve(&name, Some(form.since_us));
     let done = or_said(&core, &who.actor, "agent approved", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }
 
 /// Writes down what `who` is about to do; the answer when that must not go on.
@@ -387,16 +387,13 @@ pub(super) async fn act(
         return Err(StatusCode::FORBIDDEN.into_response());
     }
     let written = core.audit.note(&who.actor, action, detail).await;
-    written.map_err(|problem| {
-        let text = unwritten(who.language, problem);
-        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
-    })
+    written.map_err(|problem| refused(who.language, &problem.into()))
 }
 
-pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
+pub(super) fn outcome(t: Language, done: anyhow::Result<()>, name: &str) -> Response {
     match done {
         Ok(()) => Redirect::to(&format!("/agents/{}", encode(name))).into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(t, &error),
     }
 }
 

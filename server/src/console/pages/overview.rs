@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
 use serde_json::{Value, json};
 
 use super::agents::{PlainForm, act};
 use super::waiting::WaitingRow;
-use super::{Frame, ago, html};
+use super::{Frame, ago, html, refused};
 use crate::answer::{self, Asked, account_of};
 use crate::archive::block::AHEAD_US_MAX;
 use crate::archive::container::Access;
@@ -22,7 +21,7 @@ use crate::backup;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
-use crate::console::i18n::Language;
+use crate::i18n::Language;
 use crate::control::or_said;
 use crate::control::status;
 use crate::core::{Core, OWN_NAME};
@@ -118,7 +117,7 @@ pub(crate) async fn acknowledge(
     let done = core.alarms.acknowledge(id, &who.session.user);
     match or_said(&core, &who.actor, "alarm acknowledged", done).await {
         Ok(()) => Redirect::to("/").into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(who.language, &error),
     }
 }
 

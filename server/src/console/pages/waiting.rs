@@ -8,8 +8,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::agents::PlainForm;
+use super::refused;
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
+use crate::i18n::Language;
 use crate::control::waiting::{self, Asked};
 use crate::core::Core;
 use crate::present::format_time;
@@ -63,7 +64,10 @@ pub(crate) async fn stop(
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    answer(waiting::stop(&core, &who.actor, &id, "").await)
+    answer(
+        who.language,
+        waiting::stop(&core, &who.actor, &id, "").await,
+    )
 }
 
 /// Says that this user wants it, too.
@@ -81,15 +85,15 @@ pub(crate) async fn agree(
             let text = waiting::explained(&core, &waits);
             (StatusCode::ACCEPTED, text).into_response()
         }
-        Ok(Asked::Done(_)) => answer(Ok(())),
-        Err(error) => answer(Err(error)),
+        Ok(Asked::Done(_)) => answer(who.language, Ok(())),
+        Err(error) => answer(who.language, Err(error)),
     }
 }
 
-fn answer(done: anyhow::Result<()>) -> Response {
+fn answer(t: Language, done: anyhow::Result<()>) -> Response {
     match done {
         Ok(()) => Redirect::to("/").into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(t, &error),
     }
 }
 
