@@ -129,7 +129,7 @@ impl LeftOut {
     pub(crate) fn sentences(&self, t: Language) -> Vec<String> {
         let mut all = Vec::new();
         if let Some(limit) = self.limit {
-            all.push(said!("left_out.limit", limit));
+            all.push(said!("left_out.limit", limit.to_string()));
         }
         match (&self.why, &self.ended) {
             (Some(why), _) => all.push(said!("left_out.ended", why.clone())),
@@ -389,8 +389,10 @@ struct Writer {
 impl Writer {
     fn begin(&self, out: &mut Vec<u8>) {
         match self.shape {
-            Shape::Csv { .. } => {
-                out.extend_from_slice(csv_mark(self.shape));
+            Shape::Csv { to_terminal } => {
+                if !to_terminal {
+                    out.extend_from_slice(present::CSV_MARK.as_bytes());
+                }
                 out.extend_from_slice(present::CSV_NAMES.as_bytes());
                 out.push(b'\n');
             }
@@ -446,14 +448,6 @@ impl Writer {
             Shape::Raw { .. } | Shape::Csv { .. } => String::new(),
         };
         out.extend_from_slice(said.as_bytes());
-    }
-}
-
-/// What tells spreadsheets that a table is UTF-8: without it they show every accent as two letters.
-fn csv_mark(shape: Shape) -> &'static [u8] {
-    match shape {
-        Shape::Csv { to_terminal: false } => b"\xef\xbb\xbf",
-        _ => b"",
     }
 }
 

@@ -14,7 +14,13 @@ use crate::said::said;
 /// Refuses a text that is longer than `bytes_max`.
 pub(crate) fn check_len(field: &str, text: &str, bytes_max: usize) -> Result<()> {
     if text.len() > bytes_max {
-        return Err(said!("refused.long", field, text.len(), bytes_max).into());
+        return Err(said!(
+            "refused.long",
+            field,
+            text.len().to_string(),
+            bytes_max.to_string()
+        )
+        .into());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use crate::index::turns::Turns;
 use crate::links::Links;
 use crate::listener::doors::Doors;
 use crate::local::{LocalQueue, Unknown};
+use crate::notices::Channel;
 use crate::policy::Policy;
 use crate::refusals::Refusals;
 use crate::session::budget::Rates;
@@ -54,6 +56,10 @@ pub(crate) struct Core {
     pub(crate) time: Arc<ServerTime>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
+    /// How alarms leave.
+    pub(crate) channels: Vec<Channel>,
+    /// Datagrams of syslog that were dropped since the start.
+    pub(crate) dropped: Arc<AtomicU64>,
     /// What is done again and again, and what runs.
     pub(crate) duties: Arc<Duties>,
     pub(crate) accounts: Accounts,
@@ -206,6 +212,8 @@ impl Running {
             },
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone(), archive.troubles().clone())?,
+            channels: config.channels.clone(),
+            dropped: Arc::default(),
             duties,
             accounts: Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?,
             refusals: Refusals::default(),

@@ -89,7 +89,8 @@ impl Language {
         while let Some((before, after)) = rest.split_once('{') {
             out.push_str(before);
             let place = after.split_once('}');
-            let place = place.and_then(|(number, after)| Some((number.parse::<usize>().ok()?, after)));
+            let place =
+                place.and_then(|(number, after)| Some((number.parse::<usize>().ok()?, after)));
             let Some((number, after)) = place else {
                 out.push('{');
                 rest = after;
@@ -217,7 +218,9 @@ mod tests {
                     let (key, after) = call.split_once('"').unwrap();
                     let known = Language::En.texts().get(key);
                     let known = known.unwrap_or_else(|| panic!("{key} of {}", path.display()));
-                    let places = (1..10).filter(|n| known.contains(&format!("{{{n}}}"))).count();
+                    let places = (1..10)
+                        .filter(|n| known.contains(&format!("{{{n}}}")))
+                        .count();
                     assert_eq!(arguments(after), places, "{key} of {}", path.display());
                     seen += 1;
                 }
@@ -249,10 +252,16 @@ mod tests {
     #[test]
     fn a_sentence_is_worded_for_its_reader() {
         let inner = crate::said::said!("refused.busy");
-        let said = Said::new("time.as_utc", vec!["--from".into(), "{2}".into(), 1234_u64.into()]);
+        let said = Said::new(
+            "time.as_utc",
+            vec!["--from".into(), "{2}".into(), 1234_u64.into()],
+        );
         let [en, it, fr] = Language::ALL.map(|t| t.say(&said));
         // What fills a place fills no other.
-        assert!(en.contains("--from") && en.contains("{2}") && en.contains("1,234"), "{en}");
+        assert!(
+            en.contains("--from") && en.contains("{2}") && en.contains("1,234"),
+            "{en}"
+        );
         assert!(it.contains("1.234") && en != it && it != fr, "{it} {fr}");
         assert_eq!(Language::It.say(&inner), Language::It.text("refused.busy"));
         let unknown = Language::Fr.say(&Said::new("of.tomorrow", Vec::new()));

@@ -39,6 +39,7 @@ mod local;
 mod mail;
 mod markup;
 mod measure;
+mod notices;
 mod package;
 mod places;
 mod policy;

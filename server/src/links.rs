@@ -94,7 +94,10 @@ impl Links {
     /// Changes a link, durably; returns it as it is then.
     fn change(&self, id: &str, change: impl FnOnce(&mut LinkRecord)) -> Result<LinkRecord> {
         let mut state = self.lock();
-        let mut link = state.get(id).ok_or_else(|| said!("refused.no_link"))?.clone();
+        let mut link = state
+            .get(id)
+            .ok_or_else(|| said!("refused.no_link"))?
+            .clone();
         change(&mut link);
         self.catalogue.put(&link)?;
         state.insert(id.to_owned(), link.clone());

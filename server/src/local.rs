@@ -30,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::error;
 
 use crate::archive::Archive;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
@@ -88,6 +88,8 @@ impl Room {
 pub(crate) struct SyslogSink {
     pub(crate) queue: LocalQueue,
     pub(crate) room: Room,
+    /// Datagrams that were dropped.
+    pub(crate) dropped: Arc<AtomicU64>,
 }
 
 impl Sink for SyslogSink {
@@ -113,6 +115,10 @@ impl Sink for SyslogSink {
             return false;
         };
         self.queue.send(entry(received, room)).await.is_ok()
+    }
+
+    fn dropped(&self, datagrams: u64) {
+        self.dropped.fetch_add(datagrams, Ordering::Relaxed);
     }
 }
 
@@ -196,7 +202,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
                 agent,
                 batch: made.batch.clone(),
                 encoded: made.batch.encoded(),
-                last_us: made.last_us,
+                inside: made.inside,
                 answer,
             });
             let introduction = made.stream.clone().map(Submission::Stream);
@@ -237,7 +243,7 @@ struct Made {
     stream: Option<StreamRecord>,
     batch: SealedBatch,
     /// The time of its last entry, Unix µs.
-    last_us: u64,
+    inside: Inside,
 }
 
 struct Maker {
@@ -394,7 +400,7 @@ impl LocalStream {
     }
 
     fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
-        let last_us = self.builder.time_last_us();
+        let inside = Inside::built(&self.builder);
         let (batch, after) = self
             .builder
             .seal(id, &self.position, Vec::new(), key, compressor);
@@ -402,7 +408,7 @@ impl LocalStream {
         Made {
             stream: self.introduction.take(),
             batch,
-            last_us,
+            inside,
         }
     }
 }

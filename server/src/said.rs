@@ -13,6 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::bounds;
 use crate::i18n::Language;
 
+/// A sentence of the catalogues: its key, and what fills it. A test looks each of them up.
+macro_rules! said {
+    ($id:literal $(, $arg:expr)* $(,)?) => {
+        $crate::said::Said::new($id, vec![$($crate::said::Arg::from($arg)),*])
+    };
+}
+pub(crate) use said;
+
 /// A sentence: its key in the catalogues of words, and what fills its places `{1}`, `{2}`, ...
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Said {
@@ -51,6 +59,19 @@ impl Said {
             }
         }
         self
+    }
+}
+
+/// Words of somebody else: the system's, or an earlier version's.
+impl From<String> for Said {
+    fn from(text: String) -> Self {
+        said!("as_said", text)
+    }
+}
+
+impl From<&str> for Said {
+    fn from(text: &str) -> Self {
+        Self::from(text.to_owned())
     }
 }
 
@@ -98,11 +119,3 @@ impl fmt::Display for Said {
 }
 
 impl std::error::Error for Said {}
-
-/// A sentence of the catalogues: its key, and what fills it. A test looks each of them up.
-macro_rules! said {
-    ($id:literal $(, $arg:expr)* $(,)?) => {
-        $crate::said::Said::new($id, vec![$($crate::said::Arg::from($arg)),*])
-    };
-}
-pub(crate) use said;

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
-use scrinium_protocol::route::{Proxy, Route};
+use scrinium_protocol::route::{ADDRESSES_MAX, InvalidRoute, Proxy, Route};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::Established;
-use scrinium_protocol::token::{Token, USES_MAX};
+use scrinium_protocol::token::{ADDRESS_LEN_MAX, Token, USES_MAX};
 use scrinium_segment::random;
 
 use super::accept::{Proven, Refused};
@@ -19,7 +19,7 @@ use super::{Agents, State};
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentRecord, StoredSecret, TokenRecord};
 use crate::clock;
-use crate::said::said;
+use crate::said::{Said, said};
 
 /// What an agent will be called, and whose it will be.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ pub(crate) fn route_through(addresses: &str, proxy: Option<&str>) -> Result<Stri
     let Some(proxy) = proxy else {
         return Ok(addresses.to_owned());
     };
-    let proxy = Proxy::parse(proxy).map_err(|wrong| said!("refused.address", "proxy", wrong.to_string()))?;
+    let proxy = Proxy::parse(proxy).map_err(|wrong| route_said("proxy", &wrong))?;
     check_proxy(Some(&proxy))?;
     let route = parse_route(addresses)?;
     Ok(route.through(proxy).context("proxy")?.to_string())
@@ -58,7 +58,29 @@ fn check_address(address: &str) -> Result<()> {
 
 fn parse_route(addresses: &str) -> Result<Route> {
     let route = Route::parse(addresses);
-    Ok(route.map_err(|wrong| said!("refused.address", "address", wrong.to_string()))?)
+    Ok(route.map_err(|wrong| route_said("address", &wrong))?)
+}
+
+/// Why a way to the server is none, for whoever typed it.
+fn route_said(field: &str, wrong: &InvalidRoute) -> Said {
+    match wrong {
+        InvalidRoute::Address(text) => {
+            said!("refused.address", field, text.escape_debug().to_string())
+        }
+        InvalidRoute::TooManyAddresses | InvalidRoute::TooLong => {
+            said!("refused.addresses", field, ADDRESSES_MAX, ADDRESS_LEN_MAX)
+        }
+        InvalidRoute::Proxy => said!("refused.proxy", field),
+        InvalidRoute::ProxyScheme(scheme) => {
+            said!(
+                "refused.proxy_scheme",
+                field,
+                scheme.escape_debug().to_string()
+            )
+        }
+        InvalidRoute::ProxyCredential => said!("refused.proxy_credential", field),
+        other => Said::from(format!("{field}: {other}")),
+    }
 }
 
 /// What a token lets do, and for how long.
@@ -150,7 +172,9 @@ impl Agents {
     pub(crate) fn check_replaced(&self, name: &str, by: &str) -> Result<AgentId> {
         let id = self.find(name);
         let id = id.ok_or_else(|| said!("refused.no_agent", name))?;
-        let agent = self.get(id).ok_or_else(|| said!("refused.no_agent", name))?;
+        let agent = self
+            .get(id)
+            .ok_or_else(|| said!("refused.no_agent", name))?;
         if !agent.enabled {
             return Err(said!("refused.replace_disabled", name).into());
         }
@@ -259,8 +283,7 @@ impl Agents {
     pub(crate) fn revoke_token(&self, id: &[u8; 16]) -> Result<()> {
         let mut state = self.lock();
         let token = state.tokens.get_mut(id);
-        let token =
-            token.ok_or_else(|| said!("refused.no_token", HEXLOWER.encode(id)))?;
+        let token = token.ok_or_else(|| said!("refused.no_token", HEXLOWER.encode(id)))?;
         let mut revoked = token.clone();
         revoked.revoked = true;
         self.catalogue.put(&revoked)?;

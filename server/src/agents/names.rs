@@ -106,9 +106,7 @@ pub(super) fn check_unused<'a>(
     mut others: impl Iterator<Item = &'a AgentRecord>,
 ) -> Result<()> {
     match others.find(|agent| agent.name.eq_ignore_ascii_case(name)) {
-        Some(agent) if agent.set_aside => {
-            Err(said!("refused.name_waits", &agent.name).into())
-        }
+        Some(agent) if agent.set_aside => Err(said!("refused.name_waits", &agent.name).into()),
         Some(agent) => Err(said!("refused.name_taken", &agent.name).into()),
         None => Ok(()),
     }

@@ -99,8 +99,7 @@ impl Openings {
             return Ok(Access::operations());
         };
         let opening = self.lock().get(word).cloned();
-        let opening =
-            opening.ok_or_else(|| said!("refused.no_opening"))?;
+        let opening = opening.ok_or_else(|| said!("refused.no_opening"))?;
         Ok(Access(Some(opening)))
     }
 
@@ -177,7 +176,7 @@ pub(super) fn to_recipient(recipient: &str, key: &Secret<32>) -> Result<String> 
 /// Reads an age X25519 recipient.
 pub(crate) fn parse_recipient(text: &str) -> Result<age::x25519::Recipient> {
     let parsed = text.trim().parse::<age::x25519::Recipient>();
-    parsed.map_err(|error| said!("refused.recipient", text, error.to_string()).into())
+    parsed.map_err(|_| said!("refused.recipient", text).into())
 }
 
 /// Opens a container's key with an age identity file.

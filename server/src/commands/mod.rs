@@ -1,6 +1,7 @@
 //! The commands of `scrinium-server`.
 
 mod agent;
+mod alarm;
 mod backup;
 mod container;
 pub(crate) mod demo;
@@ -11,6 +12,7 @@ mod link;
 mod policy;
 mod reload;
 mod run;
+mod service;
 mod shares;
 mod status;
 mod volume;
@@ -28,7 +30,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use self::agent::{Agent, Alarm};
+use self::agent::Agent;
+use self::alarm::Alarm;
 use self::backup::Backup;
 use self::container::Container;
 use self::export::Export;
@@ -215,6 +218,9 @@ enum Command {
     /// Shows what is kept for how long and sealed with what, and changes it.
     #[command(after_help = "Example: scrinium-server policy preview --days 7")]
     Policy(Box<Policy>),
+    /// Installs and controls the server as a service of systemd.
+    #[command(subcommand, after_help = "Example: scrinium-server service install")]
+    Service(service::Action),
     /// Console accounts. Works on a stopped server's volume too.
     #[command(
         subcommand,
@@ -275,7 +281,7 @@ impl Command {
             Self::Recover { data, shares } => recover(&data.data, &shares)?,
             Self::Volume(volume) => volume.run().await?,
             Self::Agent(agent) => agent.run().await?,
-            Self::Alarm(alarm) => alarm.run().await?,
+            Self::Alarm(alarm) => return alarm.run().await,
             Self::Search {
                 query,
                 data,
@@ -343,6 +349,7 @@ impl Command {
                 }
             }
             Self::Policy(policy) => policy.run().await?,
+            Self::Service(action) => action.run()?,
             Self::Fsck {
                 data,
                 rebuild,

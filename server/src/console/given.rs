@@ -18,7 +18,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Given {
         let given = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
         // What cannot be read is not understood either.
         Ok(Self(given.map_or_else(
-            |_| vec![(parts.uri.query().unwrap_or_default().to_owned(), String::new())],
+            |_| {
+                vec![(
+                    parts.uri.query().unwrap_or_default().to_owned(),
+                    String::new(),
+                )]
+            },
             |Query(given)| given,
         )))
     }
@@ -48,7 +53,9 @@ impl Given {
     /// The value of a parameter, if it is given and not empty.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         let given = self.0.iter().find(|(given, _)| given == name);
-        given.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+        given
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
     }
 
     /// The same as a number.
@@ -89,7 +96,10 @@ mod tests {
     fn a_parameter_without_a_meaning_is_refused_with_those_that_have_one() {
         let error = given("q=x&offset=7").only(&["q", "range"]).unwrap_err();
         let error = error.to_string();
-        assert!(error.contains("offset") && error.contains("q, range"), "{error}");
+        assert!(
+            error.contains("offset") && error.contains("q, range"),
+            "{error}"
+        );
         assert!(given("q=x&q=y").only(&["q"]).is_err());
         assert!(given("q=x").only(&[]).is_err());
         given("q=x&range=").only(&["q", "range"]).unwrap();
@@ -99,7 +109,13 @@ mod tests {
     fn a_value_that_is_not_understood_is_refused() {
         let given = given("limit=x&more=101&range=2h&empty=&right=100");
         assert!(given.number("limit", 100).is_err());
-        assert!(given.number("more", 100).unwrap_err().to_string().contains("100"));
+        assert!(
+            given
+                .number("more", 100)
+                .unwrap_err()
+                .to_string()
+                .contains("100")
+        );
         let error = given.word("range", &["1h", "24h"]).unwrap_err().to_string();
         assert!(error.contains("2h") && error.contains("1h, 24h"), "{error}");
         assert_eq!(given.number("right", 100).unwrap(), Some(100));

@@ -29,7 +29,9 @@ pub(super) async fn in_language(request: Request, next: Next) -> Response {
 
 /// The language of the request that is served.
 pub(super) fn language() -> Language {
-    LANGUAGE.try_with(|language| *language).unwrap_or(Language::En)
+    LANGUAGE
+        .try_with(|language| *language)
+        .unwrap_or(Language::En)
 }
 
 /// The user of the process at the other end of a connection.

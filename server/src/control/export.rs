@@ -25,8 +25,8 @@ use crate::bounds::{
     self, NAME_LEN_MAX, QUERY_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX, STREAM_LEN_MAX,
 };
 use crate::clock;
-use crate::i18n::Language;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::cancelled::Cancelled;
 use crate::index::reading::Reading;
 use crate::package::{self, Form, Order, Paper, Table, Wanted};

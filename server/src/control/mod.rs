@@ -50,6 +50,7 @@ use crate::clock::{self, Day};
 use crate::core::Core;
 use crate::i18n::Language;
 use crate::listener::ACCEPT_RETRY;
+use crate::notices;
 use crate::present;
 use crate::{times, verification};
 
@@ -119,6 +120,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/agents/configure", post(handle_configure))
         .route("/alarms", get(handle_alarms))
         .route("/volume", get(handle_volume))
+        .route("/alarms/test", post(handle_alarms_test))
         .route("/alarms/acknowledge", post(handle_acknowledge))
         .route("/users/password", post(handle_password))
         .layer(DefaultBodyLimit::max(COMMAND_LEN_MAX))
@@ -449,7 +451,18 @@ async fn handle_configure(
 }
 
 async fn handle_alarms(State(core): State<Arc<Core>>) -> Json<Value> {
-    Json(present::alarms_json(&core))
+    Json(present::alarms_json(&core, caller::language()))
+}
+
+/// Sends a test by every channel; it is no alarm, and an act.
+async fn handle_alarms_test(
+    State(core): State<Arc<Core>>,
+) -> Result<Json<Vec<notices::Tested>>, Failure> {
+    audit(&core, "alarms tested", json!({})).await?;
+    let done = notices::test(&core).await;
+    Ok(Json(
+        or_said(&core, &caller::local(), "alarms tested", done).await?,
+    ))
 }
 
 /// What others know the server by.

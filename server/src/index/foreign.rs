@@ -49,7 +49,9 @@ fn meant(word: &str) -> Option<Said> {
 
 /// `/text/`, as others write regular expressions.
 fn is_pattern(word: &str) -> bool {
-    let inner = word.strip_prefix('/').and_then(|word| word.strip_suffix('/'));
+    let inner = word
+        .strip_prefix('/')
+        .and_then(|word| word.strip_suffix('/'));
     inner.is_some_and(|inner| !inner.is_empty() && !inner.contains('/'))
 }
 
@@ -70,7 +72,9 @@ fn is_comparison(word: &str) -> bool {
     let signs = [">=", "<=", "!=", "==", ">", "<"];
     let value = signs.iter().find_map(|sign| rest.strip_prefix(sign));
     // `a->b` is an arrow.
-    !name.ends_with('-') && is_name(name) && value.is_some_and(|value| value.starts_with(|c: char| c.is_alphanumeric() || c == '"'))
+    !name.ends_with('-')
+        && is_name(name)
+        && value.is_some_and(|value| value.starts_with(|c: char| c.is_alphanumeric() || c == '"'))
 }
 
 /// The field, if a word is `field:value`. Addresses, times, URLs, paths of Windows, names of C++, and a colon at the end
@@ -88,14 +92,17 @@ fn field(word: &str) -> Option<&str> {
 
 fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '@')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-.@".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_-.@".contains(c))
 }
 
 /// The twelve digits of a MAC address that is written in pairs.
 pub(super) fn mac(word: &str) -> Option<String> {
     let separator = word.chars().nth(2).filter(|c| matches!(c, ':' | '-'))?;
     let pairs: Vec<&str> = word.split(separator).collect();
-    let is_pair = |pair: &&str| pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_pair =
+        |pair: &&str| pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
     (pairs.len() == 6 && pairs.iter().all(is_pair)).then(|| pairs.concat())
 }
 

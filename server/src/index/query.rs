@@ -77,7 +77,9 @@ impl Query {
                     if !word.quoted {
                         foreign::check(&word.text)?;
                     }
-                    query.terms.push(Term::new(&word.text, word.quoted, negated)?);
+                    query
+                        .terms
+                        .push(Term::new(&word.text, word.quoted, negated)?);
                 }
             }
             rest = word.rest.trim_start();
@@ -417,7 +419,11 @@ mod tests {
             (r#""John Smith" of"#, true),
             (r#""\"Smith""#, false),
         ] {
-            assert_eq!(Query::parse(query).unwrap().matches(line), expected, "{query}");
+            assert_eq!(
+                Query::parse(query).unwrap().matches(line),
+                expected,
+                "{query}"
+            );
         }
         assert!(Query::parse(r#""open \""#).is_err());
     }
@@ -426,12 +432,21 @@ mod tests {
     fn a_mac_address_is_found_in_every_notation() {
         for query in ["00:18:0A:12:34:56", "00-18-0a-12-34-56"] {
             let query = Query::parse(query).unwrap();
-            for text in ["00:18:0a:12:34:56", "00-18-0A-12-34-56", "0018.0a12.3456", "00180a123456"] {
+            for text in [
+                "00:18:0a:12:34:56",
+                "00-18-0A-12-34-56",
+                "0018.0a12.3456",
+                "00180a123456",
+            ] {
                 assert!(query.matches(format!("mac={text};").as_bytes()), "{text}");
             }
             assert!(!query.matches(b"mac 00:18:0a:12:34:567 100:18:0a:12:34:56"));
         }
-        assert!(!Query::parse("\"00:18:0a:12:34:56\"").unwrap().matches(b"00-18-0a-12-34-56"));
+        assert!(
+            !Query::parse("\"00:18:0a:12:34:56\"")
+                .unwrap()
+                .matches(b"00-18-0a-12-34-56")
+        );
     }
 
     #[test]
@@ -448,8 +463,18 @@ mod tests {
         query.check_agents(&known).unwrap();
         let error = Query::parse("agent:nosuch").unwrap().check_agents(&known);
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("nosuch") && error.contains("web00") && error.contains("10"), "{error}");
-        for query in ["agent:", "agent:a*", "agent:a agent:b", "stream:", "stream:*.log", "-agent:a"] {
+        assert!(
+            error.contains("nosuch") && error.contains("web00") && error.contains("10"),
+            "{error}"
+        );
+        for query in [
+            "agent:",
+            "agent:a*",
+            "agent:a agent:b",
+            "stream:",
+            "stream:*.log",
+            "-agent:a",
+        ] {
             assert!(Query::parse(query).is_err(), "{query}");
         }
         assert!(Query::parse("agent:\"a*\" stream:a stream:b").is_ok());

@@ -28,10 +28,11 @@ use super::left::LeftEpochs;
 use crate::agents::{Accepted, Agents, interference_with};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::catalogue::records::UnmetReceipt;
 use crate::config::AgentStreams;
 use crate::ingest::{BatchSubmission, Outcome, Submission};
+use crate::said::said;
 
 /// What a session wants done.
 pub(crate) enum Effect {
@@ -221,8 +222,9 @@ impl Receiver {
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::ReceiptUnmet,
             agent: agent.clone(),
-            text: format!(
-                "this server acknowledged entries of stream {name} up to sequence {}, says the receipt that the agent holds, and has them up to {}: they were taken away, or the server was restored. The agent sends again what it still can.",
+            text: said!(
+                "alarm_text.receipt-unmet",
+                &name,
                 receipt.next.0.saturating_sub(1),
                 have.saturating_sub(1)
             ),
@@ -358,7 +360,7 @@ impl Receiver {
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::TooManyStreams,
             agent,
-            text: format!("it wants a stream more than it may have: {over}. What it sends to its other streams is archived as before."),
+            text: said!("alarm_text.too-many-streams", over.to_string()),
             key: String::new(),
         }));
         let reason_sent = reason.clone();
@@ -381,8 +383,7 @@ impl Receiver {
         let batch =
             SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         batch.header.verify_signature(&self.signing)?;
-        let last_us = batch.open()?.time_last_us();
-        let last_us = last_us.unwrap_or(batch.header.time_first_us);
+        let inside = Inside::of(&batch.open()?, &batch.header);
         let stream = batch.header.stream;
         match self.budget.take(stream, now) {
             Ok(None) => {}
@@ -397,7 +398,7 @@ impl Receiver {
             agent: self.agent,
             batch,
             encoded,
-            last_us,
+            inside,
             answer,
         };
         self.effects
@@ -456,7 +457,7 @@ impl Receiver {
         Raise {
             kind: AlarmKind::ConflictingBatch,
             agent: agent.map(|agent| agent.name).unwrap_or_default(),
-            text: "it sent a batch, signed with its own key, that contradicts what is archived: same sequence, other history. The archive was not changed.".to_owned(),
+            text: said!("alarm_text.conflicting-batch"),
             key: String::new(),
         }
     }

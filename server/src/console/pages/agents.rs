@@ -20,9 +20,10 @@ use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
-use crate::i18n::Language;
+use crate::console::given::Given;
 use crate::control::or_said;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::present::{self, human_bytes, rfc3339, state_of};
 
 #[derive(Template)]
@@ -398,8 +399,11 @@ pub(super) fn outcome(t: Language, done: anyhow::Result<()>, name: &str) -> Resp
 }
 
 /// The same for programs.
-pub(crate) async fn api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<Value> {
-    Json(present::agents_json(&core))
+pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
+    match given.only(&[]) {
+        Ok(()) => Json(present::agents_json(&core)).into_response(),
+        Err(error) => refused(who.language, &error),
+    }
 }
 
 /// Streams on one page of an agent.

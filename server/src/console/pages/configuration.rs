@@ -16,9 +16,9 @@ use crate::audit::long_text;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
-use crate::i18n::Language;
 use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
+use crate::i18n::Language;
 
 /// The configuration of one agent, to be read and changed.
 pub(super) struct Editor {

@@ -19,9 +19,9 @@ use crate::agents::{Allowance, NewAgent};
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
-use crate::i18n::Language;
 use crate::control::or_said;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::present::{refusal, rfc3339};
 
 #[derive(Template)]

@@ -15,8 +15,8 @@ use tracing::error;
 
 use super::assets;
 use super::auth::SignedIn;
-use crate::i18n::Language;
 use crate::audit::NotWritten;
+use crate::i18n::Language;
 use crate::index::turns::Busy;
 use crate::present::refusal;
 

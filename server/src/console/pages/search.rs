@@ -18,10 +18,10 @@ use crate::clock::{self, DAY_US};
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
 use crate::console::given::Given;
-use crate::i18n::Language;
 use crate::control::container::said_of;
 use crate::control::export::{self as control_export, ExportRequest};
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::search::{Buckets, Wanted};
 use crate::present::{View, format_time, refusal, rfc3339, severity_name};
 use crate::said::said;
@@ -140,11 +140,7 @@ struct Row {
 }
 
 /// The page.
-pub(crate) async fn page(
-    State(core): State<Arc<Core>>,
-    who: SignedIn,
-    given: Given,
-) -> Response {
+pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
     let t = who.language;
     let started = clock::now();
     let read = Params::read(&given, HITS_SHOWN);
@@ -256,11 +252,7 @@ pub(crate) async fn page(
 }
 
 /// The raw lines as a file, newest first.
-pub(crate) async fn raw(
-    State(core): State<Arc<Core>>,
-    who: SignedIn,
-    given: Given,
-) -> Response {
+pub(crate) async fn raw(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
     let t = who.language;
     let begun = async {
         // All of it, however much and however long: it streams.
@@ -288,11 +280,7 @@ pub(crate) async fn raw(
 }
 
 /// One whole source, or what the search found, as a package for an authority.
-pub(crate) async fn export(
-    State(core): State<Arc<Core>>,
-    who: SignedIn,
-    given: Given,
-) -> Response {
+pub(crate) async fn export(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
     let t = who.language;
     let begun = async {
         given.only(&["agent", "path", "q", "from_us", "to_us", "opening"])?;
@@ -325,11 +313,7 @@ pub(crate) async fn export(
 }
 
 /// The same for programs.
-pub(crate) async fn api(
-    State(core): State<Arc<Core>>,
-    who: SignedIn,
-    given: Given,
-) -> Response {
+pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
     let begun = async {
         let params = Params::read(&given, HITS_SHOWN)?;
         let (asked, _, _) = ask(&core, &who, &params).await?;

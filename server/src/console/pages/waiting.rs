@@ -10,10 +10,11 @@ use axum::response::{IntoResponse, Redirect, Response};
 use super::agents::PlainForm;
 use super::refused;
 use crate::console::auth::SignedIn;
-use crate::i18n::Language;
 use crate::control::waiting::{self, Asked};
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::present::format_time;
+use crate::said::Said;
 
 /// One act, as the overview shows it.
 pub(super) struct WaitingRow {
@@ -46,9 +47,9 @@ impl WaitingRow {
                 .any(|voice| voice.is_account && voice.by == user),
             hindered: waiting
                 .hindered
-                .map(|hindered| t.with("waiting.hindered", hindered)),
+                .map(|hindered| t.with("waiting.hindered", t.say(&Said::from(hindered)))),
             id: waiting.id,
-            what: waiting.what,
+            what: t.say(&Said::from(waiting.what)),
         });
         rows.collect()
     }
