@@ -80,13 +80,13 @@ mod tests {
     #[test]
     fn a_certificate_says_when_it_ends_and_what_is_none_says_so() {
         let key = rcgen::KeyPair::generate().unwrap();
-        for (year, ends_us) in [(2031, 1_924_992_000_000_000), (2061, 2_871_676_800_000_000)] {
+        for (year, ends_us) in [(2031, 1_924_992_000_000_000), (2061, 2_871_763_200_000_000)] {
             let mut params = rcgen::CertificateParams::new(vec!["logs".to_owned()]).unwrap();
             params.not_after = rcgen::date_time_ymd(year, 1, 1);
             let made = params.self_signed(&key).unwrap();
             assert_eq!(certificate_ends_us(made.der()).unwrap(), ends_us);
             // Cut anywhere, it says nothing and breaks nothing.
-            for len in 0..90 {
+            for len in 0..120 {
                 assert!(certificate_ends_us(&made.der()[..len]).is_err());
             }
         }

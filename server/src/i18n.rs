@@ -249,6 +249,22 @@ mod tests {
         count
     }
 
+    /// Alarms, troubles, refusals, ends of answers: each sentence that a page can show.
+    #[test]
+    fn no_sentence_of_another_language_is_in_english() {
+        const ENGLISH: [&str; 11] = [
+            "the", "must", "there", "is", "not", "and", "was", "has", "of", "with", "it",
+        ];
+        for language in [Language::It, Language::Fr] {
+            for (key, text) in language.texts() {
+                let words = text.to_lowercase();
+                let mut words = words.split(|c: char| !c.is_alphanumeric() && c != '’');
+                let found = words.find(|word| ENGLISH.contains(word));
+                assert_eq!(found, None, "{key} in {}: {text}", language.code());
+            }
+        }
+    }
+
     #[test]
     fn a_sentence_is_worded_for_its_reader() {
         let inner = crate::said::said!("refused.busy");

@@ -1,7 +1,7 @@
 //! Sentences that are kept as which one it is and what fills it, and worded when somebody reads them.
 //!
 //! ```text
-//! said!("query.or", "OR") ─▶ error, alarm, end of an answer ─▶ [i18n] ─▶ a page, a command, a mail
+//! said!("query.operator", "OR") ─▶ error, alarm, end of an answer ─▶ [i18n] ─▶ a page, a command, a mail
 //! ```
 //!
 //! An alarm is raised when nobody looks and read by people of three languages: it is stored as [`Said`].

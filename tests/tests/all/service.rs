@@ -144,7 +144,7 @@ fn the_manager_of_the_server_hears_when_it_is_ready_alive_and_stopping() {
         ("WATCHDOG_USEC".into(), "600000".into()),
     ];
     lab.start_server();
-    let mut hear = || {
+    let hear = || {
         let mut buffer = [0; 256];
         let len = socket.recv(&mut buffer).unwrap();
         text(&buffer[..len])
