@@ -22,13 +22,13 @@ use crate::identity::no_agent;
 use crate::inspect;
 use crate::join::{self, FirstToken};
 use crate::service::Action;
-#[cfg(unix)]
-use crate::service::notify::Notifier;
 use crate::shipper::Refused;
 use crate::signals;
 use crate::source::standing::Health;
 use crate::status::{self, Status};
 use crate::uplink::{self, Setting};
+#[cfg(unix)]
+use scrinium_segment::notify::Notifier;
 
 /// Tails the logs of this machine and ships them to a Scrinium server.
 #[derive(Parser)]

@@ -21,9 +21,9 @@ use tracing::{error, warn};
 #[cfg(unix)]
 use crate::clock;
 #[cfg(unix)]
-use crate::service::notify::Notifier;
-#[cfg(unix)]
 use crate::source::beat::Beat;
+#[cfg(unix)]
+use scrinium_segment::notify::Notifier;
 
 /// What is left to say when the end is cut short.
 #[derive(Clone, Debug)]

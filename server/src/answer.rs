@@ -31,6 +31,7 @@ use crate::audit::Actor;
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::cancelled::{CancelOnDrop, Cancelled};
 use crate::index::gate::Gate;
 use crate::index::hits::Hit;
@@ -38,6 +39,7 @@ use crate::index::query::Query;
 use crate::index::search::{Found, Search, Wanted};
 use crate::index::turns::{AnswerTurn, LOCAL, ScanTurn};
 use crate::present::{self, View};
+use crate::said::{Said, said};
 
 /// What somebody asks.
 pub(crate) struct Asked {
@@ -53,7 +55,7 @@ pub(crate) struct Asked {
 pub(crate) enum Shape {
     /// One after the other; with words at the end of a file that is not complete.
     Raw {
-        words: bool,
+        words: Option<Language>,
         to_terminal: bool,
     },
     Csv {
@@ -78,6 +80,9 @@ pub(crate) struct LeftOut {
     /// Why the answer ended before everything was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<String>,
+    /// The same for who reads another language.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<Said>,
     /// Parts of the archive that are damaged.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) damaged: u64,
@@ -106,18 +111,18 @@ impl LeftOut {
         self.damaged += found.damaged;
         self.sealed += found.sealed;
         if found.lacking > 0 {
-            self.ended = Some(format!(
-                "{} parts of the archive were not searched: the server has no file descriptor left. Nothing is damaged; search again, or raise the server's LimitNOFILE",
-                found.lacking
-            ));
+            self.end(said!("left_out.lacking", found.lacking));
         } else if let Some(busy) = found.busy {
-            self.ended = Some(busy.to_string());
+            self.end(busy.to_string().into());
         } else if found.partial {
             let seconds = time_max.unwrap_or_default().as_secs();
-            self.ended = Some(format!(
-                "the time of {seconds} s was up before everything was read; ask for a shorter time or less"
-            ));
+            self.end(said!("left_out.time", seconds));
         }
+    }
+
+    fn end(&mut self, why: Said) {
+        self.ended = Some(why.to_string());
+        self.why = Some(why);
     }
 
     pub(crate) fn is_nothing(&self) -> bool {
@@ -125,29 +130,23 @@ impl LeftOut {
     }
 
     /// What is missing, a sentence each.
-    pub(crate) fn sentences(&self) -> Vec<String> {
+    pub(crate) fn sentences(&self, t: Language) -> Vec<String> {
         let mut all = Vec::new();
         if let Some(limit) = self.limit {
-            all.push(format!(
-                "the newest {limit} entries were given, and there are older ones: give --limit a higher number, or a range that ends earlier"
-            ));
+            all.push(said!("left_out.limit", limit.to_string()));
         }
-        if let Some(why) = &self.ended {
-            all.push(format!("the answer is not complete: {why}"));
+        match (&self.why, &self.ended) {
+            (Some(why), _) => all.push(said!("left_out.ended", why.clone())),
+            (None, Some(why)) => all.push(said!("left_out.ended", why)),
+            (None, None) => {}
         }
         if self.sealed > 0 {
-            all.push(format!(
-                "{} parts of the archive are in the second container and were left out; the security officer opens them: scrinium-server container open",
-                self.sealed
-            ));
+            all.push(said!("left_out.sealed", self.sealed));
         }
         if self.damaged > 0 {
-            all.push(
-                "parts of the archive are damaged and were left out; run: scrinium-server verify"
-                    .to_owned(),
-            );
+            all.push(said!("left_out.damaged", self.damaged));
         }
-        all
+        all.iter().map(|said| t.say(said)).collect()
     }
 
     /// What the head, or the end, of a message of the control socket says.
@@ -398,7 +397,10 @@ struct Writer {
 impl Writer {
     fn begin(&self, out: &mut Vec<u8>) {
         match self.shape {
-            Shape::Csv { .. } => {
+            Shape::Csv { to_terminal } => {
+                if !to_terminal {
+                    out.extend_from_slice(present::CSV_MARK.as_bytes());
+                }
                 out.extend_from_slice(present::CSV_NAMES.as_bytes());
                 out.push(b'\n');
             }
@@ -435,9 +437,9 @@ impl Writer {
     /// What was left out, where a reader of the shape finds it.
     fn end(&self, left_out: &LeftOut, count: u64, out: &mut Vec<u8>) {
         let said = match self.shape {
-            Shape::Raw { words: true, .. } if !left_out.is_nothing() => {
-                let sentences = left_out.sentences().join("; ");
-                format!("scrinium: this file does not hold everything that matches: {sentences}\n")
+            Shape::Raw { words: Some(t), .. } if !left_out.is_nothing() => {
+                let sentences = left_out.sentences(t).join("; ");
+                format!("scrinium: {}\n", t.say(&said!("left_out.file", sentences)))
             }
             Shape::Json { limit_is_asked } => {
                 let mut said = left_out.clone();
@@ -526,7 +528,7 @@ mod tests {
         };
         let left_out = LeftOut::of(&found, Some(Duration::from_secs(20)));
         let raw = Shape::Raw {
-            words: true,
+            words: Some(Language::En),
             to_terminal: false,
         };
         let csv = Shape::Csv { to_terminal: false };
@@ -565,7 +567,7 @@ mod tests {
             ),
             "{\"partial\":{\"limit\":3}}\n"
         );
-        assert!(limit.sentences()[0].contains("the newest 3 entries"));
+        assert!(limit.sentences(Language::En)[0].contains("the newest 3 entries"));
     }
 
     #[test]
@@ -573,6 +575,7 @@ mod tests {
         let all = LeftOut {
             limit: Some(1),
             ended: Some("why".into()),
+            why: Some(said!("left_out.time", 20_u64)),
             damaged: 2,
             sealed: 3,
         };

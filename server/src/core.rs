@@ -1,8 +1,9 @@
 //! The parts of a running server, put together: opened from the end of the pipe, closed from its
 //! beginning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,10 +27,12 @@ use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
 use crate::duties::Duties;
 use crate::evidence::Evidence;
+use crate::index::query::Query;
 use crate::index::turns::Turns;
 use crate::links::Links;
 use crate::listener::doors::Doors;
 use crate::local::{LocalQueue, Unknown};
+use crate::notices::Channel;
 use crate::policy::Policy;
 use crate::refusals::Refusals;
 use crate::session::budget::Rates;
@@ -54,6 +57,10 @@ pub(crate) struct Core {
     pub(crate) time: Arc<ServerTime>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
+    /// How alarms leave.
+    pub(crate) channels: Vec<Channel>,
+    /// Datagrams of syslog that were dropped since the start.
+    pub(crate) dropped: Arc<AtomicU64>,
     /// What is done again and again, and what runs.
     pub(crate) duties: Arc<Duties>,
     pub(crate) accounts: Accounts,
@@ -207,6 +214,8 @@ impl Running {
             },
             agents,
             alarms: Alarms::load(catalogue.clone(), audit.clone(), archive.troubles().clone())?,
+            channels: config.channels.clone(),
+            dropped: Arc::default(),
             duties,
             accounts: Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?,
             refusals: Refusals::default(),
@@ -334,6 +343,18 @@ impl Core {
             .collect();
         names.insert(self.own_agent, OWN_NAME.to_owned());
         names
+    }
+
+    /// Reads a query, and refuses agents that nobody knows: those of tokens that still enrol somebody are known.
+    pub(crate) fn read_query(&self, text: &str) -> Result<Query> {
+        let query = Query::parse(text)?;
+        if !query.agents.is_empty() {
+            let mut known: BTreeSet<String> = self.agent_names().into_values().collect();
+            let tokens = self.agents.open_tokens().into_iter();
+            known.extend(tokens.map(|token| token.agent_name));
+            query.check_agents(&known)?;
+        }
+        Ok(query)
     }
 
     /// Names and keys of all who signed batches.

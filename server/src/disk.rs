@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::StatVfsMountFlags;
 
 use crate::present::human_bytes;
+use crate::said::{Said, said};
 use crate::waits;
 
 /// What a file system has.
@@ -36,41 +37,27 @@ impl Space {
     }
 
     /// Why nothing can be written, if nothing can.
-    pub(crate) fn refuses(&self) -> Option<String> {
+    pub(crate) fn refuses(&self) -> Option<Said> {
         if self.is_read_only {
-            return Some("the file system of the volume is read-only; mount it for writing".into());
+            return Some(said!("met.read_only"));
         }
         if self.free_bytes < FULL_BYTES {
-            return Some(format!(
-                "{} are free; make room, or give the disk more",
-                human_bytes(self.free_bytes)
-            ));
+            return Some(said!("met.no_room", human_bytes(self.free_bytes)));
         }
-        (self.total_inodes > 0 && self.free_inodes < FULL_INODES).then(|| {
-            format!(
-                "{} inodes are free of {}; remove files, or give the file system more",
-                self.free_inodes, self.total_inodes
-            )
-        })
+        let is_full = self.total_inodes > 0 && self.free_inodes < FULL_INODES;
+        is_full.then(|| said!("met.no_inodes", self.free_inodes, self.total_inodes))
     }
 
     /// What will soon be gone, if something will.
-    pub(crate) fn runs_short(&self) -> Option<String> {
+    pub(crate) fn runs_short(&self) -> Option<Said> {
         let short_bytes = SHORT_BYTES.min(self.total_bytes / SHORT_PART);
         if self.free_bytes < short_bytes {
-            return Some(format!(
-                "{} of {} are free",
-                human_bytes(self.free_bytes),
-                human_bytes(self.total_bytes)
-            ));
+            let (free, total) = (human_bytes(self.free_bytes), human_bytes(self.total_bytes));
+            return Some(said!("met.short_room", free, total));
         }
         let short_inodes = SHORT_INODES.min(self.total_inodes / SHORT_PART);
-        (self.free_inodes < short_inodes).then(|| {
-            format!(
-                "{} inodes are free of {}",
-                self.free_inodes, self.total_inodes
-            )
-        })
+        let is_short = self.free_inodes < short_inodes;
+        is_short.then(|| said!("met.short_inodes", self.free_inodes, self.total_inodes))
     }
 }
 
@@ -139,7 +126,10 @@ mod tests {
             let mut space = space();
             change(&mut space);
             (
-                space.refuses().unwrap_or_default(),
+                space
+                    .refuses()
+                    .map(|said| said.to_string())
+                    .unwrap_or_default(),
                 space.runs_short().is_some(),
             )
         };

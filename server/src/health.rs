@@ -19,6 +19,7 @@ use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::disk::{Forecast, Space};
 use crate::duties::keep::{Duty, Plan};
+use crate::said::{Said, said};
 
 /// The duty.
 pub(crate) struct Health {
@@ -48,9 +49,10 @@ impl Health {
         let (refuses, runs_short) = match &space {
             Ok(space) => (space.refuses(), self.runs_short(space)),
             Err(error) => (
-                Some(format!(
-                    "{} cannot be looked at: {error}",
-                    self.core.data_dir().display()
+                Some(said!(
+                    "met.no_look",
+                    self.core.data_dir().display().to_string(),
+                    error.to_string()
                 )),
                 None,
             ),
@@ -58,8 +60,7 @@ impl Health {
         let is_full = refuses.is_some();
         let descriptors = used.zip(process::descriptors_max());
         let descriptors = descriptors.filter(|(used, max)| *used > max - max / DESCRIPTORS_PART);
-        let descriptors =
-            descriptors.map(|(used, max)| format!("{used} of {max} are in use; raise LimitNOFILE"));
+        let descriptors = descriptors.map(|(used, max)| said!("met.descriptors", used, max));
         for (trouble, met) in [
             (Trouble::Disk, refuses),
             // What is gone is not short any more: one alarm.
@@ -74,15 +75,13 @@ impl Health {
         Ok(())
     }
 
-    fn runs_short(&mut self, space: &Space) -> Option<String> {
+    fn runs_short(&mut self, space: &Space) -> Option<Said> {
         let left = self.forecast.look(clock::now(), space.free_bytes);
         let text = space.runs_short();
         text.or_else(|| {
             let left = left.filter(|left| *left < FORECAST_MIN)?;
             let (days, hours) = (left.as_secs() / 86_400, left.as_secs() % 86_400 / 3600);
-            Some(format!(
-                "at the rate of the last day it is full in {days} days and {hours} hours; make room, give it more, or keep less"
-            ))
+            Some(said!("met.forecast", days, hours))
         })
     }
 
@@ -95,7 +94,7 @@ impl Health {
                 continue;
             };
             if self.told.insert(trouble, now).is_none() {
-                let text = format!("{}: {}", trouble.sentence(), standing.text);
+                let text = said!("alarm_text.trouble", trouble_said(trouble), standing.text);
                 self.raise(kind, trouble.name(), text).await;
             }
         }
@@ -107,21 +106,19 @@ impl Health {
             if let Some(kind) = alarm_of(trouble) {
                 let alarms = &self.core.alarms;
                 alarms
-                    .end_of(kind, OWN_NAME, trouble.name(), "it is over")
+                    .end_of(kind, OWN_NAME, trouble.name(), said!("over.trouble"))
                     .await;
             }
         }
         let (panics, last) = say::panics();
         if panics > self.panics {
             self.panics = panics;
-            let text = format!(
-                "{last}. What it did was broken off; please report this with the lines of the log around it"
-            );
+            let text = said!("alarm_text.program-fault", last.to_string());
             self.raise(AlarmKind::ProgramFault, "", text).await;
         }
     }
 
-    async fn raise(&self, kind: AlarmKind, key: &str, text: String) {
+    async fn raise(&self, kind: AlarmKind, key: &str, text: Said) {
         self.core
             .alarms
             .raise(Raise {
@@ -143,6 +140,11 @@ impl Duty for Health {
         }
         looked
     }
+}
+
+/// What a trouble means.
+fn trouble_said(trouble: Trouble) -> Said {
+    Said::new(&format!("trouble.{}", trouble.name()), Vec::new())
 }
 
 /// What evidence cannot do, it tells itself.

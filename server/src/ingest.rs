@@ -32,8 +32,8 @@ use tracing::{error, warn};
 use crate::archive::Archive;
 use crate::archive::block::log_head;
 use crate::archive::log::{
-    Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_MARK, RECORD_STREAM, apply, encode_stream,
-    starts_anew,
+    Inside, Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_MARK, RECORD_STREAM, apply,
+    encode_stream, starts_anew,
 };
 use crate::archive::troubles::Trouble;
 use crate::archive::upkeep::Work;
@@ -58,8 +58,8 @@ pub(crate) struct BatchSubmission {
     pub(crate) agent: AgentId,
     pub(crate) batch: SealedBatch,
     pub(crate) encoded: Vec<u8>,
-    /// The time of its last entry, Unix µs: the header does not say it, and only whoever opened the batch knows.
-    pub(crate) last_us: u64,
+    /// What only whoever opened the batch knows.
+    pub(crate) inside: Inside,
     pub(crate) answer: oneshot::Sender<Outcome>,
 }
 
@@ -255,13 +255,14 @@ impl Ingest {
                                 answer(submission.answer, Outcome::NotWritten);
                                 continue;
                             };
-                            apply(&mut stream, &submission.batch.header, received_us);
+                            let Inside { last_us, bytes } = submission.inside;
+                            apply(&mut stream, &submission.batch.header, bytes, received_us);
                             streams.insert(id, stream);
                             let shown = LogBatch::new(
                                 &submission.batch.header,
                                 place,
                                 received_us,
-                                submission.last_us,
+                                last_us,
                             );
                             appended.push(Appended { submission, shown });
                         }

@@ -30,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::error;
 
 use crate::archive::Archive;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
@@ -89,6 +89,8 @@ impl Room {
 pub(crate) struct SyslogSink {
     pub(crate) queue: LocalQueue,
     pub(crate) room: Room,
+    /// Datagrams that were dropped.
+    pub(crate) dropped: Arc<AtomicU64>,
 }
 
 impl Sink for SyslogSink {
@@ -114,6 +116,10 @@ impl Sink for SyslogSink {
             return false;
         };
         self.queue.send(entry(received, room)).await.is_ok()
+    }
+
+    fn dropped(&self, datagrams: u64) {
+        self.dropped.fetch_add(datagrams, Ordering::Relaxed);
     }
 }
 
@@ -197,7 +203,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
                 agent,
                 batch: made.batch.clone(),
                 encoded: made.batch.encoded(),
-                last_us: made.last_us,
+                inside: made.inside,
                 answer,
             });
             let introduction = made.stream.clone().map(Submission::Stream);
@@ -238,7 +244,7 @@ struct Made {
     stream: Option<StreamRecord>,
     batch: SealedBatch,
     /// The time of its last entry, Unix µs.
-    last_us: u64,
+    inside: Inside,
 }
 
 struct Maker {
@@ -395,7 +401,7 @@ impl LocalStream {
     }
 
     fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
-        let last_us = self.builder.time_last_us();
+        let inside = Inside::built(&self.builder);
         let (batch, after) = self
             .builder
             .seal(id, &self.position, Vec::new(), key, compressor);
@@ -403,7 +409,7 @@ impl LocalStream {
         Made {
             stream: self.introduction.take(),
             batch,
-            last_us,
+            inside,
         }
     }
 }
@@ -435,7 +441,12 @@ mod tests {
     fn connections_leave_room_for_datagrams() {
         let (queue, _entries) = mpsc::channel(QUEUE_MAX);
         let room = Room::new();
-        let sink = SyslogSink { queue, room };
+        let dropped = Arc::default();
+        let sink = SyslogSink {
+            queue,
+            room,
+            dropped,
+        };
         let received = |kind| Received {
             kind,
             name: "192.0.2.1".into(),

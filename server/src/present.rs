@@ -11,10 +11,13 @@ use scrinium_syslog::senders::{UNKNOWN_SENDERS, split_sender};
 use serde_json::{Value, json};
 
 use crate::agents::Live;
+use crate::audit::NotWritten;
 use crate::catalogue::records::{AgentRecord, StreamRecord};
 use crate::clock;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::hits::Hit;
+use crate::index::turns::Busy;
 
 /// What is shown of one entry.
 pub(crate) struct View {
@@ -128,8 +131,8 @@ impl View {
     }
 }
 
-/// What a file of a table begins with, so that spreadsheets read it as UTF-8. What goes to standard output has none:
-/// programs read that.
+/// What a table begins with that goes to a file or a pipe, so that spreadsheets read it as UTF-8: without it they show
+/// every accent as two letters.
 pub(crate) const CSV_MARK: &str = "\u{feff}";
 /// The first row of a table of [`View::to_csv`].
 pub(crate) const CSV_NAMES: &str =
@@ -291,21 +294,37 @@ fn source_json(row: &SourceReport) -> Value {
 }
 
 /// Every alarm for the API and the command, newest first.
-pub(crate) fn alarms_json(core: &Core) -> Value {
+pub(crate) fn alarms_json(core: &Core, t: Language) -> Value {
     let rows = core.alarms.list().into_iter().map(|alarm| {
         json!({
             "id": alarm.id,
             "kind": alarm.kind.name(),
             "agent": alarm.agent,
-            "text": alarm.said(),
+            "severity": alarm.kind.severity().name(),
+            "text": alarm.said(t),
+            "said": alarm.said,
             "addresses": alarm.addresses,
             "first": rfc3339(alarm.first_us),
             "last": rfc3339(alarm.last_us),
             "count": alarm.count,
             "acknowledged_by": alarm.acknowledged_by,
+            "acknowledged": alarm.acknowledged_by.is_some().then(|| rfc3339(alarm.acknowledged_us)),
+            "over": (alarm.over_us > 0).then(|| rfc3339(alarm.over_us)),
+            "over_why": alarm.over(t),
+            "told": alarm.told,
         })
     });
     Value::Array(rows.collect())
+}
+
+/// What whoever is refused something reads of it.
+pub(crate) fn refusal(t: Language, error: &anyhow::Error) -> String {
+    match (error.downcast_ref::<NotWritten>(), error.is::<Busy>()) {
+        // English readers get the numbers.
+        (None, true) if t != Language::En => t.text("refused.busy").to_owned(),
+        (Some(NotWritten::Unavailable), _) => t.text("error.unwritable").to_owned(),
+        _ => t.refusal(error),
+    }
 }
 
 /// Names of RFC 5424 §6.2.1, table 2.

@@ -23,6 +23,7 @@ use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
+use crate::said::said;
 
 /// What was refused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -186,9 +187,9 @@ pub(crate) async fn raise(core: &Core, from: SocketAddr) {
     let raise = Raise {
         kind: AlarmKind::SignInsRefused,
         agent: OWN_NAME.to_owned(),
-        text: format!(
-            "somebody tries passwords: more sign-ins to the console were refused than people mistype, the first of them from {}. No account is locked; each address waits longer with each try. The audit trail has how many, from where and for which accounts.",
-            from.ip().to_canonical()
+        text: said!(
+            "alarm_text.sign-ins-refused",
+            from.ip().to_canonical().to_string()
         ),
         key: String::new(),
     };

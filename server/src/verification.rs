@@ -17,6 +17,7 @@ use crate::clock::{self, DAY_US};
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
 use crate::evidence::{self, Expected};
+use crate::said::said;
 
 /// What is verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -186,17 +187,15 @@ impl Duty for Nightly {
             Ok(Some(report)) => {
                 let problem = (!report.whole && !report.is_known).then(|| {
                     let first = report.findings.first();
-                    format!(
-                        "the archive is not whole: {} findings, the first in {}: {}. Run scrinium-server verify.",
-                        report.findings.len(),
-                        first.map_or("?", |finding| finding.segment.as_str()),
-                        first.map_or("?", |finding| finding.problem.as_str())
-                    )
+                    let segment = first.map_or("?", |finding| finding.segment.as_str());
+                    let problem = first.map_or("?", |finding| finding.problem.as_str());
+                    let findings = report.findings.len();
+                    said!("alarm_text.not-whole", findings, segment, problem)
                 });
                 (problem, Ok(()))
             }
             Err(error) => (
-                Some(format!("the archive could not be verified: {error:#}")),
+                Some(said!("alarm_text.not-verified", format!("{error:#}"))),
                 Err(error),
             ),
         };
@@ -237,11 +236,10 @@ async fn tell_losses(core: &Core) -> Result<()> {
             .raise(Raise {
                 kind: AlarmKind::ArchiveDamaged,
                 agent: OWN_NAME.to_owned(),
-                text: format!(
-                    "the volume is not as it was left: {}: {}{}. Run scrinium-server verify.",
-                    loss.file,
-                    loss.problem,
-                    entries.unwrap_or_default()
+                text: said!(
+                    "alarm_text.not-as-left",
+                    &loss.file,
+                    format!("{}{}", loss.problem, entries.unwrap_or_default())
                 ),
                 key: format!("loss {}", loss.number),
             })

@@ -30,6 +30,36 @@ pub struct Client {
     credential: Secret<32>,
 }
 
+/// Shows a token that is refused, so many times, each time as another machine.
+///
+/// # Panics
+/// It is not refused.
+pub fn refused_tokens(token: &Token, address: SocketAddr, times: u32, seed: u32) {
+    for number in seed..seed + times {
+        let secret = |label: &[u8]| Secret::new(sha256(&[label, &number.to_be_bytes()]));
+        let keys = AgentKeys {
+            suite: Suite::Encrypted,
+            static_keys: KeyPair::from_secret(&secret(b"static")),
+            ephemeral: KeyPair::from_secret(&secret(b"ephemeral")),
+            server_public: token.server_public,
+            psk: token.secret.clone(),
+        };
+        let purpose = Purpose::Enrol { token: token.id };
+        let (sent, expect) = start(keys, "", purpose).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(&sent).unwrap();
+        let mut head = [0; FRAME_HEAD_LEN];
+        stream.read_exact(&mut head).unwrap();
+        let mut frame = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        stream.read_exact(&mut frame).unwrap();
+        let answer = expect.handle(&frame);
+        assert!(
+            !matches!(answer, Ok((ServerHello::Welcome { .. }, _))),
+            "{number}"
+        );
+    }
+}
+
 impl Client {
     /// Uses a token; the keys are drawn from `seed`.
     #[must_use]

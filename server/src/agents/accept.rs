@@ -26,6 +26,7 @@ use super::{Agents, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::{AgentRecord, Quarantine, StoredSecret, TokenRecord};
 use crate::clock;
+use crate::said::{Said, said};
 
 /// Why a handshake is refused; told to the agent in these words.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,25 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
+    /// The same for whoever reads an alarm.
+    pub(crate) fn said(&self) -> Said {
+        match self {
+            Self::UnknownToken => said!("token.unknown"),
+            Self::ExpiredToken => said!("token.expired"),
+            Self::UsedToken => said!("token.used"),
+            Self::UsedUpToken => said!("token.used_up"),
+            Self::RevokedToken => said!("token.revoked"),
+            Self::WrongCredential => said!("token.credential"),
+            Self::Quarantined(why) => said!("token.quarantined", why),
+            Self::Name(_)
+            | Self::UnknownAgent
+            | Self::InUse
+            | Self::SuiteNotAllowed
+            | Self::Disabled
+            | Self::Unavailable => Said::from(self.to_string()),
+        }
+    }
+
     /// What an agent's program makes of it.
     pub(crate) fn code(&self) -> RefusalCode {
         match self {
@@ -391,9 +411,12 @@ impl Agents {
         Some(Raise {
             kind,
             agent: agent.name,
-            text: format!(
-                "{reason}. It came from {address}; the agent was last seen at {incumbent} as {}.",
-                agent.host_name
+            text: said!(
+                "alarm_text.refused",
+                refused.said(),
+                address.to_string(),
+                incumbent,
+                &agent.host_name
             ),
             // Another reason is another alarm; another address is not.
             key: reason,

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
-use scrinium_protocol::route::{Proxy, Route};
+use scrinium_protocol::route::{ADDRESSES_MAX, InvalidRoute, Proxy, Route};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::Established;
-use scrinium_protocol::token::{Token, USES_MAX};
+use scrinium_protocol::token::{ADDRESS_LEN_MAX, Token, USES_MAX};
 use scrinium_segment::random;
 
 use super::accept::{Proven, Refused};
@@ -19,6 +19,7 @@ use super::{Agents, State};
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentRecord, StoredSecret, TokenRecord};
 use crate::clock;
+use crate::said::{Said, said};
 
 /// What an agent will be called, and whose it will be.
 #[derive(Clone, Copy, Debug)]
@@ -36,25 +37,50 @@ pub(crate) fn route_through(addresses: &str, proxy: Option<&str>) -> Result<Stri
     let Some(proxy) = proxy else {
         return Ok(addresses.to_owned());
     };
-    let proxy = Proxy::parse(proxy).context("proxy")?;
+    let proxy = Proxy::parse(proxy).map_err(|wrong| route_said("proxy", &wrong))?;
     check_proxy(Some(&proxy))?;
-    let route = Route::parse(addresses).context("address")?;
+    let route = parse_route(addresses)?;
     Ok(route.through(proxy).context("proxy")?.to_string())
 }
 
 /// Tokens are sent around, and what they say is in the audit trail.
 fn check_proxy(proxy: Option<&Proxy>) -> Result<()> {
     if proxy.is_some_and(|proxy| proxy.password.is_some()) {
-        bail!(
-            "proxy: a token holds no password of a proxy; put it on the machine, into the file of server.proxy_password_file"
-        );
+        return Err(said!("refused.proxy_password").into());
     }
     Ok(())
 }
 
 /// The address of a token: one or more, and perhaps a proxy without a password.
 fn check_address(address: &str) -> Result<()> {
-    check_proxy(Route::parse(address).context("address")?.proxy.as_ref())
+    check_proxy(parse_route(address)?.proxy.as_ref())
+}
+
+fn parse_route(addresses: &str) -> Result<Route> {
+    let route = Route::parse(addresses);
+    Ok(route.map_err(|wrong| route_said("address", &wrong))?)
+}
+
+/// Why a way to the server is none, for whoever typed it.
+fn route_said(field: &str, wrong: &InvalidRoute) -> Said {
+    match wrong {
+        InvalidRoute::Address(text) => {
+            said!("refused.address", field, text.escape_debug().to_string())
+        }
+        InvalidRoute::TooManyAddresses | InvalidRoute::TooLong => {
+            said!("refused.addresses", field, ADDRESSES_MAX, ADDRESS_LEN_MAX)
+        }
+        InvalidRoute::Proxy => said!("refused.proxy", field),
+        InvalidRoute::ProxyScheme(scheme) => {
+            said!(
+                "refused.proxy_scheme",
+                field,
+                scheme.escape_debug().to_string()
+            )
+        }
+        InvalidRoute::ProxyCredential => said!("refused.proxy_credential", field),
+        other => Said::from(format!("{field}: {other}")),
+    }
 }
 
 /// What a token lets do, and for how long.
@@ -73,15 +99,15 @@ impl Allowance {
     fn check(&self) -> Result<()> {
         let Self { uses, ttl_s } = *self;
         if !(1..=USES_MAX).contains(&uses) {
-            bail!("uses must be between 1 and {USES_MAX}");
+            return Err(said!("refused.between", "uses", 1_u64, u64::from(USES_MAX)).into());
         }
         let (longest_s, days) = if uses == 1 {
-            (TTL_S_MAX, 30)
+            (TTL_S_MAX, 30_u64)
         } else {
             (TTL_OF_MANY_S_MAX, 400)
         };
         if ttl_s == 0 || ttl_s > longest_s {
-            bail!("ttl must be between 1 second and {days} days");
+            return Err(said!("refused.ttl", days).into());
         }
         Ok(())
     }
@@ -145,20 +171,19 @@ impl Agents {
     /// Whether `by` can make a token for the machine that takes the place of an agent whose state is lost.
     pub(crate) fn check_replaced(&self, name: &str, by: &str) -> Result<AgentId> {
         let id = self.find(name);
-        let id = id.with_context(|| format!("no agent is named '{name}'"))?;
-        let agent = self.get(id).context("the agent is gone")?;
-        ensure!(
-            agent.enabled,
-            "the agent '{name}' is disabled; enable it before it is replaced"
-        );
-        ensure!(
-            !self.is_connected(id),
-            "the agent '{name}' is connected: its state is not lost"
-        );
-        ensure!(
-            agent.signing_before.len() < REPLACED_MAX,
-            "the agent '{name}' was replaced {REPLACED_MAX} times; enrol a new one"
-        );
+        let id = id.ok_or_else(|| said!("refused.no_agent", name))?;
+        let agent = self
+            .get(id)
+            .ok_or_else(|| said!("refused.no_agent", name))?;
+        if !agent.enabled {
+            return Err(said!("refused.replace_disabled", name).into());
+        }
+        if self.is_connected(id) {
+            return Err(said!("refused.replace_connected", name).into());
+        }
+        if agent.signing_before.len() >= REPLACED_MAX {
+            return Err(said!("refused.replace_often", name, REPLACED_MAX).into());
+        }
         check_share(&self.lock(), by, clock::unix_s())?;
         Ok(id)
     }
@@ -258,8 +283,7 @@ impl Agents {
     pub(crate) fn revoke_token(&self, id: &[u8; 16]) -> Result<()> {
         let mut state = self.lock();
         let token = state.tokens.get_mut(id);
-        let token =
-            token.with_context(|| format!("no token has the id {}", HEXLOWER.encode(id)))?;
+        let token = token.ok_or_else(|| said!("refused.no_token", HEXLOWER.encode(id)))?;
         let mut revoked = token.clone();
         revoked.revoked = true;
         self.catalogue.put(&revoked)?;
@@ -304,10 +328,9 @@ fn check_share(state: &State, by: &str, now_s: u64) -> Result<()> {
         "" => ("the local command", WAITING_OF_LOCAL_MAX),
         account => (account, WAITING_OF_ONE_MAX),
     };
-    ensure!(
-        waiting.count() < max,
-        "{who} has {max} enrolment tokens that are not used up yet, which is all that one account may have; use some, revoke some, or wait until they expire"
-    );
+    if waiting.count() >= max {
+        return Err(said!("refused.tokens", who, max).into());
+    }
     Ok(())
 }
 

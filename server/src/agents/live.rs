@@ -12,6 +12,7 @@ use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 use super::{Agents, News, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
+use crate::said::{Said, said};
 
 /// What is known of an agent while the server runs.
 #[derive(Clone, Debug, Default)]
@@ -89,10 +90,7 @@ impl Live {
             let Some(first) = rows.next() else {
                 continue;
             };
-            let others = match rows.count() {
-                0 => String::new(),
-                others => format!(" So it is with {others} more."),
-            };
+            let others = rows.count();
             let about = match first.path.is_empty() {
                 true => String::new(),
                 false => format!("{}: ", first.path),
@@ -100,17 +98,26 @@ impl Live {
             raises.push(Raise {
                 kind: AlarmKind::SourceTrouble,
                 agent: agent.to_owned(),
-                text: format!(
-                    "the agent cannot collect all of its source {source}: {about}{} ({}).{others} It goes on with everything else, and collects this when it can.",
-                    first.cause,
-                    state.name()
-                ),
+                text: {
+                    let word = Said::new(&format!("source.{}", state.name()), Vec::new());
+                    let cause = format!("{about}{}", first.cause);
+                    match others {
+                        0 => said!("alarm_text.source-trouble", source, cause, word),
+                        others => said!("alarm_text.source-troubles", source, cause, word, others),
+                    }
+                },
                 key: format!("{} {source}", state.name()),
             });
         }
         self.told = now;
         self.sources = Arc::new(sources);
         raises
+    }
+
+    /// Whether an alarm of one of its sources, known by its key, still stands for something.
+    pub(crate) fn has_source_trouble(&self, key: &str) -> bool {
+        let mut told = self.told.iter();
+        told.any(|(source, state)| format!("{} {source}", state.name()) == key)
     }
 
     /// How many of its sources need a person.
@@ -134,9 +141,7 @@ pub(crate) fn interference_with(agent: &str, seen: &str) -> Raise {
     Raise {
         kind: AlarmKind::Interference,
         agent: agent.to_owned(),
-        text: format!(
-            "somebody or something between this agent and the server interfered: {seen}. The session ended; the next one goes on where the archive stands, nothing is lost."
-        ),
+        text: said!("alarm_text.interference", seen),
         key: String::new(),
     }
 }
@@ -188,10 +193,10 @@ impl Agents {
             if state.over(id, News::Sources) > 0 {
                 // One alarm that counts, whatever names it makes up.
                 raise.key = "more".to_owned();
-                raise.text = format!(
-                    "more than {} times in a day a source of it needed a person; agent show says which do now. {}",
+                raise.text = said!(
+                    "alarm_text.sources-more",
                     News::Sources.a_day(),
-                    raise.text
+                    core::mem::take(&mut raise.text)
                 );
             }
         }
@@ -201,9 +206,13 @@ impl Agents {
         let twice = rival.map(|rival| Raise {
             kind: AlarmKind::IdentityUsedTwice,
             agent: agent.name.clone(),
-            text: format!(
-                "a second process showed the identity of this agent {} and was refused: {} at {}; the agent itself is {} at {ours} and was not disturbed. Enrol the copy as an agent of its own.",
-                rival.differs, rival.host_name, rival.address, agent.host_name
+            text: said!(
+                "alarm_text.identity-used-twice",
+                &rival.differs,
+                &rival.host_name,
+                rival.address.to_string(),
+                &agent.host_name,
+                ours
             ),
             key: rival.address.ip().to_string(),
         });
@@ -217,9 +226,7 @@ impl Agents {
         let trouble = trouble.map(|problem| Raise {
             kind: AlarmKind::AgentTrouble,
             agent: agent.name.clone(),
-            text: format!(
-                "the agent says: {problem}. It sends what it can; what its disk does not take waits in its sources."
-            ),
+            text: said!("alarm_text.agent-trouble", problem),
             key: String::new(),
         });
         twice.into_iter().chain(trouble).chain(sources).collect()
@@ -279,7 +286,8 @@ mod tests {
         assert!(
             raise
                 .text
-                .contains("/a/x: because (unreadable). So it is with 1 more.")
+                .to_string()
+                .contains("/a/x: because (Unreadable). So it is with 1 more.")
         );
         assert_eq!(live.sources_in_trouble(), 1);
         assert!(live.hear_sources("web1", reports(&[moved])).is_empty());

@@ -32,10 +32,12 @@ pub(crate) use self::accept::{Accepted, Proven, Refused};
 pub(crate) use self::enrol::{Allowance, NewAgent, route_through};
 pub(crate) use self::live::{Limit, Live, interference_with};
 pub(crate) use self::names::{check_account_name, check_name};
-pub(crate) use self::news::{Answered, News, said_of_answers};
+pub(crate) use self::news::{Answered, News};
+use crate::bounds;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
 use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
+use crate::said::said;
 use crate::waits;
 
 /// All agents and tokens.
@@ -170,10 +172,7 @@ impl Agents {
 
     /// Gives an agent another configuration; its session sends it at once.
     pub(crate) fn configure(&self, name: &str, text: &str) -> Result<u64> {
-        anyhow::ensure!(
-            text.len() <= CONFIGURATION_LEN_MAX,
-            "a configuration has at most {CONFIGURATION_LEN_MAX} bytes"
-        );
+        bounds::check_len("the configuration", text, CONFIGURATION_LEN_MAX)?;
         let mut version = 0;
         let id = self.change(name, |agent| {
             let before = agent.configuration.as_ref();
@@ -326,7 +325,7 @@ impl Agents {
         change: impl FnOnce(&mut AgentRecord) -> Result<()>,
     ) -> Result<AgentId> {
         let id = self.find(name);
-        let id = id.with_context(|| format!("no agent is named '{name}'"))?;
+        let id = id.ok_or_else(|| said!("refused.no_agent", name))?;
         self.change_id(id, change)?;
         Ok(id)
     }

@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use scrinium_protocol::identity::AgentId;
 
+use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::core::OWN_NAME;
+use crate::said::said;
 
 /// The rule for names of agents.
 ///
@@ -26,11 +28,7 @@ pub(crate) fn check_agent_name(name: &str) -> Result<()> {
 /// What is wrong with it.
 pub(crate) fn check_agent_pattern(pattern: &str) -> Result<()> {
     // As long as what it becomes at most.
-    ensure!(
-        pattern.len() <= LEN_MAX,
-        "agent name '{}' must be at most {LEN_MAX} bytes",
-        pattern.get(..LEN_MAX).unwrap_or_default().escape_debug()
-    );
+    bounds::check_len("agent name", pattern, LEN_MAX)?;
     check_agent_name(&pattern.replace(HOST, "h").replace(NUMBER, "1"))
 }
 
@@ -89,19 +87,16 @@ pub(crate) fn check_account_name(name: &str) -> Result<()> {
 }
 
 fn check_plain(field: &str, name: &str, reserved: &[&str]) -> Result<()> {
-    ensure!(
-        (1..=LEN_MAX).contains(&name.len()) && name.chars().all(is_plain),
-        "{field} '{}' must be 1 to {LEN_MAX} of a-z, A-Z, 0-9, '-', '_' and '.'",
-        name.escape_debug()
-    );
-    ensure!(
-        !name.starts_with(['-', '.']),
-        "{field} '{name}' must not begin with '-' or '.'"
-    );
-    ensure!(
-        !reserved.iter().any(|word| word.eq_ignore_ascii_case(name)),
-        "{field} '{name}' is a word that means the server or a part of it; choose another name"
-    );
+    if !(1..=LEN_MAX).contains(&name.len()) || !name.chars().all(is_plain) {
+        let shown = name.escape_debug().to_string();
+        return Err(said!("refused.name", field, shown, LEN_MAX).into());
+    }
+    if name.starts_with(['-', '.']) {
+        return Err(said!("refused.name_begins", field, name).into());
+    }
+    if reserved.iter().any(|word| word.eq_ignore_ascii_case(name)) {
+        return Err(said!("refused.name_reserved", field, name).into());
+    }
     Ok(())
 }
 
@@ -111,14 +106,8 @@ pub(super) fn check_unused<'a>(
     mut others: impl Iterator<Item = &'a AgentRecord>,
 ) -> Result<()> {
     match others.find(|agent| agent.name.eq_ignore_ascii_case(name)) {
-        Some(agent) if agent.set_aside => bail!(
-            "an agent named '{}' was removed and waits for its end; its name is free then",
-            agent.name
-        ),
-        Some(agent) => bail!(
-            "an agent named '{}' exists; choose another name, delete it, or, if its state is lost: scrinium-server agent replace {0}",
-            agent.name
-        ),
+        Some(agent) if agent.set_aside => Err(said!("refused.name_waits", &agent.name).into()),
+        Some(agent) => Err(said!("refused.name_taken", &agent.name).into()),
         None => Ok(()),
     }
 }
@@ -148,10 +137,8 @@ pub(super) fn shown<'a>(
 pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     let fine = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
-        bail!(
-            "{field} '{}' must be 1 to 128 bytes of letters, digits, '-', '_' or '.'",
-            name.escape_debug()
-        );
+        let shown = name.escape_debug().to_string();
+        return Err(said!("refused.name_letters", field, shown, NAME_LEN_MAX).into());
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch, StreamPosition};
+use scrinium_protocol::batch::{BatchBuilder, BatchHeader, Relation, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::{Codec as _, Reader};
 use scrinium_protocol::compress::decompress;
 use scrinium_protocol::entry::Entries;
@@ -138,12 +138,13 @@ impl Log {
                         );
                         log.damage.push(finding);
                     }
-                    apply(stream, &batch.header, received_us);
+                    let inside = Inside::kept(&batch);
+                    apply(stream, &batch.header, inside.bytes, received_us);
                     log.push(LogBatch::new(
                         &batch.header,
                         record.place,
                         received_us,
-                        last_us_of(&batch),
+                        inside.last_us,
                     ));
                 }
                 RECORD_STREAM => {
@@ -240,15 +241,45 @@ impl LogBatch {
     }
 }
 
-/// The time of the last entry of a batch that was verified when it came. One that cannot be read any more holds nothing
-/// that could be found.
-fn last_us_of(batch: &SealedBatch) -> u64 {
-    let header = &batch.header;
-    let mut raw = Vec::new();
-    let read = decompress(&batch.body, header.raw_len, &mut raw).ok();
-    let entries = read.and_then(|()| Entries::parse(raw, header).ok());
-    let last_us = entries.and_then(|entries| entries.time_last_us());
-    last_us.unwrap_or(header.time_first_us)
+/// What the entries of a batch say that its header does not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inside {
+    /// The time of the last one, Unix µs: a backlog has batches that span hours.
+    pub(crate) last_us: u64,
+    /// Bytes of all of them, as they were collected.
+    pub(crate) bytes: u64,
+}
+
+impl Inside {
+    pub(crate) fn of(entries: &Entries, header: &BatchHeader) -> Self {
+        Self {
+            last_us: entries.time_last_us().unwrap_or(header.time_first_us),
+            bytes: entries.bytes().len() as u64,
+        }
+    }
+
+    /// Of a batch that is about to be sealed.
+    pub(crate) fn built(builder: &BatchBuilder) -> Self {
+        Self {
+            last_us: builder.time_last_us(),
+            bytes: builder.bytes_len() as u64,
+        }
+    }
+
+    /// Of a batch that was verified when it came. One that cannot be read any more holds nothing that could be found.
+    fn kept(batch: &SealedBatch) -> Self {
+        let header = &batch.header;
+        let mut raw = Vec::new();
+        let read = decompress(&batch.body, header.raw_len, &mut raw).ok();
+        let entries = read.and_then(|()| Entries::parse(raw, header).ok());
+        entries.map_or(
+            Self {
+                last_us: header.time_first_us,
+                bytes: 0,
+            },
+            |entries| Self::of(&entries, header),
+        )
+    }
 }
 
 /// Whether a batch opens a new epoch of its stream properly.
@@ -258,11 +289,11 @@ pub(crate) fn starts_anew(stream: &StreamRecord, batch: &SealedBatch) -> bool {
         && batch.header.relation_to(&start) == Relation::Follows
 }
 
-/// Moves a stream over a batch that was committed.
-pub(crate) fn apply(stream: &mut StreamRecord, header: &BatchHeader, received_us: u64) {
+/// Moves a stream over a batch that was committed, with so many bytes of entries in it.
+pub(crate) fn apply(stream: &mut StreamRecord, header: &BatchHeader, bytes: u64, received_us: u64) {
     stream.position = header.position_after();
     stream.entries += u64::from(header.count);
-    stream.bytes += u64::from(header.raw_len);
+    stream.bytes += bytes;
     stream.last_us = stream.last_us.max(received_us);
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock;
+use crate::said::Said;
 
 /// Something that does not work, or soon will not.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -82,7 +83,7 @@ pub(crate) struct Standing {
     pub(crate) trouble: Trouble,
     pub(crate) since_us: u64,
     /// What was met, for an administrator.
-    pub(crate) text: String,
+    pub(crate) text: Said,
 }
 
 /// All troubles that stand.
@@ -93,18 +94,18 @@ pub(crate) struct Troubles(Mutex<BTreeMap<Trouble, Met>>);
 struct Met {
     since_us: u64,
     last: Instant,
-    text: String,
+    text: Said,
 }
 
 impl Troubles {
     /// It was met just now.
-    pub(crate) fn meet(&self, trouble: Trouble, text: impl Into<String>) {
+    pub(crate) fn meet(&self, trouble: Trouble, text: impl Into<Said>) {
         let mut standing = self.lock();
         let (now, text) = (clock::now(), text.into());
         let met = standing.entry(trouble).or_insert_with(|| Met {
             since_us: clock::unix_us(),
             last: now,
-            text: String::new(),
+            text: Said::default(),
         });
         (met.last, met.text) = (now, text);
     }
@@ -178,7 +179,7 @@ mod tests {
         assert_eq!(list.len(), 2);
         assert!(
             list.iter()
-                .any(|standing| standing.text == "Read-only file system")
+                .any(|standing| standing.text.to_string() == "Read-only file system")
         );
         troubles.end_if_quiet(Trouble::Archiving, Duration::from_secs(3600));
         assert!(!troubles.is_ready());

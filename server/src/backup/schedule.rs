@@ -10,6 +10,7 @@ use super::{Order, create, latest, one_at_a_time};
 use crate::alarms::{AlarmKind, Raise};
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
+use crate::said::said;
 use crate::{clock, config};
 
 /// Makes a backup as often as is configured; what fails is an alarm and tried again.
@@ -22,18 +23,24 @@ impl Duty for Schedule {
     async fn round(&mut self) -> Result<()> {
         let (core, config) = (&self.core, &self.config);
         let made = self.make_if_due().await;
-        if let Err(error) = &made {
-            core.alarms
-                .raise(Raise {
-                    kind: AlarmKind::BackupFailed,
-                    agent: OWN_NAME.to_owned(),
-                    text: format!(
-                        "the backup to {} failed: {error:#}. It is tried again.",
-                        config.to
-                    ),
-                    key: String::new(),
-                })
-                .await;
+        match &made {
+            Ok(()) => {
+                let over = said!("over.backup");
+                core.alarms
+                    .end(AlarmKind::BackupFailed, OWN_NAME, over)
+                    .await;
+            }
+            Err(error) => {
+                let (to, error) = (config.to.to_string(), format!("{error:#}"));
+                core.alarms
+                    .raise(Raise {
+                        kind: AlarmKind::BackupFailed,
+                        agent: OWN_NAME.to_owned(),
+                        text: said!("alarm_text.backup-failed", to, error),
+                        key: String::new(),
+                    })
+                    .await;
+            }
         }
         made
     }

@@ -1,4 +1,4 @@
-//! Commands about agents and alarms.
+//! Commands about agents.
 
 use std::path::PathBuf;
 
@@ -155,25 +155,6 @@ pub(crate) enum Agent {
     #[command(after_help = "Example: scrinium-server agent disable web1")]
     Disable {
         name: String,
-        #[command(flatten)]
-        data: Data,
-    },
-}
-
-#[derive(Subcommand)]
-pub(crate) enum Alarm {
-    /// Lists the alarms, newest first.
-    #[command(after_help = "Example: scrinium-server alarm list --json")]
-    List {
-        #[command(flatten)]
-        data: Data,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Says that somebody has seen an alarm.
-    #[command(after_help = "Example: scrinium-server alarm acknowledge 3")]
-    Acknowledge {
-        id: u64,
         #[command(flatten)]
         data: Data,
     },
@@ -362,45 +343,6 @@ async fn ask_agent(
 ) -> Result<serde_json::Value> {
     let request = AgentRequest { name, allow, text };
     control::json_of(client.post(route, &request).await?).await
-}
-
-impl Alarm {
-    /// Runs the command to its end.
-    pub(super) async fn run(self) -> Result<()> {
-        let data = match &self {
-            Self::List { data, .. } | Self::Acknowledge { data, .. } => data.clone(),
-        };
-        let (client, running) = client(&data).await?;
-        match self {
-            Self::List { json, .. } => {
-                let alarms = control::json_of(client.get("/alarms").await?).await?;
-                if json {
-                    say_json(&alarms)?;
-                } else {
-                    if alarms.as_array().is_some_and(Vec::is_empty) {
-                        complain("no alarm was ever raised");
-                    }
-                    for alarm in alarms.as_array().into_iter().flatten() {
-                        let field = |key: &str| {
-                            let value = alarm.get(key).unwrap_or(&serde_json::Value::Null);
-                            value
-                                .as_str()
-                                .map_or_else(|| value.to_string(), str::to_owned)
-                        };
-                        let (id, last, kind) = (field("id"), field("last"), field("kind"));
-                        let (agent, text) = (field("agent"), field("text"));
-                        say(&format!("{id:4} {last} {kind:20} {agent:16} {text}"))?;
-                    }
-                }
-            }
-            Self::Acknowledge { id, .. } => {
-                let body = json!({ "id": id });
-                client.post("/alarms/acknowledge", &body).await?;
-            }
-        }
-        close(client, running).await;
-        Ok(())
-    }
 }
 
 async fn set_enabled(client: &Client, name: &str, enabled: bool) -> Result<()> {

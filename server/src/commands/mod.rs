@@ -1,6 +1,7 @@
 //! The commands of `scrinium-server`.
 
 mod agent;
+mod alarm;
 mod backup;
 mod container;
 pub(crate) mod demo;
@@ -11,6 +12,7 @@ mod link;
 mod policy;
 mod reload;
 mod run;
+mod service;
 mod shares;
 mod status;
 mod volume;
@@ -28,7 +30,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use self::agent::{Agent, Alarm};
+use self::agent::Agent;
+use self::alarm::Alarm;
 use self::backup::Backup;
 use self::container::Container;
 use self::export::Export;
@@ -42,7 +45,9 @@ use crate::config::Config;
 use crate::control::search::SearchRequest;
 use crate::control::{self, Client, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
+use crate::i18n::Language;
 use crate::present::human_bytes;
+use crate::times::{Range, Zone};
 use crate::volume::{Binding, Volume};
 use crate::{console, stopped};
 
@@ -126,12 +131,8 @@ enum Command {
         query: String,
         #[command(flatten)]
         data: Data,
-        /// Collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-        #[arg(long)]
-        from: Option<String>,
-        /// Collected before.
-        #[arg(long)]
-        to: Option<String>,
+        #[command(flatten)]
+        range: TimeRange,
         #[arg(long, default_value = "raw", value_parser = ["raw", "json", "csv"])]
         format: String,
         /// Same as --format json.
@@ -166,14 +167,10 @@ enum Command {
         #[arg(long = "checkpoint")]
         checkpoints: Vec<PathBuf>,
         /// Read only what was sealed since the last time; of the rest, that it is there and follows.
-        #[arg(long, conflicts_with_all = ["from", "to"])]
+        #[arg(long, conflicts_with_all = ["from", "to", "zone"])]
         incremental: bool,
-        /// Only what was collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-        #[arg(long)]
-        from: Option<String>,
-        /// Only what was collected before.
-        #[arg(long)]
-        to: Option<String>,
+        #[command(flatten)]
+        range: TimeRange,
         #[arg(long)]
         json: bool,
     },
@@ -221,6 +218,9 @@ enum Command {
     /// Shows what is kept for how long and sealed with what, and changes it.
     #[command(after_help = "Example: scrinium-server policy preview --days 7")]
     Policy(Box<Policy>),
+    /// Installs and controls the server as a service of systemd.
+    #[command(subcommand, after_help = "Example: scrinium-server service install")]
+    Service(service::Action),
     /// Console accounts. Works on a stopped server's volume too.
     #[command(
         subcommand,
@@ -281,26 +281,22 @@ impl Command {
             Self::Recover { data, shares } => recover(&data.data, &shares)?,
             Self::Volume(volume) => volume.run().await?,
             Self::Agent(agent) => agent.run().await?,
-            Self::Alarm(alarm) => alarm.run().await?,
+            Self::Alarm(alarm) => return alarm.run().await,
             Self::Search {
                 query,
                 data,
-                from,
-                to,
+                range,
                 format,
                 json,
                 limit,
                 count,
                 opening,
             } => {
-                let time = |field, text: Option<String>| {
-                    text.map(|text| control::parse_time(field, &text))
-                        .transpose()
-                };
+                let Range { from_us, to_us, .. } = range.read()?;
                 let request = SearchRequest {
                     query,
-                    from_us: time("--from", from).map_err(usage)?,
-                    to_us: time("--to", to).map_err(usage)?,
+                    from_us,
+                    to_us,
                     limit,
                     format: if json { "json".into() } else { format },
                     count,
@@ -312,7 +308,8 @@ impl Command {
                 let left_out = control::search::copy_found(response, &mut std::io::stdout()).await;
                 close(client, running).await;
                 let left_out = left_out?;
-                left_out.sentences().iter().for_each(|text| complain(text));
+                let said = left_out.sentences(Language::of_environment());
+                said.iter().for_each(|text| complain(text));
                 if left_out.ended.is_some() {
                     return Ok(ExitCode::FAILURE);
                 }
@@ -323,10 +320,10 @@ impl Command {
                 data,
                 checkpoints,
                 incremental,
-                from,
-                to,
+                range,
                 json,
             } => {
+                let Range { from_us, to_us, .. } = range.read()?;
                 let read = |path: &PathBuf| {
                     let text = std::fs::read_to_string(path);
                     text.with_context(|| format!("reading {}", path.display()))
@@ -335,8 +332,8 @@ impl Command {
                 let request = VerifyRequest {
                     checkpoints,
                     only_new: incremental,
-                    from_us: time("--from", from)?,
-                    to_us: time("--to", to)?,
+                    from_us,
+                    to_us,
                 };
                 let (client, running) = client(&data).await?;
                 let value = control::json_of(client.post("/verify", &request).await?).await?;
@@ -352,6 +349,7 @@ impl Command {
                 }
             }
             Self::Policy(policy) => policy.run().await?,
+            Self::Service(action) => action.run()?,
             Self::Fsck {
                 data,
                 rebuild,
@@ -500,10 +498,33 @@ fn read_password(path: &Path) -> Result<Zeroizing<String>> {
     ))
 }
 
-/// A time that an option gives, Unix µs.
-fn time(field: &str, text: Option<String>) -> Result<Option<u64>> {
-    let parsed = text.map(|text| control::parse_time(field, &text));
-    parsed.transpose().map_err(usage)
+/// From when to when, as options give it.
+#[derive(clap::Args, Clone)]
+struct TimeRange {
+    /// Collected at or after: 2026-01-31T10:00:00Z, '2026-01-31 10:00' or 2026-01-31 in the zone, or 24h ago.
+    #[arg(long)]
+    from: Option<String>,
+    /// Collected before.
+    #[arg(long)]
+    to: Option<String>,
+    /// Zone of times without one: local, UTC, +02:00, or a name like Europe/Rome; without it they are UTC.
+    #[arg(long)]
+    zone: Option<String>,
+}
+
+impl TimeRange {
+    /// Reads it, and says on standard error what was taken as UTC.
+    fn read(&self) -> Result<Range> {
+        let t = Language::of_environment();
+        let read = || {
+            let zone = Zone::named("--zone", self.zone.as_deref())?;
+            let (from, to) = (self.from.as_deref(), self.to.as_deref());
+            Range::parse(("--from", from), ("--to", to), &zone)
+        };
+        let range = read().map_err(|error| UsageError(t.refusal(&error)))?;
+        range.notes.iter().for_each(|note| complain(&t.say(note)));
+        Ok(range)
+    }
 }
 
 fn parse_ttl(text: &str) -> Result<u64> {

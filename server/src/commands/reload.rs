@@ -11,9 +11,11 @@ use serde_json::json;
 use toml::{Table, Value};
 use tracing::{error, info, warn};
 
+use crate::alarms::{AlarmKind, Raise};
 use crate::config::Config;
 use crate::console::tls::{Shown, installed};
-use crate::core::Core;
+use crate::core::{Core, OWN_NAME};
+use crate::said::said;
 
 /// What is in force, and where it came from.
 pub(super) struct Reload {
@@ -55,13 +57,23 @@ impl Reload {
                     error,
                     "the configuration was not read again: what was in force stays"
                 );
-                let detail = json!({ "error": error });
+                let detail = json!({ "error": &error });
                 core.audit
                     .record(ACTOR, "configuration not taken", detail)
                     .await;
+                let raise = Raise {
+                    kind: AlarmKind::ConfigurationRejected,
+                    agent: OWN_NAME.to_owned(),
+                    text: said!("alarm_text.configuration-own", error),
+                    key: String::new(),
+                };
+                core.alarms.raise(raise).await;
                 return;
             }
         };
+        let over = said!("over.configuration");
+        let kind = AlarmKind::ConfigurationRejected;
+        core.alarms.end(kind, OWN_NAME, over).await;
         let mut changed = differences(&self.in_force, &read.table);
         let certificate = read.certificate.filter(|_| self.has_certificate);
         let is_shown = certificate.is_some();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use scrinium_protocol::route::{Address, Route};
 use scrinium_protocol::sl::suite::Suite;
+use scrinium_segment::notify::Notifier;
 use scrinium_segment::process::HARMLESS_SIGNALS;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -33,7 +34,7 @@ use crate::statistics::{self, Statistics};
 use crate::verification::{self, Nightly};
 use crate::vital::{PartFell, Vital};
 use crate::volume::Volume;
-use crate::{console, control, evidence, listener, self_signed, stopped, time};
+use crate::{console, control, evidence, listener, notices, self_signed, stopped, time};
 
 /// Runs until SIGTERM or SIGINT; SIGHUP reads `file` again, which `config` is from.
 pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Result<()> {
@@ -45,8 +46,11 @@ pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Re
         drop(signal(SignalKind::from_raw(number))?);
     }
     let reload = Reload::new(file, &config)?;
+    let notifier = Arc::new(Notifier::from_environment());
     let mut server = Server::start(dir, config).await?;
+    notifier.say("READY=1");
     info!(data = %dir.display(), "the server is ready");
+    let alive = tokio::spawn(say_alive(notifier.clone()));
     let signal = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
@@ -57,8 +61,21 @@ pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Re
         }
     };
     info!(signal, "stopping");
+    notifier.say("STOPPING=1");
+    alive.abort();
     server.stop(signal).await;
     Ok(())
+}
+
+/// Tells the service manager that tasks are still run; one that does not hear it for long starts the server anew.
+async fn say_alive(notifier: Arc<Notifier>) {
+    let Some(pause) = notifier.watchdog_pause() else {
+        return;
+    };
+    loop {
+        notifier.say("WATCHDOG=1");
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// A part of the server that runs until it stops.
@@ -113,6 +130,7 @@ impl Server {
         let sink = || SyslogSink {
             queue: running.local.clone(),
             room: room.clone(),
+            dropped: running.core.dropped.clone(),
         };
         spawn("control", Box::pin(control::run(core(), control)));
         for socket in udp {
@@ -162,6 +180,7 @@ impl Server {
         keep.duty(doors::PLAN, Telling::new);
         keep.duty(refusals::PLAN, Sums);
         keep.duty(silence::PLAN, Silence::new);
+        keep.duty(notices::PLAN, notices::Sending::new);
         let offset_max = config.clock_offset_max;
         keep.duty(time::watch::PLAN, move |core| {
             time::watch::Watch::new(core, offset_max)

@@ -152,9 +152,7 @@ fn health(core: &Core) -> String {
         ));
     }
     let alarms = core.alarms.list();
-    let open = alarms
-        .iter()
-        .filter(|alarm| alarm.acknowledged_by.is_none());
+    let open = alarms.iter().filter(|alarm| alarm.is_standing());
     text.push_str(&format!(
         "# TYPE scrinium_alarms_open gauge\nscrinium_alarms_open {}\n\
          # TYPE scrinium_panics_total counter\nscrinium_panics_total {}\n\

@@ -12,7 +12,7 @@ mod assets;
 mod auth;
 mod back;
 mod chart;
-pub(crate) mod i18n;
+mod given;
 pub(crate) mod metrics;
 mod pages;
 mod progress;
@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -153,26 +153,27 @@ async fn ready(State(core): State<Arc<Core>>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
-async fn not_found() -> Response {
-    (StatusCode::NOT_FOUND, "404: there is no such page\n").into_response()
+async fn not_found(headers: HeaderMap) -> Response {
+    let t = auth::language_of(&headers);
+    let text = format!("{}\n", t.text("refused.no_page"));
+    (StatusCode::NOT_FOUND, text).into_response()
 }
 
 /// Takes the whole of a form before anything is done with it. One that does not come in time, or is too long, ends the
 /// connection.
 async fn body_in_time(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
+    let t = auth::language_of(&parts.headers);
     let body = axum::body::to_bytes(body, FORM_LEN_MAX);
     let (status, text) = match tokio::time::timeout(BODY_MAX, body).await {
         Ok(Ok(bytes)) => return next.run(Request::from_parts(parts, bytes.into())).await,
         Ok(Err(error)) if is_too_long(&error) => {
-            (StatusCode::PAYLOAD_TOO_LARGE, "413: the form is too long\n")
+            (StatusCode::PAYLOAD_TOO_LARGE, "refused.form_long")
         }
-        Ok(Err(_)) => (StatusCode::BAD_REQUEST, "400: the form is not whole\n"),
-        Err(_) => (
-            StatusCode::REQUEST_TIMEOUT,
-            "408: the form did not come in time\n",
-        ),
+        Ok(Err(_)) => (StatusCode::BAD_REQUEST, "refused.form_broken"),
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "refused.form_late"),
     };
+    let text = format!("{}\n", t.text(text));
     (status, [(header::CONNECTION, "close")], text).into_response()
 }
 

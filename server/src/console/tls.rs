@@ -24,6 +24,7 @@ use crate::core::{Core, OWN_NAME, load_keys};
 use crate::der::certificate_ends_us;
 use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
+use crate::said::said;
 use crate::self_signed::{fingerprint, is_due, renew};
 use crate::waits;
 
@@ -188,7 +189,7 @@ impl Keeping {
                 let kind = AlarmKind::CertificateEnds;
                 self.core
                     .alarms
-                    .end(kind, OWN_NAME, "another one is shown")
+                    .end(kind, OWN_NAME, said!("over.certificate"))
                     .await;
             }
             return Ok(());
@@ -196,26 +197,25 @@ impl Keeping {
         if self.told.replace(ends_us) == Some(ends_us) {
             return Ok(());
         }
-        let verb = if ends_us > now_us { "ends" } else { "ended" };
         let place = match self.shown.files() {
-            Some((certificate, _)) => format!(
-                "{}; put a new one there, it is shown within seconds",
-                certificate.display()
-            ),
-            None => {
-                "made by the server itself, which makes another one; see: scrinium-server duties"
-                    .to_owned()
+            Some((certificate, _)) => {
+                said!(
+                    "alarm_text.certificate-file",
+                    certificate.display().to_string()
+                )
             }
+            None => said!("alarm_text.certificate-own"),
+        };
+        let text = match ends_us > now_us {
+            true => said!("alarm_text.certificate-ends", rfc3339(ends_us), place),
+            false => said!("alarm_text.certificate-ended", rfc3339(ends_us), place),
         };
         self.core
             .alarms
             .raise(Raise {
                 kind: AlarmKind::CertificateEnds,
                 agent: OWN_NAME.to_owned(),
-                text: format!(
-                    "the certificate of the console {verb} at {}: {place}",
-                    rfc3339(ends_us)
-                ),
+                text,
                 key: ends_us.to_string(),
             })
             .await;

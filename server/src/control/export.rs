@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -26,13 +26,13 @@ use crate::bounds::{
 };
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
-use crate::console::i18n::Language;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::cancelled::Cancelled;
-use crate::index::query::Query;
 use crate::index::reading::Reading;
 use crate::package::{self, Form, Order, Paper, Table, Wanted};
-use crate::present;
+use crate::said::said;
+use crate::{present, times};
 
 /// What `export` asks: one source, or what matches a query.
 #[derive(Clone, Default, Deserialize, Serialize)]
@@ -220,12 +220,10 @@ impl ExportRequest {
             (None, None, Some(_)) if self.kind.is_none() => None,
             _ => bail!("what to export: --agent with --path and perhaps --kind, or --query"),
         };
-        let mut query = Query::parse(self.query.as_deref().unwrap_or_default())?;
+        let mut query = core.read_query(self.query.as_deref().unwrap_or_default())?;
+        times::check_order(("--from", self.from_us), ("--to", self.to_us))?;
         (query.from_us, query.to_us) = (self.from_us, self.to_us);
         query.receipts = core.time.spans();
-        if let (Some(from), Some(to)) = (query.from_us, query.to_us) {
-            ensure!(from < to, "--from must be before --to");
-        }
         let recipient = self.recipient.as_deref().map(parse_recipient).transpose();
         let form = match &*self.format {
             "raw" => Form::Raw,
@@ -246,7 +244,7 @@ impl ExportRequest {
         Ok(Order {
             wanted: Wanted { stream, query },
             form,
-            recipient: recipient.context("--recipient")?,
+            recipient: recipient?,
         })
     }
 }
@@ -259,11 +257,11 @@ fn find_stream(core: &Core, agent: &str, path: &str, kind: Option<&str>) -> Resu
         .iter()
         .find(|(_, name)| *name == agent)
         .map(|(id, _)| *id);
-    let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
+    let id = id.ok_or_else(|| said!("refused.no_agent", agent))?;
     let named = |text: &str| StreamKind::ALL.into_iter().find(|kind| kind.name() == text);
     let kind = kind.map(|text| {
         let kinds = StreamKind::ALL.map(StreamKind::name).join(", ");
-        named(text).with_context(|| format!("--kind '{text}' must be one of {kinds}"))
+        named(text).ok_or_else(|| said!("refused.kind", text, kinds))
     });
     let kind = kind.transpose()?;
     let kinds = StreamKind::ALL.into_iter();
@@ -271,17 +269,18 @@ fn find_stream(core: &Core, agent: &str, path: &str, kind: Option<&str>) -> Resu
     let mut streams: Vec<StreamRecord> = meant
         .filter_map(|kind| core.archive.find_stream(id, kind, path))
         .collect();
-    let of_kind = kind.map_or_else(String::new, |kind| format!(" of kind {}", kind.name()));
-    let stream = streams.pop();
-    let stream =
-        stream.with_context(|| format!("agent '{agent}' has no stream '{path}'{of_kind}"))?;
+    let Some(stream) = streams.pop() else {
+        return Err(match kind {
+            None => said!("refused.no_stream", agent, path),
+            Some(kind) => said!("refused.no_stream_of_kind", agent, path, kind.name()),
+        }
+        .into());
+    };
     let others: Vec<&str> = streams.iter().map(|other| other.kind.name()).collect();
-    ensure!(
-        others.is_empty(),
-        "agent '{agent}' has several streams '{path}', of the kinds {}, {}: say which with --kind, or take all of them with --query",
-        others.join(", "),
-        stream.kind.name()
-    );
+    if !others.is_empty() {
+        let kinds = format!("{}, {}", others.join(", "), stream.kind.name());
+        return Err(said!("refused.several_streams", agent, path, kinds).into());
+    }
     Ok(stream)
 }
 

@@ -49,9 +49,11 @@ use crate::bounds::{
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::listener::ACCEPT_RETRY;
+use crate::notices;
 use crate::present;
-use crate::verification;
+use crate::{times, verification};
 
 /// What `verify` asks.
 #[derive(Default, Deserialize, Serialize)]
@@ -119,9 +121,11 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/agents/configure", post(handle_configure))
         .route("/alarms", get(handle_alarms))
         .route("/volume", get(handle_volume))
+        .route("/alarms/test", post(handle_alarms_test))
         .route("/alarms/acknowledge", post(handle_acknowledge))
         .route("/users/password", post(handle_password))
         .layer(DefaultBodyLimit::max(COMMAND_LEN_MAX))
+        .layer(axum::middleware::from_fn(caller::in_language))
         .with_state(core)
 }
 
@@ -197,6 +201,7 @@ impl Client {
             Request::post(route)
                 .header("content-type", "application/json")
                 .header("host", "local")
+                .header("accept-language", Language::of_environment().code())
                 // The end of an answer says what was left out of it.
                 .header("te", "trailers")
                 .body(body)?,
@@ -208,6 +213,7 @@ impl Client {
         self.send(
             Request::get(route)
                 .header("host", "local")
+                .header("accept-language", Language::of_environment().code())
                 .body(Body::empty())?,
         )
         .await
@@ -288,6 +294,7 @@ async fn handle_verify(
         (None, None) if request.only_new => verification::Extent::New,
         (None, None) => verification::Extent::All,
         (from, to) => {
+            times::check_order(("--from", from), ("--to", to))?;
             let last = to.map_or(EVER.1, |to| to.saturating_sub(1));
             verification::Extent::Range(from.unwrap_or(EVER.0), last)
         }
@@ -454,7 +461,18 @@ async fn handle_configure(
 }
 
 async fn handle_alarms(State(core): State<Arc<Core>>) -> Json<Value> {
-    Json(present::alarms_json(&core))
+    Json(present::alarms_json(&core, caller::language()))
+}
+
+/// Sends a test by every channel; it is no alarm, and an act.
+async fn handle_alarms_test(
+    State(core): State<Arc<Core>>,
+) -> Result<Json<Vec<notices::Tested>>, Failure> {
+    audit(&core, "alarms tested", json!({})).await?;
+    let done = notices::test(&core).await;
+    Ok(Json(
+        or_said(&core, &caller::local(), "alarms tested", done).await?,
+    ))
 }
 
 /// What others know the server by.
@@ -545,33 +563,6 @@ impl IntoResponse for Failure {
         } else {
             StatusCode::UNPROCESSABLE_ENTITY
         };
-        (status, format!("{:#}", self.0)).into_response()
+        (status, present::refusal(caller::language(), &self.0)).into_response()
     }
-}
-
-/// A time on the command line: RFC 3339, a date, or how long ago (`90m`, `24h`, `7d`).
-pub(crate) fn parse_time(field: &str, text: &str) -> Result<u64> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Ok(u64::try_from(time.as_microsecond()).unwrap_or(0));
-    }
-    if let Ok(date) = text.parse::<jiff::civil::Date>() {
-        let start = date.to_zoned(jiff::tz::TimeZone::UTC)?;
-        return Ok(u64::try_from(start.timestamp().as_microsecond()).unwrap_or(0));
-    }
-    let ago = text
-        .split_at_checked(text.len().saturating_sub(1))
-        .and_then(|(number, unit)| {
-            let seconds = match unit {
-                "s" => 1,
-                "m" => 60,
-                "h" => 3600,
-                "d" => 86_400,
-                _ => return None,
-            };
-            number.parse::<u64>().ok()?.checked_mul(seconds * 1_000_000)
-        });
-    let ago = ago.with_context(|| {
-        format!("{field} '{text}' must be like 2026-01-31T10:00:00Z, 2026-01-31 or 24h")
-    })?;
-    Ok(clock::unix_us().saturating_sub(ago))
 }

@@ -13,6 +13,7 @@ use super::Failure;
 use crate::archive::disk_bytes;
 use crate::archive::retention;
 use crate::backup;
+use crate::catalogue::records::AlarmRecord;
 use crate::clock;
 use crate::core::Core;
 use crate::disk::Space;
@@ -100,9 +101,7 @@ fn status(core: &Core) -> Result<Status> {
     let verified = verification::last(core)?;
     let disk = disk(core);
     let open = core.alarms.list().into_iter();
-    let open: Vec<_> = open
-        .filter(|alarm| alarm.acknowledged_by.is_none())
-        .collect();
+    let open: Vec<_> = open.filter(AlarmRecord::is_standing).collect();
     let mut kinds: Vec<_> = open.iter().map(|alarm| alarm.kind.name()).collect();
     kinds.sort_unstable();
     kinds.dedup();
@@ -118,7 +117,7 @@ fn status(core: &Core) -> Result<Status> {
         failing.push("the last verification found that the archive is not whole".to_owned());
     }
     for standing in core.archive.troubles().list() {
-        let (since, met) = (rfc3339(standing.since_us), standing.text);
+        let (since, met) = (rfc3339(standing.since_us), standing.text.to_string());
         failing.push(format!(
             "{}, since {since}: {met}",
             standing.trouble.sentence()

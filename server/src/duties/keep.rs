@@ -21,6 +21,7 @@ use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::present::rfc3339;
+use crate::said::{Said, said};
 
 /// Something that is done again and again. What it holds is lost when it panics.
 pub(crate) trait Duty: Send + 'static {
@@ -69,10 +70,7 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
                 Err(_) if is_late => {}
                 Err(_) => {
                     is_late = true;
-                    let text = format!(
-                        "the duty '{name}' has not ended for {} s: it may wait for something that never comes. See: scrinium-server duties",
-                        plan.long.as_secs()
-                    );
+                    let text = said!("alarm_text.duty-late", name, plan.long.as_secs());
                     raise(&core, name, text).await;
                 }
             }
@@ -108,7 +106,7 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
                 is_alarmed = false;
                 let end =
                     core.alarms
-                        .end_of(AlarmKind::DutyFailed, OWN_NAME, name, "it is done again");
+                        .end_of(AlarmKind::DutyFailed, OWN_NAME, name, said!("over.duty"));
                 end.await;
             }
             None => {}
@@ -123,12 +121,9 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
                 let is_told = plan.raises || !core.archive.troubles().is_ready();
                 if is_panic || (failing.times >= FAILURES_MIN && !is_told) {
                     is_alarmed = true;
-                    let text = format!(
-                        "the duty '{name}' failed {} times since {}: {}. It is tried again. See: scrinium-server duties",
-                        failing.times,
-                        rfc3339(failing.since_us),
-                        failing.error
-                    );
+                    let since = rfc3339(failing.since_us);
+                    let (times, error) = (failing.times, failing.error);
+                    let text = said!("alarm_text.duty-failed", name, times, since, error);
                     raise(&core, name, text).await;
                 }
             }
@@ -137,7 +132,7 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
     }
 }
 
-async fn raise(core: &Core, name: &str, text: String) {
+async fn raise(core: &Core, name: &str, text: Said) {
     error!("{text}");
     core.alarms
         .raise(Raise {

@@ -12,6 +12,7 @@ use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
+use crate::said::said;
 
 /// Seals intervals and shows the checkpoints elsewhere; a failure is an alarm.
 pub(crate) struct Intervals {
@@ -66,13 +67,20 @@ impl Duty for Intervals {
                 .raise(Raise {
                     kind: AlarmKind::EvidenceStopped,
                     agent: OWN_NAME.to_owned(),
-                    text: failed,
+                    text: said!("alarm_text.evidence-stopped", failed),
                     key: String::new(),
                 })
                 .await;
         }
-        if failed.is_none() && self.told.is_some() {
-            info!("intervals are sealed, and their checkpoints leave, again");
+        if failed.is_none() {
+            if self.told.is_some() {
+                info!("intervals are sealed, and their checkpoints leave, again");
+            }
+            // One that stood when the server started is over too.
+            let over = said!("over.evidence");
+            core.alarms
+                .end(AlarmKind::EvidenceStopped, OWN_NAME, over)
+                .await;
         }
         self.told.clone_from(&failed);
         match failed {

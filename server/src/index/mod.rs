@@ -8,6 +8,7 @@
 
 pub(crate) mod cancelled;
 pub mod filter;
+mod foreign;
 pub(crate) mod gate;
 pub(crate) mod hits;
 pub(crate) mod lines;

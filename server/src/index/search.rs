@@ -248,8 +248,13 @@ pub(crate) fn matching_streams(
             && query
                 .streams
                 .iter()
-                .all(|wanted| stream.name.contains(wanted.as_str()))
+                .all(|wanted| holds(&stream.name, wanted))
     })
+}
+
+/// Whether a name holds a text, in any case.
+fn holds(name: &str, text: &str) -> bool {
+    name.contains(text) || name.to_lowercase().contains(&text.to_lowercase())
 }
 
 /// Leaves out the extents whose filter says that nothing matches; with `gaps`, those that may hold what a

@@ -9,7 +9,8 @@
 //! logs and segments.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use scrinium_syslog::admission::{Admission, Counts, Limits};
@@ -19,9 +20,11 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::alarms::{AlarmKind, Raise};
+use crate::clock;
 use crate::config::{Connections, Handshakes};
-use crate::core::Core;
+use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
+use crate::said::said;
 
 /// Who may come in where.
 pub(crate) struct Doors {
@@ -112,6 +115,9 @@ pub(crate) struct Telling {
     core: Arc<Core>,
     told: [Counts; DOORS],
     told_unknown: u64,
+    told_dropped: u64,
+    /// When datagrams were dropped last, while the alarm of it lasts.
+    dropped_at: Option<Instant>,
 }
 
 impl Telling {
@@ -120,13 +126,18 @@ impl Telling {
             core,
             told: [Counts::default(); DOORS],
             told_unknown: 0,
+            told_dropped: 0,
+            // One that stood when the server started ends too.
+            dropped_at: Some(clock::now()),
         }
     }
 }
 
 impl Duty for Telling {
     async fn round(&mut self) -> Result<()> {
-        let core = &self.core;
+        let core = self.core.clone();
+        let core = &core;
+        self.tell_dropped().await;
         let unknown = core.unknown_senders.entries();
         if unknown > self.told_unknown {
             let entries = unknown - self.told_unknown;
@@ -140,10 +151,16 @@ impl Duty for Telling {
             if new.is_nothing() {
                 continue;
             }
-            let (used, most) = door.used();
-            let most = most.map_or_else(String::new, |(peer, count)| {
+            let (used, busiest) = door.used();
+            let most = busiest.map_or_else(String::new, |(peer, count)| {
                 format!("; {count} of them are of {peer}")
             });
+            let open = match busiest {
+                Some((peer, count)) => {
+                    said!("alarm_text.places-of", used, count, peer.to_string())
+                }
+                None => said!("alarm_text.places-open", used),
+            };
             if name != "syslog" {
                 // Of syslog its own task says it, and tells the archive.
                 warn!(listener = name, "connections: {new}; {used} are open{most}");
@@ -151,9 +168,7 @@ impl Duty for Telling {
             let raise = Raise {
                 kind: AlarmKind::PlacesShort,
                 agent: String::new(),
-                text: format!(
-                    "The {name} listener did not serve everybody: {new}. {used} connections are open{most}."
-                ),
+                text: said!("alarm_text.places-short", name, new.to_string(), open),
                 key: name.to_owned(),
             };
             core.alarms.raise(raise).await;
@@ -161,6 +176,37 @@ impl Duty for Telling {
         Ok(())
     }
 }
+
+impl Telling {
+    /// One alarm while datagrams are dropped, and for a while after.
+    async fn tell_dropped(&mut self) {
+        let (alarms, dropped) = (&self.core.alarms, self.core.dropped.load(Ordering::Relaxed));
+        if dropped > self.told_dropped {
+            self.dropped_at = Some(clock::now());
+            let new = dropped - self.told_dropped;
+            self.told_dropped = dropped;
+            let raise = Raise {
+                kind: AlarmKind::DatagramsDropped,
+                agent: OWN_NAME.to_owned(),
+                text: said!("alarm_text.datagrams-dropped", new, dropped),
+                key: String::new(),
+            };
+            alarms.raise(raise).await;
+        } else if self
+            .dropped_at
+            .is_some_and(|at| clock::now().duration_since(at) >= CALM)
+        {
+            self.dropped_at = None;
+            let over = said!("over.datagrams");
+            alarms
+                .end(AlarmKind::DatagramsDropped, OWN_NAME, over)
+                .await;
+        }
+    }
+}
+
+/// Datagrams that are dropped now and then are one alarm.
+const CALM: Duration = Duration::from_secs(600);
 
 async fn tell_unknown(core: &Core, entries: u64) {
     warn!(
@@ -170,9 +216,7 @@ async fn tell_unknown(core: &Core, entries: u64) {
     let raise = Raise {
         kind: AlarmKind::ManySenders,
         agent: String::new(),
-        text: format!(
-            "More new senders of syslog came than limits.syslog_new_senders_per_day_max or limits.syslog_senders_max allow: {entries} entries went into the stream \"{UNKNOWN_SENDERS}\", each with its sender's address. Nothing was dropped. The addresses of datagrams are easily forged."
-        ),
+        text: said!("alarm_text.many-senders", entries, UNKNOWN_SENDERS),
         key: String::new(),
     };
     core.alarms.raise(raise).await;

@@ -31,6 +31,7 @@ use crate::audit::Actor;
 use crate::catalogue::records::TokenRecord;
 use crate::core::Core;
 use crate::refusals::{self, Refusal, What};
+use crate::said::said;
 use crate::{clock, session};
 
 /// Accepts until the task is dropped.
@@ -290,9 +291,7 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
         let raise = Raise {
             kind: AlarmKind::MachineChanged,
             agent: agent.name.clone(),
-            text: format!(
-                "its machine is not quite the one it was: {names}. So much may change without approval (agents.machine_changes_max), and it was let in from {address}. If nobody exchanged that, look whether it is a copy."
-            ),
+            text: said!("alarm_text.machine-changed", &names, address.to_string()),
             key: if over == 0 { names } else { "more".to_owned() },
         };
         core.alarms.raise(raise).await;
@@ -311,7 +310,7 @@ async fn note_token(core: &Core, refused: &Refused, address: SocketAddr) {
     let raise = Raise {
         kind: AlarmKind::TokenRefused,
         agent: String::new(),
-        text: format!("{refused}. It came from {address}."),
+        text: said!("alarm_text.came-from", refused.said(), address.to_string()),
         key: String::new(),
     };
     core.alarms.raise_from(raise, address.ip()).await;

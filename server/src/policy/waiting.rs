@@ -14,13 +14,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use data_encoding::HEXLOWER;
 use scrinium_segment::random;
 
 use crate::audit::Actor;
 use crate::catalogue::records::{Voice, WaitingAct, WaitingRecord, WishRecord};
 use crate::catalogue::{Catalogue, Changes};
+use crate::said::said;
 use crate::waits;
 
 /// Every act that waits.
@@ -71,10 +72,9 @@ impl Waiting {
     /// It is being done.
     pub(crate) fn begin(&self, id: &str) -> Result<Doing> {
         let mut doing = waits::lock(&self.doing);
-        ensure!(
-            doing.insert(id.to_owned()),
-            "'{id}' is being done now; see: scrinium-server policy pending"
-        );
+        if !doing.insert(id.to_owned()) {
+            return Err(said!("refused.being_done", id).into());
+        }
         Ok(Doing {
             id: id.to_owned(),
             doing: self.doing.clone(),
@@ -90,9 +90,7 @@ impl Waiting {
 
     pub(crate) fn get(&self, id: &str) -> Result<WaitingRecord> {
         let waiting = self.lock().get(id).cloned();
-        waiting.with_context(|| {
-            format!("nothing waits as '{id}'; see: scrinium-server policy pending")
-        })
+        Ok(waiting.ok_or_else(|| said!("refused.nothing_waits", id))?)
     }
 
     /// The same act, if it waits already.
@@ -110,10 +108,9 @@ impl Waiting {
         actor: &Actor,
         now_us: u64,
     ) -> Result<WaitingRecord> {
-        ensure!(
-            self.lock().len() < WAITING_MAX,
-            "{WAITING_MAX} acts wait already; stop some first: scrinium-server policy stop ID"
-        );
+        if self.lock().len() >= WAITING_MAX {
+            return Err(said!("refused.acts", WAITING_MAX).into());
+        }
         let id: [u8; 4] = random()?;
         Ok(WaitingRecord {
             id: HEXLOWER.encode(&id),

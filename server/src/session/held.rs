@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use scrinium_protocol::batch::SealedBatch;
 use scrinium_protocol::identity::StreamId;
 
+use crate::archive::log::Inside;
 use crate::catalogue::records::StreamRecord;
 
 /// Bytes that the sessions of all agents hold.
@@ -40,7 +41,7 @@ pub(super) struct HeldStream {
 pub(super) struct HeldBatch {
     pub(super) batch: SealedBatch,
     pub(super) encoded: Vec<u8>,
-    pub(super) last_us: u64,
+    pub(super) inside: Inside,
 }
 
 impl HeldBatch {
@@ -225,7 +226,10 @@ mod tests {
         HeldBatch {
             batch,
             encoded,
-            last_us: 1,
+            inside: Inside {
+                last_us: 1,
+                bytes: 1,
+            },
         }
     }
 }

@@ -27,13 +27,14 @@ use tracing::warn;
 use super::budget::{Budget, OverBudget, Rates, Taken};
 use super::held::{Held, HeldBatch, HeldBytes};
 use super::left::LeftEpochs;
-use crate::agents::{Accepted, Agents, Answered, Limit, interference_with, said_of_answers};
+use crate::agents::{Accepted, Agents, Answered, Limit, News, interference_with};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::catalogue::records::{StreamRecord, UnmetReceipt};
 use crate::config::AgentStreams;
 use crate::ingest::{BatchSubmission, Outcome, Submission};
+use crate::said::said;
 use crate::waits;
 
 /// What a session wants done.
@@ -235,8 +236,9 @@ impl Receiver {
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::ReceiptUnmet,
             agent: agent.clone(),
-            text: format!(
-                "this server acknowledged entries of stream {name} up to sequence {}, says the receipt that the agent holds, and has them up to {}: they were taken away, or the server was restored. The agent sends again what it still can.",
+            text: said!(
+                "alarm_text.receipt-unmet",
+                &name,
                 receipt.next.0.saturating_sub(1),
                 have.saturating_sub(1)
             ),
@@ -381,10 +383,7 @@ impl Receiver {
             self.effects.push_back(Effect::Raise(Raise {
                 kind: AlarmKind::AgentTrouble,
                 agent: self.name(),
-                text: format!(
-                    "{}. The agent's page says how many by now; no agent of ours does that.",
-                    said_of_answers(count)
-                ),
+                text: said!("alarm_text.answers", News::Answers.a_day()),
                 key: "answers".to_owned(),
             }));
         }
@@ -408,7 +407,7 @@ impl Receiver {
         self.effects.push_back(Effect::Raise(Raise {
             kind: AlarmKind::TooManyStreams,
             agent,
-            text: format!("it wants a stream more than it may have: {over}. What it sends to its other streams is archived as before."),
+            text: said!("alarm_text.too-many-streams", over.to_string()),
             key: String::new(),
         }));
         self.close(reason, now)
@@ -429,13 +428,12 @@ impl Receiver {
         let batch =
             SealedBatch::decode(&encoded, "batch").map_err(scrinium_protocol::Error::from)?;
         batch.header.verify_signature(&self.signing)?;
-        let last_us = batch.open()?.time_last_us();
-        let last_us = last_us.unwrap_or(batch.header.time_first_us);
+        let inside = Inside::of(&batch.open()?, &batch.header);
         let stream = batch.header.stream;
         let batch = HeldBatch {
             batch,
             encoded,
-            last_us,
+            inside,
         };
         let has_room = if self.held.has(stream) {
             self.held.push(stream, batch)
@@ -471,7 +469,7 @@ impl Receiver {
         let HeldBatch {
             batch,
             encoded,
-            last_us,
+            inside,
         } = held;
         self.last = Some((batch.header.stream, batch.header.next().0));
         let (answer, outcome) = oneshot::channel();
@@ -479,7 +477,7 @@ impl Receiver {
             agent: self.agent,
             batch,
             encoded,
-            last_us,
+            inside,
             answer,
         };
         self.effects
@@ -529,7 +527,7 @@ impl Receiver {
             self.effects.push_back(Effect::Raise(Raise {
                 kind: AlarmKind::TooManyStreams,
                 agent: self.name(),
-                text: format!("new streams of it wait: {why}; its page says how many wait."),
+                text: said!("alarm_text.new-streams", per_minute),
                 key: "pace".to_owned(),
             }));
         }
@@ -587,7 +585,7 @@ impl Receiver {
         Raise {
             kind: AlarmKind::ConflictingBatch,
             agent: agent.map(|agent| agent.name).unwrap_or_default(),
-            text: "it sent a batch, signed with its own key, that contradicts what is archived: same sequence, other history. The archive was not changed.".to_owned(),
+            text: said!("alarm_text.conflicting-batch"),
             key: String::new(),
         }
     }

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::agents::Agents;
 use crate::archive::block::order_us;
 use crate::archive::container::Access;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{Archive, EVER};
 use crate::catalogue::Catalogue;
@@ -132,8 +132,8 @@ impl Rig {
                         time_us += 5 * HOUR_US;
                     }
                 }
-                let last_us = builder.time_last_us();
-                self.spans_max_us = self.spans_max_us.max(last_us - begun_us);
+                let inside = Inside::built(&builder);
+                self.spans_max_us = self.spans_max_us.max(inside.last_us - begun_us);
                 let (batch, after) =
                     builder.seal(id, &position, Vec::new(), &self.signing, &mut compressor);
                 position = after;
@@ -141,7 +141,7 @@ impl Rig {
                 round.push(Submission::Batch(BatchSubmission {
                     agent,
                     encoded: batch.encoded(),
-                    last_us,
+                    inside,
                     batch,
                     answer,
                 }));

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::agents::{Agents, Signer};
 use crate::archive::block::StoredBatch;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::archive::segment::{BLOCK_LEN, Introduced, Packing};
 use crate::archive::verify::{self, Scope};
 use crate::archive::{Archive, EVER};
@@ -65,7 +65,10 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     ingest.round(vec![Submission::Batch(BatchSubmission {
         agent: line.agent,
         encoded: batch.encoded(),
-        last_us: 0,
+        inside: Inside {
+            last_us: 0,
+            bytes: 0,
+        },
         batch,
         answer,
     })]);
@@ -180,7 +183,7 @@ fn build(dir: &Path, signing: &SigningKey) {
             let mut record = records.remove(&line.id).unwrap_or_else(|| {
                 new_stream(line.id, line.agent, StreamKind::File, line.name.clone())
             });
-            crate::archive::log::apply(&mut record, &batch.header, begin_us);
+            crate::archive::log::apply(&mut record, &batch.header, 0, begin_us);
             archive.define_stream(record.clone());
             archive.advance(vec![record.clone()]);
             records.insert(line.id, record);

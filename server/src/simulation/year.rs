@@ -34,7 +34,7 @@ use tokio::sync::oneshot;
 use super::world::{Died, Random};
 use crate::agents::Agents;
 use crate::archive::container::Access;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::archive::retention::{Due, Reason, SIGNED_AS, due, of_agent};
 use crate::archive::upkeep::Upkeep;
 use crate::archive::verify::Scope;
@@ -471,7 +471,7 @@ impl Year {
                 let record = new_stream(stream.id, owner, StreamKind::File, stream.name.clone());
                 round.push(Submission::Stream(record));
             }
-            let last_us = batch.time_last_us();
+            let inside = Inside::built(&batch);
             let (batch, after) = batch.seal(
                 stream.id,
                 &stream.position,
@@ -485,7 +485,7 @@ impl Year {
                 agent: owner,
                 batch,
                 encoded,
-                last_us,
+                inside,
                 answer,
             }));
             sent.push((n, after, lines, outcome));

@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::confirmation::distance;
-use super::told::duration;
+use super::told::duration_said;
 use crate::alarms::{AlarmKind, Raise};
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
+use crate::said::said;
 
 /// Watches this machine's clocks and those of agents.
 pub(crate) struct Watch {
@@ -56,10 +57,7 @@ async fn tell_of_steps(core: &Core) {
             .raise(Raise {
                 kind: AlarmKind::ClockStepped,
                 agent: OWN_NAME.to_owned(),
-                text: format!(
-                    "{}. Nothing is deleted until the time is confirmed; what is received carries the server's own time meanwhile. See: scrinium-server status",
-                    step.sentence()
-                ),
+                text: said!("alarm_text.clock-stepped", step.said()),
                 key: format!("{}", step.at_us),
             })
             .await;
@@ -77,26 +75,26 @@ async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut Wrong) {
             Change::None => continue,
             Change::Ended => {
                 core.alarms
-                    .end(AlarmKind::AgentClock, &name, "its clock is right again")
+                    .end(AlarmKind::AgentClock, &name, said!("over.agent-clock"))
                     .await;
                 continue;
             }
             Change::Begun => {}
         }
-        let way = if offset_us > 0 { "ahead of" } else { "behind" };
-        let doubt = if is_confirmed {
-            ""
-        } else {
-            " This server's own clock is not confirmed: it may be the one that is wrong."
+        let by = duration_said(offset_us.unsigned_abs());
+        let wrong = match offset_us > 0 {
+            true => said!("alarm_text.agent-clock-ahead", by),
+            false => said!("alarm_text.agent-clock-behind", by),
+        };
+        let text = match is_confirmed {
+            true => wrong,
+            false => said!("alarm_text.agent-clock-doubt", wrong),
         };
         core.alarms
             .raise(Raise {
                 kind: AlarmKind::AgentClock,
                 agent: name,
-                text: format!(
-                    "its clock is {} {way} this server's: times of what it collects are off by as much. Set it right (NTP).{doubt}",
-                    duration(offset_us.unsigned_abs())
-                ),
+                text,
                 key: String::new(),
             })
             .await;

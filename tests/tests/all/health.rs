@@ -271,9 +271,7 @@ fn a_replaced_certificate_is_shown_and_one_that_ends_is_an_alarm() {
     assert_eq!(lab.trail("console certificate replaced").len(), 1);
     wait_until("both alarms are over", PATIENCE, || {
         let alarms = lab.alarms();
-        alarms
-            .iter()
-            .all(|alarm| !alarm["acknowledged_by"].is_null())
+        alarms.iter().all(|alarm| !alarm["over"].is_null())
     });
     lab.stop_server();
 }

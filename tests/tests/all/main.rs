@@ -6,6 +6,7 @@
     reason = "a step that fails is a test that fails"
 )]
 
+mod alarms;
 mod as_it_is;
 mod backup;
 mod backup_elsewhere;
@@ -47,6 +48,7 @@ mod refusals;
 mod requests;
 mod retention;
 mod rotation;
+mod said;
 mod service;
 mod signals;
 mod signin;

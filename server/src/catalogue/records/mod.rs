@@ -8,6 +8,7 @@ mod policy;
 mod time;
 mod waiting;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use scrinium_protocol::identity::AgentId;
@@ -33,6 +34,7 @@ use super::Stored;
 use crate::alarms::AlarmKind;
 use crate::clock::Day;
 use crate::control::export::ExportRequest;
+use crate::said::Said;
 
 /// Binary values as lower-case hexadecimal text.
 mod hex {
@@ -162,7 +164,11 @@ pub(crate) struct AlarmRecord {
     pub(crate) id: u64,
     pub(crate) kind: AlarmKind,
     pub(crate) agent: String,
+    /// In English: all that an earlier version wrote.
     pub(crate) text: String,
+    /// The same for a reader of any language.
+    #[serde(default)]
+    pub(crate) said: Option<Said>,
     pub(crate) key: String,
     pub(crate) first_us: u64,
     pub(crate) last_us: u64,
@@ -175,6 +181,14 @@ pub(crate) struct AlarmRecord {
     /// There were more.
     #[serde(default)]
     pub(crate) more_addresses: bool,
+    /// When it was over by itself, and why; 0 while it lasts.
+    #[serde(default)]
+    pub(crate) over_us: u64,
+    #[serde(default)]
+    pub(crate) over_why: Option<Said>,
+    /// The channels by which it left.
+    #[serde(default)]
+    pub(crate) told: BTreeSet<String>,
 }
 
 impl Stored for AlarmRecord {

@@ -14,15 +14,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::configuration::Editor;
-use super::{Frame, ago, encode, html, unwritten};
+use super::{Frame, ago, encode, html, refused};
 use crate::agents::Live;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
+use crate::console::given::Given;
 use crate::control::or_said;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::present::{self, human_bytes, rfc3339, state_of};
 
 #[derive(Template)]
@@ -334,14 +335,14 @@ pub(crate) async fn set_enabled(
 ) -> Response {
     let detail = json!({ "agent": name, "enabled": form.enabled });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
         return refused;
     }
     let done = core.agents.set_enabled(&name, form.enabled);
     let done = or_said(&core, &who.actor, "agent enabled", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }
 
 #[derive(Deserialize)]
@@ -365,14 +366,14 @@ pub(crate) async fn approve(
 ) -> Response {
     let detail = json!({ "agent": name });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
     let done = core.agents.approve(&name, Some(form.since_us));
     let done = or_said(&core, &who.actor, "agent approved", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }
 
 /// Writes down what `who` is about to do; the answer when that must not go on.
@@ -387,22 +388,22 @@ pub(super) async fn act(
         return Err(StatusCode::FORBIDDEN.into_response());
     }
     let written = core.audit.note(&who.actor, action, detail).await;
-    written.map_err(|problem| {
-        let text = unwritten(who.language, problem);
-        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
-    })
+    written.map_err(|problem| refused(who.language, &problem.into()))
 }
 
-pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
+pub(super) fn outcome(t: Language, done: anyhow::Result<()>, name: &str) -> Response {
     match done {
         Ok(()) => Redirect::to(&format!("/agents/{}", encode(name))).into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(t, &error),
     }
 }
 
 /// The same for programs.
-pub(crate) async fn api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<Value> {
-    Json(present::agents_json(&core))
+pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
+    match given.only(&[]) {
+        Ok(()) => Json(present::agents_json(&core)).into_response(),
+        Err(error) => refused(who.language, &error),
+    }
 }
 
 /// Streams on one page of an agent.

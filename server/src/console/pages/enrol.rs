@@ -14,15 +14,15 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::agents::{PlainForm, act};
-use super::{Frame, html, unwritten};
+use super::{Frame, html, refused};
 use crate::agents::{Allowance, NewAgent};
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
 use crate::control::or_said;
 use crate::core::Core;
-use crate::present::rfc3339;
+use crate::i18n::Language;
+use crate::present::{refusal, rfc3339};
 
 #[derive(Template)]
 #[template(path = "enrol.html")]
@@ -142,7 +142,7 @@ pub(crate) async fn make(
             }),
             None,
         ),
-        Err(error) => (None, Some(format!("{error:#}"))),
+        Err(error) => (None, Some(refusal(who.language, &error))),
     };
     html(&EnrolPage {
         made,
@@ -164,8 +164,7 @@ async fn make_token(
         "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address,
         "ttl_s": allowance.ttl_s, "uses_max": allowance.uses,
     });
-    let written = core.audit.note(&who.actor, "token made", detail).await;
-    written.map_err(|problem| anyhow::anyhow!(unwritten(who.language, problem)))?;
+    core.audit.note(&who.actor, "token made", detail).await?;
     core.agents
         .make_token(agent, address, *core.noise.public(), allowance)
 }
@@ -181,7 +180,7 @@ pub(crate) async fn replace(
     if let Err(error) =
         checked.and_then(|()| core.agents.check_replaced(&name, &who.actor.name).map(drop))
     {
-        return (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response();
+        return refused(who.language, &error);
     }
     let detail = json!({ "agent": name, "address": core.address, "ttl_s": TTL_S });
     let action = "agent to be replaced";
@@ -208,7 +207,7 @@ pub(crate) async fn replace(
                 ..EnrolPage::new(&core, &who, form)
             })
         }
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(who.language, &error),
     }
 }
 
@@ -229,7 +228,7 @@ pub(crate) async fn revoke(
     let done = core.agents.revoke_token(&id);
     match or_said(&core, &who.actor, "token revoked", done).await {
         Ok(()) => Redirect::to("/enrol").into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(who.language, &error),
     }
 }
 

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 /// The service manager's socket, if there is one.
 #[derive(Debug)]
-pub(crate) struct Notifier {
+pub struct Notifier {
     socket: Option<UnixDatagram>,
     /// How long it may hear nothing before it takes us for dead.
-    pub(crate) watchdog: Option<Duration>,
+    pub watchdog: Option<Duration>,
 }
 
 impl Notifier {
     /// From `NOTIFY_SOCKET` and `WATCHDOG_USEC`.
-    pub(crate) fn from_environment() -> Self {
+    #[must_use]
+    pub fn from_environment() -> Self {
         let connect = || {
             let path = std::env::var_os("NOTIFY_SOCKET")?;
             let socket = UnixDatagram::unbound().ok()?;
@@ -33,12 +34,13 @@ impl Notifier {
     }
 
     /// How often we say that we live.
-    pub(crate) fn watchdog_pause(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn watchdog_pause(&self) -> Option<Duration> {
         Some(self.watchdog? / 3)
     }
 
     /// Says `state`, such as `READY=1`.
-    pub(crate) fn say(&self, state: &str) {
+    pub fn say(&self, state: &str) {
         if let Some(socket) = &self.socket {
             // A manager that does not listen is not our trouble.
             drop(socket.send(state.as_bytes()));
