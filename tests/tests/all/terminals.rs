@@ -487,7 +487,12 @@ fn read_plain(line: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = line;
     while let [byte, behind @ ..] = rest {
-        let escaped = [(&b"\\x0a"[..], b'\n'), (b"\\x0d", b'\r'), (b"\\x5c", b'\\')];
+        let escaped = [
+            (&b"\\x0a"[..], b'\n'),
+            (b"\\x0d", b'\r'),
+            (b"\\x5c", b'\\'),
+            (b"\\x67", b'g'),
+        ];
         match escaped
             .into_iter()
             .find(|(escape, _)| rest.starts_with(escape))
