@@ -73,10 +73,11 @@ fn connections_that_nobody_reads_take_little_memory() {
     wait_until("the last one is told everything", PATIENCE, || {
         let (events, stands) = last.breathe();
         assert!(stands);
-        stated.extend(events.into_iter().filter_map(|event| match event {
-            AgentEvent::StreamState { position, .. } => Some(position.bookmark),
-            _ => None,
-        }));
+        for event in events {
+            if let AgentEvent::StreamState { position, .. } = event {
+                stated.push(position.bookmark);
+            }
+        }
         last.is_ready
     });
     let grown = resident_bytes(lab.server_pid()).saturating_sub(before);
@@ -111,7 +112,7 @@ fn a_true_receipt_of_an_epoch_that_was_left_meanwhile_accuses_nobody() {
         let mut last = None;
         wait_until("it is archived", PATIENCE, || {
             let came = receipts(client).into_iter();
-            last = came.last().or(last.take());
+            last = came.last().or_else(|| last.take());
             last.as_ref().is_some_and(|receipt| receipt.next.0 == 2)
         });
         last.unwrap()
@@ -201,11 +202,13 @@ fn server_public(lab: &Lab) -> [u8; 32] {
 fn receipts(client: &mut Client) -> Vec<Receipt> {
     let (events, stands) = client.breathe();
     assert!(stands, "the session stands");
-    let receipts = events.into_iter().filter_map(|event| match event {
-        AgentEvent::Acked(receipt) => Some(receipt),
-        _ => None,
-    });
-    receipts.collect()
+    let mut receipts = Vec::new();
+    for event in events {
+        if let AgentEvent::Acked(receipt) = event {
+            receipts.push(receipt);
+        }
+    }
+    receipts
 }
 
 /// What sums of the trail count together.
