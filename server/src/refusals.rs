@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Anybody may fail as often as the wire carries, and the trail is kept for years. A kill loses the sum of the minute
-//! that runs; a stop writes it.
+//! that runs; a stop writes it. The same round writes the sums of what agents say ([`crate::agents::News`]).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -234,6 +234,23 @@ pub(crate) async fn write_sums(core: &Core, all: bool) {
             error!(
                 refused = sum.count,
                 "a sum of refusals could not be written to the audit stream"
+            );
+        }
+    }
+    for sum in core.agents.news_due(all) {
+        let action = sum.news.action();
+        warn!(agent = sum.agent, counted = sum.count, "{action}");
+        let detail = json!({
+            "agent": sum.agent,
+            "count": sum.count,
+            "from": rfc3339(sum.first_us),
+            "to": rfc3339(sum.last_us),
+        });
+        if !core.audit.record("agent", action, detail).await {
+            error!(
+                agent = sum.agent,
+                counted = sum.count,
+                "a sum of what an agent said could not be written to the audit stream"
             );
         }
     }

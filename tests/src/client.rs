@@ -78,11 +78,40 @@ impl Client {
     /// Hangs up; returns what it takes to connect again.
     #[must_use]
     pub fn leave(self) -> Known {
+        self.known()
+    }
+
+    /// What it takes to connect again.
+    #[must_use]
+    pub fn known(&self) -> Known {
         Known {
             agent: self.agent,
             seed: self.seed,
-            credential: self.credential,
+            credential: self.credential.clone(),
         }
+    }
+
+    /// Writes what is to be sent, however long the server takes to read it; reads nothing.
+    pub fn push(&mut self) {
+        self.stream.set_nonblocking(false).unwrap();
+        while let Some(bytes) = self.session.poll_transmit() {
+            self.stream.write_all(&bytes).unwrap();
+        }
+        self.stream.set_nonblocking(true).unwrap();
+    }
+
+    /// Waits until the server says something; reads none of it.
+    pub fn wait_for_word(&self) {
+        self.stream.set_nonblocking(false).unwrap();
+        let patience = Some(std::time::Duration::from_secs(30));
+        self.stream.set_read_timeout(patience).unwrap();
+        assert_eq!(self.stream.peek(&mut [0]).unwrap(), 1, "it is let in");
+        self.stream.set_nonblocking(true).unwrap();
+    }
+
+    /// Writes what is no record, as somebody on the way may.
+    pub fn spoil(&mut self) {
+        self.stream.write_all(&[0xa5; 64]).unwrap();
     }
 
     fn shake_hands(
@@ -202,9 +231,20 @@ impl Known {
     /// Connects with the credential of the connection before.
     #[must_use]
     pub fn connect(&self, server_public: [u8; 32], address: SocketAddr) -> Client {
+        self.connect_as(server_public, address, Client::hello(self.seed))
+    }
+
+    /// The same, and says of itself what is in `hello`.
+    #[must_use]
+    pub fn connect_as(
+        &self,
+        server_public: [u8; 32],
+        address: SocketAddr,
+        hello: AgentHello,
+    ) -> Client {
         let hello = AgentHello {
             agent: self.agent,
-            ..Client::hello(self.seed)
+            ..hello
         };
         Client::shake_hands(
             Purpose::Connect,

@@ -26,6 +26,7 @@ use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
+use scrinium_protocol::sl::suite::Suite;
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
@@ -70,6 +71,27 @@ pub(crate) struct Told {
     pub(crate) configurations: u64,
 }
 
+/// A session that begins.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) number: u64,
+    /// The signal that ends it.
+    pub(crate) told: watch::Receiver<Told>,
+    /// The session of the same agent that it takes the place of.
+    pub(crate) older: Option<Older>,
+}
+
+/// A session that was told to end because a newer one has come.
+#[derive(Debug)]
+pub(crate) struct Older(watch::Sender<Told>);
+
+impl Older {
+    /// Waits until it has ended: it holds nothing any more, and submits nothing.
+    pub(crate) async fn ended(self) {
+        self.0.closed().await;
+    }
+}
+
 /// Who signed batches.
 #[derive(Clone, Debug)]
 pub(crate) struct Signer {
@@ -109,24 +131,32 @@ impl Agents {
         self.changes_max
     }
 
-    /// Begins a session: an older one of the same agent is told to end. Returns the session's
-    /// number and the signal that ends it.
-    pub(crate) fn begin_session(
-        &self,
-        id: AgentId,
-        address: SocketAddr,
-    ) -> (u64, watch::Receiver<Told>) {
+    /// Begins a session: an older one of the same agent is told to end. What was forbidden since the agent was accepted is
+    /// told at once.
+    pub(crate) fn begin_session(&self, id: AgentId, suite: Suite, address: SocketAddr) -> Begun {
         let mut state = self.lock();
         state.session_counter += 1;
         let number = state.session_counter;
-        let (tell, told) = watch::channel(Told::default());
-        if let Some((_, older)) = state.sessions.insert(id, (number, tell)) {
+        let may = state.agents.get(&id).is_some_and(|agent| {
+            agent.enabled && (suite == Suite::Encrypted || agent.integrity_only)
+        });
+        let (tell, told) = watch::channel(Told {
+            ended: !may,
+            configurations: 0,
+        });
+        let older = state.sessions.insert(id, (number, tell));
+        let older = older.map(|(_, older)| {
             older.send_modify(|told| told.ended = true);
-        }
+            Older(older)
+        });
         state.rivals.remove(&id);
         let live = state.live.entry(id).or_default();
         live.begin_session(address, clock::unix_us());
-        (number, told)
+        Begun {
+            number,
+            told,
+            older,
+        }
     }
 
     /// Notes that a session ended.
@@ -306,7 +336,7 @@ impl Agents {
         }
         state.live.remove(&id);
         state.rivals.remove(&id);
-        state.said.retain(|(agent, _), _| *agent != id);
+        state.forget_said(id);
         if let Some((_, session)) = state.sessions.remove(&id) {
             session.send_modify(|told| told.ended = true);
         }

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! said ─▶ the same as before ─▶ nothing
-//!     └─▶ something else ─▶ written, [News::a_day] times ─▶ counted, and shown
+//!     └─▶ something else ─▶ written, [News::a_day] times ─▶ counted, shown, and in the trail as one sum an hour
 //! ```
+//!
+//! A kill loses the sum of the hour that runs; a stop writes it.
 
 use anyhow::Result;
 use scrinium_protocol::identity::AgentId;
@@ -23,6 +25,10 @@ pub(crate) enum News {
     Sources,
     /// It came with another machine, or with a state of before.
     Arrivals,
+    /// A record of its session was altered, doubled or left out on the way.
+    Interference,
+    /// It showed a receipt for entries that are missing.
+    Unmet,
 }
 
 impl News {
@@ -30,11 +36,36 @@ impl News {
     pub(crate) fn a_day(self) -> u64 {
         match self {
             // A configuration that is taken up, taken back and taken up again every hour; and changes of a machine.
-            Self::Answers | Self::Arrivals => 24,
+            Self::Answers | Self::Arrivals | Self::Interference => 24,
             // All sources that an agent tells of, in each state.
             Self::Sources => 256,
+            // A server that was restored has to name what it lost: of so many streams each, of all others how many.
+            Self::Unmet => 1024,
         }
     }
+
+    /// What a sum of them is called in the trail.
+    pub(crate) fn action(self) -> &'static str {
+        match self {
+            Self::Answers => "configured, in sum",
+            Self::Sources => "sources in trouble, in sum",
+            Self::Arrivals => "machine changed or state of before, in sum",
+            Self::Interference => "interference on the wire of one agent, in sum",
+            Self::Unmet => "receipts for entries that are missing, in sum",
+        }
+    }
+}
+
+/// What was counted of an agent and is no entry of its own.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct NewsSum {
+    /// Its name; its id, if it was removed since.
+    pub(crate) agent: String,
+    pub(crate) news: News,
+    pub(crate) count: u64,
+    /// When the first and the last of them came, Unix µs.
+    pub(crate) first_us: u64,
+    pub(crate) last_us: u64,
 }
 
 /// What became of an answer.
@@ -54,6 +85,17 @@ pub(super) struct Said {
     /// Days this machine runs: a clock that is set begins no other day.
     day: u64,
     count: u64,
+    unsummed: Unsummed,
+}
+
+/// What was counted and is in no sum yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsummed {
+    count: u64,
+    /// When the first of them came, by the time this machine runs.
+    begun_us: u64,
+    first_us: u64,
+    last_us: u64,
 }
 
 impl State {
@@ -61,18 +103,45 @@ impl State {
     /// written.
     pub(super) fn over(&mut self, id: AgentId, news: News) -> u64 {
         let said = self.said.entry((id, news)).or_default();
-        said.over(news, clock::boot_us())
+        said.over(news, clock::boot_us(), clock::unix_us())
+    }
+
+    /// An agent was removed; what was counted of it is still to be told.
+    pub(super) fn forget_said(&mut self, id: AgentId) {
+        let is_told = |said: &Said| said.unsummed.count == 0;
+        self.said
+            .retain(|(agent, _), said| *agent != id || !is_told(said));
     }
 }
 
 impl Said {
-    fn over(&mut self, news: News, boot_us: u64) -> u64 {
+    fn over(&mut self, news: News, boot_us: u64, now_us: u64) -> u64 {
         let day = boot_us / DAY_US;
         if day != self.day {
-            *self = Self { day, count: 0 };
+            (self.day, self.count) = (day, 0);
         }
         self.count += 1;
-        self.count.saturating_sub(news.a_day())
+        let over = self.count.saturating_sub(news.a_day());
+        if over > 0 {
+            let unsummed = &mut self.unsummed;
+            if unsummed.count == 0 {
+                (unsummed.begun_us, unsummed.first_us) = (boot_us, now_us);
+            }
+            unsummed.count += 1;
+            unsummed.last_us = now_us;
+        }
+        over
+    }
+
+    /// What is to be summed up now: what began an hour ago, or all.
+    fn take_due(&mut self, boot_us: u64, all: bool) -> Option<Unsummed> {
+        let unsummed = self.unsummed;
+        let is_over = boot_us.saturating_sub(unsummed.begun_us) >= SUM_US;
+        if unsummed.count == 0 || !(all || is_over) {
+            return None;
+        }
+        self.unsummed = Unsummed::default();
+        Some(unsummed)
     }
 }
 
@@ -81,6 +150,28 @@ impl Agents {
     /// written.
     pub(crate) fn over(&self, id: AgentId, news: News) -> u64 {
         self.lock().over(id, news)
+    }
+
+    /// The sums that are due, for the trail; of all that was counted, when `all` says so.
+    pub(crate) fn news_due(&self, all: bool) -> Vec<NewsSum> {
+        let boot_us = clock::boot_us();
+        let mut state = self.lock();
+        let State { agents, said, .. } = &mut *state;
+        let mut due = Vec::new();
+        said.retain(|(id, news), said| {
+            let agent = agents.get(id);
+            if let Some(unsummed) = said.take_due(boot_us, all) {
+                due.push(NewsSum {
+                    agent: agent.map_or_else(|| id.to_string(), |agent| agent.name.clone()),
+                    news: *news,
+                    count: unsummed.count,
+                    first_us: unsummed.first_us,
+                    last_us: unsummed.last_us,
+                });
+            }
+            agent.is_some() || said.unsummed.count > 0
+        });
+        due
     }
 
     /// Notes what an agent said of its configuration.
@@ -130,10 +221,13 @@ impl Agents {
 /// What the agent's page says.
 pub(crate) fn said_of_answers(counted: u64) -> String {
     format!(
-        "it changed its answer to its configuration more than {} times in a day; {counted} further answers of this day were counted and not written down",
+        "it changed its answer to its configuration more than {} times in a day; {counted} further answers of this day were counted and are in the audit trail in sums",
         News::Answers.a_day()
     )
 }
+
+/// What is over the limit of a day is one entry so often, µs.
+const SUM_US: u64 = 3_600_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -144,10 +238,27 @@ mod tests {
         let mut said = Said::default();
         let begin = 5 * DAY_US;
         for n in 0..100_u64 {
-            let over = said.over(News::Answers, begin + n);
+            let over = said.over(News::Answers, begin + n, 1000 + n);
             assert_eq!(over, (n + 1).saturating_sub(24));
         }
-        assert_eq!(said.over(News::Answers, begin + DAY_US), 0);
+        assert_eq!(said.over(News::Answers, begin + DAY_US, 5000), 0);
         assert_eq!(said.count, 1);
+    }
+    #[test]
+    fn what_is_not_written_is_in_a_sum_an_hour_and_none_is_left_out() {
+        let mut said = Said::default();
+        let mut sums = Vec::new();
+        // Ten a second, for a day.
+        for n in 0..864_000_u64 {
+            let boot_us = 5 * DAY_US + n * 100_000;
+            said.over(News::Interference, boot_us, n);
+            sums.extend(said.take_due(boot_us, false));
+        }
+        assert_eq!(sums.len(), 23);
+        let rest = said.take_due(0, true).unwrap();
+        let summed = sums.iter().chain([&rest]).map(|sum| sum.count).sum::<u64>();
+        assert_eq!(summed + 24, 864_000);
+        assert_eq!((sums[0].first_us, rest.last_us), (24, 863_999));
+        assert!(said.take_due(u64::MAX, true).is_none());
     }
 }

@@ -25,7 +25,6 @@ use crate::bounds::{
     self, NAME_LEN_MAX, QUERY_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX, STREAM_LEN_MAX,
 };
 use crate::catalogue::records::StreamRecord;
-use crate::clock;
 use crate::core::Core;
 use crate::i18n::Language;
 use crate::index::cancelled::Cancelled;
@@ -129,10 +128,14 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
             waited: 0,
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
-        if is_package && let Err(error) = publish(&core, &order.wanted) {
-            // The package says what is in no interval.
-            let error = format!("{error:#}");
-            warn!(error, "no interval was published before an export");
+        if is_package {
+            // It may wait for others who ask: without a processor. Who went away meanwhile is noticed by what reads.
+            let published = reading.rest(|| publish(&core, &order.wanted));
+            if let Ok(Err(error)) = published {
+                // The package says what is in no interval.
+                let error = format!("{error:#}");
+                warn!(error, "no interval was published before an export");
+            }
         }
         let done = package::write(&core, order, &access, &reading, &mut out);
         let done = done.and_then(|()| Ok(out.flush()?));
@@ -156,9 +159,8 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
 /// Publishes an interval, so that all of what is wanted can be proven, unless all of it is in one already.
 fn publish(core: &Core, wanted: &Wanted) -> Result<()> {
     let streams = wanted.streams(&core.archive, &core.agent_names());
-    let (now_us, doubt) = (clock::unix_us(), core.time.doubt());
-    core.evidence
-        .publish(&core.archive, &streams, now_us, doubt)
+    let doubt = || core.time.doubt();
+    core.evidence.publish(&core.archive, &streams, doubt)
 }
 
 impl ExportRequest {

@@ -25,7 +25,7 @@ mod timestamp;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -84,7 +84,8 @@ pub(crate) struct Evidence {
     memory_key: Secret<32>,
     /// Intervals are published by themselves: the server runs.
     is_live: AtomicBool,
-    demand: Mutex<Demand>,
+    /// What was asked for beside them, and who waits for that.
+    demand: (Mutex<Demand>, Condvar),
     state: Mutex<State>,
     /// What the state says of how many there are and when the last one ended, Unix µs: who asks does not wait until one is
     /// sealed, which takes as long as the disk and the archive let it.
@@ -210,7 +211,7 @@ impl Evidence {
             copies,
             memory_key,
             is_live: AtomicBool::new(false),
-            demand: Mutex::default(),
+            demand: Default::default(),
             sealed: (state.count.into(), state.ends.last_us.into()),
             state: Mutex::new(state),
         })

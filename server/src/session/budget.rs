@@ -26,6 +26,8 @@ pub(crate) enum OverBudget {
     Streams(usize),
     #[error("the names of an agent's streams may have {NAME_BYTES_MAX} bytes together")]
     Names,
+    #[error("the bookmarks of an agent's streams may have {BOOKMARK_BYTES_MAX} bytes together")]
+    Bookmarks,
     #[error("{OPENED_MAX} streams may be opened that have no entry yet")]
     Opened,
 }
@@ -73,6 +75,10 @@ pub(crate) struct Budget {
     limits: AgentStreams,
     streams: usize,
     name_bytes: usize,
+    bookmark_bytes: usize,
+    /// Of streams that moved in this session, those that wait for the writer too: how long their bookmarks are. 24 bytes for
+    /// each stream that the agent may have.
+    bookmarks: BTreeMap<StreamId, usize>,
     /// Opened in this session, without an entry yet.
     opened: BTreeMap<StreamId, StreamRecord>,
     rate: Rate,
@@ -96,6 +102,8 @@ impl Budget {
             limits,
             streams: totals.streams,
             name_bytes: totals.name_bytes,
+            bookmark_bytes: totals.bookmark_bytes,
+            bookmarks: BTreeMap::new(),
             opened: BTreeMap::new(),
             rate: rates.of(agent).unwrap_or(full),
             rates,
@@ -147,6 +155,24 @@ impl Budget {
         Ok(true)
     }
 
+    /// A batch brings the bookmark of its stream, in place of the one it had; `known` says how long that is in the
+    /// archive. One that takes no more room is always taken.
+    pub(crate) fn bookmark(
+        &mut self,
+        id: StreamId,
+        len: usize,
+        known: impl FnOnce() -> usize,
+    ) -> Result<(), OverBudget> {
+        let before = *self.bookmarks.entry(id).or_insert_with(known);
+        let bytes = self.bookmark_bytes.saturating_sub(before) + len;
+        if len > before && bytes > BOOKMARK_BYTES_MAX {
+            return Err(OverBudget::Bookmarks);
+        }
+        self.bookmark_bytes = bytes;
+        self.bookmarks.insert(id, len);
+        Ok(())
+    }
+
     /// When the next new stream may be that is refused now.
     pub(crate) fn next_at(&self) -> Instant {
         let missing = (1.0 - self.rate.tokens).max(0.0);
@@ -176,6 +202,8 @@ fn per_second(limits: AgentStreams) -> f64 {
 
 /// Bytes of all names of one agent: 250,000 paths of 134 bytes. They are in memory, twice.
 const NAME_BYTES_MAX: usize = 32 << 20;
+/// Bytes of all bookmarks of one agent, in memory: 250,000 files have some 25 MiB of them.
+const BOOKMARK_BYTES_MAX: usize = 64 << 20;
 /// Streams without an entry in one session: with the longest names 4 MiB. An agent opens one, then sends its batch.
 const OPENED_MAX: usize = 1024;
 /// New streams that wait are looked at so often at most: at the usual pace 20 of them may be each time.
@@ -231,6 +259,35 @@ mod tests {
             (refused, taken as usize * 4096),
             (OverBudget::Names, NAME_BYTES_MAX)
         );
+    }
+
+    #[test]
+    fn bytes_of_bookmarks_are_bounded_and_one_in_place_of_another_is_counted_once() {
+        let now = clock::now();
+        let mut budget = budget(1 << 20, 1 << 20, now);
+        let id = |n: u32| stream(n, "x").id;
+        for _ in 0..100_000 {
+            budget.bookmark(id(0), 1024, || 0).unwrap();
+        }
+        let most = BOOKMARK_BYTES_MAX / 1024;
+        let taken = (1..100_000).take_while(|&n| budget.bookmark(id(n), 1024, || 0).is_ok());
+        assert_eq!(taken.count(), most - 1);
+        let over = budget.bookmark(id(100_000), 1, || 0).unwrap_err();
+        assert_eq!(over, OverBudget::Bookmarks);
+        // Those that exist go on, and what became shorter makes room.
+        budget.bookmark(id(7), 1024, || 0).unwrap();
+        budget.bookmark(id(7), 24, || 0).unwrap();
+        budget.bookmark(id(100_000), 1000, || 0).unwrap();
+        assert!(budget.bookmark(id(7), 25, || 0).is_err());
+        // What the archive has of a stream that did not move yet is among the bytes already.
+        let totals = Totals {
+            bookmark_bytes: BOOKMARK_BYTES_MAX,
+            ..Totals::default()
+        };
+        let limits = budget.limits;
+        let mut budget = Budget::new(AgentId([1; 16]), Rates::default(), limits, totals, now);
+        assert!(budget.bookmark(id(1), 1, || 0).is_err());
+        assert!(budget.bookmark(id(2), 1024, || 1024).is_ok());
     }
 
     #[test]

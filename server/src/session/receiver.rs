@@ -5,6 +5,9 @@
 //! bytes ◀─ ServerSession ◀─ receipt, the last of each stream ◀─ answers, in order
 //! ```
 
+mod noted;
+mod receipts;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,14 +23,14 @@ use scrinium_protocol::sl::message::{Configuration, Message, Ready, Receipt, str
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{ServerEvent, ServerSession};
 use scrinium_segment::random;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::oneshot;
-use tracing::warn;
 
 use super::budget::{Budget, OverBudget, Rates, Taken};
 use super::held::{Held, HeldBatch, HeldBytes};
 use super::left::LeftEpochs;
-use crate::agents::{Accepted, Agents, Answered, Limit, News, interference_with};
+use super::statement::Statement;
+use crate::agents::{Accepted, Agents, Limit};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::archive::log::{Inside, new_stream};
@@ -72,6 +75,10 @@ pub(crate) struct Receiver {
     signing: VerifyingKey,
     next_psk: Secret<32>,
     session: ServerSession,
+    /// What is still to be stated before the agent may send.
+    statement: Option<Statement>,
+    /// The agent is to begin a new epoch.
+    restored: bool,
     /// Batches handed to the writer, oldest first.
     pub(crate) waiting: VecDeque<oneshot::Receiver<Outcome>>,
     effects: VecDeque<Effect>,
@@ -107,21 +114,10 @@ impl Receiver {
         if *enrolled {
             session.send(&Message::Enrolled { agent: agent.id }, now)?;
         }
-        for (stream, position) in shared.archive.positions_of(agent.id) {
-            if position.next.0 > 0 {
-                session.send(&Message::StreamState { stream, position }, now)?;
-            }
-        }
-        let ready = Ready {
-            live_bytes_max: LANE_BYTES_MAX,
-            backlog_bytes_max: LANE_BYTES_MAX,
-            keep_alive_ms: u32::try_from(shared.keep_alive.as_millis()).unwrap_or(u32::MAX),
-            signing_public: shared.signing.verifying_key().to_bytes(),
-            restored: agent.restored,
-        };
-        session.send(&Message::Ready(ready), now)?;
         let totals = shared.archive.totals_of(agent.id);
-        let mut receiver = Self {
+        Ok(Self {
+            statement: Some(Statement::new(&shared.archive, agent.id)),
+            restored: agent.restored,
             unmet: BTreeSet::new(),
             left: LeftEpochs::default(),
             budget: Budget::new(agent.id, shared.rates.clone(), shared.streams, totals, now),
@@ -135,9 +131,31 @@ impl Receiver {
             waiting: VecDeque::new(),
             effects: VecDeque::new(),
             last: None,
+        })
+    }
+
+    /// States the next part of where the archive stands, and behind the last one that it is ready.
+    fn state_next(&mut self, now: Instant) -> Result<()> {
+        let Some(statement) = &mut self.statement else {
+            return Ok(());
         };
-        receiver.send_configuration(now)?;
-        Ok(receiver)
+        if let Some(part) = statement.next_part(&self.shared.archive) {
+            for (stream, position) in part {
+                self.session
+                    .send(&Message::StreamState { stream, position }, now)?;
+            }
+            return Ok(());
+        }
+        self.statement = None;
+        let ready = Ready {
+            live_bytes_max: LANE_BYTES_MAX,
+            backlog_bytes_max: LANE_BYTES_MAX,
+            keep_alive_ms: u32::try_from(self.shared.keep_alive.as_millis()).unwrap_or(u32::MAX),
+            signing_public: self.shared.signing.verifying_key().to_bytes(),
+            restored: self.restored,
+        };
+        self.session.send(&Message::Ready(ready), now)?;
+        self.send_configuration(now)
     }
 
     /// Whether more may be read: else too much waits at the writer. Streams that come too fast wait by themselves:
@@ -146,130 +164,38 @@ impl Receiver {
         self.waiting.len() < IN_FLIGHT_MAX
     }
 
-    /// Takes received bytes. Returns why the session is over, when it is on purpose.
-    pub(crate) fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<Option<String>> {
+    /// Takes received bytes; what is in them is for [`Receiver::handle_next`].
+    pub(crate) fn take_bytes(&mut self, bytes: &[u8], now: Instant) -> Result<()> {
         if let Err(error) = self.session.handle_bytes(bytes, now) {
             if let Some(seen) = self.session.interference() {
                 self.note_interference(&seen.to_string());
             }
             return Err(error.into());
         }
-        self.handle_events(now)
-    }
-
-    /// An alarm and an entry of the trail, with what was seen and how far the session had come.
-    fn note_interference(&mut self, seen: &str) {
-        let agent = self.name();
-        let stream = self.last.and_then(|(id, next)| {
-            let stream = self.shared.archive.stream(id)?;
-            Some((stream.name.to_string(), next))
-        });
-        let (behind, stream, next) = match stream {
-            Some((name, next)) => (
-                format!(
-                    "; the last that came whole is of stream {name}, up to sequence {}",
-                    next.saturating_sub(1)
-                ),
-                Some(name),
-                Some(next),
-            ),
-            None => {
-                let streams = self.shared.archive.streams_of(self.agent).into_iter();
-                let newest = streams.max_by_key(|stream| stream.last_us);
-                let newest = newest.map(|stream| (stream.name.to_string(), stream.position.next.0));
-                let behind = match &newest {
-                    Some((name, next)) => format!(
-                        "; no entry had come in this session, the newest before it is of stream {name}, sequence {}",
-                        next.saturating_sub(1)
-                    ),
-                    None => "; no entry had ever come".to_owned(),
-                };
-                let (name, next) = newest.unzip();
-                (behind, name, next)
-            }
-        };
-        let text = format!("on the way from the agent, {seen}{behind}");
-        self.effects
-            .push_back(Effect::Raise(interference_with(&agent, &text)));
-        let detail =
-            json!({ "agent": agent, "seen": seen, "stream": stream, "next_sequence": next });
-        self.effects.push_back(Effect::Interference(detail));
-    }
-
-    /// An agent shows a receipt of this server for more than it was told.
-    fn handle_receipt(&mut self, receipt: &Receipt) -> Result<()> {
-        receipt.verify(&self.shared.signing.verifying_key())?;
-        let stream = self.shared.archive.stream(receipt.stream);
-        // Up to where the archive has the epoch that the receipt is of: the agent may have left it since.
-        let have = match &stream {
-            Some(stream) if stream.agent != self.agent => return Ok(()),
-            Some(stream) if stream.position.epoch == receipt.epoch => stream.position.next.0,
-            Some(_) => {
-                let (archive, agent) = (&self.shared.archive, self.agent);
-                self.left.end(archive, agent, receipt.stream, receipt.epoch)
-            }
-            None => 0,
-        };
-        if stream.is_some() && have >= receipt.next.0 {
-            return Ok(());
-        }
-        // One that is shown again says nothing new.
-        if !self
-            .unmet
-            .insert((receipt.stream, receipt.epoch, receipt.next.0))
-        {
-            return Ok(());
-        }
-        if self.unmet.len() > UNMET_MAX {
-            bail!("it shows more than {UNMET_MAX} receipts for what is missing");
-        }
-        // All are in the trail; of very many the alarm counts.
-        let key = match self.unmet.len() {
-            ..=UNMET_ALARMS_MAX => receipt.stream.to_string(),
-            _ => String::new(),
-        };
-        let agent = self.name();
-        let name = stream.map_or_else(
-            || receipt.stream.to_string(),
-            |stream| stream.name.to_string(),
-        );
-        self.effects.push_back(Effect::Raise(Raise {
-            kind: AlarmKind::ReceiptUnmet,
-            agent: agent.clone(),
-            text: said!(
-                "alarm_text.receipt-unmet",
-                &name,
-                receipt.next.0.saturating_sub(1),
-                have.saturating_sub(1)
-            ),
-            key,
-        }));
-        let detail = json!({
-            "agent": agent, "stream": name, "first": have, "next": receipt.next.0,
-            "head": receipt.head.to_string(),
-        });
-        self.effects.push_back(Effect::Audit(
-            "receipt for entries that are missing",
-            detail,
-        ));
-        self.effects.push_back(Effect::Unmet(UnmetReceipt {
-            stream: receipt.stream,
-            agent: self.agent,
-            name,
-            epoch: receipt.epoch,
-            sequences: (have, receipt.next.0),
-            head: receipt.head,
-        }));
         Ok(())
+    }
+
+    /// Whether something came that was not handled yet.
+    pub(crate) fn has_next(&self) -> bool {
+        self.session.has_event()
+    }
+
+    /// Handles one thing that came. Returns why the session is over, when it is on purpose.
+    pub(crate) fn handle_next(&mut self, now: Instant) -> Result<Option<String>> {
+        match self.session.poll_event() {
+            Some(event) => self.handle_event(event, now),
+            None => Ok(None),
+        }
     }
 
     /// Acts on every deadline that `now` has reached; `time_us` is the clock told to the agent.
     pub(crate) fn handle_timeout(&mut self, now: Instant, time_us: u64) -> Result<Option<String>> {
-        self.session.handle_timeout(now, time_us)?;
-        if let Some(reason) = self.release_held(now)? {
-            return Ok(Some(reason));
+        if self.has_next() || !self.has_room() {
+            // Whether the agent is silent is not known while nobody listens.
+            self.session.defer_silence(now);
         }
-        self.handle_events(now)
+        self.session.handle_timeout(now, time_us)?;
+        self.release_held(now)
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
@@ -280,7 +206,18 @@ impl Receiver {
         }
     }
 
-    pub(crate) fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+    /// The next bytes to write. What is stated at the beginning is made part by part, as these are taken.
+    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Result<Option<Vec<u8>>> {
+        let bytes = self.session.poll_transmit();
+        if bytes.is_some() {
+            return Ok(bytes);
+        }
+        self.state_next(now)?;
+        Ok(self.session.poll_transmit())
+    }
+
+    /// What is to be written when the session is over.
+    pub(crate) fn poll_farewell(&mut self) -> Option<Vec<u8>> {
         self.session.poll_transmit()
     }
 
@@ -305,15 +242,6 @@ impl Receiver {
         let signed = Configuration::new(wanted.version, wanted.text, self.agent, key);
         self.session.send(&Message::Configuration(signed), now)?;
         Ok(())
-    }
-
-    fn handle_events(&mut self, now: Instant) -> Result<Option<String>> {
-        while let Some(event) = self.session.poll_event() {
-            if let Some(reason) = self.handle_event(event, now)? {
-                return Ok(Some(reason));
-            }
-        }
-        Ok(None)
     }
 
     fn handle_event(&mut self, event: ServerEvent, now: Instant) -> Result<Option<String>> {
@@ -350,20 +278,7 @@ impl Receiver {
             }
             ServerEvent::KeepAlive(_) => {}
             ServerEvent::Receipt(receipt) => self.handle_receipt(&receipt)?,
-            ServerEvent::ConfigurationAnswer(answer) => {
-                let detail = json!({
-                    "agent": self.agent.to_string(),
-                    "version": answer.version,
-                    "rejected": answer.rejected,
-                });
-                match agents.configured(self.agent, answer)? {
-                    Answered::Known => {}
-                    Answered::Written => {
-                        self.effects.push_back(Effect::Audit("configured", detail));
-                    }
-                    Answered::Counted(count) => self.note_counted(count),
-                }
-            }
+            ServerEvent::ConfigurationAnswer(answer) => self.note_answer(answer)?,
             ServerEvent::RenewalAsked => {
                 let ephemeral = KeyPair::from_secret(&Secret::new(random()?));
                 self.session.renew(ephemeral, now)?;
@@ -372,21 +287,6 @@ impl Receiver {
             ServerEvent::PeerSilent => bail!("nothing was heard for two keep-alives"),
         }
         Ok(None)
-    }
-
-    /// The agent changed what it says of its configuration once more than is written down.
-    fn note_counted(&mut self, count: u64) {
-        if count.is_power_of_two() {
-            warn!(agent = %self.agent, count, "answers to a configuration were counted and not written down");
-        }
-        if count == 1 {
-            self.effects.push_back(Effect::Raise(Raise {
-                kind: AlarmKind::AgentTrouble,
-                agent: self.name(),
-                text: said!("alarm_text.answers", News::Answers.a_day()),
-                key: "answers".to_owned(),
-            }));
-        }
     }
 
     fn name(&self) -> String {
@@ -430,6 +330,13 @@ impl Receiver {
         batch.header.verify_signature(&self.signing)?;
         let inside = Inside::of(&batch.open()?, &batch.header);
         let stream = batch.header.stream;
+        let known = || self.shared.archive.bookmark_len(stream);
+        if let Err(over) = self
+            .budget
+            .bookmark(stream, batch.header.bookmark.len(), known)
+        {
+            return self.refuse_stream(stream, over, now).map(Some);
+        }
         let batch = HeldBatch {
             batch,
             encoded,
@@ -542,6 +449,7 @@ impl Receiver {
         while let Some(outcome) = next {
             match outcome {
                 Outcome::Durable(receipt) => {
+                    self.left.note(&receipt);
                     receipts.insert(receipt.stream, *receipt);
                 }
                 Outcome::Conflict => {
@@ -591,10 +499,6 @@ impl Receiver {
     }
 }
 
-/// Streams of which each has an alarm of its own in one session.
-const UNMET_ALARMS_MAX: usize = 16;
-/// Receipts for what is missing in one session: about 5 MiB.
-const UNMET_MAX: usize = 100_000;
 /// Most bytes of batches an agent may have in flight in one lane.
 const LANE_BYTES_MAX: u32 = 4 << 20;
 /// Most batches of one session at the writer.

@@ -167,7 +167,7 @@ impl Process {
         };
         let ended = self.advance(&mut connection, bytes, now, &mut out).err();
         self.connection = Some(connection);
-        self.collect(&mut out);
+        self.collect(now, &mut out);
         (out, ended)
     }
 
@@ -179,10 +179,8 @@ impl Process {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         if let Stage::Session(receiver, ..) = &mut connection.stage {
-            if let Some(reason) = receiver.handle_bytes(bytes, now)? {
-                bail!("closed: {reason}");
-            }
-            return Ok(());
+            receiver.take_bytes(bytes, now)?;
+            return handle_all(receiver, now);
         }
         connection.received.extend_from_slice(bytes);
         if matches!(connection.stage, Stage::Preamble) {
@@ -261,7 +259,8 @@ impl Process {
         };
         let accepted = agents.accept(candidate, &proven)?;
         let id = accepted.agent.id;
-        let (number, _told) = agents.begin_session(id, address());
+        let begun = agents.begin_session(id, Suite::Encrypted, address());
+        let number = begun.number;
         // What an older session submitted is settled before this one states where it stands.
         self.commit();
         let receiver = Receiver::new(self.shared.clone(), &accepted, established, now)?;
@@ -269,7 +268,7 @@ impl Process {
     }
 
     /// What the session wants done, and to send.
-    fn collect(&mut self, out: &mut Vec<u8>) {
+    fn collect(&mut self, now: Instant, out: &mut Vec<u8>) {
         if let Some(Connection {
             stage: Stage::Session(receiver, ..),
             ..
@@ -283,7 +282,7 @@ impl Process {
                     Effect::Audit(..) | Effect::Interference(_) | Effect::Unmet(_) => {}
                 }
             }
-            while let Some(bytes) = receiver.poll_transmit() {
+            while let Ok(Some(bytes)) = receiver.poll_transmit(now) {
                 out.extend_from_slice(&bytes);
             }
         }
@@ -308,7 +307,7 @@ impl Process {
             return (out, None);
         };
         let ended = receiver.handle_answers(None, now).err();
-        self.collect(&mut out);
+        self.collect(now, &mut out);
         (out, ended)
     }
 
@@ -322,13 +321,23 @@ impl Process {
             return (out, None);
         };
         let ended = match receiver.handle_timeout(now, 0) {
-            Ok(None) => None,
+            Ok(None) => handle_all(receiver, now).err(),
             Ok(Some(reason)) => Some(anyhow::anyhow!(reason)),
             Err(error) => Some(error),
         };
-        self.collect(&mut out);
+        self.collect(now, &mut out);
         (out, ended)
     }
+}
+
+/// Everything that came, one after the other.
+fn handle_all(receiver: &mut Receiver, now: Instant) -> Result<()> {
+    while receiver.has_next() {
+        if let Some(reason) = receiver.handle_next(now)? {
+            bail!("closed: {reason}");
+        }
+    }
+    Ok(())
 }
 
 fn take_frame(received: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {

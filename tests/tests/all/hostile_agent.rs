@@ -4,16 +4,12 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
-use scrinium_protocol::codec::Codec as _;
-use scrinium_protocol::compress::Compressor;
-use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::{Epoch, StreamId, StreamKind};
-use scrinium_protocol::sl::message::{ConfigurationAnswer, KeepAlive, Lane};
+use scrinium_protocol::entry::EntryFlags;
+use scrinium_protocol::sl::message::{ConfigurationAnswer, KeepAlive};
 use scrinium_protocol::sl::session::AgentEvent;
 use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
-use scrinium_protocol::token::Token;
 use scrinium_tests::client::Client;
+use scrinium_tests::hostile::{Stream, enrol};
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::package::verify;
 use scrinium_tests::strangers::connect;
@@ -24,7 +20,7 @@ use scrinium_tests::{now, wait_until};
 #[test]
 fn answers_that_change_again_and_again_are_counted_and_not_written() {
     let lab = Lab::start("hostile-answers");
-    let (mut client, _) = enrol(&lab);
+    let mut client = enrol(&lab);
     lab.write("central.toml", b"[[source]]\nfile = \"/nowhere/*.log\"\n");
     let file = lab.dir.join("central.toml").display().to_string();
     let done = lab.server(&["agent", "configure", "evil1", "--file", &file]);
@@ -105,7 +101,7 @@ fn answers_that_change_again_and_again_are_counted_and_not_written() {
 #[test]
 fn sources_that_an_agent_makes_up_are_not_an_alarm_each() {
     let lab = Lab::start("hostile-sources");
-    let (mut client, _) = enrol(&lab);
+    let mut client = enrol(&lab);
     for round in 0..10 {
         let row = |n: u32| SourceReport {
             source: format!("/made/up/{round}/{n}"),
@@ -152,10 +148,10 @@ fn new_streams_that_come_too_fast_wait_alone() {
         "hostile-pace",
         "keep_alive_s = 1\n[limits]\nagent_new_streams_per_minute_max = 300",
     );
-    let (mut client, mut compressor) = enrol(&lab);
+    let mut client = enrol(&lab);
     let mut known = Stream::new(&client, "/known.log");
     known.open(&mut client);
-    known.send(&mut client, &mut compressor);
+    known.send(&mut client);
     wait_until("it is archived", PATIENCE, || acked(&mut client) == 1);
     // 300 at once, and 5 a second: the last 60 take 12 seconds.
     let mut streams: Vec<Stream> = (0..360)
@@ -164,8 +160,8 @@ fn new_streams_that_come_too_fast_wait_alone() {
     let mut received = 0;
     for stream in &mut streams {
         stream.open(&mut client);
-        stream.send(&mut client, &mut compressor);
-        stream.send(&mut client, &mut compressor);
+        stream.send(&mut client);
+        stream.send(&mut client);
         received += acked(&mut client);
     }
     let begun = now();
@@ -177,7 +173,7 @@ fn new_streams_that_come_too_fast_wait_alone() {
     let mut waits = Vec::new();
     for n in 0..20_u32 {
         let before = now();
-        known.send(&mut client, &mut compressor);
+        known.send(&mut client);
         wait_until("a known stream goes on", PATIENCE, || {
             let (events, stands) = client.breathe();
             assert!(stands, "the session stands");
@@ -211,7 +207,7 @@ fn new_streams_that_come_too_fast_wait_alone() {
 #[test]
 fn gap_entries_amid_lines_leave_packages_of_others_whole() {
     let lab = Lab::start("hostile-gaps");
-    let (mut client, mut compressor) = enrol(&lab);
+    let mut client = enrol(&lab);
     let mut honest = connect(Ipv4Addr::new(127, 0, 0, 7), lab.syslog_tcp).unwrap();
     honest.write_all(b"<13>evidence of others\n").unwrap();
     let (piece, gap) = (EntryFlags::FRAGMENT, EntryFlags::GAP);
@@ -237,7 +233,7 @@ fn gap_entries_amid_lines_leave_packages_of_others_whole() {
     for (n, entries) in shapes.iter().enumerate() {
         let mut stream = Stream::new(&client, &format!("/{n}.log"));
         stream.open(&mut client);
-        stream.send_entries(&mut client, &mut compressor, entries);
+        stream.send_entries(&mut client, entries);
     }
     let mut received = 0;
     wait_until("all is archived", PATIENCE, || {
@@ -272,18 +268,6 @@ fn gap_entries_amid_lines_leave_packages_of_others_whole() {
     assert_eq!(lab.verify().0, 0);
 }
 
-/// A connected agent without a program.
-fn enrol(lab: &Lab) -> (Client, Compressor) {
-    let token = Token::parse(&lab.token("evil1", lab.sl)).unwrap();
-    let mut client = Client::enrol(&token, lab.sl, 1);
-    wait_until("it is let in", PATIENCE, || {
-        let (_, stands) = client.breathe();
-        assert!(stands);
-        client.is_ready
-    });
-    (client, Compressor::new(1))
-}
-
 /// What the agent's page says is wrong.
 fn trouble(lab: &Lab) -> String {
     let trouble = lab.agent("evil1")["trouble"].clone();
@@ -298,56 +282,6 @@ fn acked(client: &mut Client) -> usize {
     acked
         .filter(|event| matches!(event, AgentEvent::Acked(_)))
         .count()
-}
-
-struct Stream {
-    id: StreamId,
-    name: String,
-    position: StreamPosition,
-}
-
-impl Stream {
-    fn new(client: &Client, name: &str) -> Self {
-        let id = StreamId::derive(client.agent, StreamKind::File, name);
-        Self {
-            id,
-            name: name.to_owned(),
-            position: StreamPosition::start(client.agent, id, Epoch([7; 16])),
-        }
-    }
-
-    fn open(&self, client: &mut Client) {
-        let sent = client
-            .session
-            .send_stream_open(self.id, StreamKind::File, &self.name, now());
-        sent.unwrap();
-    }
-
-    /// A batch of one entry.
-    fn send(&mut self, client: &mut Client, compressor: &mut Compressor) {
-        let entry: (&[u8], EntryFlags) = (b"a line of a hostile agent\n", EntryFlags::NONE);
-        self.send_entries(client, compressor, &[entry]);
-    }
-
-    fn send_entries(
-        &mut self,
-        client: &mut Client,
-        compressor: &mut Compressor,
-        entries: &[(&[u8], EntryFlags)],
-    ) {
-        let mut builder = BatchBuilder::new();
-        for (bytes, flags) in entries.iter().copied() {
-            assert!(builder.push(bytes, EntryMeta { time_us: 1, flags }));
-        }
-        let key = Client::signing();
-        let (batch, after) = builder.seal(self.id, &self.position, Vec::new(), &key, compressor);
-        let encoded = batch.encoded();
-        let taken = client
-            .session
-            .send_batch(Lane::Live, &batch.header, encoded, now());
-        taken.unwrap().unwrap();
-        self.position = after;
-    }
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);

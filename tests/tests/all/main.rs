@@ -30,6 +30,7 @@ mod full_disk;
 mod fuzz_corpus;
 mod health;
 mod hostile_agent;
+mod hostile_session;
 mod identity;
 mod interop;
 mod joining;

@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
@@ -212,6 +213,43 @@ fn a_sixth_account_searches_while_five_search_without_end() {
     );
     assert!(p99 < Duration::from_secs(4), "{waits:?}");
     assert!(waits[15] < Duration::from_secs(2), "{waits:?}");
+}
+
+/// Each package of what grew since the last one published an interval, and all of them are kept for ever.
+#[test]
+fn packages_of_what_grows_share_intervals() {
+    let lab = Lab::start("export-shares");
+    send_lines(&lab, ["it grows".to_owned()]);
+    wait_until("it is archived", Duration::from_secs(20), || {
+        lab.count("grows") == 1
+    });
+    let intervals = || lab.metric("scrinium_intervals_total ");
+    let (before, begun) = (intervals(), now());
+    let is_over = AtomicBool::new(false);
+    let make = |name: String| {
+        let file = lab.dir.join(name).display().to_string();
+        let output = lab.server(&["export", "--query", "grows", "--out", &file]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    let make = &make;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                send_lines(&lab, ["it grows".to_owned()]);
+                pause(Duration::from_millis(20));
+            }
+        });
+        let makers: Vec<_> = (0..4)
+            .map(|maker| scope.spawn(move || (0..4).for_each(|n| make(format!("{maker}-{n}.tar")))))
+            .collect();
+        let made: Vec<_> = makers.into_iter().map(|maker| maker.join()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        assert!(made.iter().all(Result::is_ok));
+    });
+    let (made, seconds) = (intervals() - before, now().duration_since(begun).as_secs());
+    assert!(made >= 1, "each of them has all that was there");
+    // One at once, one each three seconds, and perhaps one of those that come by themselves.
+    assert!(made <= seconds / 3 + 2, "{made} in {seconds} s");
 }
 
 /// An export read all of the archive, several times, for a client that was gone; and each one published an interval.

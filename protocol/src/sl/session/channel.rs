@@ -184,6 +184,11 @@ impl Channel {
         now >= self.silent_at()
     }
 
+    /// What the peer says is only listened to from `now` on.
+    pub(super) fn defer_silence(&mut self, now: Instant) {
+        self.heard_at = self.heard_at.max(now);
+    }
+
     pub(super) fn is_keep_alive_due(&self, now: Instant) -> bool {
         now >= self.sent_at + self.keep_alive
     }

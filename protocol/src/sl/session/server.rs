@@ -131,6 +131,17 @@ impl ServerSession {
         self.channel.interference
     }
 
+    /// The owner did not listen until `now`: the agent may have said that it is there all the while.
+    pub fn defer_silence(&mut self, now: Instant) {
+        self.channel.defer_silence(now);
+    }
+
+    /// Whether there is a next event for the owner.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Returns the next bytes to write.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.channel.poll_transmit()
