@@ -168,13 +168,7 @@ impl Of {
 }
 
 /// Why an alarm of an agent is over, if it is.
-fn over(
-    of: Of,
-    key: &str,
-    agent: &AgentRecord,
-    live: &Live,
-    is_heard: bool,
-) -> Option<Said> {
+fn over(of: Of, key: &str, agent: &AgentRecord, live: &Live, is_heard: bool) -> Option<Said> {
     // What it said before the server started is not known.
     let says = live.state_us > 0;
     match of {

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use scrinium_protocol::token::Token;
@@ -274,6 +274,9 @@ fn alarms_are_in_the_words_of_who_reads_them() {
     }
 }
 
+/// Messages that wait for a test to look at them: more than any test expects.
+const TAKEN_MAX: usize = 1000;
+
 fn add_webhook(lab: &Lab, address: SocketAddr) {
     let config = std::fs::read_to_string(lab.dir.join("server.toml")).unwrap();
     let alarms =
@@ -316,7 +319,7 @@ fn webhook(status: u16) -> (SocketAddr, Receiver<String>) {
 
 fn listen_at(address: SocketAddr, status: u16) -> Receiver<String> {
     let listener = TcpListener::bind(address).unwrap();
-    let (sender, posted) = channel();
+    let (sender, posted) = sync_channel(TAKEN_MAX);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -356,7 +359,7 @@ fn listen_at(address: SocketAddr, status: u16) -> Receiver<String> {
 fn syslog_server() -> (SocketAddr, Receiver<String>) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let (sender, lines) = channel();
+    let (sender, lines) = sync_channel(TAKEN_MAX);
     std::thread::spawn(move || {
         let mut buffer = [0; 65_536];
         while let Ok(len) = socket.recv(&mut buffer) {
