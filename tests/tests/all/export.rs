@@ -160,7 +160,7 @@ fn a_package_by_a_query_proves_what_matches_and_tells_nothing_of_the_rest() {
             &["--query", "x", "--from", "2026-02-01", "--to", "2026-01-01"],
             "must be before --to",
         ),
-        (&["--query", "x", "--recipient", "age1x"], "--recipient"),
+        (&["--query", "x", "--recipient", "age1x"], "age recipient"),
         (&["--agent", "nobody", "--path", "y"], "no agent is named"),
     ] {
         let out = lab.dir.join("refused.tar");

@@ -156,7 +156,7 @@ fn what_was_collected_is_counted_without_what_is_around_it() {
     }
     let mut lab = Lab::start("said-collected");
     let (address, log) = (lab.sl, lab.log("twelve.log"));
-    std::fs::write(&log, "hello world\n").unwrap();
+    lab.write("logs/twelve.log", b"hello world\n");
     lab.add_agent("web1", address, "");
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &log, 12, Duration::from_secs(30));
