@@ -153,7 +153,7 @@ enum Command {
     #[command(
         after_help = "Examples: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -\n          scrinium-server export --query 203.0.113.7 --from 2026-01-01 --to 2026-02-01 --authority 'Procura di Roma' --out package.tar"
     )]
-    Export(Export),
+    Export(Box<Export>),
     /// Download links: `export --link` makes one.
     #[command(subcommand, after_help = "Example: scrinium-server link list")]
     Link(Link),

@@ -93,7 +93,7 @@ impl Place for Directory {
     fn list(&self, prefix: &str) -> Result<BTreeMap<String, u64>> {
         let mut found = BTreeMap::new();
         let dir = match self.top() {
-            Err(_) if !self.dir.exists() => return Ok(found),
+            Err(_) if matches!(self.dir.try_exists(), Ok(false)) => return Ok(found),
             dir => dir?,
         };
         let Some(dir) = self.below(&dir, prefix)? else {
@@ -138,7 +138,7 @@ impl Place for Directory {
     fn read(&self, name: &str, sink: &mut dyn Write) -> Result<()> {
         let opened = || {
             let parent = self.parent(name, false)?;
-            let (dir, last) = parent.ok_or(std::io::Error::from(ErrorKind::NotFound))?;
+            let (dir, last) = parent.ok_or_else(|| std::io::Error::from(ErrorKind::NotFound))?;
             let file = File::from(rustix::fs::openat(&dir, last, OBJECT, Mode::empty())?);
             ensure!(file.metadata()?.is_file(), "it is no file");
             Ok(file)
