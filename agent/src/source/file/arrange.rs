@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
-use super::{FileStream, LINGERING_MAX, State};
+use super::{FileStream, State};
 use crate::source::bookmark::{Bookmark, Mark};
 use crate::source::follow::Follow;
 
@@ -180,6 +180,7 @@ impl FileStream {
             let is_there = is_at_path || survey.beside.iter().any(comes_next);
             if bookmark.offset > 0 || !is_there {
                 self.say_gone(&bookmark);
+                self.pass_over_part(&mut survey)?;
             }
             if !self.chain.knows {
                 for found in survey.unknown() {
@@ -306,150 +307,6 @@ impl FileStream {
         Ok(())
     }
 
-    /// Notes where settled files are, and opens those that grew.
-    fn take_in(&mut self, survey: Survey, now: Instant) -> io::Result<()> {
-        let found = survey.beside.iter().filter_map(|found| match found.what {
-            What::Past(serial) => Some(serial),
-            What::Current | What::CopyOfCurrent | What::Unknown => None,
-        });
-        let found: Vec<u64> = found.collect();
-        for past in &mut self.chain.past {
-            if past.open.is_none() && !found.contains(&past.serial) {
-                (past.path, past.seen) = (None, None);
-                // Of others that are gone it is known that nobody wrote to them.
-                if core::mem::take(&mut past.mark.grew) {
-                    let offset = past.mark.offset;
-                    self.output.push_gap(&format!(
-                        "a rotated file that was still written to is gone, which was read up to byte {offset}; what was written to it after that, if anything, was not collected"
-                    ));
-                }
-            }
-        }
-        for found in survey.beside {
-            if let What::Past(serial) = found.what {
-                self.take_in_past(serial, found, now)?;
-            }
-        }
-        self.refuse(survey.unreadable, false);
-        Ok(())
-    }
-
-    fn take_in_past(&mut self, serial: u64, found: Found, now: Instant) -> io::Result<()> {
-        let Some(past) = self.chain.past(serial) else {
-            return Ok(());
-        };
-        if let Some(open) = &mut past.open {
-            open.path = found.path;
-            return Ok(());
-        }
-        past.path = Some(found.path);
-        let Some(mut follow) = found.follow else {
-            // One that may not be read is looked at again: its number does not say what it holds.
-            past.seen = past.seen.filter(|seen| *seen == found.seen);
-            return Ok(());
-        };
-        // A copy of it, compressed perhaps, takes its place.
-        past.mark.key = found.seen.id.key();
-        past.seen = Some(found.seen);
-        let (offset, len) = (past.mark.offset, found.seen.len);
-        let has_more = offset != Mark::ALL
-            && match follow.content.is_packed() {
-                true => follow.has_after(offset),
-                false => len > offset,
-            };
-        if has_more {
-            follow.resume_at(past.mark.offset)?;
-            follow.grew = past.mark.grew;
-            debug!(path = %follow.path.display(), id = follow.id.inode, at = follow.offset, "a settled file grew");
-            follow.renamed = Some(now);
-            past.open = Some(follow);
-            self.close_late_ones();
-        }
-        Ok(())
-    }
-
-    /// No more files are open beside the current one than a few; the others are looked at again later.
-    pub(super) fn close_late_ones(&mut self) {
-        let mut open: Vec<(bool, Option<Instant>, &mut Past)> = Vec::new();
-        for past in &mut self.chain.past {
-            let Some(follow) = &past.open else { continue };
-            let has_more = follow.unfinished.is_some() || !follow.is_at_end().unwrap_or(true);
-            open.push((has_more, follow.renamed, past));
-        }
-        // What is read to its end makes room first, else nobody would ever come to the end of the others.
-        open.sort_by_key(|(has_more, renamed, _)| (*has_more, *renamed));
-        let many = open.len().saturating_sub(LINGERING_MAX);
-        for (_, _, past) in open.into_iter().take(many) {
-            past.close();
-        }
-    }
-
-    /// A file that was there before the stream began.
-    fn pass_over(&mut self, mut found: Found, survey: &mut Survey) -> io::Result<()> {
-        let mark = match found.follow.take() {
-            Some(mut follow) => {
-                follow
-                    .mark_of_all()
-                    .or_else(|error| match follow.content.is_packed() {
-                        true => Ok(Mark::of_id(follow.id)), // a damaged one
-                        false => Err(error),
-                    })?
-            }
-            None => Mark::of_id(found.seen.id),
-        };
-        found.what = What::Past(self.chain.settle(Past {
-            path: Some(found.path.clone()),
-            seen: Some(found.seen),
-            ..Past::lost(mark)
-        }));
-        survey.beside.push(found);
-        Ok(())
-    }
-
-    /// Files beside the one that is read that may not be read: one more reason to say what is missing, none to stop.
-    fn refuse(
-        &mut self,
-        unreadable: Vec<(
-            std::path::PathBuf,
-            crate::source::bookmark::FileId,
-            io::Error,
-        )>,
-        were_there: bool,
-    ) {
-        // Whoever compressed a settled file kept it to himself.
-        let mut compressed = self
-            .chain
-            .past
-            .iter()
-            .filter(|past| past.path.is_none())
-            .count();
-        self.refused
-            .retain(|key| unreadable.iter().any(|(_, id, _)| id.key() == *key));
-        for (path, id, error) in unreadable {
-            if were_there {
-                let seen = self.place.disk.look(&path).ok().flatten();
-                self.chain.settle_first(Past {
-                    path: Some(path),
-                    seen: seen.filter(|seen| seen.id == id),
-                    ..Past::lost(Mark::of_id(id))
-                });
-                continue;
-            }
-            if self.refused.len() >= REFUSED_MAX || !self.refused.insert(id.key()) {
-                continue;
-            }
-            warn!(path = %path.display(), %error, "a rotated file cannot be read; trying again");
-            if crate::source::content::Packing::of(&path).is_some() && compressed > 0 {
-                compressed -= 1;
-                continue;
-            }
-            let name = path.file_name().unwrap_or_default().display();
-            self.output.push_gap(&format!(
-                "the rotated file {name} cannot be read ({error}); what it has that was not collected before is collected when it can be"
-            ));
-        }
-    }
-
     /// The current file was read to its end, and is not at the path: finds what comes next. Returns whether there is
     /// anything.
     pub(super) fn find_next(&mut self, now: Instant) -> io::Result<bool> {
@@ -502,6 +359,9 @@ impl FileStream {
     pub(super) fn find_copy(&mut self, now: Instant) -> io::Result<Option<Follow>> {
         let mut survey = self.survey(Why::Truncated)?;
         let copy = survey.take_copy().and_then(|found| found.follow);
+        if copy.is_none() {
+            self.pass_over_part(&mut survey)?;
+        }
         // Files that were copied and truncated meanwhile come after it.
         survey.at_path = None;
         self.queue(&mut survey)?;
@@ -588,6 +448,5 @@ impl FileStream {
 
 /// How often it is looked whether a settled file grew.
 pub(super) const LOOK_BACK_INTERVAL: Duration = Duration::from_secs(5);
-/// Files of which it is remembered that they could not be read, and that they are new: each a few bytes.
-const REFUSED_MAX: usize = 32;
+/// Files of which it is remembered that they are new: each a few bytes.
 const STRANGERS_MAX: usize = 32;

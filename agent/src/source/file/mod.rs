@@ -18,6 +18,7 @@ mod arrange;
 mod chain;
 mod leave;
 mod read;
+mod settled;
 mod survey;
 
 use std::collections::BTreeSet;
@@ -222,6 +223,17 @@ impl FileStream {
         is_target && matches!(self.place.disk.read_link(&self.place.path), Ok(Some(_)))
     }
 
+    /// Whether a link at its path led to `path`, and there is nothing now.
+    pub(crate) fn has_left(&self, path: &std::path::Path) -> bool {
+        let is_target = self.target.as_deref() == Some(path);
+        is_target && matches!(self.place.disk.look(&self.place.path), Ok(None))
+    }
+
+    /// Whether everything that it read is sealed.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.output.is_empty()
+    }
+
     /// Whether the stream settled the file called `id`, and that is still its business: it knows the file where it is.
     pub(crate) fn has_settled(&self, id: FileId, path: &std::path::Path) -> bool {
         // Where nothing was collected, the number alone says nothing.
@@ -303,6 +315,8 @@ impl FileStream {
         let has_files = current.is_some_and(|current| !current.is_deleted())
             || !self.refused.is_empty()
             || self.chain.past.iter().any(is_there);
+        // What a link led to may have a stream of its own when the link is gone.
+        let has_files = has_files && self.target.is_none();
         self.wanting == Wanting::Ended || (self.is_left(now) && !has_files)
     }
 
