@@ -17,6 +17,7 @@ mod content;
 mod context;
 pub(crate) mod discover;
 mod disk;
+mod entries;
 pub(crate) mod feed;
 mod file;
 mod findings;
@@ -24,6 +25,8 @@ mod follow;
 pub(crate) mod generations;
 #[cfg(test)]
 mod model;
+#[cfg(target_os = "linux")]
+mod held;
 mod mounts;
 mod opening;
 mod output;

@@ -15,6 +15,7 @@ use crate::source::content::plain_name;
 use crate::source::disk::{Name, Seen};
 use crate::source::follow::{self, Follow, Start, look_within};
 use crate::source::generations::{Rank, rank};
+use crate::source::trust;
 
 /// What was seen.
 #[derive(Default)]
@@ -139,9 +140,11 @@ impl FileStream {
             let (Some(dir), Some(stem)) = (base.parent(), stem) else {
                 continue;
             };
+            let dir = (dir, &*self.place.root);
             let names = match self.place.disk.names(dir, stem, inode, is_urgent) {
-                // There is no such directory any more.
+                // There is no such directory any more, or a link leads there that does not count.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if trust::is_refusal(&error) => continue,
                 names => names?,
             };
             all.extend(names);

@@ -200,7 +200,7 @@ impl Disk for SimDisk {
 
     fn names(
         &self,
-        dir: &Path,
+        (dir, _): (&Path, &Path),
         begin: &str,
         inode: u64,
         _is_urgent: bool,
