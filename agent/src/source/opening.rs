@@ -90,17 +90,17 @@ impl Sources {
     }
 
     /// Opens, once, the streams of files that are not there, of which old generations may be: somebody may write to those
-    /// still.
+    /// still, or nothing of them was read before they were renamed.
     fn open_left(&mut self, mut left: BTreeSet<PathBuf>, found: &BTreeMap<PathBuf, usize>) {
         // Of what is named outright nobody looked for more than itself.
         let literal = (0..self.discovery.len()).filter_map(|source| self.discovery.literal(source));
+        let literal = literal.filter(|path| self.positions.knows_file(path));
         left.extend(literal.filter(|path| !found.contains_key(path)));
         let before = core::mem::replace(&mut self.left, left.clone());
         left.retain(|path| {
             !before.contains(path)
                 && !self.streams.contains_key(path)
                 && !self.resting.contains(path)
-                && self.positions.knows_file(path)
         });
         if left.is_empty() {
             return;

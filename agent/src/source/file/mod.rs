@@ -185,6 +185,9 @@ impl FileStream {
         if let Some(done) = self.chain.current.take_if(|current| is_done(current)) {
             self.chain.settle(Past::lost(done.mark()));
         }
+        if self.is_unread() && self.seen.is_none() {
+            return; // there were only old generations of a file that is not there
+        }
         let is_known = !self.chain.is_new() && self.unreadable_bookmark.is_none();
         let bookmarks = is_known.then(|| self.chain.bookmarks(None, self.output.in_line));
         positions.close(&self.output, bookmarks);
@@ -293,11 +296,19 @@ impl FileStream {
 
     /// Whether it is not wanted any more, or its files are gone and everything of them was read.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        let is_there = |past: &Past| past.path.is_some();
+        // Of what was there before nobody waits for more.
+        let is_unread = self.is_unread();
+        let is_there = |past: &Past| past.path.is_some() && (!is_unread || past.mark.offset == 0);
         let current = self.chain.current.as_ref();
         let has_files = current.is_some_and(|current| !current.is_deleted())
+            || !self.refused.is_empty()
             || self.chain.past.iter().any(is_there);
         self.wanting == Wanting::Ended || (self.is_left(now) && !has_files)
+    }
+
+    /// Whether nothing of it was ever collected.
+    fn is_unread(&self) -> bool {
+        self.output.position().bookmark.is_empty() && self.output.is_empty()
     }
 
     /// Whether there is no file at its path, and everything of the others was read some time ago. Who has them open may

@@ -239,7 +239,7 @@ impl FileStream {
             }
             let open = self.chain.open_past(seen.id);
             let as_it_was = is_known.filter(|(_, is_same)| *is_same);
-            if let Some(serial) = open.or(as_it_was.map(|(serial, _)| serial)) {
+            if let Some(serial) = open.or_else(|| as_it_was.map(|(serial, _)| serial)) {
                 found.what = What::Past(serial);
                 survey.beside.push(found);
                 continue;
@@ -369,7 +369,7 @@ impl FileStream {
         let at_path = survey.at_path.as_ref();
         let at_path = at_path.and_then(|found| match found.what {
             What::Current => found.follow.as_ref().or(self.chain.current.as_ref()),
-            _ => found.follow.as_ref(),
+            What::CopyOfCurrent | What::Past(_) | What::Unknown => found.follow.as_ref(),
         });
         survey.made = at_path.map(|file| (file.id, file.created()));
         Ok(())

@@ -133,7 +133,7 @@ impl Agent {
         }
     }
 
-    /// Known files that are not there, of which there are old generations: once after a start.
+    /// Files that are not there, of which there are old generations: once after a start.
     fn left(&mut self) -> BTreeSet<PathBuf> {
         let inner = self.disk.lock();
         let bases = inner
@@ -149,12 +149,7 @@ impl Agent {
             return BTreeSet::new();
         };
         let before = core::mem::replace(&mut running.left, left.clone());
-        let is_new = |path: &PathBuf| {
-            let id = running.positions.id(&stream_of(path));
-            !before.contains(path)
-                && !running.streams.contains_key(path)
-                && running.positions.knows(id)
-        };
+        let is_new = |path: &PathBuf| !before.contains(path) && !running.streams.contains_key(path);
         left.into_iter().filter(is_new).collect()
     }
 
@@ -171,7 +166,10 @@ impl Agent {
             return;
         };
         for path in left {
-            running.open(&self.disk, path, (false, &Arc::default()), now);
+            let mut closed = Collected::default();
+            closed.note(running.positions.bookmarks());
+            let collected = Arc::new(closed.with(running.streams.values()));
+            running.open(&self.disk, path, (false, &collected), now);
         }
         running.context.parks = parks;
         running.discover(&self.disk, paths, self.wanted, now);

@@ -450,6 +450,11 @@ impl World {
         for file in self.disk.lock().files.values_mut() {
             file.is_unreadable = false;
         }
+        // A program that is started again makes its file.
+        let is_there = self.disk.lock().inode(&self.real).is_some();
+        if !is_there {
+            self.open_writer();
+        }
         if !self.agent.is_running() {
             self.agent.start();
         }
