@@ -129,6 +129,7 @@ pub(super) struct Stat {
     pub(super) modified: SystemTime,
     /// `None` when the file system does not know.
     pub(super) created: Option<SystemTime>,
+    pub(super) owner: u32,
     /// No name leads to it, or none will when everybody has let go of it.
     pub(super) is_deleted: bool,
 }
@@ -345,9 +346,23 @@ impl Seen {
         Ok(Self {
             id,
             len: metadata.len(),
-            modified: metadata.modified()?,
+            modified: written(metadata)?,
         })
     }
+}
+
+/// When a file was written last. That is what its owner says; a time that is still to come is none, and when it was made
+/// counts, which nobody can set.
+fn written(metadata: &Metadata) -> io::Result<SystemTime> {
+    let modified = metadata.modified()?;
+    let now = SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us());
+    if modified <= now + AHEAD_MAX {
+        return Ok(modified);
+    }
+    let created = metadata.created().ok();
+    Ok(created
+        .filter(|created| *created <= now)
+        .unwrap_or(modified))
 }
 
 impl OpenFile for File {
@@ -355,8 +370,9 @@ impl OpenFile for File {
         let metadata = self.metadata()?;
         Ok(Stat {
             len: metadata.len(),
-            modified: metadata.modified()?,
+            modified: written(&metadata)?,
             created: metadata.created().ok(),
+            owner: owner_of(&metadata),
             is_deleted: is_deleted(self, &metadata),
         })
     }
@@ -467,6 +483,8 @@ fn open_shared(path: &Path) -> io::Result<File> {
 const LISTING_LASTS: Duration = Duration::from_secs(1);
 /// More than between two ticks of the clock of common file systems, FAT's apart.
 const TICK: Duration = Duration::from_millis(100);
+/// How far a file server's clock may be ahead of ours.
+const AHEAD_MAX: Duration = Duration::from_secs(300);
 /// A listing of more names is not kept: it is about 10 MB.
 const LISTING_MAX: usize = 100_000;
 
@@ -494,7 +512,9 @@ mod tests {
         }
         let inode = disk.look(&dir.join("other")).unwrap().unwrap().id.inode;
         let names = |begin, inode| -> Vec<PathBuf> {
-            let names = disk.names((&dir, Path::new(trust::ROOT_DIR)), begin, inode, true).unwrap();
+            let names = disk
+                .names((&dir, Path::new(trust::ROOT_DIR)), begin, inode, true)
+                .unwrap();
             names.into_iter().map(|name| name.path).collect()
         };
         assert_eq!(names("app", 0), [dir.join("app.log.1")]);

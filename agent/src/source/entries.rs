@@ -44,7 +44,11 @@ impl From<Type> for Kind {
             Type::Symlink => Self::Link,
             Type::Directory => Self::Directory,
             Type::RegularFile => Self::File,
-            _ => Self::Odd,
+            Type::Fifo
+            | Type::Socket
+            | Type::CharacterDevice
+            | Type::BlockDevice
+            | Type::Unknown => Self::Odd,
         }
     }
 }
@@ -107,14 +111,12 @@ impl Iterator for Entries {
 fn told(dir: &Dir, entry: &DirEntry) -> io::Result<Entry> {
     use std::os::unix::ffi::OsStringExt as _;
     let name = entry.file_name();
-    let kind = match entry.file_type() {
+    let mut kind = entry.file_type();
+    if kind == Type::Unknown {
         // Not every file system says it in its directories.
-        Type::Unknown => {
-            let stat = statat(dir.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            Type::from_raw_mode(stat.st_mode)
-        }
-        kind => kind,
-    };
+        let stat = statat(dir.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        kind = Type::from_raw_mode(stat.st_mode);
+    }
     Ok(Entry {
         name: OsString::from_vec(name.to_bytes().to_vec()),
         inode: entry.ino(),

@@ -131,6 +131,7 @@ mod tests {
 
     /// What is exchanged behind a way's back is not where the way stands.
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
     fn a_way_stands_where_it_went_whatever_takes_its_place() {
         let dir = std::env::temp_dir().join(format!("scrinium-held-{}", std::process::id()));
         drop(std::fs::remove_dir_all(&dir));

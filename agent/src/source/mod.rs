@@ -23,10 +23,10 @@ mod file;
 mod findings;
 mod follow;
 pub(crate) mod generations;
-#[cfg(test)]
-mod model;
 #[cfg(target_os = "linux")]
 mod held;
+#[cfg(test)]
+mod model;
 mod mounts;
 mod opening;
 mod output;

@@ -16,9 +16,9 @@ use std::path::Path;
 use std::path::{Component, PathBuf};
 
 use super::bookmark::FileId;
+use super::disk::{Disk, Led, Seen};
 #[cfg(unix)]
 use super::disk::{Way, is_absent};
-use super::disk::{Disk, Led, Seen};
 use super::entries::Entries;
 
 /// From where on the way to a file is looked at.
@@ -59,11 +59,12 @@ pub(super) fn is_refusal(error: &io::Error) -> bool {
 pub(super) fn open(disk: &dyn Disk, path: &Path, root: &Path) -> io::Result<Led> {
     #[cfg(unix)]
     if path.starts_with(root) {
-        return match lead(disk, path, root) {
+        return match lead(disk, path, root).and_then(|way| way.open()) {
             Err(error) if is_absent(&error) => Ok(Led::Nowhere),
-            way => way?.open(),
+            led => led,
         };
     }
+    #[cfg(not(unix))]
     let _named_as_it_is = root;
     Ok(disk.open(path)?.map_or(Led::Nowhere, Led::To))
 }
@@ -75,11 +76,12 @@ pub(super) fn open(disk: &dyn Disk, path: &Path, root: &Path) -> io::Result<Led>
 pub(super) fn look(disk: &dyn Disk, path: &Path, root: &Path) -> io::Result<Option<Seen>> {
     #[cfg(unix)]
     if path.starts_with(root) {
-        return match lead(disk, path, root) {
+        return match lead(disk, path, root).and_then(|way| way.look()) {
             Err(error) if is_absent(&error) => Ok(None),
-            way => way?.look(),
+            seen => seen,
         };
     }
+    #[cfg(not(unix))]
     let _named_as_it_is = root;
     disk.look(path)
 }
@@ -94,6 +96,7 @@ pub(super) fn list(disk: &dyn Disk, dir: &Path, root: &Path) -> io::Result<(File
         let way = lead(disk, dir, root)?;
         return Ok((way.owner()?.0, way.list()?));
     }
+    #[cfg(not(unix))]
     let _named_as_it_is = (root, disk);
     Ok((identity(dir)?, Entries::of(dir)?))
 }
@@ -122,8 +125,11 @@ fn lead<'a>(disk: &'a dyn Disk, path: &Path, root: &Path) -> io::Result<Box<dyn 
     }
     let below = path.strip_prefix(root).unwrap_or(path);
     let left = VecDeque::from(names(below));
-    let way = disk.hold(root, false)?;
-    follow(disk, way.unwrap_or_else(|| ByName::at(disk, root)), left)
+    let way: Box<dyn Way + 'a> = match disk.hold(root, false)? {
+        Some(way) => way,
+        None => ByName::at(disk, root),
+    };
+    follow(disk, way, left)
 }
 
 #[cfg(unix)]
@@ -276,7 +282,7 @@ const LINKS_MAX: usize = 40;
 mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::{MetadataExt as _, lchown, symlink};
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, PoisonError};
     use std::time::SystemTime;
 
     use super::*;
@@ -305,6 +311,7 @@ mod tests {
     /// A directory of a user that becomes a link to root's and back, all the while.
     #[cfg(target_os = "linux")]
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
     fn a_directory_that_is_exchanged_for_a_link_shows_nothing_of_others() {
         use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -348,7 +355,10 @@ mod tests {
                 }
                 let listed = disk.names((path.parent().unwrap(), root), "x.log.", 0, true);
                 let listed = listed.unwrap_or_default();
-                names += listed.iter().filter(|name| name.path.ends_with("x.log.of root")).count();
+                names += listed
+                    .iter()
+                    .filter(|name| name.path.ends_with("x.log.of root"))
+                    .count();
             }
             is_over.store(true, Ordering::Relaxed);
         });
@@ -420,7 +430,7 @@ mod tests {
         fn of(&self, path: &Path) -> io::Result<u32> {
             let (parent, name) = (path.parent().unwrap(), path.file_name().unwrap());
             let path = std::fs::canonicalize(parent)?.join(name);
-            let owners = self.0.lock().unwrap();
+            let owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(owners.get(&path).copied().unwrap_or(ROOT))
         }
     }

@@ -9,6 +9,7 @@
 mod as_it_is;
 mod backup;
 mod backup_elsewhere;
+mod beside;
 mod browser;
 mod central;
 mod ciphers;
