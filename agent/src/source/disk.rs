@@ -2,6 +2,8 @@
 //!
 //! Nothing here waits for anybody: what is no regular file is not opened, and an open never blocks.
 
+#[cfg(unix)]
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -11,6 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::bookmark::FileId;
+use super::entries::{Entries, Kind};
+#[cfg(target_os = "linux")]
+use super::held::Held;
+use super::trust;
 use crate::clock;
 
 /// A file system.
@@ -21,9 +27,22 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// Opens the regular file that the path leads to.
     fn open(&self, path: &Path) -> io::Result<Option<Opened>>;
 
-    /// Regular files in `dir` whose names begin with `begin`, or that are `inode`, by name; no links. One look is as good
-    /// as another for a moment when `is_urgent` is not set.
-    fn names(&self, dir: &Path, begin: &str, inode: u64, is_urgent: bool) -> io::Result<Vec<Name>>;
+    /// Regular files in `dir` whose names begin with `begin`, or that are `inode`, by name; no links. Links to it below
+    /// `root` count by their owners. One look is as good as another for a moment when `is_urgent` is not set.
+    fn names(
+        &self,
+        dir_and_root: (&Path, &Path),
+        begin: &str,
+        inode: u64,
+        is_urgent: bool,
+    ) -> io::Result<Vec<Name>>;
+
+    /// A way that begins at a directory and is held, whoever renames what is on it; the directory is taken as it is
+    /// named, or only if no link leads to it. `None` where names are all there is.
+    #[cfg(unix)]
+    fn hold(&self, _dir: &Path, _is_straight: bool) -> io::Result<Option<Box<dyn Way>>> {
+        Ok(None)
+    }
 
     /// When a name in `dir` was made, changed or removed last.
     fn changed(&self, dir: &Path) -> Option<SystemTime>;
@@ -39,6 +58,43 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
 
     /// Who asks.
     fn user(&self) -> u32;
+}
+
+/// A way through directories, one name after the other.
+#[cfg(unix)]
+pub(super) trait Way {
+    /// Goes on to a name; where that is a link it stays, and says whose the link is and where it leads.
+    fn step(&mut self, name: &OsStr) -> io::Result<Option<(u32, PathBuf)>>;
+
+    /// Goes to the directory above.
+    fn up(&mut self) -> io::Result<()>;
+
+    fn to_root(&mut self) -> io::Result<()>;
+
+    /// What is where it stands, and whose.
+    fn owner(&self) -> io::Result<(FileId, u32)>;
+
+    /// The regular file where it stands.
+    fn look(&self) -> io::Result<Option<Seen>>;
+
+    /// Opens that.
+    fn open(&self) -> io::Result<Led>;
+
+    /// The names in the directory where it stands.
+    fn list(&self) -> io::Result<Entries>;
+}
+
+/// Where a way leads.
+#[cfg_attr(
+    not(unix),
+    expect(dead_code, reason = "links have no owners that could be compared")
+)]
+pub(super) enum Led {
+    To(Opened),
+    /// There is no regular file.
+    Nowhere,
+    /// Another file took the place of the one that was looked at.
+    Moved,
 }
 
 /// A file that is open.
@@ -73,6 +129,7 @@ pub(super) struct Stat {
     pub(super) modified: SystemTime,
     /// `None` when the file system does not know.
     pub(super) created: Option<SystemTime>,
+    pub(super) owner: u32,
     /// No name leads to it, or none will when everybody has let go of it.
     pub(super) is_deleted: bool,
 }
@@ -122,11 +179,7 @@ impl Disk for RealDisk {
         if !metadata.is_file() {
             return Ok(None);
         }
-        Ok(Some(Seen {
-            id,
-            len: metadata.len(),
-            modified: metadata.modified()?,
-        }))
+        Seen::of(id, &metadata).map(Some)
     }
 
     fn open(&self, path: &Path) -> io::Result<Option<Opened>> {
@@ -147,7 +200,13 @@ impl Disk for RealDisk {
         Ok(Some(Opened { file, id }))
     }
 
-    fn names(&self, dir: &Path, begin: &str, inode: u64, is_urgent: bool) -> io::Result<Vec<Name>> {
+    fn names(
+        &self,
+        (dir, root): (&Path, &Path),
+        begin: &str,
+        inode: u64,
+        is_urgent: bool,
+    ) -> io::Result<Vec<Name>> {
         let mut kept = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = clock::now();
         let changed = self.changed(dir).filter(|changed| is_past(*changed));
@@ -163,7 +222,7 @@ impl Disk for RealDisk {
                 dir: dir.to_owned(),
                 at: now,
                 changed,
-                names: list(dir)?,
+                names: self.list(dir, root)?,
             });
         }
         let names = kept.as_ref().map_or(&[][..], |kept| &kept.names);
@@ -197,6 +256,15 @@ impl Disk for RealDisk {
             *kept = None;
         }
         Ok(wanted)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn hold(&self, dir: &Path, is_straight: bool) -> io::Result<Option<Box<dyn Way>>> {
+        let way = match is_straight {
+            true => Held::straight(dir)?,
+            false => Held::at(dir)?,
+        };
+        Ok(Some(Box::new(way)))
     }
 
     fn changed(&self, dir: &Path) -> Option<SystemTime> {
@@ -256,13 +324,55 @@ impl Disk for RealDisk {
     }
 }
 
+impl RealDisk {
+    /// Regular files in the order of their names.
+    fn list(&self, dir: &Path, root: &Path) -> io::Result<Vec<(OsString, u64)>> {
+        let mut names = Vec::new();
+        for entry in trust::list(self, dir, root)?.1 {
+            let entry = entry?;
+            if entry.kind == Kind::File {
+                names.push((entry.name, entry.inode));
+            }
+        }
+        names.sort_unstable_by(|(one, _), (other, _)| {
+            one.as_encoded_bytes().cmp(other.as_encoded_bytes())
+        });
+        Ok(names)
+    }
+}
+
+impl Seen {
+    pub(super) fn of(id: FileId, metadata: &Metadata) -> io::Result<Self> {
+        Ok(Self {
+            id,
+            len: metadata.len(),
+            modified: written(metadata)?,
+        })
+    }
+}
+
+/// When a file was written last. That is what its owner says; a time that is still to come is none, and when it was made
+/// counts, which nobody can set.
+fn written(metadata: &Metadata) -> io::Result<SystemTime> {
+    let modified = metadata.modified()?;
+    let now = SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us());
+    if modified <= now + AHEAD_MAX {
+        return Ok(modified);
+    }
+    let created = metadata.created().ok();
+    Ok(created
+        .filter(|created| *created <= now)
+        .unwrap_or(modified))
+}
+
 impl OpenFile for File {
     fn stat(&self) -> io::Result<Stat> {
         let metadata = self.metadata()?;
         Ok(Stat {
             len: metadata.len(),
-            modified: metadata.modified()?,
+            modified: written(&metadata)?,
             created: metadata.created().ok(),
+            owner: owner_of(&metadata),
             is_deleted: is_deleted(self, &metadata),
         })
     }
@@ -299,7 +409,7 @@ pub(crate) fn can_open(path: &Path) -> io::Result<()> {
 }
 
 /// Whether an error says that there is no such file: below a file there is none either.
-fn is_absent(error: &io::Error) -> bool {
+pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
@@ -310,24 +420,6 @@ fn is_absent(error: &io::Error) -> bool {
 fn is_past(time: SystemTime) -> bool {
     let now = SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us());
     now.duration_since(time).is_ok_and(|passed| passed > TICK)
-}
-
-fn list(dir: &Path) -> io::Result<Vec<(OsString, u64)>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            #[cfg(unix)]
-            let inode = std::os::unix::fs::DirEntryExt::ino(&entry);
-            #[cfg(not(unix))]
-            let inode = 0;
-            names.push((entry.file_name(), inode));
-        }
-    }
-    names.sort_unstable_by(|(one, _), (other, _)| {
-        one.as_encoded_bytes().cmp(other.as_encoded_bytes())
-    });
-    Ok(names)
 }
 
 #[cfg(unix)]
@@ -391,6 +483,8 @@ fn open_shared(path: &Path) -> io::Result<File> {
 const LISTING_LASTS: Duration = Duration::from_secs(1);
 /// More than between two ticks of the clock of common file systems, FAT's apart.
 const TICK: Duration = Duration::from_millis(100);
+/// How far a file server's clock may be ahead of ours.
+const AHEAD_MAX: Duration = Duration::from_secs(300);
 /// A listing of more names is not kept: it is about 10 MB.
 const LISTING_MAX: usize = 100_000;
 
@@ -418,7 +512,9 @@ mod tests {
         }
         let inode = disk.look(&dir.join("other")).unwrap().unwrap().id.inode;
         let names = |begin, inode| -> Vec<PathBuf> {
-            let names = disk.names(&dir, begin, inode, true).unwrap();
+            let names = disk
+                .names((&dir, Path::new(trust::ROOT_DIR)), begin, inode, true)
+                .unwrap();
             names.into_iter().map(|name| name.path).collect()
         };
         assert_eq!(names("app", 0), [dir.join("app.log.1")]);

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, MARK_HASH_LEN, Mark, TAIL_LEN_MAX};
 use super::content::{Content, Packing};
-use super::disk::{Disk, Hole, Seen};
-#[cfg(unix)]
+use super::disk::{Disk, Hole, Led, Seen};
 use super::trust;
 
 /// A file being read.
@@ -412,33 +411,19 @@ impl Follow {
 /// A link is not followed, see [`trust::is_refusal`]; the file cannot be opened, or is renamed faster than that.
 pub(super) fn open(disk: &dyn Disk, path: &Path, root: &Path) -> io::Result<Option<Follow>> {
     for _ in 0..OPENS_MAX {
-        let Some(opened) = disk.open(path)? else {
-            return Ok(None);
-        };
         // What is open is what the links that count lead to, whoever changed them meanwhile.
-        if is_led_to(disk, opened.id, path, root)? {
-            let content = Content::new(opened.file, Packing::of(path))?;
-            return Ok(Some(Follow::new(content, opened.id, path)));
+        match trust::open(disk, path, root)? {
+            Led::To(opened) => {
+                let content = Content::new(opened.file, Packing::of(path))?;
+                return Ok(Some(Follow::new(content, opened.id, path)));
+            }
+            Led::Nowhere => return Ok(None),
+            Led::Moved => {}
         }
     }
     Err(io::Error::other(
         "the file is renamed faster than it is opened",
     ))
-}
-
-#[cfg(unix)]
-fn is_led_to(disk: &dyn Disk, id: FileId, path: &Path, root: &Path) -> io::Result<bool> {
-    match trust::leads_to(disk, path, root) {
-        Ok(found) => Ok(found == id),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(not(unix))]
-#[expect(clippy::unnecessary_wraps, reason = "on other systems it can fail")]
-fn is_led_to(_disk: &dyn Disk, _id: FileId, _path: &Path, _root: &Path) -> io::Result<bool> {
-    Ok(true)
 }
 
 /// What is at a path; when it is another file than `known`, whether links may lead to it.
@@ -448,19 +433,13 @@ pub(super) fn look_within(
     root: &Path,
     known: Option<FileId>,
 ) -> io::Result<Option<Seen>> {
+    // Of a file that is open already nothing is taken but that it is still there.
     let seen = disk.look(path)?;
-    #[cfg(unix)]
-    if let Some(seen) = seen
-        && known.is_none_or(|known| known != seen.id)
-    {
-        match trust::leads_to(disk, path, root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            led_to => led_to.map(drop)?,
-        }
+    match known.is_some() && seen.map(|seen| seen.id) == known {
+        true => Ok(seen),
+        false if seen.is_none() => Ok(None),
+        false => trust::look(disk, path, root),
     }
-    #[cfg(not(unix))]
-    let _no_owners = (root, known);
-    Ok(seen)
 }
 
 /// So many bytes that are the same show that one file is a copy of another, or of its first part: less may be what all

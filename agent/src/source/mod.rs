@@ -17,11 +17,14 @@ mod content;
 mod context;
 pub(crate) mod discover;
 mod disk;
+mod entries;
 pub(crate) mod feed;
 mod file;
 mod findings;
 mod follow;
 pub(crate) mod generations;
+#[cfg(target_os = "linux")]
+mod held;
 #[cfg(test)]
 mod model;
 mod mounts;

@@ -14,7 +14,6 @@
 //! 4. Nothing is left out in silence: it is a finding.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{FileType, ReadDir};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -26,13 +25,12 @@ use scrinium_segment::fault;
 use super::bookmark::FileId;
 use super::content::Packing;
 use super::discover::{Discovery, Wanted};
-#[cfg(unix)]
 use super::disk::RealDisk;
+use super::entries::{Entries, Kind};
 use super::findings::{Finding, Findings, Tally};
 use super::generations;
 use super::mounts::Mounts;
-#[cfg(unix)]
-use super::trust;
+use super::trust::{self, identity};
 use crate::clock;
 
 /// How much one step may take.
@@ -142,7 +140,7 @@ impl Above {
 struct Open {
     directory: Directory,
     inside: Option<Arc<Above>>,
-    names: ReadDir,
+    names: Entries,
     files: Vec<PathBuf>,
 }
 
@@ -240,7 +238,7 @@ impl Walk {
                 }
                 Ok(metadata) => {
                     let mut files = Vec::new();
-                    let kind = metadata.file_type();
+                    let kind = metadata.file_type().into();
                     root.real = Some(self.root_real.clone());
                     root.depth = self.depth_max;
                     self.consider(path, kind, (&root, None), (scene, &mut files, seen));
@@ -271,8 +269,13 @@ impl Walk {
             return;
         }
         let is_root = directory.depth == 0;
-        let id = match identity(&directory.path) {
-            Ok(id) => id,
+        // What is listed is what was asked about, whatever takes its place meanwhile.
+        let root = scene.discovery.root_of(Some(scene.source), &directory.path);
+        let (id, names) = match trust::list(&RealDisk::default(), &directory.path, &root) {
+            Ok(listed) => listed,
+            Err(error) if trust::is_refusal(&error) => {
+                return seen.findings.push(refused(&directory.path, &error));
+            }
             Err(error) => return refuse(&directory.path, &error, is_root, seen),
         };
         let entered = self.entered.entry(id).or_default();
@@ -281,18 +284,13 @@ impl Walk {
             return;
         }
         *entered += 1;
-        match std::fs::read_dir(&directory.path) {
-            Ok(names) => {
-                let above = directory.above.clone();
-                self.open = Some(Open {
-                    directory,
-                    inside: Some(Arc::new(Above { id, above })),
-                    names,
-                    files: Vec::new(),
-                });
-            }
-            Err(error) => refuse(&directory.path, &error, is_root, seen),
-        }
+        let above = directory.above.clone();
+        self.open = Some(Open {
+            directory,
+            inside: Some(Arc::new(Above { id, above })),
+            names,
+            files: Vec::new(),
+        });
     }
 
     fn read_on(&mut self, mut open: Open, scene: &Scene<'_>, budget: &mut Budget, seen: &mut Seen) {
@@ -302,10 +300,10 @@ impl Walk {
                 return;
             };
             budget.take(1);
-            let found = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)));
-            match found {
-                Ok((path, kind)) => {
-                    if kind.is_symlink() {
+            match entry {
+                Ok(entry) => {
+                    let (path, kind) = (open.directory.path.join(entry.name), entry.kind);
+                    if kind == Kind::Link {
                         budget.take(LINK_COST);
                     }
                     let place = (&open.directory, open.inside.as_ref());
@@ -328,13 +326,13 @@ impl Walk {
     fn consider(
         &mut self,
         path: PathBuf,
-        kind: FileType,
+        kind: Kind,
         (directory, inside): (&Directory, Option<&Arc<Above>>),
         (scene, files, seen): (&Scene<'_>, &mut Vec<PathBuf>, &mut Seen),
     ) {
         let depth = directory.depth + 1;
         let may_enter = depth < self.depth_max;
-        if kind.is_dir() {
+        if kind == Kind::Directory {
             if may_enter {
                 let real = path.file_name().and_then(|name| {
                     let real = directory.real.as_ref()?.join(name);
@@ -345,7 +343,7 @@ impl Walk {
             return;
         }
         let wanted = scene.discovery.wanted(scene.source, &path);
-        if kind.is_symlink() {
+        if kind == Kind::Link {
             if may_enter || wanted != Wanted::No {
                 let place = (directory, inside, may_enter);
                 self.consider_link(path, wanted, place, (scene, files, seen));
@@ -353,7 +351,7 @@ impl Walk {
             return;
         }
         match wanted {
-            Wanted::No if kind.is_file() && Packing::of(&path).is_none() => {
+            Wanted::No if kind == Kind::File && Packing::of(&path).is_none() => {
                 let bases = generations::bases_of(&path);
                 let named =
                     |base: &PathBuf| scene.discovery.wanted(scene.source, base) == Wanted::Yes;
@@ -361,7 +359,7 @@ impl Walk {
             }
             Wanted::No => {}
             Wanted::Denied => self.denied.count(&path),
-            Wanted::Yes if kind.is_file() => files.push(path),
+            Wanted::Yes if kind == Kind::File => files.push(path),
             Wanted::Yes => self.odd.count(&path),
         }
     }
@@ -510,8 +508,11 @@ fn refusal_of(path: &Path, scene: &Scene<'_>) -> Option<Finding> {
     }
     let led_to = trust::leads_to(&RealDisk::default(), path, Path::new(trust::ROOT_DIR));
     let error = led_to.err().filter(trust::is_refusal)?;
-    let refused = SourceState::RefusedLink;
-    Some(Finding::trouble(refused, path, error.to_string()))
+    Some(refused(path, &error))
+}
+
+fn refused(path: &Path, error: &io::Error) -> Finding {
+    Finding::trouble(SourceState::RefusedLink, path, error.to_string())
 }
 
 /// Whether an earlier walk still waits for an answer about this very path.
@@ -537,22 +538,6 @@ fn refuse(path: &Path, error: &io::Error, named: bool, seen: &mut Seen) {
         seen.findings
             .push(Finding::new(SourceState::NoMatch, path, cause));
     }
-}
-
-/// What the file system calls a directory.
-#[cfg(unix)]
-fn identity(path: &Path) -> io::Result<FileId> {
-    Ok(FileId::of_metadata(&std::fs::metadata(path)?))
-}
-
-#[cfg(windows)]
-fn identity(path: &Path) -> io::Result<FileId> {
-    let handle = winapi_util::Handle::from_path_any(path)?;
-    let information = winapi_util::file::information(&handle)?;
-    Ok(FileId {
-        device: information.volume_serial_number(),
-        inode: information.file_index(),
-    })
 }
 
 /// The path with its `.` and `..` taken as they are written.

@@ -10,6 +10,7 @@ mod alarms;
 mod as_it_is;
 mod backup;
 mod backup_elsewhere;
+mod beside;
 mod browser;
 mod central;
 mod ciphers;

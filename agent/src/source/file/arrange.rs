@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
 
+use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
 use super::{FileStream, State};
@@ -77,11 +78,23 @@ impl FileStream {
                 follow => self.pass_over(Found { follow, ..found }, &mut survey)?,
             }
         }
+        let mut has_more = self.chain.queued.len() > QUEUED_MAX;
+        self.chain.queued.truncate(QUEUED_MAX);
+        for found in core::mem::take(&mut survey.rest) {
+            // One at a time is open: those that are wanted are found again when the others are read.
+            match self.open(&found.path)? {
+                Some(follow) if goes_on || self.history || follow.begins_after(self.began) => {
+                    has_more = true;
+                }
+                follow => self.pass_over(Found { follow, ..found }, &mut survey)?,
+            }
+        }
         self.refuse(core::mem::take(&mut survey.unreadable), !self.history);
+        let comes_later = has_more && !self.chain.queued.is_empty();
         if let Some(Found {
             follow: Some(mut follow),
             ..
-        }) = survey.at_path.take()
+        }) = survey.at_path.take_if(|_| !comes_later)
         {
             if let Some(mark) = self.inherited_mark(&mut follow)? {
                 follow.resume_at(mark.offset)?;
@@ -264,8 +277,10 @@ impl FileStream {
     /// Puts what is new into the queue, oldest first, and the file at the path behind it.
     fn queue(&mut self, survey: &mut Survey) -> io::Result<()> {
         let forgotten_before = self.forgotten_until(survey);
+        let (mut forgotten, mut has_more) = (survey.forgotten, !survey.rest.is_empty());
         for mut found in survey.unknown() {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
+            forgotten += usize::from(is_forgotten && is_out_of_order(&found, survey));
             if let Some(follow) = &mut found.follow
                 && let Some(mark) = self.inherited_mark(follow)?
             {
@@ -273,11 +288,16 @@ impl FileStream {
                 found.what = What::Past(self.chain.settle(Past::lost(mark)));
                 survey.beside.push(found);
             } else if let (Some(follow), false) = (found.follow, is_forgotten) {
+                if self.chain.queued.len() >= QUEUED_MAX {
+                    has_more = true;
+                    continue; // it is found again
+                }
                 let (path, id) = (follow.path.display(), follow.id.inode);
                 debug!(stream = %self.output.id(), %path, id, "a rotated file comes next");
                 self.chain.queued.push_back(follow);
             }
         }
+        self.say_forgotten(forgotten);
         let Some(Found {
             follow: Some(mut follow),
             what,
@@ -286,6 +306,10 @@ impl FileStream {
         else {
             return Ok(());
         };
+        // Others come before it: they are looked for when these are read.
+        if has_more && !self.chain.queued.is_empty() {
+            return Ok(());
+        }
         if self.chain.is_reading(follow.id) && what == What::Current {
             return Ok(());
         }
@@ -398,8 +422,10 @@ impl FileStream {
         let forgotten_before = self.forgotten_until(&survey);
         // What is new beside a file that is where it was may be a copy that is just being made.
         let mut strangers = Vec::new();
+        let mut forgotten = survey.forgotten;
         for found in survey.unknown() {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
+            forgotten += usize::from(is_forgotten && is_out_of_order(&found, &survey));
             let is_queued = self.chain.is_reading(found.seen.id);
             let Some(follow) = found.follow.filter(|_| !is_forgotten && !is_queued) else {
                 continue;
@@ -418,6 +444,7 @@ impl FileStream {
                 strangers.push(found.seen);
             }
         }
+        self.say_forgotten(forgotten);
         self.strangers = strangers;
         survey.at_path = None;
         self.take_in(survey, now)?;
@@ -446,6 +473,9 @@ impl FileStream {
     }
 }
 
+/// Generations that are open because they come next; the others are found again when these are read. Each is a
+/// descriptor, of which one user must not hold all.
+const QUEUED_MAX: usize = 16;
 /// How often it is looked whether a settled file grew.
 pub(super) const LOOK_BACK_INTERVAL: Duration = Duration::from_secs(5);
 /// Files of which it is remembered that they are new: each a few bytes.

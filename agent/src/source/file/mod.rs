@@ -15,11 +15,14 @@
 //!    it later is linked to it.
 
 mod arrange;
+mod aside;
 mod chain;
+mod choice;
 mod leave;
 mod read;
 mod settled;
 mod survey;
+mod toll;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,8 +35,10 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::sl::sources::SourceState;
 use tracing::warn;
 
+use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
+use self::toll::Toll;
 use super::Context;
 use super::bookmark::{Bookmarks, FileId, Mark};
 use super::claims::Collected;
@@ -88,6 +93,8 @@ pub(crate) struct FileStream {
     strangers: Vec<Seen>,
     /// Generations that could not be read, of which that was said.
     refused: BTreeSet<u64>,
+    aside: Aside,
+    toll: Toll,
     /// When something was read of it last.
     read_at: Instant,
     /// Something was read since it was opened.
@@ -163,6 +170,8 @@ impl FileStream {
             may_miss: false,
             strangers: Vec::new(),
             refused: BTreeSet::new(),
+            aside: Aside::default(),
+            toll: Toll::default(),
             read_at: now,
             has_read: false,
             complaint: None,
@@ -405,9 +414,17 @@ impl FileStream {
         if self.wanting != Wanting::Wanted {
             return self.end(context);
         }
-        match self.try_pass(context, now) {
+        if self.toll.waits(now) {
+            return Pass::Idle;
+        }
+        let pass = self.try_pass(context, now);
+        self.toll.settle(now);
+        match pass {
             Ok(pass) => {
-                self.complaint = None;
+                let cause =
+                    "there are so many names beside it that it is looked at only now and then";
+                let is_long = self.toll.is_long(now);
+                self.complaint = is_long.then(|| (SourceState::NotWalked, cause.to_owned()));
                 let is_quiet = now.duration_since(self.read_at) >= QUIET_CLOSE;
                 // What was unpacked is not unpacked once more for a moment's wait.
                 if pass != Pass::Paced && (context.parks || (is_quiet && pass == Pass::Idle)) {

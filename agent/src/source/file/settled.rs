@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::chain::Past;
 use super::survey::{Found, Survey, What};
@@ -13,6 +13,7 @@ use crate::source::bookmark::Mark;
 impl FileStream {
     /// Notes where settled files are, and opens those that grew.
     pub(super) fn take_in(&mut self, survey: Survey, now: Instant) -> io::Result<()> {
+        self.say_foreign(survey.foreign);
         let found = survey.beside.iter().filter_map(|found| match found.what {
             What::Past(serial) => Some(serial),
             What::Current | What::CopyOfCurrent | What::CopyOfPath | What::Unknown => None,
@@ -141,51 +142,4 @@ impl FileStream {
         survey.beside.push(found);
         Ok(())
     }
-
-    /// Files beside the one that is read that may not be read: one more reason to say what is missing, none to stop.
-    pub(super) fn refuse(
-        &mut self,
-        unreadable: Vec<(
-            std::path::PathBuf,
-            crate::source::bookmark::FileId,
-            io::Error,
-        )>,
-        were_there: bool,
-    ) {
-        // Whoever compressed a settled file kept it to himself.
-        let mut compressed = self
-            .chain
-            .past
-            .iter()
-            .filter(|past| past.path.is_none())
-            .count();
-        self.refused
-            .retain(|key| unreadable.iter().any(|(_, id, _)| id.key() == *key));
-        for (path, id, error) in unreadable {
-            if were_there {
-                let seen = self.place.disk.look(&path).ok().flatten();
-                self.chain.settle_first(Past {
-                    path: Some(path),
-                    seen: seen.filter(|seen| seen.id == id),
-                    ..Past::lost(Mark::of_id(id))
-                });
-                continue;
-            }
-            if self.refused.len() >= REFUSED_MAX || !self.refused.insert(id.key()) {
-                continue;
-            }
-            warn!(path = %path.display(), %error, "a rotated file cannot be read; trying again");
-            if crate::source::content::Packing::of(&path).is_some() && compressed > 0 {
-                compressed -= 1;
-                continue;
-            }
-            let name = path.file_name().unwrap_or_default().display();
-            self.output.push_gap(&format!(
-                "the rotated file {name} cannot be read ({error}); what it has that was not collected before is collected when it can be"
-            ));
-        }
-    }
 }
-
-/// Files of which it is remembered that they could not be read: each a few bytes.
-const REFUSED_MAX: usize = 32;

@@ -4,17 +4,21 @@
 //! means the same file afterwards. A file is known by its content; its number only says what to compare it with first.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::FileStream;
 use super::chain::Past;
+use super::choice::{Candidate, NAMES_MAX, OPENS_MAX, begins_like};
+use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
 use crate::source::content::plain_name;
 use crate::source::disk::{Name, Seen};
 use crate::source::follow::{self, Follow, PART_MIN, Start, look_within};
 use crate::source::generations::{Rank, rank};
+use crate::source::trust;
 
 /// What was seen.
 #[derive(Default)]
@@ -33,6 +37,12 @@ pub(super) struct Survey {
     pub(super) unreadable: Vec<(PathBuf, FileId, io::Error)>,
     /// Files that may not be read, and have the numbers of settled ones perhaps: until it is known what the others are.
     closed: Vec<Closed>,
+    /// Generations that nobody knows yet and for which there was no room, oldest first: younger than those in `beside`.
+    pub(super) rest: Vec<Found>,
+    /// How many files are named as generations and belong to others.
+    pub(super) foreign: usize,
+    /// How many were passed over unopened because by their times they are forgotten, though not by their names.
+    pub(super) forgotten: usize,
 }
 
 struct Closed {
@@ -79,7 +89,16 @@ pub(super) enum What {
 
 impl FileStream {
     /// Looks around.
-    pub(super) fn survey(&self, why: Why) -> io::Result<Survey> {
+    pub(super) fn survey(&mut self, why: Why) -> io::Result<Survey> {
+        let began = clock::now();
+        let survey = self.look_around(why, began);
+        let took = clock::now().saturating_duration_since(began);
+        let is_hasty = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<Hasty>());
+        self.toll.add(took, survey.as_ref().is_err_and(is_hasty));
+        survey
+    }
+
+    fn look_around(&self, why: Why, began: Instant) -> io::Result<Survey> {
         let current = self.chain.current.as_ref();
         let current = current.map(|follow| follow.bookmark(false));
         let current = current.or_else(|| self.chain.closed.clone());
@@ -100,10 +119,11 @@ impl FileStream {
             if is_same {
                 return Ok(survey);
             }
+            if clock::now().saturating_duration_since(began) > LOOKS_LAST {
+                break;
+            }
         }
-        Err(io::Error::other(
-            "files are renamed faster than they are found",
-        ))
+        Err(io::Error::other(Hasty))
     }
 
     fn is_still(&self, survey: &Survey) -> bool {
@@ -141,15 +161,20 @@ impl FileStream {
             let (Some(dir), Some(stem)) = (base.parent(), stem) else {
                 continue;
             };
+            let dir = (dir, &*self.place.root);
             let names = match self.place.disk.names(dir, stem, inode, is_urgent) {
-                // There is no such directory any more.
+                // There is no such directory any more, or a link leads there that does not count.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if trust::is_refusal(&error) => continue,
                 names => names?,
             };
             all.extend(names);
         }
         all.retain(|name| name.path != self.place.path && !self.place.deny.forbids(&name.path));
         all.dedup();
+        if all.len() > NAMES_MAX {
+            self.keep_likely(&mut all, inode);
+        }
         Ok(all)
     }
 
@@ -205,6 +230,7 @@ impl FileStream {
             }
         }
         let bases = self.bases();
+        let mut candidates = Vec::new();
         for name in names {
             let Ok(Some(seen)) = self.place.disk.look(&name.path) else {
                 continue;
@@ -249,19 +275,26 @@ impl FileStream {
                 || current.is_some_and(|current| current.id == seen.id)
                 || bases.iter().any(|base| begins_like(base, &name.path));
             let is_queued = self.chain.queued.iter().any(|queued| queued.id == seen.id);
-            if !is_meant || is_queued || self.is_in_the_making(&name.path, names) {
+            if !is_meant || is_queued {
                 continue;
             }
-            match self.open(&name.path) {
-                Ok(Some(follow)) if follow.id == seen.id => {
+            let like = known.map(|past| (past.serial, past.mark.offset));
+            candidates.push(Candidate { found, like });
+        }
+        if candidates.len() > OPENS_MAX {
+            self.choose(&mut candidates, &mut survey, current);
+        }
+        for Candidate { mut found, like } in candidates {
+            if self.is_in_the_making(&found.path, names) {
+                continue;
+            }
+            match self.open(&found.path) {
+                Ok(Some(follow)) if follow.id == found.seen.id => {
                     found.follow = Some(follow);
                     survey.beside.push(found);
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    let like = known.map(|past| (past.serial, past.mark.offset));
-                    survey.closed.push(Closed { found, error, like });
-                }
+                Err(error) => survey.closed.push(Closed { found, error, like }),
             }
         }
         survey
@@ -327,6 +360,24 @@ impl FileStream {
                     taken.insert(past.serial);
                     break;
                 }
+            }
+        }
+        let starts: Vec<Option<Start>> = all.into_iter().map(|(_, start)| start).collect();
+        // A generation that nobody knows is one only when it belongs to whom the others do.
+        let owners = self.owners(survey);
+        let own = survey.at_path.iter_mut().chain(&mut survey.beside);
+        let mut all: Vec<(&mut Found, Option<Start>)> = own.zip(starts).collect();
+        for (found, start) in &mut all {
+            let owner = found
+                .follow
+                .as_ref()
+                .and_then(|follow| follow.content.stat().ok());
+            let is_foreign =
+                |owners: &BTreeSet<u32>| owner.is_some_and(|stat| !owners.contains(&stat.owner));
+            let is_beside = found.path != self.place.path;
+            if is_beside && found.what == What::Unknown && owners.as_ref().is_some_and(is_foreign) {
+                survey.foreign += usize::from(found.rank.take().is_some());
+                (found.follow, *start) = (None, None);
             }
         }
         let evidence = |offset: u64, is_taken: bool, is_generation: bool| match is_taken {
@@ -529,12 +580,19 @@ fn soft(answer: io::Result<bool>, follow: &Follow) -> io::Result<bool> {
     }
 }
 
-/// Whether a copy of the file at `path` may be at `sibling`: the same name with more behind it.
-fn begins_like(path: &Path, sibling: &Path) -> bool {
-    let names = path.file_name().zip(sibling.file_name());
-    let names = names.and_then(|(own, other)| Some((own.to_str()?, other.to_str()?)));
-    names.is_some_and(|(own, other)| other.starts_with(own))
+/// Names changed while they were looked at.
+#[derive(Debug)]
+struct Hasty;
+
+impl std::error::Error for Hasty {}
+
+impl fmt::Display for Hasty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("files are renamed faster than they are found")
+    }
 }
 
 /// How often files may be renamed while we look at them.
 const LOOKS_MAX: usize = 8;
+/// After so long nobody looks once more: others wait for their turn.
+const LOOKS_LAST: Duration = Duration::from_millis(250);

@@ -200,7 +200,7 @@ impl Disk for SimDisk {
 
     fn names(
         &self,
-        dir: &Path,
+        (dir, _): (&Path, &Path),
         begin: &str,
         inode: u64,
         _is_urgent: bool,
@@ -271,6 +271,7 @@ impl OpenFile for SimHandle {
             len: file.bytes.len() as u64,
             modified: SystemTime::UNIX_EPOCH + file.modified,
             created: Some(SystemTime::UNIX_EPOCH + file.created),
+            owner: file.owner,
             is_deleted: !inner.is_named(self.inode) && !inner.is_away,
         })
     }
