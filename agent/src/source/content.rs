@@ -47,7 +47,7 @@ impl Content {
         })
     }
 
-    fn file(&self) -> &dyn OpenFile {
+    pub(super) fn file(&self) -> &dyn OpenFile {
         match self {
             Self::Plain(file) => &**file,
             Self::Packed(packed) => &*packed.file,

@@ -53,6 +53,11 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// Which file is at the path, and whose; links are followed if `follows`.
     fn owner(&self, path: &Path, follows: bool) -> io::Result<(FileId, u32)>;
 
+    /// Whether an open file, which was found at a path, is one of the agent itself: its keys are nobody's log.
+    fn is_own(&self, _file: &dyn OpenFile, _path: &Path) -> bool {
+        false
+    }
+
     /// The path without links.
     fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
 
@@ -106,6 +111,11 @@ pub(super) trait OpenFile: fmt::Debug + Send + Sync {
 
     /// What hole begins at `offset`, of which nobody wrote a byte.
     fn after_hole(&self, offset: u64) -> Option<Hole>;
+
+    /// Where it is, whatever way led to it; `None` where the system does not say that.
+    fn place(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// A file at a path, as it was when it was looked at.
@@ -157,6 +167,19 @@ pub(super) enum Hole {
 #[derive(Debug, Default)]
 pub(super) struct RealDisk {
     listing: Mutex<Option<Listing>>,
+    /// The state directory, without links.
+    own: Option<PathBuf>,
+}
+
+impl RealDisk {
+    /// Nothing in the agent's state directory is opened, whatever a source names and whatever leads there.
+    pub(super) fn keeping_off(state: &Path) -> Self {
+        let own = std::fs::canonicalize(state);
+        Self {
+            own: Some(own.unwrap_or_else(|_| state.to_owned())),
+            ..Self::default()
+        }
+    }
 }
 
 /// The directory that was listed last: many streams may ask for the same one at once.
@@ -171,6 +194,12 @@ struct Listing {
 }
 
 impl Disk for RealDisk {
+    fn is_own(&self, file: &dyn OpenFile, path: &Path) -> bool {
+        let Some(own) = &self.own else { return false };
+        let place = file.place().or_else(|| std::fs::canonicalize(path).ok());
+        place.is_some_and(|place| place.starts_with(own))
+    }
+
     fn look(&self, path: &Path) -> io::Result<Option<Seen>> {
         let (metadata, id) = match look_at(path) {
             Err(error) if is_absent(&error) => return Ok(None),
@@ -366,6 +395,12 @@ fn written(metadata: &Metadata) -> io::Result<SystemTime> {
 }
 
 impl OpenFile for File {
+    #[cfg(target_os = "linux")]
+    fn place(&self) -> Option<PathBuf> {
+        use std::os::fd::AsRawFd as _;
+        std::fs::read_link(format!("/proc/self/fd/{}", self.as_raw_fd())).ok()
+    }
+
     fn stat(&self) -> io::Result<Stat> {
         let metadata = self.metadata()?;
         Ok(Stat {

@@ -259,6 +259,11 @@ impl Follow {
         was_written && self.created().is_some_and(|created| created > time)
     }
 
+    /// Whether it is one of the agent itself.
+    pub(super) fn is_own(&self, disk: &dyn Disk) -> bool {
+        disk.is_own(self.content.file(), &self.path)
+    }
+
     /// Whether it was made after `file` and is no compressed one: whoever renames makes a new file at the path later.
     pub(super) fn is_made_after(&self, file: FileId, created: Option<SystemTime>) -> bool {
         let own = self.content.stat().ok().and_then(|stat| stat.created);

@@ -133,7 +133,7 @@ pub(crate) fn start(
     let mut sources = Sources {
         positions,
         collected: Collected::default(),
-        disk: Arc::new(RealDisk::default()),
+        disk: Arc::new(RealDisk::keeping_off(since.dir())),
         since,
         streams: BTreeMap::new(),
         left: BTreeMap::new(),

@@ -44,6 +44,11 @@ impl Since {
         }
     }
 
+    /// The state directory.
+    pub(super) fn dir(&self) -> &Path {
+        self.file.parent().unwrap_or(&self.file)
+    }
+
     /// Takes up the sources that are configured now, and writes down what is new of them.
     pub(super) fn configure<'a>(&mut self, globs: impl Iterator<Item = &'a str>) {
         let sources: BTreeMap<String, u64> = globs

@@ -467,7 +467,16 @@ impl FileStream {
             true => &self.place.root,
             false => path.parent().unwrap_or(path),
         };
-        follow::open(&*self.place.disk, path, root)
+        let opened = follow::open(&*self.place.disk, path, root)?;
+        if let Some(follow) = &opened
+            && follow.is_own(&*self.place.disk)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "it is a file of the agent's own state, which is never collected",
+            ));
+        }
+        Ok(opened)
     }
 }
 
