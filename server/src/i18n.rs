@@ -211,7 +211,7 @@ mod tests {
                     continue;
                 }
                 let text = std::fs::read_to_string(&path).unwrap();
-                for call in text.split("said!(").skip(1) {
+                for call in text.split(concat!("said", "!(")).skip(1) {
                     let Some(call) = call.trim_start().strip_prefix('"') else {
                         continue;
                     };
