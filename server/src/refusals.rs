@@ -31,8 +31,6 @@ pub(crate) enum What {
     SignIn,
     Enrolment,
     Agent,
-    /// A session that something between an agent and this server spoiled.
-    Interference,
 }
 
 impl What {
@@ -50,7 +48,6 @@ impl What {
             Self::SignIn => "sign-ins refused, in sum",
             Self::Enrolment => "enrolments refused, in sum",
             Self::Agent => "agents refused, in sum",
-            Self::Interference => "interference on the wire, in sum",
         }
     }
 }

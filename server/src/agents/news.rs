@@ -50,7 +50,7 @@ impl News {
             Self::Answers => "configured, in sum",
             Self::Sources => "sources in trouble, in sum",
             Self::Arrivals => "machine changed or state of before, in sum",
-            Self::Interference => "interference on the wire of one agent, in sum",
+            Self::Interference => "interference on the wire, in sum",
             Self::Unmet => "receipts for entries that are missing, in sum",
         }
     }

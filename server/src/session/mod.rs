@@ -22,11 +22,9 @@ use tracing::{info, warn};
 
 use self::receiver::{Effect, Receiver};
 use crate::agents::{Accepted, Begun};
-use crate::audit::Actor;
 use crate::clock;
 use crate::core::Core;
 use crate::ingest::{Outcome, Submission};
-use crate::refusals::{self, Refusal, What};
 
 /// Runs the session to its end.
 pub(crate) async fn run(
@@ -40,7 +38,7 @@ pub(crate) async fn run(
     let begun = core.agents.begin_session(id, established.suite, address);
     let number = begun.number;
     info!(agent = %id, "an agent connected");
-    let outcome = drive(&core, stream, address, accepted, established, begun).await;
+    let outcome = drive(&core, stream, accepted, established, begun).await;
     let trouble = match outcome {
         Ok(reason) => {
             info!(agent = %id, reason, "an agent's session ended");
@@ -57,7 +55,6 @@ pub(crate) async fn run(
 async fn drive(
     core: &Core,
     stream: TcpStream,
-    address: SocketAddr,
     accepted: Accepted,
     established: Established,
     begun: Begun,
@@ -78,11 +75,12 @@ async fn drive(
     let (reader, mut writer) = stream.into_split();
     let mut end = told.clone();
     loop {
+        let begun = clock::now();
         while !told.borrow().ended
             && let Some(effect) = receiver.poll_effect()
         {
             // Boxed, here and below: what is rarely done is not kept by every idle session.
-            Box::pin(carry_out(core, effect, address)).await?;
+            Box::pin(carry_out(core, effect)).await?;
         }
         while let Some(bytes) = receiver.poll_transmit(clock::now())? {
             let is_written = tokio::select! {
@@ -96,10 +94,11 @@ async fn drive(
             if !is_written {
                 // A record may be cut: nothing more is written.
                 receiver.forget_submissions();
-                Box::pin(settle(core, &mut receiver, address)).await;
+                Box::pin(settle(core, &mut receiver)).await;
                 return Ok(TOLD.to_owned());
             }
         }
+        receiver.was_busy(begun, clock::now());
         let deadline = receiver.poll_timeout();
         let has_room = receiver.has_room();
         let has_next = receiver.has_next();
@@ -131,7 +130,7 @@ async fn drive(
             answer = next_answer(&mut receiver.waiting) => {
                 let answered = receiver.handle_answers(Some(answer), clock::now());
                 if answered.is_err() {
-                    Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
                 }
                 answered?;
                 None
@@ -141,7 +140,7 @@ async fn drive(
                 // Milliseconds of hashing and decompression: other sessions go on meanwhile.
                 let handled = tokio::task::block_in_place(|| handle_some(&mut receiver));
                 if handled.is_err() {
-                    Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
                 }
                 handled?
             }
@@ -149,59 +148,42 @@ async fn drive(
                 readable?;
                 let read = read(&reader, &mut receiver);
                 if read.is_err() {
-                    Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
                 }
                 read?;
                 None
             }
         };
         if let Some(reason) = ended {
-            Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+            Box::pin(finish(core, &mut receiver, &mut writer)).await;
             return Ok(reason);
         }
     }
 }
 
 /// What the session still wants done when it is over: alarms, and receipts of what is durable.
-async fn finish(
-    core: &Core,
-    receiver: &mut Receiver,
-    writer: &mut OwnedWriteHalf,
-    address: SocketAddr,
-) {
-    settle(core, receiver, address).await;
+async fn finish(core: &Core, receiver: &mut Receiver, writer: &mut OwnedWriteHalf) {
+    settle(core, receiver).await;
     if let Some(bytes) = receiver.poll_farewell() {
         let _gone = tokio::time::timeout(FAREWELL_MAX, write(writer, &bytes)).await;
     }
 }
 
 /// The part of it that is for this server.
-async fn settle(core: &Core, receiver: &mut Receiver, address: SocketAddr) {
+async fn settle(core: &Core, receiver: &mut Receiver) {
     while let Some(effect) = receiver.poll_effect() {
-        if let Err(error) = carry_out(core, effect, address).await {
+        if let Err(error) = carry_out(core, effect).await {
             warn!(error = format!("{error:#}"), "a session could not finish");
         }
     }
 }
 
-async fn carry_out(core: &Core, effect: Effect, from: SocketAddr) -> Result<()> {
+async fn carry_out(core: &Core, effect: Effect) -> Result<()> {
     match effect {
         Effect::Submit(submission) => submit(core, submission)?,
         Effect::Raise(raise) => core.alarms.raise(raise).await,
         Effect::Audit(action, detail) => {
             core.audit.record("agent", action, detail).await;
-        }
-        Effect::Interference(detail) => {
-            let refusal = Refusal {
-                what: What::Interference,
-                actor: &Actor::of("agent"),
-                action: "interference on the wire",
-                detail,
-                from,
-            };
-            if let Err(error) = refusals::note(core, refusal).await {
-                warn!(%error, "an interference could not be written to the audit stream");
-            }
         }
         Effect::Unmet(receipt) => core.catalogue.put(&receipt)?,
     }

@@ -47,8 +47,6 @@ pub(crate) enum Effect {
     Raise(Raise),
     /// For the audit stream: what the agent did, and the detail.
     Audit(&'static str, Value),
-    /// For the audit stream, where many of them are a sum: what somebody on the way did.
-    Interference(Value),
     /// For the catalogue, so that every verification names it.
     Unmet(UnmetReceipt),
 }
@@ -183,8 +181,20 @@ impl Receiver {
     /// Handles one thing that came. Returns why the session is over, when it is on purpose.
     pub(crate) fn handle_next(&mut self, now: Instant) -> Result<Option<String>> {
         match self.session.poll_event() {
-            Some(event) => self.handle_event(event, now),
+            Some(event) => {
+                // It may have waited: what came behind it was not listened to yet.
+                self.session.defer_silence(now);
+                self.handle_event(event, now)
+            }
             None => Ok(None),
+        }
+    }
+
+    /// From `begun` to `now` its alarms, entries and bytes were seen to, and the agent was not listened to: a disk that is
+    /// slow makes no agent silent.
+    pub(crate) fn was_busy(&mut self, begun: Instant, now: Instant) {
+        if now.saturating_duration_since(begun) >= BUSY_MIN {
+            self.session.defer_silence(now);
         }
     }
 
@@ -501,5 +511,7 @@ impl Receiver {
 
 /// Most bytes of batches an agent may have in flight in one lane.
 const LANE_BYTES_MAX: u32 = 4 << 20;
+/// The shortest time without listening that is counted: with the quickest keep-alives an agent is silent after 200 ms.
+const BUSY_MIN: Duration = Duration::from_millis(100);
 /// Most batches of one session at the writer.
 const IN_FLIGHT_MAX: usize = 256;

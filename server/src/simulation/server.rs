@@ -279,7 +279,7 @@ impl Process {
                     Effect::Submit(submission) => self.queue.push_back(submission),
                     Effect::Raise(raise) => self.alarms.push(raise),
                     // What a restored server lost is told; the worlds look at the entries themselves.
-                    Effect::Audit(..) | Effect::Interference(_) | Effect::Unmet(_) => {}
+                    Effect::Audit(..) | Effect::Unmet(_) => {}
                 }
             }
             while let Ok(Some(bytes)) = receiver.poll_transmit(now) {

@@ -52,7 +52,7 @@ fn connections_that_nobody_reads_take_little_memory() {
         let bookmark = n.to_be_bytes().repeat(256);
         let batch = stream.seal(&[b"x\n"], bookmark);
         stream.send_batch(&mut client, batch);
-        if n % 20 == 19 {
+        if n % 100 == 99 {
             client.push();
             wait_until("they are archived", PATIENCE, || {
                 acked += receipts(&mut client).len();
@@ -152,11 +152,9 @@ fn records_that_are_spoiled_again_and_again_are_a_few_entries_and_a_sum() {
     lab.start_server();
     let single = lab.trail("interference on the wire");
     let sums = lab.trail("interference on the wire, in sum");
-    let of_agent = lab.trail("interference on the wire of one agent, in sum");
-    assert_eq!(of_agent.len(), 1, "{of_agent:?}");
-    assert_eq!(of_agent[0]["detail"]["agent"], "evil1");
-    assert_eq!(count(&of_agent), SPOILED - 24);
-    assert_eq!(single.len() as u64 + count(&sums), 24);
+    assert_eq!((single.len(), sums.len()), (24, 1), "{sums:?}");
+    assert_eq!(sums[0]["detail"]["agent"], "evil1");
+    assert_eq!(count(&sums), SPOILED - 24);
 }
 
 /// What an agent was over the limit of a day was counted, and nowhere in the trail.
@@ -220,7 +218,8 @@ fn count(sums: &[Value]) -> u64 {
 
 /// Batches that are sent at once; as many as the window takes.
 const FLOOD: u64 = 1500;
-const STREAMS: u32 = 3000;
+/// With their bookmarks more than the buffers of a connection take.
+const STREAMS: u32 = 8000;
 const SPOILED: u64 = 40;
 /// Far less than the batches that wait take.
 const SOON: Duration = Duration::from_millis(1500);

@@ -49,7 +49,8 @@ impl Receiver {
             json!({ "agent": agent, "seen": seen, "stream": stream, "next_sequence": next });
         // The alarm counts them all; what is over the limit of the day is in the trail in a sum.
         if self.shared.agents.over(self.agent, News::Interference) == 0 {
-            self.effects.push_back(Effect::Interference(detail));
+            let effect = Effect::Audit("interference on the wire", detail);
+            self.effects.push_back(effect);
         }
     }
 
