@@ -181,9 +181,14 @@ impl Bookmark {
         usize::from(self.tail_len)
     }
 
+    /// Whether a file with these bytes at its start may be the one this was taken in.
+    pub(crate) fn begins_with(&self, head: &[u8]) -> bool {
+        half_hash(head) == self.head
+    }
+
     /// Whether a file with these bytes at its start and before the offset is the one this was taken in.
     pub(crate) fn is_of(&self, head: &[u8], tail: &[u8]) -> bool {
-        half_hash(head) == self.head && half_hash(tail) == self.tail
+        self.begins_with(head) && half_hash(tail) == self.tail
     }
 }
 

@@ -93,6 +93,11 @@ impl Claims {
         self.targets.extend(stream.target().map(Path::to_owned));
     }
 
+    /// Whether a link of one of the streams led to `path` when it was looked at last.
+    pub(super) fn is_target(&self, path: &Path) -> bool {
+        self.targets.contains(path)
+    }
+
     /// A stream that is being opened reads this file, whether it sees it yet or not.
     pub(super) fn reading_of(&mut self, file: Option<FileId>) {
         self.reading.extend(file);
@@ -121,15 +126,15 @@ pub(super) fn is_anothers<'a>(
     })
 }
 
-/// The path whose stream collects the file that a link leads to: its own, where the sources name that too. It would
-/// depend on who was found first otherwise, and two streams would know one half each.
+/// The path whose stream collects the file that a link leads to: its own, once that stream began, because it was found
+/// first or the link had vanished. Two streams in turns would know one half each.
 pub(super) fn own_path(
     disk: &dyn Disk,
     path: &Path,
-    wants: impl Fn(&Path) -> bool,
+    knows: impl Fn(&Path) -> bool,
 ) -> Option<PathBuf> {
     let own = disk.canonical(path).ok()?;
-    (own != path && wants(&own)).then_some(own)
+    (own != path && knows(&own)).then_some(own)
 }
 
 /// The path whose stream a file belongs to that is named as an old generation of it: one at which there is a file now,

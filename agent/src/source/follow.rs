@@ -194,6 +194,26 @@ impl Follow {
             && bookmark.is_of(&head, &tail))
     }
 
+    /// Whether this is the first part of what was read of a file, as far as its start tells: of that all is known, or
+    /// the hash in the bookmark.
+    pub(super) fn is_part_of(
+        &mut self,
+        bookmark: &Bookmark,
+        head: Option<&[u8]>,
+    ) -> io::Result<bool> {
+        let Some(len) = self.content.len()?.filter(|len| *len <= bookmark.offset) else {
+            return Ok(false);
+        };
+        let start = self.start()?.bytes;
+        Ok(len >= PART_MIN
+            && match head {
+                Some(head) => head.starts_with(&start),
+                None => start
+                    .get(..bookmark.head_len())
+                    .is_some_and(|start| bookmark.begins_with(start)),
+            })
+    }
+
     /// How the file begins.
     pub(super) fn start(&mut self) -> io::Result<Start> {
         let mut bytes = vec![0; HEAD_LEN_MAX];
@@ -422,6 +442,9 @@ pub(super) fn look_within(
     }
 }
 
+/// So many bytes that are the same show that one file is a copy of another, or of its first part: less may be what all
+/// files of a program begin with.
+pub(super) const PART_MIN: u64 = 64;
 const SECOND: Duration = Duration::from_secs(1);
 /// Holes begin and end at multiples of this on common file systems.
 pub(super) const BLOCK_LEN: u64 = 4096;

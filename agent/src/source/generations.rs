@@ -3,11 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use super::content::plain_name;
+use super::disk::Disk;
+use super::trust;
 
 /// Whether `sibling` is named as rotation names old files: the same name with a number or a date
 /// behind it or before its extension, compressed or not.
 pub(super) fn is_generation_of(path: &Path, sibling: &Path) -> bool {
     suffix(path, sibling).is_some()
+}
+
+/// What the file system calls the generations of a file.
+pub(super) fn numbers_of(disk: &dyn Disk, path: &Path) -> Vec<u64> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    let names = match (path.parent(), stem) {
+        (Some(dir), Some(stem)) => {
+            let root = Path::new(trust::ROOT_DIR);
+            disk.names((dir, root), stem, 0, false).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
+    let names = names
+        .into_iter()
+        .filter(|name| is_generation_of(path, &name.path));
+    names.map(|name| name.inode).collect()
 }
 
 /// Where the name of a generation puts it among the others, the oldest first.

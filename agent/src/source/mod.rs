@@ -136,7 +136,7 @@ pub(crate) fn start(
         disk: Arc::new(RealDisk::default()),
         since,
         streams: BTreeMap::new(),
-        left: BTreeSet::new(),
+        left: BTreeMap::new(),
         resting: Resting::default(),
         wanted: config.feeds().collect(),
         feeds: Vec::new(),
@@ -188,8 +188,8 @@ struct Sources {
     /// Since when it looks for files.
     since: Since,
     streams: BTreeMap<PathBuf, Followed>,
-    /// Paths without files when they were looked for last.
-    left: BTreeSet<PathBuf>,
+    /// Paths without files when they were looked for last, and the numbers of their old generations.
+    left: BTreeMap<PathBuf, Vec<u64>>,
     /// Files that need no stream now.
     resting: Resting,
     /// Sources that are no files: those to collect, and those at work.

@@ -89,24 +89,32 @@ impl Sources {
         }
     }
 
-    /// Opens, once, the streams of files that are not there, of which old generations may be: somebody may write to those
-    /// still, or nothing of them was read before they were renamed.
+    /// Opens the streams of files that are not there, of which there are other old generations than before: somebody may
+    /// write to those still, or nothing of them was read before they were renamed.
     fn open_left(&mut self, mut left: BTreeSet<PathBuf>, found: &BTreeMap<PathBuf, usize>) {
         // Of what is named outright nobody looked for more than itself.
         let literal = (0..self.discovery.len()).filter_map(|source| self.discovery.literal(source));
         let literal = literal.filter(|path| self.positions.knows_file(path));
         left.extend(literal.filter(|path| !found.contains_key(path)));
+        left.retain(|path| !self.streams.contains_key(path) && !self.resting.contains(path));
+        let left: BTreeMap<PathBuf, Vec<u64>> = left
+            .into_iter()
+            .map(|path| {
+                let generations = generations::numbers_of(&*self.disk, &path);
+                (path, generations)
+            })
+            .collect();
         let before = core::mem::replace(&mut self.left, left.clone());
-        left.retain(|path| {
-            !before.contains(path)
-                && !self.streams.contains_key(path)
-                && !self.resting.contains(path)
-        });
-        if left.is_empty() {
+        let is_new = |path: &PathBuf, now: &Vec<u64>| before.get(path) != Some(now);
+        let mut new = left
+            .into_iter()
+            .filter(|(path, now)| is_new(path, now))
+            .peekable();
+        if new.peek().is_none() {
             return;
         }
         let collected = self.collected();
-        for path in left {
+        for (path, _) in new {
             if self.streams.len() >= AWAKE_MAX / 2 {
                 return;
             }
@@ -198,7 +206,8 @@ impl Sources {
                 self.open_as((&before, Some(source), false), &collected, &mut claims);
                 continue;
             }
-            if claims::own_path(&*self.disk, path, |own| self.discovery.wants(own)).is_some() {
+            let knows = |own: &Path| self.discovery.wants(own) && self.positions.knows_file(own);
+            if claims::own_path(&*self.disk, path, knows).is_some() {
                 continue;
             }
             // Old generations belong to the stream of the file they were, and are read before it.
@@ -222,6 +231,9 @@ impl Sources {
                 debug!("a followed file has another name");
                 continue;
             }
+            if claims.is_target(path) && !self.end_left(path) {
+                continue;
+            }
             if !is_known && !self.shares.take(path, clock::unix_us()) {
                 continue;
             }
@@ -229,6 +241,21 @@ impl Sources {
             let history = bases.contains(path);
             self.open_as((path, Some(source), history), &collected, &mut claims);
         }
+    }
+
+    /// Ends the stream of a link that led to `path` and is gone, before that of `path` begins: two would read on in the
+    /// same files when the link came back. Whether nothing stands in the way.
+    fn end_left(&mut self, path: &Path) -> bool {
+        let mut left = self.streams.iter();
+        let left = left.find(|(_, followed)| followed.has_left(path));
+        let Some((link, is_sealed)) = left.map(|(link, left)| (link.clone(), left.is_sealed()))
+        else {
+            return true;
+        };
+        if is_sealed && let Some(mut followed) = self.streams.remove(&link) {
+            followed.close(&mut self.positions);
+        }
+        is_sealed
     }
 
     /// How far streams collected files, those that are not open among them.

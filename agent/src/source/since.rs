@@ -91,7 +91,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("scrinium-since-{}", std::process::id()));
         drop(std::fs::remove_dir_all(&dir));
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("machine.json"), "{}").unwrap();
+        durable::write_file(&dir.join("machine.json"), b"{}").unwrap();
         let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
         let made = std::fs::File::options()
             .write(true)
@@ -114,7 +114,7 @@ mod tests {
         }
         // Written by a clock that was ahead, and damaged.
         let text = "99999999999999999 /a/*.log\nx /d.log\n\n";
-        std::fs::write(dir.join(FILE_NAME), text).unwrap();
+        durable::write_file(&dir.join(FILE_NAME), text.as_bytes()).unwrap();
         let ahead = Since::open(&dir, false);
         let now = SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us());
         assert!(ahead.of("/a/*.log") <= now + Duration::from_secs(60));

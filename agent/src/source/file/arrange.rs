@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
-use super::{FileStream, LINGERING_MAX, State};
+use super::{FileStream, State};
 use crate::source::bookmark::{Bookmark, Mark};
 use crate::source::follow::Follow;
 
@@ -24,6 +24,7 @@ impl FileStream {
             return Err(io::Error::other(error));
         }
         self.chain.queued.clear();
+        self.more_comes = false;
         if self.chain.is_new() {
             self.begin(now)?;
         } else {
@@ -90,7 +91,8 @@ impl FileStream {
             }
         }
         self.refuse(core::mem::take(&mut survey.unreadable), !self.history);
-        let comes_later = has_more && !self.chain.queued.is_empty();
+        self.more_comes = has_more && !self.chain.queued.is_empty();
+        let comes_later = self.more_comes;
         if let Some(Found {
             follow: Some(mut follow),
             ..
@@ -193,6 +195,7 @@ impl FileStream {
             let is_there = is_at_path || survey.beside.iter().any(comes_next);
             if bookmark.offset > 0 || !is_there {
                 self.say_gone(&bookmark);
+                self.pass_over_part(&mut survey)?;
             }
             if !self.chain.knows {
                 for found in survey.unknown() {
@@ -297,6 +300,7 @@ impl FileStream {
             }
         }
         self.say_forgotten(forgotten);
+        self.more_comes = has_more && !self.chain.queued.is_empty();
         let Some(Found {
             follow: Some(mut follow),
             what,
@@ -306,7 +310,7 @@ impl FileStream {
             return Ok(());
         };
         // Others come before it: they are looked for when these are read.
-        if has_more && !self.chain.queued.is_empty() {
+        if self.more_comes {
             return Ok(());
         }
         if self.chain.is_reading(follow.id) && what == What::Current {
@@ -327,107 +331,6 @@ impl FileStream {
         let (path, id, at) = (follow.path.display(), follow.id.inode, follow.offset);
         debug!(stream = %self.id(), %path, id, at, ?what, "comes next");
         self.chain.queued.push_back(follow);
-        Ok(())
-    }
-
-    /// Notes where settled files are, and opens those that grew.
-    fn take_in(&mut self, survey: Survey, now: Instant) -> io::Result<()> {
-        self.say_foreign(survey.foreign);
-        let found = survey.beside.iter().filter_map(|found| match found.what {
-            What::Past(serial) => Some(serial),
-            What::Current | What::CopyOfCurrent | What::Unknown => None,
-        });
-        let found: Vec<u64> = found.collect();
-        for past in &mut self.chain.past {
-            if past.open.is_none() && !found.contains(&past.serial) {
-                (past.path, past.seen) = (None, None);
-                // Of others that are gone it is known that nobody wrote to them.
-                if core::mem::take(&mut past.mark.grew) {
-                    let offset = past.mark.offset;
-                    self.output.push_gap(&format!(
-                        "a rotated file that was still written to is gone, which was read up to byte {offset}; what was written to it after that, if anything, was not collected"
-                    ));
-                }
-            }
-        }
-        for found in survey.beside {
-            if let What::Past(serial) = found.what {
-                self.take_in_past(serial, found, now)?;
-            }
-        }
-        self.refuse(survey.unreadable, false);
-        Ok(())
-    }
-
-    fn take_in_past(&mut self, serial: u64, found: Found, now: Instant) -> io::Result<()> {
-        let Some(past) = self.chain.past(serial) else {
-            return Ok(());
-        };
-        if let Some(open) = &mut past.open {
-            open.path = found.path;
-            return Ok(());
-        }
-        past.path = Some(found.path);
-        let Some(mut follow) = found.follow else {
-            // One that may not be read is looked at again: its number does not say what it holds.
-            past.seen = past.seen.filter(|seen| *seen == found.seen);
-            return Ok(());
-        };
-        // A copy of it, compressed perhaps, takes its place.
-        past.mark.key = found.seen.id.key();
-        past.seen = Some(found.seen);
-        let (offset, len) = (past.mark.offset, found.seen.len);
-        let has_more = offset != Mark::ALL
-            && match follow.content.is_packed() {
-                true => follow.has_after(offset),
-                false => len > offset,
-            };
-        if has_more {
-            follow.resume_at(past.mark.offset)?;
-            follow.grew = past.mark.grew;
-            debug!(path = %follow.path.display(), id = follow.id.inode, at = follow.offset, "a settled file grew");
-            follow.renamed = Some(now);
-            past.open = Some(follow);
-            self.close_late_ones();
-        }
-        Ok(())
-    }
-
-    /// No more files are open beside the current one than a few; the others are looked at again later.
-    pub(super) fn close_late_ones(&mut self) {
-        let mut open: Vec<(bool, Option<Instant>, &mut Past)> = Vec::new();
-        for past in &mut self.chain.past {
-            let Some(follow) = &past.open else { continue };
-            let has_more = follow.unfinished.is_some() || !follow.is_at_end().unwrap_or(true);
-            open.push((has_more, follow.renamed, past));
-        }
-        // What is read to its end makes room first, else nobody would ever come to the end of the others.
-        open.sort_by_key(|(has_more, renamed, _)| (*has_more, *renamed));
-        let many = open.len().saturating_sub(LINGERING_MAX);
-        for (_, _, past) in open.into_iter().take(many) {
-            past.close();
-        }
-    }
-
-    /// A file that was there before the stream began.
-    fn pass_over(&mut self, mut found: Found, survey: &mut Survey) -> io::Result<()> {
-        let mark = match found.follow.take() {
-            Some(mut follow) => {
-                follow
-                    .mark_of_all()
-                    .or_else(|error| match follow.content.is_packed() {
-                        true => Ok(Mark::of_id(follow.id)), // a damaged one
-                        false => Err(error),
-                    })?
-            }
-            None => Mark::of_id(found.seen.id),
-        };
-        found.what = What::Past(self.chain.settle(Past {
-            path: Some(found.path.clone()),
-            seen: Some(found.seen),
-            ..Past::lost(mark)
-        }));
-        survey.beside.push(found);
         Ok(())
     }
 
@@ -483,6 +386,9 @@ impl FileStream {
     pub(super) fn find_copy(&mut self, now: Instant) -> io::Result<Option<Follow>> {
         let mut survey = self.survey(Why::Truncated)?;
         let copy = survey.take_copy().and_then(|found| found.follow);
+        if copy.is_none() {
+            self.pass_over_part(&mut survey)?;
+        }
         // Files that were copied and truncated meanwhile come after it.
         survey.at_path = None;
         self.queue(&mut survey)?;
@@ -524,7 +430,9 @@ impl FileStream {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
             forgotten += usize::from(is_forgotten && is_out_of_order(&found, &survey));
             let is_queued = self.chain.is_reading(found.seen.id);
-            let Some(follow) = found.follow.filter(|_| !is_forgotten && !is_queued) else {
+            // What comes next is no stranger: it has its turn when those before it are read.
+            let is_known = is_forgotten || is_queued || self.more_comes;
+            let Some(follow) = found.follow.filter(|_| !is_known) else {
                 continue;
             };
             if self.strangers.contains(&found.seen) {

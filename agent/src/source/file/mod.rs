@@ -20,6 +20,7 @@ mod chain;
 mod choice;
 mod leave;
 mod read;
+mod settled;
 mod survey;
 mod toll;
 
@@ -93,6 +94,8 @@ pub(crate) struct FileStream {
     /// Generations that could not be read, of which that was said.
     refused: BTreeSet<u64>,
     aside: Aside,
+    /// There are more generations after those that are queued, before the file at the path.
+    more_comes: bool,
     toll: Toll,
     /// When something was read of it last.
     read_at: Instant,
@@ -170,6 +173,7 @@ impl FileStream {
             strangers: Vec::new(),
             refused: BTreeSet::new(),
             aside: Aside::default(),
+            more_comes: false,
             toll: Toll::default(),
             read_at: now,
             has_read: false,
@@ -229,6 +233,17 @@ impl FileStream {
     pub(crate) fn leads_to(&self, path: &std::path::Path) -> bool {
         let is_target = self.target.as_deref() == Some(path);
         is_target && matches!(self.place.disk.read_link(&self.place.path), Ok(Some(_)))
+    }
+
+    /// Whether a link at its path led to `path`, and there is nothing now.
+    pub(crate) fn has_left(&self, path: &std::path::Path) -> bool {
+        let is_target = self.target.as_deref() == Some(path);
+        is_target && matches!(self.place.disk.look(&self.place.path), Ok(None))
+    }
+
+    /// Whether everything that it read is sealed.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.output.is_empty()
     }
 
     /// Whether the stream settled the file called `id`, and that is still its business: it knows the file where it is.
@@ -312,6 +327,8 @@ impl FileStream {
         let has_files = current.is_some_and(|current| !current.is_deleted())
             || !self.refused.is_empty()
             || self.chain.past.iter().any(is_there);
+        // What a link led to may have a stream of its own when the link is gone.
+        let has_files = has_files && self.target.is_none();
         self.wanting == Wanting::Ended || (self.is_left(now) && !has_files)
     }
 
@@ -363,36 +380,6 @@ impl FileStream {
             stream: self.id(),
             seen,
         })
-    }
-
-    /// Bytes on the disk that only we still hold there: of deleted files not read to the end.
-    pub(crate) fn deleted_bytes(&self) -> u64 {
-        let deleted = self.chain.open_ones().filter(|follow| follow.is_deleted());
-        let bytes = deleted.map(|follow| follow.content.len().ok().flatten().unwrap_or(0));
-        bytes.sum()
-    }
-
-    /// Lets deleted files go before they were read to the end; a gap entry says what that costs.
-    pub(crate) fn drop_deleted(&mut self) {
-        let all = self.chain.current.take().into_iter();
-        let all = all.chain(self.chain.queued.drain(..));
-        let (gone, kept): (Vec<Follow>, Vec<Follow>) = all.partition(Follow::is_deleted);
-        self.chain.queued = kept.into();
-        self.chain.current = self.chain.queued.pop_front();
-        for past in &mut self.chain.past {
-            if past.open.as_ref().is_some_and(Follow::is_deleted) {
-                past.close();
-            }
-        }
-        for follow in gone {
-            let len = follow.content.len().ok().flatten().unwrap_or(0);
-            let lost = len.saturating_sub(follow.offset);
-            warn!(stream = %self.id(), lost, "a deleted file was let go before it was read to the end; a gap entry says so");
-            self.output.push_gap(&format!(
-                "the file was deleted, and let go to free its disk space; bytes {} to {len} of it were not collected",
-                follow.offset
-            ));
-        }
     }
 
     /// Reads on.

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
 use crate::source::content::plain_name;
 use crate::source::disk::{Name, Seen};
-use crate::source::follow::{self, Follow, Start, look_within};
+use crate::source::follow::{self, Follow, PART_MIN, Start, look_within};
 use crate::source::generations::{Rank, rank};
 use crate::source::trust;
 
@@ -80,6 +80,8 @@ pub(super) enum What {
     Current,
     /// Another with the same content, up to where that was read.
     CopyOfCurrent,
+    /// A copy of what the file at the path begins with.
+    CopyOfPath,
     /// The settled one of this serial number, or a copy of it.
     Past(u64),
     Unknown,
@@ -331,7 +333,7 @@ impl FileStream {
                     taken.insert(serial);
                     continue;
                 }
-                What::CopyOfCurrent | What::Unknown => {}
+                What::CopyOfCurrent | What::CopyOfPath | What::Unknown => {}
             }
             let Some(follow) = &mut found.follow else {
                 continue;
@@ -381,7 +383,7 @@ impl FileStream {
         let evidence = |offset: u64, is_taken: bool, is_generation: bool| match is_taken {
             true => offset >= HEAD_LEN_MAX as u64,
             false if is_generation => offset > 0,
-            false => offset >= EVIDENCE_MIN,
+            false => offset >= PART_MIN,
         };
         for (found, start) in all {
             let (Some(follow), Some(mut start)) = (&mut found.follow, start) else {
@@ -390,7 +392,7 @@ impl FileStream {
             // What goes on furthest is what it is: a number given again may be that of an earlier part of it.
             let mut best = match found.what {
                 What::Current | What::CopyOfCurrent => continue,
-                What::Unknown => 0,
+                What::Unknown | What::CopyOfPath => 0,
                 What::Past(serial) => self.chain.offset_of(serial),
             };
             let is_generation = found.rank.is_some();
@@ -417,9 +419,41 @@ impl FileStream {
         let at_path = survey.at_path.as_ref();
         let at_path = at_path.and_then(|found| match found.what {
             What::Current => found.follow.as_ref().or(self.chain.current.as_ref()),
-            What::CopyOfCurrent | What::Past(_) | What::Unknown => found.follow.as_ref(),
+            What::CopyOfCurrent | What::CopyOfPath | What::Past(_) | What::Unknown => {
+                found.follow.as_ref()
+            }
         });
         survey.made = at_path.map(|file| (file.id, file.created()));
+        self.note_copies(survey)
+    }
+
+    /// Finds the copies that were made of the file at the path, which is truncated next or goes on: what they hold is in it.
+    fn note_copies(&self, survey: &mut Survey) -> io::Result<()> {
+        let Some((id, made)) = survey.made else {
+            return Ok(());
+        };
+        let mut own = None;
+        for found in &mut survey.beside {
+            let (what, is_generation) = (found.what, found.rank.is_some());
+            let len = found.seen.len;
+            let Some(follow) = &mut found.follow else {
+                continue;
+            };
+            let is_new = what == What::Unknown && is_generation && len >= PART_MIN;
+            if !is_new || !follow.is_made_after(id, made) {
+                continue;
+            }
+            if own.is_none() {
+                own = self.open(&self.place.path)?.filter(|own| own.id == id);
+            }
+            let Some(own) = &mut own else {
+                return Ok(());
+            };
+            let (mark, mut start) = (follow.mark_of_all()?, own.start()?);
+            if own.matches(&mut start, &mark)? {
+                found.what = What::CopyOfPath;
+            }
+        }
         Ok(())
     }
 
@@ -562,6 +596,3 @@ impl fmt::Display for Hasty {
 const LOOKS_MAX: usize = 8;
 /// After so long nobody looks once more: others wait for their turn.
 const LOOKS_LAST: Duration = Duration::from_millis(250);
-/// So many bytes that are the same show that the file at a path is a copy of one that is gone: less may be what all
-/// files of a program begin with.
-const EVIDENCE_MIN: u64 = 64;

@@ -51,8 +51,8 @@ struct Running {
     positions: Positions,
     context: Context,
     produced: mpsc::Receiver<Produced>,
-    /// Paths without files when they were looked for last.
-    left: BTreeSet<PathBuf>,
+    /// Paths without files when they were looked for last, and their old generations.
+    left: BTreeMap<PathBuf, Vec<u64>>,
     began: SystemTime,
 }
 
@@ -99,7 +99,7 @@ impl Agent {
                 beat: crate::source::beat::Beat::default(),
             },
             produced,
-            left: BTreeSet::new(),
+            left: BTreeMap::new(),
             began: SystemTime::UNIX_EPOCH + began.min(clock),
         });
     }
@@ -133,24 +133,35 @@ impl Agent {
         }
     }
 
-    /// Files that are not there, of which there are old generations: once after a start.
-    fn left(&mut self) -> BTreeSet<PathBuf> {
-        let inner = self.disk.lock();
-        let bases = inner
-            .names
-            .iter()
-            .filter(|(_, node)| matches!(node, Node::File(_)));
-        let bases = bases.flat_map(|(path, _)| generations::bases_of(path));
-        let wanted = self.wanted;
-        let left: BTreeSet<PathBuf> = bases
-            .filter(|base| wanted(base) && !inner.names.contains_key(base))
-            .collect();
-        let Some(running) = &mut self.running else {
-            return BTreeSet::new();
+    /// Files that are not there, of which there are other old generations than before.
+    fn left(&mut self) -> Vec<PathBuf> {
+        let bases: BTreeSet<PathBuf> = {
+            let inner = self.disk.lock();
+            let files = inner
+                .names
+                .iter()
+                .filter(|(_, node)| matches!(node, Node::File(_)));
+            let bases = files.flat_map(|(path, _)| generations::bases_of(path));
+            bases
+                .filter(|base| (self.wanted)(base) && !inner.names.contains_key(base))
+                .collect()
         };
+        let Some(running) = &mut self.running else {
+            return Vec::new();
+        };
+        let bases = bases
+            .into_iter()
+            .filter(|base| !running.streams.contains_key(base));
+        let left = bases.map(|base| {
+            let generations = generations::numbers_of(&self.disk, &base);
+            (base, generations)
+        });
+        let left: BTreeMap<PathBuf, Vec<u64>> = left.collect();
         let before = core::mem::replace(&mut running.left, left.clone());
-        let is_new = |path: &PathBuf| !before.contains(path) && !running.streams.contains_key(path);
-        left.into_iter().filter(is_new).collect()
+        let new = left
+            .into_iter()
+            .filter(|(base, now)| before.get(base) != Some(now));
+        new.map(|(base, _)| base).collect()
     }
 
     /// Looks for files as the sources do, and lets every stream read on.
@@ -227,12 +238,12 @@ impl Running {
             if crate::source::trust::leads_to(disk, &path, Path::new("/log")).is_err() {
                 continue;
             }
-            if claims::own_path(disk, &path, wanted).is_some() {
-                continue;
-            }
             let knows = |base: &Path| {
                 wanted(base) && self.positions.knows(self.positions.id(&stream_of(base)))
             };
+            if claims::own_path(disk, &path, knows).is_some() {
+                continue;
+            }
             if let Some(base) = claims::base_of(&path, |base| files.contains(base), knows) {
                 if files.contains(&base) || self.streams.contains_key(&base) {
                     continue;
@@ -240,6 +251,17 @@ impl Running {
                 path = base;
             } else if claims::is_anothers(self.streams.values(), seen.id, &path) {
                 continue;
+            }
+            let mut left = self.streams.iter();
+            let left = left.find(|(_, stream)| stream.has_left(&path));
+            if let Some((link, is_sealed)) =
+                left.map(|(link, left)| (link.clone(), left.is_sealed()))
+            {
+                if !is_sealed {
+                    continue;
+                }
+                let mut stream = self.streams.remove(&link).unwrap();
+                stream.close(&mut self.positions);
             }
             let history = bases.contains(&path);
             self.open(disk, path, (history, &collected), now);

@@ -150,6 +150,10 @@ impl World {
         let Some(inode) = self.disk.lock().inode(&self.real) else {
             return;
         };
+        // So little is no evidence that it is a copy.
+        if self.only_copies && self.disk.lock().files[&inode].bytes.len() < 64 {
+            return;
+        }
         self.shift(6);
         let to = self.named(".1");
         let serial = self.serials[&inode];
@@ -157,9 +161,19 @@ impl World {
         self.serials.insert(copy, serial);
         let bytes = self.disk.lock().files[&inode].bytes.clone();
         self.disk.lock().write(copy, 0, &bytes);
+        if self.only_copies {
+            return;
+        }
         if self.chance(3) {
             let before = self.tokens.len();
             self.write_to(inode, 1);
+            let shows = bytes.len() >= 64 && !self.steps_clock;
+            if self.agent.is_running() && shows && self.chance(2) {
+                self.look(false);
+                // Of a short one, only who goes on running knows what its copy is a part of.
+                self.part = self.tokens_of(inode);
+                self.part.retain(|_| bytes.len() < 1024);
+            }
             let arrived = self.arrived();
             let between = before..self.tokens.len();
             let between = between.filter(|token| !arrived.contains(token));
@@ -169,7 +183,8 @@ impl World {
                 false => self.losable.extend(between),
             }
         }
-        if self.agent.began.is_none() {
+        // By a clock that steps the copy may seem older than the agent.
+        if self.agent.began.is_none() || (self.steps_clock && self.arrived().is_empty()) {
             self.lose(inode);
         }
         let mut disk = self.disk.lock();

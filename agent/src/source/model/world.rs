@@ -75,6 +75,11 @@ pub(super) struct World {
     pub(super) unmounted: Vec<(PathBuf, Node)>,
     pub(super) tiny: Vec<(PathBuf, Vec<u8>)>,
     pub(super) rotations: u32,
+    /// Files are copied, and never truncated.
+    pub(super) only_copies: bool,
+    /// What a copy holds that was made before more was read of its file; and what may be collected twice for that.
+    pub(super) part: Vec<usize>,
+    pub(super) repeatable: BTreeSet<usize>,
     /// Files that were lost before anything of them was read, by their numbers.
     pub(super) lost: BTreeMap<u64, Vec<usize>>,
     /// What compressed files hold.
@@ -122,6 +127,9 @@ impl World {
             unmounted: Vec::new(),
             tiny: Vec::new(),
             rotations: 0,
+            only_copies: false,
+            part: Vec::new(),
+            repeatable: BTreeSet::new(),
             lost: BTreeMap::new(),
             packed: BTreeMap::new(),
         };
@@ -160,6 +168,8 @@ impl World {
             world.room = Some((len, world.chance(2)));
         }
         world.steps_clock = world.chance(3);
+        // That a copy is younger than its file shows only where clocks go on.
+        world.only_copies = world.way == Way::Copies && !world.steps_clock && world.chance(4);
         let (way, collects_all) = (world.way, world.chance(2));
         let wanted = match way {
             Way::Words | Way::Switched => logs,
@@ -372,10 +382,12 @@ impl World {
             14 if self.agent.is_running() => {
                 let delivered = self.below(8);
                 self.say(&format!("  the agent dies, {delivered} batches arrive"));
+                self.repeatable.append(&mut self.part.drain(..).collect());
                 self.agent.stop(delivered);
             }
             15 if self.agent.is_running() => {
                 self.say("  the agent stops");
+                self.repeatable.append(&mut self.part.drain(..).collect());
                 self.agent.stop(usize::MAX);
             }
             14..=18 if !self.agent.is_running() => {
@@ -408,10 +420,7 @@ impl World {
         self.pass_time(passed);
         if self.agent.is_running() && !self.chance(4) {
             let parks = self.chance(6);
-            let inodes: Vec<u64> = self.disk.lock().files.keys().copied().collect();
-            let serials = inodes.iter().filter_map(|inode| self.serials.get(inode));
-            self.looked_at.extend(serials);
-            self.agent.pass(self.now, parks);
+            self.look(parks);
             // The spool is full at times.
             let taken = match self.chance(4) {
                 true => self.below(2),
@@ -420,6 +429,15 @@ impl World {
             self.agent.deliver(taken);
             self.say(&format!("pass, {taken} taken: {:?}", self.arrived()));
         }
+    }
+
+    /// The agent looks.
+    pub(super) fn look(&mut self, parks: bool) {
+        let inodes: Vec<u64> = self.disk.lock().files.keys().copied().collect();
+        let serials = inodes.iter().filter_map(|inode| self.serials.get(inode));
+        self.looked_at.extend(serials);
+        self.part.clear();
+        self.agent.pass(self.now, parks);
     }
 
     fn pass_time(&mut self, passed: Duration) {
@@ -449,11 +467,6 @@ impl World {
         }
         for file in self.disk.lock().files.values_mut() {
             file.is_unreadable = false;
-        }
-        // A program that is started again makes its file.
-        let is_there = self.disk.lock().inode(&self.real).is_some();
-        if !is_there {
-            self.open_writer();
         }
         if !self.agent.is_running() {
             self.agent.start();
@@ -496,7 +509,8 @@ impl World {
                 };
                 *seen += 1;
                 let before = last.insert(self.tokens[token], token);
-                if before.is_some_and(|before| before > token) {
+                let is_repeated = self.repeatable.contains(&token);
+                if before.is_some_and(|before| before > token) && !is_repeated {
                     return Err(format!("{way:?}: [{token}] out of its order in {name}"));
                 }
             }
@@ -506,7 +520,7 @@ impl World {
                 if times > 0 {
                     return Err(format!("{way:?}: [{token}] must not be collected"));
                 }
-            } else if times > 1 {
+            } else if times > 1 && !self.repeatable.contains(&token) {
                 return Err(format!("{way:?}: [{token}] was collected {times} times"));
             } else if times == 0 && self.free.contains(&token) {
             } else if times == 0 && !self.losable.contains(&token) {
