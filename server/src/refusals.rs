@@ -34,14 +34,6 @@ pub(crate) enum What {
 }
 
 impl What {
-    /// How many of a minute are entries of their own.
-    fn single_max(self) -> u64 {
-        match self {
-            Self::SignIn | Self::Enrolment | Self::Agent => SINGLE_MAX,
-            Self::Interference => SINGLE_INTERFERENCES_MAX,
-        }
-    }
-
     /// What a sum of them is called in the trail.
     fn action(self) -> &'static str {
         match self {
@@ -126,7 +118,7 @@ impl Refusals {
             ..Minute::default()
         });
         minute.count += 1;
-        if minute.single < refusal.what.single_max() {
+        if minute.single < SINGLE_MAX {
             minute.single += 1;
             return (true, minute.count);
         }
@@ -159,7 +151,7 @@ impl Refusals {
             // It may go on: then no entry but the next sum.
             *minute = Minute {
                 begun_us: now_us,
-                single: what.single_max(),
+                single: SINGLE_MAX,
                 ..Minute::default()
             };
             true
@@ -255,8 +247,6 @@ pub(crate) async fn write_sums(core: &Core, all: bool) {
 
 /// Refusals of a minute that are entries of their own: a person's mistakes are there as they were.
 const SINGLE_MAX: u64 = 5;
-/// Sessions of a minute that were interfered with: each says which record, and what was seen in its place, which no sum does.
-const SINGLE_INTERFERENCES_MAX: u64 = 20;
 /// Refused sign-ins in a minute from which on they are an alarm.
 const ALARM_FROM: u64 = 10;
 /// Addresses and names that a sum has by name.

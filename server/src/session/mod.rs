@@ -122,7 +122,7 @@ async fn drive(
                 // What came while the session was at work is heard first: that was no silence.
                 let heard = if has_room { read(&reader, &mut receiver) } else { Ok(()) };
                 if heard.is_err() {
-                    Box::pin(finish(core, &mut receiver, &mut writer, address)).await;
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
                 }
                 heard?;
                 receiver.handle_timeout(clock::now(), clock::unix_us())?

@@ -189,7 +189,7 @@ fn links_in_the_place_of_a_backup_lead_it_nowhere() {
         "0000000000000099.seg",
     ];
     for name in names {
-        std::fs::write(aim.join(name), b"root").unwrap();
+        lab.write(&format!("aim/{name}"), b"root");
     }
     let whole = || {
         let mut there: Vec<_> = std::fs::read_dir(&aim)
@@ -224,7 +224,7 @@ fn links_in_the_place_of_a_backup_lead_it_nowhere() {
     // What others lay beside the objects stays, links to files too.
     std::fs::remove_dir_all(target(&lab)).unwrap();
     std::fs::create_dir_all(target(&lab).join("archive")).unwrap();
-    std::fs::write(target(&lab).join("archive/notes.txt"), b"notes").unwrap();
+    lab.write("target/archive/notes.txt", b"notes");
     std::os::unix::fs::symlink(aim.join("passwd"), target(&lab).join("archive/link")).unwrap();
     let mut command = lab.server_command(&["backup", "create", "--anew"]);
     command

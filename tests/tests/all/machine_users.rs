@@ -436,7 +436,7 @@ fn the_agents_own_state_is_no_log_whatever_leads_there() {
     let mut lab = Lab::start("machine-own");
     let state = lab.state("web1");
     let by_root = format!("/proc/thread-self/root{}", state.display());
-    std::os::unix::fs::symlink(&state, lab.dir.join("way")).unwrap();
+    symlink(&state, lab.dir.join("way")).unwrap();
     let more = format!(
         "[[source]]\nfile = \"{}/**\"\n[[source]]\nfile = \"{}/way/machine.json\"\n[[source]]\nfile = \"{by_root}/state.a\"\n",
         state.display(),
@@ -444,14 +444,15 @@ fn the_agents_own_state_is_no_log_whatever_leads_there() {
     );
     lab.add_agent("web1", lab.sl, &more);
     let log = lab.log("app.log");
-    std::fs::write(&log, b"before\n").unwrap();
+    write(&log, "before\n");
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &log, 7, Duration::from_secs(30));
     wait_until("it is said", Duration::from_secs(30), || {
-        let said = text(&lab.agent_command("web1", &["sources", "--json"]).output().unwrap().stdout);
-        said.contains("never collected")
+        lab.agent("web1")["sources"]
+            .to_string()
+            .contains("never collected")
     });
-    std::fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(b"after\n").unwrap();
+    write(&log, "after\n");
     lab.wait_for_bytes("web1", &log, 13, Duration::from_secs(30));
     for name in ["machine.json", "state.a", "state.b"] {
         assert_eq!(lab.count(&format!("agent:web1 stream:{name}")), 0, "{name}");

@@ -24,6 +24,7 @@ impl FileStream {
             return Err(io::Error::other(error));
         }
         self.chain.queued.clear();
+        self.more_comes = false;
         if self.chain.is_new() {
             self.begin(now)?;
         } else {
@@ -90,7 +91,8 @@ impl FileStream {
             }
         }
         self.refuse(core::mem::take(&mut survey.unreadable), !self.history);
-        let comes_later = has_more && !self.chain.queued.is_empty();
+        self.more_comes = has_more && !self.chain.queued.is_empty();
+        let comes_later = self.more_comes;
         if let Some(Found {
             follow: Some(mut follow),
             ..
@@ -298,6 +300,7 @@ impl FileStream {
             }
         }
         self.say_forgotten(forgotten);
+        self.more_comes = has_more && !self.chain.queued.is_empty();
         let Some(Found {
             follow: Some(mut follow),
             what,
@@ -307,7 +310,7 @@ impl FileStream {
             return Ok(());
         };
         // Others come before it: they are looked for when these are read.
-        if has_more && !self.chain.queued.is_empty() {
+        if self.more_comes {
             return Ok(());
         }
         if self.chain.is_reading(follow.id) && what == What::Current {
@@ -427,7 +430,9 @@ impl FileStream {
             let is_forgotten = forgotten_before.is_some_and(|time| found.seen.modified <= time);
             forgotten += usize::from(is_forgotten && is_out_of_order(&found, &survey));
             let is_queued = self.chain.is_reading(found.seen.id);
-            let Some(follow) = found.follow.filter(|_| !is_forgotten && !is_queued) else {
+            // What comes next is no stranger: it has its turn when those before it are read.
+            let is_known = is_forgotten || is_queued || self.more_comes;
+            let Some(follow) = found.follow.filter(|_| !is_known) else {
                 continue;
             };
             if self.strangers.contains(&found.seen) {

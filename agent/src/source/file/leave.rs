@@ -13,6 +13,7 @@ use super::{FileStream, LINGER, SWITCH_AFTER};
 use crate::clock;
 use crate::source::Context;
 use crate::source::bookmark::Mark;
+use crate::source::follow::Follow;
 use crate::source::records::Encoding;
 
 impl FileStream {
@@ -236,5 +237,35 @@ impl FileStream {
             }
         }
         outcome
+    }
+
+    /// Bytes on the disk that only we still hold there: of deleted files not read to the end.
+    pub(crate) fn deleted_bytes(&self) -> u64 {
+        let deleted = self.chain.open_ones().filter(|follow| follow.is_deleted());
+        let bytes = deleted.map(|follow| follow.content.len().ok().flatten().unwrap_or(0));
+        bytes.sum()
+    }
+
+    /// Lets deleted files go before they were read to the end; a gap entry says what that costs.
+    pub(crate) fn drop_deleted(&mut self) {
+        let all = self.chain.current.take().into_iter();
+        let all = all.chain(self.chain.queued.drain(..));
+        let (gone, kept): (Vec<Follow>, Vec<Follow>) = all.partition(Follow::is_deleted);
+        self.chain.queued = kept.into();
+        self.chain.current = self.chain.queued.pop_front();
+        for past in &mut self.chain.past {
+            if past.open.as_ref().is_some_and(Follow::is_deleted) {
+                past.close();
+            }
+        }
+        for follow in gone {
+            let len = follow.content.len().ok().flatten().unwrap_or(0);
+            let lost = len.saturating_sub(follow.offset);
+            warn!(stream = %self.id(), lost, "a deleted file was let go before it was read to the end; a gap entry says so");
+            self.output.push_gap(&format!(
+                "the file was deleted, and let go to free its disk space; bytes {} to {len} of it were not collected",
+                follow.offset
+            ));
+        }
     }
 }
