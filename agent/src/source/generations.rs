@@ -16,14 +16,10 @@ pub(super) fn is_generation_of(path: &Path, sibling: &Path) -> bool {
 pub(super) fn numbers_of(disk: &dyn Disk, path: &Path) -> Vec<u64> {
     let stem = path.file_stem().and_then(|stem| stem.to_str());
     let names = match (path.parent(), stem) {
-<<<<<<< HEAD
-        (Some(dir), Some(stem)) => disk.names((dir, dir), stem, 0, false).unwrap_or_default(),
-=======
         (Some(dir), Some(stem)) => {
             let root = Path::new(trust::ROOT_DIR);
             disk.names((dir, root), stem, 0, false).unwrap_or_default()
         }
->>>>>>> h16l
         _ => Vec::new(),
     };
     let names = names
