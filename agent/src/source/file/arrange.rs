@@ -271,7 +271,7 @@ impl FileStream {
     }
 
     /// The time up to which a file that nobody knows was forgotten; after a start, that of the earliest that is known.
-    fn forgotten_until(&self, survey: &Survey) -> Option<SystemTime> {
+    pub(super) fn forgotten_until(&self, survey: &Survey) -> Option<SystemTime> {
         let earliest = || survey.earliest_known().filter(|_| self.chain.forgot);
         self.chain.forgotten_until.or_else(earliest)
     }

@@ -105,9 +105,12 @@ impl FileStream {
         };
         let head = current.map(|current| current.head.clone());
         let mut is_first = true;
+        let forgotten = self.forgotten_until(survey);
         for mut found in survey.unknown() {
+            let seen = found.seen;
+            let is_new = seen.len > 0 && forgotten.is_none_or(|time| seen.modified > time);
             let is_part = match &mut found.follow {
-                Some(follow) if is_first && found.seen.len > 0 => {
+                Some(follow) if is_first && is_new => {
                     is_first = false;
                     follow.is_copy && follow.is_part_of(&bookmark, head.as_deref())?
                 }
