@@ -26,9 +26,10 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// At a directory, as it is named.
+    /// At a directory, as it is named: it may be a link itself.
     pub(super) fn at(dir: &Path) -> io::Result<Self> {
-        Ok(Self::of(openat(CWD, dir, DIRECTORY, Mode::empty())?.into()))
+        let named = DIRECTORY.difference(OFlags::NOFOLLOW);
+        Ok(Self::of(openat(CWD, dir, named, Mode::empty())?.into()))
     }
 
     /// At a directory to which no link leads.
@@ -164,6 +165,7 @@ mod tests {
         assert_eq!(target, dir.join("secret"));
         assert!(Held::straight(&dir.join("mine/a")).is_err());
         assert!(Held::at(&dir.join("mine/a")).is_ok());
+        assert!(Held::at(&dir.join("mine")).is_ok());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
