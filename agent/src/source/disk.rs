@@ -90,10 +90,6 @@ pub(super) trait Way {
 }
 
 /// Where a way leads.
-#[cfg_attr(
-    not(unix),
-    expect(dead_code, reason = "links have no owners that could be compared")
-)]
 pub(super) enum Led {
     To(Opened),
     /// There is no regular file.

@@ -26,10 +26,6 @@ pub(super) const ROOT_DIR: &str = "/";
 
 /// A link that is not followed.
 #[derive(Debug)]
-#[cfg_attr(
-    not(unix),
-    expect(dead_code, reason = "links have no owners that could be compared")
-)]
 pub(super) struct Refusal {
     link: u32,
     target: u32,
