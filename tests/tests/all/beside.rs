@@ -115,6 +115,13 @@ fn a_time_that_is_still_to_come_hides_nothing_that_comes() {
             ALICE,
         );
         set_time(&old, future);
+        let probe = lab.dir.join("probe");
+        let made = |path: &Path| path.metadata().unwrap().created().unwrap();
+        wait_until("the file system's clock ticks", PATIENCE, || {
+            let _first = std::fs::remove_file(&probe);
+            File::create(&probe).unwrap();
+            made(&probe) > made(&old)
+        });
     }
     write(&path, "alice: the file itself\n", ALICE);
     wait_until("all", PATIENCE, || lab.count("\"of a far time\"") == 50);

@@ -145,7 +145,9 @@ fn records_that_are_spoiled_again_and_again_are_a_few_entries_and_a_sum() {
     }
     wait_until("the alarm counts them all", PATIENCE, || {
         let alarms = lab.alarms();
-        let mut of_spoils = alarms.iter().filter(|alarm| alarm["kind"] == "interference");
+        let mut of_spoils = alarms
+            .iter()
+            .filter(|alarm| alarm["kind"] == "interference");
         of_spoils.any(|alarm| alarm["count"] == SPOILED)
     });
     lab.stop_server();
