@@ -21,7 +21,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "tools"
 missing=""
-for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils script:bsdutils unshare:util-linux nft:nftables tc:iproute2 logrotate:logrotate openssl:openssl mkfs.ext4:e2fsprogs swtpm:swtpm curl:curl bsdtar:libarchive-tools 7z:p7zip-full python3:python3-venv ssh:openssh-client sshd:openssh-server; do
+for pair in chromium:chromium,fonts-dejavu-core chromedriver:chromium-driver rsyslogd:rsyslog logger:bsdutils script:bsdutils unshare:util-linux setpriv:util-linux nft:nftables tc:iproute2 logrotate:logrotate openssl:openssl mkfs.ext4:e2fsprogs swtpm:swtpm curl:curl bsdtar:libarchive-tools 7z:p7zip-full python3:python3-venv ssh:openssh-client sshd:openssh-server; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing $(echo "${pair##*:}" | tr , " ")"
 done
 if [ -n "$missing" ]; then

@@ -1,6 +1,5 @@
 //! The commands of `scrinium-agent`.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,32 +7,28 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamName};
-use scrinium_protocol::route::{Proxy, Route};
-use scrinium_protocol::secret::Secret;
+use scrinium_protocol::route::Proxy;
 use scrinium_protocol::shown;
-use scrinium_protocol::sl::handshake::refusal_of;
-use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::token::Token;
 use scrinium_segment::lock::DirLock;
-use scrinium_segment::{fault, random};
-use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
-use crate::clock;
 use crate::config::Config;
-use crate::identity::{self, Identity, State};
-use crate::link::{self, Connected, Dial, Way};
-use crate::service::Action;
 #[cfg(unix)]
-use crate::service::notify::Notifier;
+use crate::ending;
+use crate::ending::Ending;
+use crate::identity::no_agent;
+use crate::inspect;
+use crate::join::{self, FirstToken};
+use crate::service::Action;
 use crate::shipper::Refused;
 use crate::signals;
-use crate::source::discover::{Discovery, Found};
+use crate::source::standing::Health;
 use crate::status::{self, Status};
-use crate::uplink;
+use crate::uplink::{self, Setting};
+#[cfg(unix)]
+use scrinium_segment::notify::Notifier;
 
 /// Tails the logs of this machine and ships them to a Scrinium server.
 #[derive(Parser)]
@@ -88,9 +83,18 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
-    /// Collects and ships until stopped.
-    #[command(after_help = "Example: scrinium-agent run --config /etc/scrinium/agent.toml")]
+    /// Collects and ships until stopped. Where there is no agent yet, or the state of a machine that this one was cloned
+    /// from, it enrols first with a token, if it is given one.
+    #[command(
+        after_help = "Examples: scrinium-agent run --config /etc/scrinium/agent.toml\n          scrinium-agent run --token-file /etc/scrinium/token"
+    )]
     Run {
+        /// A token, from the environment: as the option it is seen by every user of this machine.
+        #[arg(long, env = "SCRINIUM_TOKEN", hide_env_values = true)]
+        token: Option<Zeroizing<String>>,
+        /// Read the token from this file, when one is needed.
+        #[arg(long, env = "SCRINIUM_TOKEN_FILE")]
+        token_file: Option<PathBuf>,
         #[command(flatten)]
         state: StateDir,
         #[command(flatten)]
@@ -164,30 +168,25 @@ impl Command {
             } => {
                 let token = token_of(token, token_file.as_deref())?;
                 let config = load(&config)?;
-                enroll(&token, &state.state, proxy.as_deref(), &config).await?;
+                let proxy = proxy.as_deref().map(proxy_of).transpose()?;
+                join::enrol::enrol(&token, &state.state, proxy, &config).await?;
             }
-            Self::Run { state, config } => run(&state.state, &config).await?,
-            Self::Status { state, json } => return show_status(&state.state, json).await,
-            Self::Check { state, config } => check(&state.state, &load(&config)?).await?,
+            Self::Run {
+                token,
+                token_file,
+                state,
+                config,
+            } => {
+                let first = || first_token(token.clone(), token_file.as_deref());
+                run(&state.state, &config, &first).await?;
+            }
+            Self::Status { state, json } => return inspect::status(&state.state, json).await,
+            Self::Check { state, config } => inspect::check(&state.state, &load(&config)?).await?,
             Self::Service { action } => action.run()?,
             Self::Sources { config, test, json } => match test {
-                None => sources(&load(&config)?, json)?,
+                None => inspect::sources(&load(&config)?, json)?,
                 Some(SourcesTest::Test { source, config }) => {
-                    let config = load(&config)?;
-                    let path = std::path::absolute(&source)?;
-                    let collected = Discovery::new(&config).files().contains(&path)
-                        || config
-                            .feeds
-                            .iter()
-                            .any(|feed| source.as_os_str() == &*feed.own_stream().name);
-                    say(if collected {
-                        "collected"
-                    } else {
-                        "not collected: no source names it, it is denied, or there is no such file"
-                    })?;
-                    if !collected {
-                        return Ok(ExitCode::FAILURE);
-                    }
+                    return inspect::test(&load(&config)?, &source);
                 }
             },
         }
@@ -224,145 +223,59 @@ fn proxy_of(text: &str) -> Result<Proxy> {
     Ok(proxy)
 }
 
-/// Uses the token: one handshake, in which the server names this agent.
-async fn enroll(text: &str, dir: &Path, proxy: Option<&str>, config: &Config) -> Result<()> {
-    let token = Token::parse(text)
-        .map_err(|error| UsageError(format!("the token is not valid: {error}; copy it whole")))?;
-    if clock::unix_us() / 1_000_000 >= token.expires_s {
-        bail!(
-            "this enrolment token has expired; make a new one with: scrinium-server agent enroll"
-        );
-    }
-    let mut route = Route::parse(&token.address)
-        .map_err(|error| UsageError(format!("the address in the token is not valid: {error}")))?;
-    if let Some(text) = proxy {
-        let through = route.through(proxy_of(text)?);
-        route = through.map_err(|error| UsageError(format!("--proxy: {error}")))?;
-    }
-    let key = identity::prepare(dir)?;
-    let _lock = DirLock::acquire(dir)?;
-    let mut identity = match Identity::open(dir, &key) {
-        Ok(identity) if identity.state.token.is_none() => {
-            bail!(
-                "{} holds an enrolled agent; choose another --state directory",
-                dir.display()
-            );
-        }
-        // We died while using this token: the same keys use it again.
-        Ok(mut identity) if identity.state.token == Some(token.id) => {
-            identity.state.address = route.to_string();
-            identity
-        }
-        _ => {
-            let state = State {
-                agent: AgentId::default(),
-                address: route.to_string(),
-                server_public: token.server_public,
-                noise: Secret::new(random()?),
-                signing: Secret::new(random()?),
-                credential: token.secret.clone(),
-                token: Some(token.id),
-                recovery: None,
-                server_signing: None,
-                central: None,
-                trial: None,
-                reverted: None,
-                epoch: Epoch(random()?),
-                behind: false,
-                positions: BTreeMap::new(),
-                receipts: BTreeMap::new(),
-            };
-            Identity::create(dir, &key, state)?
-        }
+/// The token of a first start. A file that is not there is not needed any more: a token is removed once it was used.
+fn first_token(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<Option<Token>> {
+    let file = match file {
+        Some(file) if file != Path::new("-") && !file.try_exists()? => None,
+        file => file,
     };
-    // An agent joins by the port that encrypts, whatever it sends by later.
-    let mut way = Way::new(
-        &config.reach,
-        &identity.state.address,
-        None,
-        link::variable,
-        0,
-    )?;
-    let dial = Dial::new(&identity.state, &identity.state.credential, false);
-    let (_, connected) = dial.run(way.round(clock::now())).await;
-    let Connected {
-        mut stream,
-        established,
-        hop,
-        peer,
-    } = connected?;
-    way.note_up(hop, peer, clock::now());
-    let next = established.next_psk.clone();
-    let recovery = established.recovery_psk.clone();
-    let mut session = AgentSession::new(established, clock::now());
-    let mut buffer = vec![0; 4096];
-    let mut received = Vec::new();
-    loop {
-        let read = tokio::time::timeout(ANSWER_MAX, stream.read(&mut buffer)).await;
-        let n = read.context("the server did not answer in time")??;
-        received.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if let Some(refusal) = refusal_of(&received) {
-            return Err(Refused::new(refusal).into());
-        }
-        if n == 0 {
-            bail!("the server closed the connection");
-        }
-        session.handle_bytes(buffer.get(..n).unwrap_or_default(), clock::now())?;
-        while let Some(event) = session.poll_event() {
-            if let AgentEvent::Enrolled { agent } = event {
-                identity.state.agent = agent;
-                identity.state.credential = next;
-                identity.state.token = None;
-                identity.state.recovery = Some(recovery);
-                identity.save()?;
-                fault::point("agent: enrolment durable");
-                session.send_credential_stored(clock::now())?;
-                session.send_close("enrolled", clock::now())?;
-                if let Some(bytes) = session.poll_transmit() {
-                    stream.write_all(&bytes).await?;
-                }
-                say(&format!(
-                    "enrolled as {agent} with {}; start it with: scrinium-agent run",
-                    way.shown(clock::now())
-                ))?;
-                return Ok(());
-            }
-        }
+    if file.is_none() && token.is_none() {
+        return Ok(None);
     }
+    let text = token_of(token, file)?;
+    join::enrol::parse(&text).map(Some)
 }
 
-async fn run(dir: &Path, file: &ConfigFile) -> Result<()> {
-    let (stop, stopped) = watch::channel(false);
+async fn run(dir: &Path, file: &ConfigFile, token: FirstToken<'_>) -> Result<()> {
+    let (stop, mut stopped) = watch::channel(false);
     let (reload, reloads) = mpsc::channel(1);
+    let ending = Ending::new(dir);
     // First of all: from here on no signal ends us as it would another program.
     // What was read from a file is read from it again: were that gone, the defaults would collect much else.
     let path = Config::file(file.config.as_deref());
-    signals::watch(path, stop, reload)?;
+    signals::watch(path, stop, reload, ending.clone())?;
     let config = load(file)?;
-    let key = identity::key_of(dir)?;
-    let _lock = DirLock::acquire(dir)?;
-    let identity = Identity::open(dir, &key)?;
-    let (status, shown) = watch::channel(Status::default());
-    let state = dir.to_owned();
-    tokio::spawn(async move { status::serve(&state, shown).await });
-    #[cfg(unix)]
-    let _watchdog = tokio::spawn(tell_manager(Notifier::from_environment(), stopped.clone()));
-    uplink::run(config, dir, &key, identity, (stopped, reloads), status).await
-}
-
-/// Tells the service manager that we are ready, that we live, and that we stop.
-#[cfg(unix)]
-async fn tell_manager(notifier: Notifier, mut stopped: watch::Receiver<bool>) {
-    notifier.say("READY=1");
-    while !*stopped.borrow() {
-        // The runtime has one thread: when it hangs, nobody says this any more.
-        let pause = notifier.watchdog.unwrap_or(Duration::MAX);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => notifier.say("WATCHDOG=1"),
-            _ = stopped.changed() => {}
+    if !dir.try_exists()? {
+        if token()?.is_none() {
+            bail!(no_agent(dir));
         }
+        join::make_dir(dir)?;
     }
-    notifier.say("STOPPING=1");
+    let _lock = DirLock::acquire(dir)?;
+    let (status, shown) = watch::channel(Status::default());
+    ending.tell_the_last();
+    let health = Health::new(&config);
+    let (state, told) = (dir.to_owned(), health.clone());
+    tokio::spawn(async move { status::serve(&state, shown, told).await });
+    #[cfg(unix)]
+    let _watchdog = tokio::spawn(ending::tell_manager(
+        Notifier::from_environment(),
+        stopped.clone(),
+        health.beat.clone(),
+    ));
+    let found = join::agent(dir, &config, token, &status, &mut stopped).await?;
+    let Some((identity, key)) = found else {
+        return Ok(());
+    };
+    let setting = Setting {
+        config,
+        stop: stopped,
+        reloads,
+        status,
+        health,
+        ending,
+    };
+    uplink::run(dir, &key, identity, setting).await
 }
 
 /// Runs with the default directory and configuration.
@@ -373,123 +286,10 @@ pub(crate) fn run_as_service() -> Result<()> {
         .build()?;
     let dir =
         std::env::var_os("SCRINIUM_STATE").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
-    runtime.block_on(run(&dir, &ConfigFile { config: None }))
-}
-
-async fn show_status(dir: &Path, json: bool) -> Result<ExitCode> {
-    let text = status::ask(dir).await?;
-    if json {
-        say(&shown::json(&text))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status: serde_json::Value = serde_json::from_str(&text)?;
-    let number = |key: &str| {
-        status
-            .get(key)
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or(0)
-    };
-    let is_connected = status
-        .get("connected")
-        .and_then(serde_json::Value::as_bool)
-        .unwrap_or(false);
-    say(if is_connected {
-        "connected"
-    } else {
-        "not connected"
-    })?;
-    if let Some(problem) = status.get("problem").and_then(serde_json::Value::as_str) {
-        say(&format!("problem: {problem}"))?;
-    }
-    say(&format!(
-        "waiting: {} entries, {} bytes; on disk {} of {} bytes; acked since start: {} entries",
-        number("backlog_entries"),
-        number("backlog_bytes"),
-        number("disk_bytes"),
-        number("disk_bytes_max"),
-        number("acked_entries")
-    ))?;
-    for (what, key) in [("server", "way"), ("upload", "upload")] {
-        let sentence = status.get(key).and_then(|part| part.get("sentence"));
-        if let Some(sentence) = sentence.and_then(serde_json::Value::as_str) {
-            say(&format!("{what}: {sentence}"))?;
-        }
-    }
-    for (what, key) in [("key", "key"), ("the server's key", "server_key")] {
-        if let Some(key) = status.get(key).and_then(serde_json::Value::as_str) {
-            say(&format!("{what}: {key}"))?;
-        }
-    }
-    if let Some(seconds) = status
-        .get("cache_lasts_s")
-        .and_then(serde_json::Value::as_u64)
-    {
-        let minutes = seconds / 60;
-        say(&format!(
-            "at the present rate the disk cache outlasts an outage of {} h {} min",
-            minutes / 60,
-            minutes % 60
-        ))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The way to the server of the agent with this state.
-fn way_of(config: &Config, state: &State) -> Result<Way> {
-    Way::new(
-        &config.reach,
-        &state.address,
-        config.integrity_only.as_deref(),
-        link::variable,
-        0,
-    )
-}
-
-async fn check(dir: &Path, config: &Config) -> Result<()> {
-    let Found { files, refused, .. } = Discovery::new(config).look();
-    say(&format!("configuration: fine; {} files match", files.len()))?;
-    for (path, reason) in refused {
-        say(&format!("not collected: {}: {reason}", path.display()))?;
-    }
-    for path in files.keys() {
-        if let Err(error) = std::fs::File::open(path) {
-            say(&format!("unreadable: {}: {error}", path.display()))?;
-        }
-    }
-    let key = identity::key_of(dir)?;
-    let identity = Identity::open(dir, &key)?;
-    say(&format!("state: fine; agent {}", identity.state.agent))?;
-    let way = way_of(config, &identity.state)?;
-    let mut problem = None;
-    for hop in way.each() {
-        match link::can_connect(&hop).await {
-            Ok(()) => say(&format!("server: {} answers", hop.named()))?,
-            Err(error) => {
-                let error = error.context(format!("server: {}", hop.named()));
-                if let Some(before) = problem.replace(error) {
-                    say(&format!("{before:#}"))?;
-                }
-            }
-        }
-    }
-    problem.map_or(Ok(()), Err)
-}
-
-fn sources(config: &Config, json: bool) -> Result<()> {
-    let files = Discovery::new(config).files();
-    let files = files.iter().map(|path| path.display().to_string());
-    let feeds = config.feeds.iter().map(|feed| {
-        let StreamName { kind, name } = feed.own_stream();
-        format!("{}:{name}", kind.name())
-    });
-    let all: Vec<String> = files.chain(feeds).collect();
-    if json {
-        return say(&shown::json(&json!(all).to_string()));
-    }
-    for source in all {
-        say(&source)?;
-    }
-    Ok(())
+    let text = std::env::var("SCRINIUM_TOKEN").ok().map(Zeroizing::new);
+    let token_file = std::env::var_os("SCRINIUM_TOKEN_FILE").map(PathBuf::from);
+    let first = || first_token(text.clone(), token_file.as_deref());
+    runtime.block_on(run(&dir, &ConfigFile { config: None }, &first))
 }
 
 fn load(config: &ConfigFile) -> Result<Config> {
@@ -500,6 +300,12 @@ fn load(config: &ConfigFile) -> Result<Config> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct UsageError(String);
+
+impl UsageError {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
 
 /// The exit code of an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
@@ -524,4 +330,3 @@ const DEFAULT_STATE: &str = "/var/lib/scrinium/agent";
 const DEFAULT_STATE: &str = "C:/ProgramData/Scrinium/agent";
 /// Bytes read of a file that is said to hold a token.
 const TOKEN_FILE_LEN_MAX: u64 = 64 << 10;
-const ANSWER_MAX: Duration = Duration::from_secs(15);

@@ -24,6 +24,7 @@ pub use self::limits::{Limits, Rates};
 pub(crate) use self::pattern::{Pattern, split_fixed};
 pub(crate) use self::reach::{ProxyChoice, Reach, read_password};
 pub(crate) use self::upload::Uploads;
+use crate::identity::binding;
 use crate::source::feed::Sink;
 use crate::source::feed::command::Command;
 #[cfg(windows)]
@@ -55,6 +56,10 @@ pub struct Config {
     pub(crate) revert_after: Option<Duration>,
     /// Send in clear, authenticated, to this `HOST:PORT` (or several) of the same server; it must allow it.
     pub(crate) integrity_only: Option<String>,
+    /// Characteristics of this machine that may change, and its state still opens.
+    pub(crate) machine_changes_max: usize,
+    /// How long batches flow before a state of version 0.1.0 is taken over.
+    pub(crate) migrate_after: Option<Duration>,
 }
 
 /// The files of one glob.
@@ -64,6 +69,8 @@ pub(crate) struct FileSource {
     pub(crate) exclude: Vec<Pattern>,
     /// A line that matches begins an entry of several lines.
     pub(crate) multiline: Option<Regex>,
+    /// Links are followed whoever made them, to whatever the agent may read.
+    pub(crate) follows_all_links: bool,
 }
 
 /// A source that is no file.
@@ -230,6 +237,11 @@ impl Config {
                 ("server.integrity_only", raw.server.integrity_only.is_some()),
                 ("server.revert_after_s", raw.server.revert_after_s.is_some()),
                 ("allow_listen", !raw.allow_listen.is_empty()),
+                (
+                    "state.machine_changes_max",
+                    raw.state.machine_changes_max.is_some(),
+                ),
+                ("state.migrate_after_s", raw.state.migrate_after_s.is_some()),
             ] {
                 if is_set {
                     bail!("{field} can be set on the machine alone");
@@ -281,6 +293,11 @@ impl Config {
             reach: Reach::new(&raw.server)?,
             revert_after: raw.server.revert_after_s.map(Duration::from_secs),
             integrity_only: raw.server.integrity_only,
+            machine_changes_max: raw
+                .state
+                .machine_changes_max
+                .unwrap_or(binding::CHANGES_MAX_DEFAULT),
+            migrate_after: raw.state.migrate_after_s.map(Duration::from_secs),
         };
         config.check()?;
         Ok(config)
@@ -290,6 +307,18 @@ impl Config {
         let is_allowed = |after: Duration| (REVERT_AFTER_MIN..=REVERT_AFTER_MAX).contains(&after);
         if !self.revert_after.is_none_or(is_allowed) {
             bail!("server.revert_after_s must be between 5 and 86400");
+        }
+        if self.machine_changes_max > binding::CHANGES_MAX {
+            bail!(
+                "state.machine_changes_max must be at most {}",
+                binding::CHANGES_MAX
+            );
+        }
+        if self
+            .migrate_after
+            .is_some_and(|after| after > MIGRATE_AFTER_MAX)
+        {
+            bail!("state.migrate_after_s must be at most 31536000");
         }
         Ok(())
     }
@@ -301,6 +330,7 @@ impl FileSource {
             files: Pattern::new("source.file", text)?,
             exclude: Vec::new(),
             multiline: None,
+            follows_all_links: false,
         })
     }
 
@@ -318,7 +348,11 @@ impl FileSource {
                 .build();
             pattern.with_context(|| format!("source.multiline_start: '{text}' is not a pattern"))
         });
+        if raw.dangerous_follow_links && matches!(origin, Origin::Server) {
+            bail!("source.dangerous_follow_links is for the machine's own configuration");
+        }
         Ok(Self {
+            follows_all_links: raw.dangerous_follow_links,
             exclude: exclude.collect::<Result<_>>()?,
             multiline: multiline.transpose()?,
             ..Self::named(file)?
@@ -416,6 +450,8 @@ const SYSLOG_FILES: [&str; 2] = ["/var/log/syslog", "/var/log/messages"];
 const DEFAULT_CHANNELS: [&str; 3] = ["Application", "Security", "System"];
 #[cfg(not(windows))]
 const DEFAULT_SOURCES: [&str; 3] = ["/var/log/**/*.log", "/var/log/syslog", "/var/log/messages"];
+/// A year: who wants to be able to go back for longer keeps a copy.
+const MIGRATE_AFTER_MAX: Duration = Duration::from_secs(31_536_000);
 const REVERT_AFTER_MIN: Duration = Duration::from_secs(5);
 const REVERT_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// A day.
@@ -473,6 +509,9 @@ mod tests {
         let only_central = nothing_named.with_central(&Config::parse_central(central).unwrap());
         assert_eq!(only_central.sources.len(), 1);
         assert!(Config::parse_central("[server]\nintegrity_only = 'a:1'").is_err());
+        let state = "[state]\nmachine_changes_max = 3\nmigrate_after_s = 0";
+        assert_eq!(Config::parse(state).unwrap().machine_changes_max, 3);
+        assert!(Config::parse_central(state).is_err());
     }
 
     #[test]
@@ -493,7 +532,19 @@ mod tests {
             ("[server]\nintegrity_only = 'here'", "server.integrity_only"),
             ("[server]\nrevert_after_s = 4", "server.revert_after_s"),
             ("[server]\nrevert_after_s = 86401", "server.revert_after_s"),
+            (
+                "[state]\nmachine_changes_max = 4",
+                "state.machine_changes_max",
+            ),
+            (
+                "[state]\nmigrate_after_s = 31536001",
+                "state.migrate_after_s",
+            ),
             ("[[source]]\nfile = '/x'\nexclude = ['y']", "source.exclude"),
+            (
+                "[[source]]\njournal = 'system'\ndangerous_follow_links = true",
+                "source.dangerous_follow_links",
+            ),
             (
                 "[[source]]\nfile = '/x'\nmultiline_start = '('",
                 "source.multiline_start",

@@ -10,8 +10,11 @@
 mod clock;
 mod commands;
 pub mod config;
+mod ending;
 mod governor;
 pub mod identity;
+mod inspect;
+mod join;
 mod link;
 mod log;
 mod production;
@@ -24,28 +27,28 @@ mod status;
 mod uplink;
 mod upload;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use scrinium_protocol::shown;
+use scrinium_segment::say;
 
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    say::start();
     scrinium_segment::process::raise_descriptors();
     let cli = commands::Cli::parse();
     log::start();
     scrinium_segment::process::close_to_others();
-    match cli.run() {
+    let code = match cli.run() {
         Ok(code) => code,
         Err(error) => {
-            let _best_effort = writeln!(
-                std::io::stderr(),
-                "{}",
-                shown::message(&format!("scrinium-agent: {error:#}"))
-            );
+            let said = shown::message(&format!("scrinium-agent: {error:#}"));
+            say::put(format!("{said}\n").as_bytes());
             ExitCode::from(commands::exit_code(&error))
         }
-    }
+    };
+    say::flush();
+    code
 }

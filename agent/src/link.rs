@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::route::Proxy;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
@@ -38,6 +39,7 @@ pub(crate) use self::way::{Hop, Round, Shown, Way};
 use crate::clock;
 use crate::config::read_password;
 use crate::identity::State;
+use crate::identity::asking::Asking;
 use crate::shipper::Refused;
 
 /// What dialling needs of the agent's state.
@@ -64,8 +66,8 @@ impl Dial {
     /// Dials with `credential`, in clear if `is_in_clear`.
     pub(crate) fn new(state: &State, credential: &Secret<32>, is_in_clear: bool) -> Self {
         let signing = ed25519_dalek::SigningKey::from_bytes(state.signing.expose());
-        // Salted with the server's key: two servers cannot compare what they know of a machine.
-        let fingerprint = machine::fingerprint(&state.server_public);
+        let mut hello = hello(state.agent, &state.server_public);
+        hello.signing_public = signing.verifying_key().to_bytes();
         Self {
             suite: match is_in_clear {
                 true => Suite::IntegrityOnly,
@@ -77,18 +79,25 @@ impl Dial {
             purpose: state
                 .token
                 .map_or(Purpose::Connect, |token| Purpose::Enrol { token }),
-            hello: AgentHello {
-                agent: state.agent,
-                signing_public: signing.verifying_key().to_bytes(),
-                boot_id: boot_id(),
-                instance: instance(),
-                time_us: 0,
-                host_name: host_name(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                os: os_name(),
-                fingerprint,
-            },
+            hello,
         }
+    }
+
+    /// Dials to ask for the key of a state that does not open here. The keys shown are nobody's: the credential alone
+    /// says which agent is meant.
+    pub(crate) fn to_ask(asking: &Asking) -> Result<Self> {
+        let mut hello = hello(asking.agent, &asking.server_public);
+        hello.signing_public = *KeyPair::from_secret(&Secret::new(random()?)).public();
+        Ok(Self {
+            suite: Suite::Encrypted,
+            server_public: asking.server_public,
+            noise: Secret::new(random()?),
+            credential: asking.credential.clone(),
+            purpose: Purpose::Ask {
+                agent: asking.agent,
+            },
+            hello,
+        })
     }
 
     /// Tries the addresses of a round until the server shakes hands at one; each within a deadline. What was learned of
@@ -259,6 +268,22 @@ impl Hop {
     }
 }
 
+/// What this machine and process say of themselves.
+fn hello(agent: AgentId, server_public: &[u8; 32]) -> AgentHello {
+    AgentHello {
+        agent,
+        signing_public: [0; 32],
+        boot_id: boot_id(),
+        instance: instance(),
+        time_us: 0,
+        host_name: host_name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        os: os_name(),
+        // Salted with the server's key: two servers cannot compare what they know of a machine.
+        fingerprint: machine::fingerprint(server_public),
+    }
+}
+
 /// Reads a frame of the handshake; a refusal is an error.
 async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let mut head = [0; FRAME_HEAD_LEN];
@@ -266,7 +291,10 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {
         .read_exact(&mut head)
         .await
         .context("the server closed the connection")?;
-    let (len, refused) = match FrameHead::parse(head)? {
+    let head = FrameHead::parse(head).context(
+        "what answers there does not speak as a server does to agents: the port may be that of the console, or of another program. Dial what listen.sl of the server says",
+    )?;
+    let (len, refused) = match head {
         FrameHead::Message(len) => (len, false),
         FrameHead::Refusal(len) => (len, true),
     };

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use scrinium_protocol::shown;
+use scrinium_segment::say;
 use tokio::sync::Notify;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
@@ -98,7 +99,7 @@ impl MakeWriter<'_> for Writer {
 pub(crate) fn start() {
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let local = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| say::Stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .fmt_fields(one_line().delimited(" "))

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::local::Listener;
+use crate::clock;
+use crate::source::standing::Health;
 use crate::spool::Fill;
 use crate::{governor, link, upload};
 
@@ -49,10 +51,24 @@ impl Status {
         );
     }
 
-    fn to_json(&self) -> Value {
+    fn to_json(&self, health: &Health) -> Value {
+        let reports = health.reports();
+        let rows = reports.rows.iter().map(|row| {
+            json!({
+                "source": row.source,
+                "state": row.state.name(),
+                "path": row.path,
+                "cause": row.cause,
+                "files": row.files,
+                "needs_person": row.needs_person,
+            })
+        });
         json!({
+            "sources": rows.collect::<Vec<Value>>(),
+            "sources_more": reports.more,
             "connected": self.connected,
-            "problem": self.problem,
+            // A thread that hangs now is said now, whatever was wrong a moment ago.
+            "problem": health.hang(clock::now()).or_else(|| self.problem.clone()),
             "backlog_entries": self.fill.entries,
             "backlog_bytes": self.fill.bytes,
             "oldest_us": self.fill.oldest_us,
@@ -69,7 +85,7 @@ impl Status {
 }
 
 /// Answers every connection with one line of JSON; numbers and the last problem, no log content.
-pub(crate) async fn serve(dir: &Path, shown: watch::Receiver<Status>) {
+pub(crate) async fn serve(dir: &Path, shown: watch::Receiver<Status>, health: Health) {
     let mut listener = match Listener::bind(dir) {
         Ok(listener) => listener,
         Err(error) => {
@@ -83,7 +99,7 @@ pub(crate) async fn serve(dir: &Path, shown: watch::Receiver<Status>) {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        let line = format!("{}\n", shown.borrow().to_json());
+        let line = format!("{}\n", shown.borrow().to_json(&health));
         drop(stream.write_all(line.as_bytes()).await);
     }
 }

@@ -4,15 +4,16 @@
 //! sources ─▶ Shipper ─▶ socket         Shipper ─orders─▶ [Orders] ─▶ sources ─what they took up─▶ Shipper
 //! ```
 
-use std::collections::BTreeMap;
+mod finish;
+mod orders;
+
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
-use scrinium_protocol::batch::StreamPosition;
-use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use tokio::io::AsyncReadExt as _;
@@ -21,44 +22,70 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use self::orders::Orders;
 use crate::clock;
 use crate::config::{Config, Uploads};
-use crate::identity::Identity;
+use crate::ending::Ending;
+use crate::identity::{Identity, State};
 use crate::link::{self, Connected, Dial, Look, Looked, Memory, NotLetPass, Way};
 use crate::production::Production;
 use crate::shipper::{Check, Order, Produced, Refused, Shipper};
-use crate::source::{self, Command, Heard, Positions};
+use crate::source::since::Since;
+use crate::source::standing::Health;
+use crate::source::{self, Command, Heard, Positions, Tells};
 use crate::status::Status;
-use crate::upload::{self, Pace};
+use crate::upload::{self, Pace, Queue};
 
-/// The way to the server as the configuration names it, or else the token.
-fn way_of(config: &Config, address: &str) -> Result<Way> {
+/// What the agent runs with, and who it tells how it does.
+pub(crate) struct Setting {
+    pub(crate) config: Config,
+    pub(crate) stop: watch::Receiver<bool>,
+    /// What is this machine's configuration from then on.
+    pub(crate) reloads: mpsc::Receiver<Config>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) health: Health,
+    pub(crate) ending: Ending,
+}
+
+/// The way to the server as the configuration names it, or else the token. An agent joins by the port that encrypts,
+/// whatever it sends by later.
+fn way_of(config: &Config, state: &State) -> Result<Way> {
+    let in_clear = config.integrity_only.as_deref();
     Way::new(
         &config.reach,
-        address,
-        config.integrity_only.as_deref(),
+        &state.address,
+        in_clear.filter(|_| state.token.is_none()),
         link::variable,
         scrinium_segment::random::<1>().map_or(0, |[spread]| spread),
     )
 }
 
-/// Runs until `stop` says so. What comes of `reloads` is this machine's configuration from then on.
+/// Runs until `stop` says so.
 pub(crate) async fn run(
-    config: Config,
     dir: &Path,
     key: &Secret<32>,
     identity: Identity,
-    (mut stop, mut reloads): (watch::Receiver<bool>, mpsc::Receiver<Config>),
-    status: watch::Sender<Status>,
+    setting: Setting,
 ) -> Result<()> {
+    let Setting {
+        config,
+        mut stop,
+        mut reloads,
+        status,
+        health,
+        ending,
+    } = setting;
     let central = identity.state.central.as_ref();
     let (central, refused) = central.map_or((None, None), |c| config.resume_central(&c.text));
     let in_force = config.under(central.as_ref());
     let mut shipper = Shipper::open(dir, key, in_force.limits(), identity, check_of(&config))?;
     shipper.set_refused(refused);
     shipper.set_revert_after(config.revert_after);
+    shipper.set_migrate_after(config.migrate_after);
     shipper.set_in_force(config.settings(central.as_ref()));
-    let way = way_of(&config, &shipper.state().address)?;
+    let joins = shipper.state().token.is_some();
+    let way = way_of(&config, shipper.state())?;
+    let since = Since::open(dir, shipper.state().positions.is_empty());
     let (out, mut produced) = mpsc::channel(PRODUCED_MAX);
     let (heard, mut hears) = watch::channel(Heard::default());
     let mut uplink = Uplink {
@@ -66,13 +93,22 @@ pub(crate) async fn run(
         in_force,
         shipper,
         sources: None,
-        out: Some((out, heard)),
+        out: Some((
+            out,
+            Tells {
+                heard,
+                health: health.clone(),
+            },
+            since,
+        )),
+        health,
         orders: Orders::default(),
         configurations: 0,
         socket: Socket::Down {
             until: clock::now(),
         },
         backoff: BACKOFF_MIN,
+        joins,
         way,
         upload: watch::Sender::default(),
         pace: Pace::default(),
@@ -117,7 +153,7 @@ pub(crate) async fn run(
             uplink.status().say();
         }
     }
-    uplink.finish(produced).await
+    uplink.finish(produced, &ending).await
 }
 
 struct Uplink {
@@ -127,13 +163,16 @@ struct Uplink {
     shipper: Shipper,
     sources: Option<(SyncSender<Command>, std::thread::JoinHandle<()>)>,
     /// The sources' ends of the channels, until they are started.
-    out: Option<(mpsc::Sender<Produced>, watch::Sender<Heard>)>,
+    out: Option<(mpsc::Sender<Produced>, Tells, Since)>,
+    health: Health,
     /// What the sources are still to be told.
     orders: Orders,
     /// Configurations that they took up.
     configurations: u64,
     socket: Socket,
     backoff: Duration,
+    /// It uses a token.
+    joins: bool,
     way: Way,
     /// How fast the socket may be written to.
     upload: watch::Sender<Uploads>,
@@ -150,6 +189,7 @@ enum Socket {
 struct Up {
     reader: OwnedReadHalf,
     writes: mpsc::Sender<Vec<u8>>,
+    queue: Arc<Queue>,
     writer: JoinHandle<()>,
     buffer: Vec<u8>,
 }
@@ -173,6 +213,7 @@ impl Uplink {
                 .shipper
                 .disk_problem
                 .clone()
+                .or_else(|| self.health.hang(clock::now()))
                 .or_else(|| self.shipper.problem.clone()),
             acked_entries: self.shipper.acked_entries,
             lasts,
@@ -190,7 +231,15 @@ impl Uplink {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<()> {
         self.shipper.review_configuration(clock::now());
+        self.shipper.review_binding(clock::now());
         self.pass_orders()?;
+        // However much there is to do: the state of the agent travels on time.
+        let now = clock::now();
+        if self.shipper.poll_timeout().is_some_and(|at| now >= at)
+            && let Err(error) = self.handle_deadline()
+        {
+            self.lose_link(&error);
+        }
         let takes = self.shipper.has_room();
         if let Err(error) = self.send_waiting() {
             self.lose_link(&error);
@@ -223,7 +272,8 @@ impl Uplink {
             Socket::Up(up) => {
                 let deadline = self.shipper.poll_timeout().unwrap_or_else(clock::now);
                 let full = up.writes.capacity() == 0;
-                let writes = up.writes.clone();
+                let behind = up.queue.is_behind(&self.upload.borrow());
+                let (writes, queue) = (up.writes.clone(), up.queue.clone());
                 let happened = tokio::select! {
                     biased;
                     read = up.reader.read(&mut up.buffer) => Happened::Read(read),
@@ -231,6 +281,7 @@ impl Uplink {
                         drop(room);
                         Happened::Room
                     }
+                    () = queue.moved(), if behind => Happened::Room,
                     item = produced.recv(), if takes => Happened::Produced(item.map(Box::new)),
                     () = tokio::time::sleep_until(deadline.into()) => Happened::Deadline,
                     _ = stop.changed() => Happened::Room,
@@ -248,10 +299,7 @@ impl Uplink {
                         self.take(item.map(|item| *item))?;
                         Ok(())
                     }
-                    Happened::Deadline => {
-                        let time_us = clock::unix_us();
-                        self.shipper.handle_timeout(clock::now(), time_us)
-                    }
+                    Happened::Deadline => self.handle_deadline(),
                     Happened::Room => Ok(()),
                 };
                 if self.shipper.is_ready() {
@@ -263,6 +311,13 @@ impl Uplink {
             }
         }
         Ok(())
+    }
+
+    fn handle_deadline(&mut self) -> Result<()> {
+        let now = clock::now();
+        self.shipper.reports = self.health.reports();
+        self.shipper.hang = self.health.hang(now);
+        self.shipper.handle_timeout(now, clock::unix_us())
     }
 
     fn take(&mut self, item: Option<Produced>) -> Result<()> {
@@ -277,7 +332,7 @@ impl Uplink {
         while let Some(order) = self.shipper.poll_order() {
             match order {
                 Order::Start { positions, lost } => {
-                    if let Some((out, heard)) = self.out.take() {
+                    if let Some((out, tells, since)) = self.out.take() {
                         let state = self.shipper.state();
                         let signing = SigningKey::from_bytes(state.signing.expose());
                         let started = source::start(
@@ -285,7 +340,8 @@ impl Uplink {
                             signing,
                             Positions::new(state.agent, state.epoch, positions, lost),
                             out,
-                            heard,
+                            tells,
+                            since,
                         )?;
                         self.sources = Some(started);
                     }
@@ -315,6 +371,7 @@ impl Uplink {
         }
         self.shipper.set_check(check_of(&self.config));
         self.shipper.set_revert_after(self.config.revert_after);
+        self.shipper.set_migrate_after(self.config.migrate_after);
         let central = self.shipper.state().central.as_ref();
         let text = central.map(|central| central.text.clone());
         self.configure(text.as_deref(), None);
@@ -323,7 +380,7 @@ impl Uplink {
 
     /// The configuration names another way to the server.
     fn lead_elsewhere(&mut self) {
-        match way_of(&self.config, &self.shipper.state().address) {
+        match way_of(&self.config, self.shipper.state()) {
             Ok(way) => self.way = way,
             Err(error) => {
                 let error = format!("{error:#}");
@@ -371,11 +428,17 @@ impl Uplink {
     }
 
     fn new_dial(&self) -> Dial {
-        let is_in_clear = self.config.integrity_only.is_some();
+        let is_in_clear = self.config.integrity_only.is_some() && !self.joins;
         Dial::new(self.shipper.state(), self.shipper.credential(), is_in_clear)
     }
 
     fn dial(&mut self) {
+        let joins = self.shipper.state().token.is_some();
+        if core::mem::replace(&mut self.joins, joins) != joins
+            && let Ok(way) = way_of(&self.config, self.shipper.state())
+        {
+            self.way = way;
+        }
         let round = self.way.round(clock::now());
         self.socket = Socket::Dialling(tokio::spawn(self.new_dial().run(round)));
     }
@@ -391,11 +454,14 @@ impl Uplink {
         info!(server = self.way.shown(clock::now()).to_string(), "dialled");
         let (reader, half) = stream.into_split();
         let (writes, bytes) = mpsc::channel::<Vec<u8>>(WRITES_MAX);
-        let writer = tokio::spawn(upload::write_all(half, bytes, self.upload.subscribe()));
+        let queue: Arc<Queue> = Arc::default();
+        let uploads = self.upload.subscribe();
+        let writer = tokio::spawn(upload::write_all(half, bytes, uploads, queue.clone()));
         self.shipper.handle_connected(established, clock::now());
         self.socket = Socket::Up(Box::new(Up {
             reader,
             writes,
+            queue,
             writer,
             buffer: vec![0; READ_LEN],
         }));
@@ -427,9 +493,12 @@ impl Uplink {
             && up.writes.capacity() > 0
         {
             if let Some(bytes) = self.shipper.poll_transmit() {
+                up.queue.put(bytes.len());
                 let sent = up.writes.try_send(bytes);
                 sent.ok().context("the connection broke")?;
-            } else if !self.shipper.send_next(clock::now())? {
+            } else if up.queue.is_behind(&self.upload.borrow())
+                || !self.shipper.send_next(clock::now())?
+            {
                 break;
             }
         }
@@ -458,105 +527,6 @@ impl Uplink {
             until: clock::now() + wait,
         };
     }
-
-    /// Stops: sources first, then what they had read goes to the disk unless it was acked.
-    async fn finish(mut self, mut produced: mpsc::Receiver<Produced>) -> Result<()> {
-        let had_started = self.sources.is_some();
-        if let Some((commands, thread)) = self.sources.take() {
-            let _best_effort = commands.try_send(Command::Stop);
-            drop(commands);
-            let joined = tokio::task::spawn_blocking(move || thread.join());
-            // The thread may wait for room in the channel: keep taking until it ends.
-            let mut joined = joined;
-            loop {
-                tokio::select! {
-                    item = produced.recv() => match item {
-                        Some(item) => self.shipper.take(item),
-                        None => break,
-                    },
-                    _ = &mut joined => break,
-                }
-            }
-            while let Ok(item) = produced.try_recv() {
-                self.shipper.take(item);
-            }
-        }
-        // Sources that never started know nothing new: the server is still to be asked first.
-        if had_started {
-            self.shipper.spill()?;
-        }
-        if let Socket::Up(up) = self.socket {
-            if let Some(bytes) = self.shipper.close("the agent stops", clock::now()) {
-                let _best_effort = up.writes.try_send(bytes);
-            }
-            drop(up.writes);
-            drop(tokio::time::timeout(CLOSE_MAX, up.writer).await);
-        }
-        info!(waiting = self.shipper.fill().entries, "stopped");
-        Ok(())
-    }
-}
-
-/// What the sources are still to be told: of each stream the last word, then the last configuration. A server can
-/// have no more of it than there are streams.
-#[derive(Default)]
-struct Orders {
-    rewinds: BTreeMap<StreamId, (StreamPosition, u64, bool)>,
-    configure: Option<Command>,
-}
-
-impl Orders {
-    fn rewind(&mut self, stream: StreamId, position: StreamPosition, rewinds: u64, lost: bool) {
-        let before = self.rewinds.remove(&stream);
-        let lost = lost || before.is_some_and(|(.., lost)| lost);
-        self.rewinds.insert(stream, (position, rewinds, lost));
-    }
-
-    /// The last one counts; what an earlier one was to answer is answered with it.
-    fn configure(&mut self, config: Config, answers: Option<u64>) {
-        let before = match self.configure.take() {
-            Some(Command::Configure { answers, .. }) => answers,
-            Some(Command::Rewind { .. } | Command::Wake | Command::Stop) | None => None,
-        };
-        let config = Box::new(config);
-        let answers = answers.or(before);
-        self.configure = Some(Command::Configure { config, answers });
-    }
-
-    /// Passes on what there is room for; the rest when the sources have taken some of it.
-    fn pass(&mut self, commands: &SyncSender<Command>) -> Result<()> {
-        loop {
-            let command = match self.rewinds.pop_first() {
-                Some((stream, (position, rewinds, lost))) => Command::Rewind {
-                    stream,
-                    position,
-                    rewinds,
-                    lost,
-                },
-                None => match self.configure.take() {
-                    Some(configure) => configure,
-                    None => return Ok(()),
-                },
-            };
-            match commands.try_send(command) {
-                Ok(()) => {}
-                Err(TrySendError::Full(Command::Rewind {
-                    stream,
-                    position,
-                    rewinds,
-                    lost,
-                })) => {
-                    self.rewind(stream, position, rewinds, lost);
-                    return Ok(());
-                }
-                Err(TrySendError::Full(configure)) => {
-                    self.configure = Some(configure);
-                    return Ok(());
-                }
-                Err(TrySendError::Disconnected(_)) => bail!("the sources ended by themselves"),
-            }
-        }
-    }
 }
 
 /// Checks what the server sends by this machine's configuration.
@@ -573,7 +543,7 @@ enum Happened {
 }
 
 /// Spreads reconnects of many agents: between half and all of the interval.
-fn jittered(interval: Duration) -> Duration {
+pub(crate) fn jittered(interval: Duration) -> Duration {
     let [byte] = scrinium_segment::random::<1>().unwrap_or([128]);
     interval / 2 + interval / 2 * u32::from(byte) / 255
 }
@@ -593,61 +563,3 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 /// The proxy does not take what we show: ten tries in ten minutes lock an account in many a directory.
 const BACKOFF_PROXY: Duration = Duration::from_secs(300);
-const CLOSE_MAX: Duration = Duration::from_secs(2);
-
-#[cfg(test)]
-mod tests {
-    use scrinium_protocol::identity::{AgentId, Epoch};
-
-    use super::*;
-
-    /// More than the sources listen to at once waits, the last word about each stream, the configuration last.
-    #[test]
-    fn orders_wait_until_the_sources_listen_and_none_is_lost() {
-        let mut orders = Orders::default();
-        let stream = |n: u8| StreamId([n; 16]);
-        let start = |n: u8| StreamPosition::start(AgentId([9; 16]), stream(n), Epoch([8; 16]));
-        for rewinds in 1..=2 {
-            for n in 0..5 {
-                orders.rewind(stream(n), start(n), rewinds, rewinds == 1);
-            }
-        }
-        // The second is this machine's own, read again, and comes before the first was passed on.
-        for answers in [Some(7), None] {
-            orders.configure(Config::parse("").unwrap(), answers);
-        }
-        let (commands, received) = std::sync::mpsc::sync_channel(2);
-        let mut told = Vec::new();
-        while told.len() < 6 {
-            orders.pass(&commands).unwrap();
-            let taken: Vec<Command> = received.try_iter().collect();
-            assert!((1..=2).contains(&taken.len()));
-            told.extend(taken);
-        }
-        for (n, command) in (0..5).zip(&told) {
-            // Something sealed is gone, as the first word said.
-            let Command::Rewind {
-                stream: of,
-                rewinds: 2,
-                lost: true,
-                ..
-            } = command
-            else {
-                panic!("the stream {n}");
-            };
-            assert_eq!(*of, stream(n));
-        }
-        let last = told.last();
-        assert!(matches!(
-            last,
-            Some(Command::Configure {
-                answers: Some(7),
-                ..
-            })
-        ));
-        assert!(orders.rewinds.is_empty() && orders.configure.is_none());
-        drop(received);
-        orders.rewind(stream(1), start(1), 3, false);
-        assert!(orders.pass(&commands).is_err());
-    }
-}

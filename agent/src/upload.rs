@@ -1,20 +1,49 @@
 //! Writing to the server as fast as it is allowed to, and saying how fast that is.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::debug;
 
 use crate::clock;
 use crate::config::Uploads;
+
+/// What was handed to the task that writes and is not written yet.
+#[derive(Default)]
+pub(crate) struct Queue {
+    bytes: AtomicU64,
+    /// Some of it was written.
+    moved: Notify,
+}
+
+impl Queue {
+    /// Notes what is handed over.
+    pub(crate) fn put(&self, len: usize) {
+        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until some of it was written.
+    pub(crate) async fn moved(&self) {
+        self.moved.notified().await;
+    }
+
+    /// Whether more than a moment's worth waits to be written at the rate that was asked for: what is sent next, such as
+    /// the state of the agent, comes behind it.
+    pub(crate) fn is_behind(&self, uploads: &Uploads) -> bool {
+        rate(uploads).is_some_and(|rate| self.bytes.load(Ordering::Relaxed) > rate)
+    }
+}
 
 /// Writes what comes until the connection breaks or nothing comes any more.
 pub(crate) async fn write_all(
     mut socket: impl AsyncWrite + Unpin,
     mut bytes: mpsc::Receiver<Vec<u8>>,
     uploads: watch::Receiver<Uploads>,
+    queue: Arc<Queue>,
 ) {
     while let Some(bytes) = bytes.recv().await {
         for part in bytes.chunks(PART_LEN) {
@@ -22,6 +51,8 @@ pub(crate) async fn write_all(
                 debug!(%error, "writing to the server failed");
                 return;
             }
+            queue.bytes.fetch_sub(part.len() as u64, Ordering::Relaxed);
+            queue.moved.notify_one();
             // Asked for each part: the limit, the hour and the clock may be others by now.
             let rate = rate(&uploads.borrow());
             if let Some(rate) = rate {

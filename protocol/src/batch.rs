@@ -336,6 +336,18 @@ impl BatchBuilder {
         self.count == 0
     }
 
+    /// The time of the last entry that was added, Unix µs; no other of the batch is later.
+    #[must_use]
+    pub fn time_last_us(&self) -> u64 {
+        self.time_last_us
+    }
+
+    /// Bytes of the entries that were added, without anything around them.
+    #[must_use]
+    pub fn bytes_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Seals what was collected: it follows `position`, leaves the source at `bookmark`, and is
     /// signed by `key`. Returns the batch and the position after it; the builder is empty again.
     ///

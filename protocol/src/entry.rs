@@ -180,6 +180,12 @@ impl Entries {
         self.table.is_empty()
     }
 
+    /// The time of the last entry, Unix µs; no other of the batch is later. `None` of a batch without entries.
+    #[must_use]
+    pub fn time_last_us(&self) -> Option<u64> {
+        self.table.last().map(|(meta, _)| meta.time_us)
+    }
+
     /// Computes the Merkle root over the entries.
     #[must_use]
     pub fn root(&self) -> [u8; 32] {

@@ -1,9 +1,11 @@
 //! The enrolment token: everything an agent needs to find and trust its server, once.
 //!
 //! ```text
-//! "SCRINIUM1-" base64url( version 1 (1) | server address (2 + n) | server public key (32)
-//!                         | token id (16) | secret (32) | expiry, Unix seconds (8) | check (4) )
+//! "SCRINIUM1-" base64url( version (1) | server address (2 + n) | server public key (32)
+//!                         | token id (16) | secret (32) | expiry, Unix seconds (8) | uses (4) | check (4) )
 //! ```
+//!
+//! Version 1 is for one agent and has no uses; version 2 is for 2 to [`USES_MAX`]. Agents of version 0.1.0 read the first.
 //!
 //! The check is the start of a SHA-256 over the rest: a token that lost a character in an e-mail is
 //! told apart from one that was never valid.
@@ -15,7 +17,7 @@ use crate::error::InvalidMessage;
 use crate::kdf::sha256;
 use crate::secret::Secret;
 
-/// A parsed enrolment token. Single use; whoever holds it can enrol one agent.
+/// A parsed enrolment token. Whoever holds it can enrol as many agents as it says.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Token {
     /// Where the agent dials: a [`crate::route::Route`].
@@ -26,6 +28,8 @@ pub struct Token {
     pub secret: Secret<32>,
     /// Not valid from this time on, in seconds since 1970-01-01T00:00Z.
     pub expires_s: u64,
+    /// How many agents it enrols.
+    pub uses_max: u32,
 }
 
 impl Token {
@@ -51,16 +55,23 @@ impl Token {
         }
         let mut r = Reader::new(rest);
         let version = r.u8("token version")?;
-        if version != 1 {
+        if ![VERSION_ONE, VERSION_MANY].contains(&version) {
             return Err(InvalidMessage::UnknownType(version));
         }
-        let token = Self {
+        let mut token = Self {
             address: r.text16(ADDRESS_LEN_MAX, "server address")?,
             server_public: r.array("server public key")?,
             id: r.array("token id")?,
             secret: Secret::new(r.array("token secret")?),
             expires_s: r.u64("token expiry")?,
+            uses_max: 1,
         };
+        if version == VERSION_MANY {
+            token.uses_max = r.u32("token uses")?;
+            if !(2..=USES_MAX).contains(&token.uses_max) {
+                return Err(InvalidMessage::NotCanonical("token uses"));
+            }
+        }
         r.finish("token")?;
         Ok(token)
     }
@@ -75,12 +86,20 @@ impl Token {
             self.address.len() <= ADDRESS_LEN_MAX,
             "checked where it was entered"
         );
-        let mut bytes = vec![1];
+        let is_for_one = self.uses_max <= 1;
+        let mut bytes = vec![if is_for_one {
+            VERSION_ONE
+        } else {
+            VERSION_MANY
+        }];
         put_bytes16(&mut bytes, self.address.as_bytes());
         bytes.extend_from_slice(&self.server_public);
         bytes.extend_from_slice(&self.id);
         bytes.extend_from_slice(self.secret.expose());
         bytes.extend_from_slice(&self.expires_s.to_be_bytes());
+        if !is_for_one {
+            bytes.extend_from_slice(&self.uses_max.to_be_bytes());
+        }
         let check = check_of(&bytes);
         bytes.extend_from_slice(&check);
         format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
@@ -94,6 +113,10 @@ fn check_of(bytes: &[u8]) -> [u8; 4] {
 
 /// Longest route in a token, in bytes.
 pub const ADDRESS_LEN_MAX: usize = 300;
+/// Agents that one token enrols at most: more than a server takes.
+pub const USES_MAX: u32 = 100_000;
+const VERSION_ONE: u8 = 1;
+const VERSION_MANY: u8 = 2;
 const PREFIX: &str = "SCRINIUM1-";
 
 #[cfg(test)]
@@ -111,6 +134,25 @@ mod tests {
             sample().to_text(),
             "SCRINIUM1-AQATbG9nLmV4YW1wbGUubmV0OjcyMAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAgICAgICAgICAgICAgICAgMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAAAAAGtJ0gCf1pGp"
         );
+    }
+
+    #[test]
+    fn a_token_of_several_uses_reads_back_and_says_how_many() {
+        for uses_max in [2, 500, USES_MAX] {
+            let token = Token {
+                uses_max,
+                ..sample()
+            };
+            assert_eq!(Token::parse(&token.to_text()), Ok(token));
+        }
+        for uses_max in [USES_MAX + 1, u32::MAX] {
+            let token = Token {
+                uses_max,
+                ..sample()
+            };
+            let refused = Err(InvalidMessage::NotCanonical("token uses"));
+            assert_eq!(Token::parse(&token.to_text()), refused);
+        }
     }
 
     #[test]
@@ -133,6 +175,7 @@ mod tests {
             id: [2; 16],
             secret: Secret::new([3; 32]),
             expires_s: 1_800_000_000,
+            uses_max: 1,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Named places between two durable steps, at which a test may end the process.
 //!
 //! `SCRINIUM_FAULT="NAME"` ends a process of a debug build the first time it passes the point of that
-//! name, as `kill -9` would: no destructor, no flush. `NAME#3` the third time. `SCRINIUM_PANIC` panics there
-//! instead. A simulation is told of every point its thread passes instead ([`listen`]). Builds for release have no
+//! name, as `kill -9` would: no destructor, no flush. `NAME#3` the third time, `NAME|OTHER` at each of them.
+//! `SCRINIUM_PANIC` panics there instead, and `SCRINIUM_HANG` lets the thread go no further, as a file system does
+//! that does not answer. A simulation is told of every point its thread passes instead ([`listen`]). Builds for release have no
 //! fault points.
 
 /// Passes the point called `name`.
@@ -57,11 +58,12 @@ mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// A point to die at, and how often it may be passed before.
-    type Armed = OnceLock<Option<(String, AtomicU32)>>;
+    /// Points to die at, and how often each may be passed before.
+    type Armed = OnceLock<Vec<(String, AtomicU32)>>;
 
     static ENDS: Armed = OnceLock::new();
     static PANICS: Armed = OnceLock::new();
+    static HANGS: Armed = OnceLock::new();
 
     pub(super) fn pass(name: &str) {
         if is_due(&ENDS, "SCRINIUM_FAULT", name) {
@@ -70,16 +72,24 @@ mod armed {
         if is_due(&PANICS, "SCRINIUM_PANIC", name) {
             std::panic::panic_any("a test wants a panic here");
         }
+        if is_due(&HANGS, "SCRINIUM_HANG", name) {
+            loop {
+                std::thread::park();
+            }
+        }
     }
 
     fn is_due(armed: &Armed, variable: &str, name: &str) -> bool {
         let armed = armed.get_or_init(|| {
-            let text = std::env::var(variable).ok()?;
-            let (name, times) = text.split_once('#').unwrap_or((&text, "1"));
-            Some((name.to_owned(), AtomicU32::new(times.parse().ok()?)))
+            let text = std::env::var(variable).unwrap_or_default();
+            let points = text.split('|').filter_map(|point| {
+                let (name, times) = point.split_once('#').unwrap_or((point, "1"));
+                Some((name.to_owned(), AtomicU32::new(times.parse().ok()?)))
+            });
+            points.collect()
         });
         armed
-            .as_ref()
-            .is_some_and(|(armed, left)| armed == name && left.fetch_sub(1, Ordering::Relaxed) == 1)
+            .iter()
+            .any(|(armed, left)| armed == name && left.fetch_sub(1, Ordering::Relaxed) == 1)
     }
 }

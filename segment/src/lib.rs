@@ -16,9 +16,15 @@ mod format;
 pub mod key;
 pub mod lock;
 pub mod machine;
+#[cfg(unix)]
+pub mod notify;
 pub mod process;
 pub mod reader;
+pub mod say;
 pub mod slots;
+#[cfg(unix)]
+pub mod systemd;
+pub mod wrap;
 pub mod writer;
 
 pub use format::{

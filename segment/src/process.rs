@@ -89,6 +89,13 @@ pub const HARMLESS_SIGNALS: [i32; 5] = {
         Signal::WINCH.as_raw(),
     ]
 };
+/// How many files this process has open; `None` where the system does not say.
+#[must_use]
+pub fn descriptors_used() -> Option<u64> {
+    let open = std::fs::read_dir("/proc/self/fd").ok()?;
+    // The look is one of them.
+    u64::try_from(open.count().saturating_sub(1)).ok()
+}
 
 /// Whether something failed because this process, or the system, has no file descriptor left: that says nothing
 /// of the file.

@@ -13,7 +13,7 @@ mod sessions;
 pub(crate) mod tries;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail};
 use data_encoding::BASE32_NOPAD;
@@ -31,6 +31,7 @@ use crate::bounds::USER_LEN_MAX;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::UserRecord;
 use crate::clock;
+use crate::waits;
 
 /// All accounts and their sessions.
 pub(crate) struct Accounts {
@@ -198,7 +199,7 @@ impl Accounts {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

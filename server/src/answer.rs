@@ -20,6 +20,7 @@ use scrinium_protocol::identity::{AgentId, StreamId};
 use scrinium_protocol::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::warn;
@@ -30,12 +31,15 @@ use crate::audit::Actor;
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::cancelled::{CancelOnDrop, Cancelled};
+use crate::index::gate::Gate;
 use crate::index::hits::Hit;
 use crate::index::query::Query;
 use crate::index::search::{Found, Search, Wanted};
 use crate::index::turns::{AnswerTurn, LOCAL, ScanTurn};
 use crate::present::{self, View};
+use crate::said::{Said, said};
 
 /// What somebody asks.
 pub(crate) struct Asked {
@@ -51,7 +55,7 @@ pub(crate) struct Asked {
 pub(crate) enum Shape {
     /// One after the other; with words at the end of a file that is not complete.
     Raw {
-        words: bool,
+        words: Option<Language>,
         to_terminal: bool,
     },
     Csv {
@@ -76,6 +80,9 @@ pub(crate) struct LeftOut {
     /// Why the answer ended before everything was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<String>,
+    /// The same for who reads another language.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<Said>,
     /// Parts of the archive that are damaged.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) damaged: u64,
@@ -104,16 +111,18 @@ impl LeftOut {
         self.damaged += found.damaged;
         self.sealed += found.sealed;
         if found.lacking > 0 {
-            self.ended = Some(format!(
-                "{} parts of the archive were not searched: the server has no file descriptor left. Nothing is damaged; search again, or raise the server's LimitNOFILE",
-                found.lacking
-            ));
+            self.end(said!("left_out.lacking", found.lacking));
+        } else if let Some(busy) = found.busy {
+            self.end(busy.to_string().into());
         } else if found.partial {
             let seconds = time_max.unwrap_or_default().as_secs();
-            self.ended = Some(format!(
-                "the time of {seconds} s was up before everything was read; ask for a shorter time or less"
-            ));
+            self.end(said!("left_out.time", seconds));
         }
+    }
+
+    fn end(&mut self, why: Said) {
+        self.ended = Some(why.to_string());
+        self.why = Some(why);
     }
 
     pub(crate) fn is_nothing(&self) -> bool {
@@ -121,29 +130,23 @@ impl LeftOut {
     }
 
     /// What is missing, a sentence each.
-    pub(crate) fn sentences(&self) -> Vec<String> {
+    pub(crate) fn sentences(&self, t: Language) -> Vec<String> {
         let mut all = Vec::new();
         if let Some(limit) = self.limit {
-            all.push(format!(
-                "the newest {limit} entries were given, and there are older ones: give --limit a higher number, or a range that ends earlier"
-            ));
+            all.push(said!("left_out.limit", limit.to_string()));
         }
-        if let Some(why) = &self.ended {
-            all.push(format!("the answer is not complete: {why}"));
+        match (&self.why, &self.ended) {
+            (Some(why), _) => all.push(said!("left_out.ended", why.clone())),
+            (None, Some(why)) => all.push(said!("left_out.ended", why)),
+            (None, None) => {}
         }
         if self.sealed > 0 {
-            all.push(format!(
-                "{} parts of the archive are in the second container and were left out; the security officer opens them: scrinium-server container open",
-                self.sealed
-            ));
+            all.push(said!("left_out.sealed", self.sealed));
         }
         if self.damaged > 0 {
-            all.push(
-                "parts of the archive are damaged and were left out; run: scrinium-server verify"
-                    .to_owned(),
-            );
+            all.push(said!("left_out.damaged", self.damaged));
         }
-        all
+        all.iter().map(|said| t.say(said)).collect()
     }
 
     /// What the head, or the end, of a message of the control socket says.
@@ -179,11 +182,12 @@ pub(crate) async fn page(core: &Arc<Core>, asked: Asked, wanted: Wanted) -> Resu
     let _guard = cancelled.guard();
     let time_max = asked.time_max;
     let core = core.clone();
+    let gate = Gate::new(scan, Handle::current(), cancelled.clone());
     let work = move || {
         let deadline = time_max.map(|time| clock::now() + time);
-        let mut search = search(&core, asked, cancelled, deadline);
-        let found = search.page(Wanted { deadline, ..wanted });
-        drop((search, scan, turn));
+        let mut search = search(&core, asked, cancelled, deadline, &gate);
+        let found = search.page(Wanted { deadline, ..wanted }, &gate);
+        drop((search, gate, turn));
         if found.read_bytes > GIVEN_BACK_MIN {
             allocator::give_back();
         }
@@ -289,21 +293,24 @@ impl Answer {
             let is_first = search.is_none();
             let (core, before) = (self.core.clone(), search.take());
             let (asked, cancelled) = (asked.take(), cancelled.clone());
+            let gate = Gate::new(scan, Handle::current(), cancelled.clone());
             let work = move || {
                 let started = clock::now();
                 let deadline = time_left.map(|time| started + time);
                 let mut search = match (before, asked) {
                     (Some(search), _) => search,
-                    (None, Some(asked)) => self::search(&core, asked, cancelled, deadline),
+                    (None, Some(asked)) => self::search(&core, asked, cancelled, deadline, &gate),
                     (None, None) => return Err(anyhow!("a search without a question")),
                 };
-                let found = search.page(Wanted { deadline, ..wanted });
-                drop(scan);
+                let found = search.page(Wanted { deadline, ..wanted }, &gate);
+                let waited = gate.waited();
+                drop(gate);
                 // Who takes it slowly keeps no more than the page meanwhile.
                 if found.read_bytes > GIVEN_BACK_MIN {
                     allocator::give_back();
                 }
-                Ok((search, found, clock::now().duration_since(started)))
+                let took = clock::now().duration_since(started);
+                Ok((search, found, took.saturating_sub(waited)))
             };
             let (left, mut found, took) = tokio::task::spawn_blocking(work).await??;
             search = Some(left);
@@ -390,7 +397,10 @@ struct Writer {
 impl Writer {
     fn begin(&self, out: &mut Vec<u8>) {
         match self.shape {
-            Shape::Csv { .. } => {
+            Shape::Csv { to_terminal } => {
+                if !to_terminal {
+                    out.extend_from_slice(present::CSV_MARK.as_bytes());
+                }
                 out.extend_from_slice(present::CSV_NAMES.as_bytes());
                 out.push(b'\n');
             }
@@ -403,7 +413,9 @@ impl Writer {
         let view = || View::new(hit, &self.names, &self.streams);
         let json = || shown::json(&view().to_json().to_string()).into_bytes();
         match self.shape {
-            Shape::Raw { to_terminal, .. } => present::write_line(out, &hit.bytes, to_terminal),
+            Shape::Raw { to_terminal, .. } => {
+                present::write_line(out, &hit.bytes, hit.is_gap, to_terminal);
+            }
             Shape::Csv { to_terminal } => {
                 out.extend_from_slice(view().to_csv(to_terminal).as_bytes());
                 out.push(b'\n');
@@ -425,9 +437,9 @@ impl Writer {
     /// What was left out, where a reader of the shape finds it.
     fn end(&self, left_out: &LeftOut, count: u64, out: &mut Vec<u8>) {
         let said = match self.shape {
-            Shape::Raw { words: true, .. } if !left_out.is_nothing() => {
-                let sentences = left_out.sentences().join("; ");
-                format!("scrinium: this file does not hold everything that matches: {sentences}\n")
+            Shape::Raw { words: Some(t), .. } if !left_out.is_nothing() => {
+                let sentences = left_out.sentences(t).join("; ");
+                format!("scrinium: {}\n", t.say(&said!("left_out.file", sentences)))
             }
             Shape::Json { limit_is_asked } => {
                 let mut said = left_out.clone();
@@ -454,6 +466,7 @@ fn search(
     asked: Asked,
     cancelled: Cancelled,
     deadline: Option<std::time::Instant>,
+    gate: &Gate,
 ) -> Search {
     let Asked {
         mut query, access, ..
@@ -467,6 +480,7 @@ fn search(
         access,
         cancelled,
         deadline,
+        gate,
     )
 }
 
@@ -514,7 +528,7 @@ mod tests {
         };
         let left_out = LeftOut::of(&found, Some(Duration::from_secs(20)));
         let raw = Shape::Raw {
-            words: true,
+            words: Some(Language::En),
             to_terminal: false,
         };
         let csv = Shape::Csv { to_terminal: false };
@@ -553,7 +567,7 @@ mod tests {
             ),
             "{\"partial\":{\"limit\":3}}\n"
         );
-        assert!(limit.sentences()[0].contains("the newest 3 entries"));
+        assert!(limit.sentences(Language::En)[0].contains("the newest 3 entries"));
     }
 
     #[test]
@@ -561,6 +575,7 @@ mod tests {
         let all = LeftOut {
             limit: Some(1),
             ended: Some("why".into()),
+            why: Some(said!("left_out.time", 20_u64)),
             damaged: 2,
             sealed: 3,
         };

@@ -5,36 +5,40 @@
 //! version, operating system: 256 bytes) and `protocol/src/sl/message.rs` (names of streams 4 KiB, problems 512
 //! bytes, configurations 60,000). The bodies of forms are bounded in `console/mod.rs`.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use data_encoding::HEXLOWER;
 use scrinium_protocol::kdf::sha256;
 
+use crate::said::said;
+
 /// Refuses a text that is longer than `bytes_max`.
 pub(crate) fn check_len(field: &str, text: &str, bytes_max: usize) -> Result<()> {
-    ensure!(
-        text.len() <= bytes_max,
-        "{field} has {} bytes and may have {bytes_max}; shorten it",
-        text.len()
-    );
+    if text.len() > bytes_max {
+        return Err(said!(
+            "refused.long",
+            field,
+            text.len().to_string(),
+            bytes_max.to_string()
+        )
+        .into());
+    }
     Ok(())
 }
 
 /// Refuses more of something than `count_max`.
 pub(crate) fn check_count(what: &str, count: usize, count_max: usize) -> Result<()> {
-    ensure!(
-        count <= count_max,
-        "{what}: {count} are given, and at most {count_max} may be"
-    );
+    if count > count_max {
+        return Err(said!("refused.many", what, count, count_max).into());
+    }
     Ok(())
 }
 
 /// Refuses a text that is longer than `bytes_max`, or that is not one line of plain text.
 pub(crate) fn check(field: &str, text: &str, bytes_max: usize) -> Result<()> {
     check_len(field, text, bytes_max)?;
-    ensure!(
-        !text.chars().any(char::is_control),
-        "{field} must be one line without control characters"
-    );
+    if text.chars().any(char::is_control) {
+        return Err(said!("refused.control", field).into());
+    }
     Ok(())
 }
 

@@ -6,23 +6,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use scrinium_protocol::identity::StreamKind;
-use tracing::error;
 
 use crate::audit::DELETIONS;
 use crate::catalogue::records::CertificateRecord;
 use crate::clock::DAY_US;
 use crate::core::Core;
+use crate::duties::keep::{Duty, Plan};
 
-/// Publishes certificates as they are made, until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>) {
-    loop {
-        if let Err(error) = publish(&core).await {
-            let error = format!("{error:#}");
-            error!(error, "certificates of deletion wait for their trail");
-        }
-        tokio::time::sleep(INTERVAL).await;
+/// Publishes certificates as they are made.
+pub(crate) struct Publishing(pub(crate) Arc<Core>);
+
+impl Duty for Publishing {
+    async fn round(&mut self) -> Result<()> {
+        let published = publish(&self.0).await;
+        published.context("certificates of deletion wait for their trail")
     }
 }
 
@@ -54,4 +53,9 @@ pub(crate) async fn publish(core: &Core) -> Result<()> {
 
 /// How old a backup may be whose trail is completed when it is restored.
 const KEPT_US: u64 = 100 * DAY_US;
-const INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: certificates of deletion",
+    every: Duration::from_secs(10),
+    long: Duration::from_secs(600),
+    raises: false,
+};

@@ -18,6 +18,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::said::said;
+
 /// The monotonic clock, for deadlines.
 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub(crate) fn now() -> Instant {
@@ -229,15 +231,18 @@ impl FromStr for Day {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let date: jiff::civil::Date = text
-            .parse()
-            .map_err(|_| anyhow::anyhow!("'{text}' must be a day like 2026-01-31"))?;
+        // A date and a time would be read as the date.
+        let date = Some(text).filter(|text| text.len() <= DAY_LEN);
+        let date = date.and_then(|text| text.parse::<jiff::civil::Date>().ok());
+        let date = date.ok_or_else(|| said!("time.day", text))?;
         let begin = date.to_zoned(jiff::tz::TimeZone::UTC)?;
         let day = begin.timestamp().as_second() / 86_400;
         Ok(Self(u32::try_from(day)?))
     }
 }
 
+/// Bytes of a day as it is written.
+const DAY_LEN: usize = "2026-01-31".len();
 /// µs of a day.
 pub(crate) const DAY_US: u64 = 86_400_000_000;
 /// Clocks that are read further apart than this are read again.

@@ -1,5 +1,7 @@
 //! Configuration: what the file says (`raw`), then what the program runs on ([`Config`]).
 
+mod raw;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,9 +10,12 @@ use lettre::message::Mailbox;
 use scrinium_protocol::route::Route;
 use scrinium_segment::cipher::Cipher;
 
+use crate::alarms::Severity;
 use crate::backup::target::Location;
 use crate::evidence::{Correspondence, Elsewhere, http};
+use crate::i18n::Language;
 use crate::mail::Relay;
+use crate::notices::{Channel, Way};
 
 /// The server's configuration. Every field is checked.
 #[derive(Clone, Debug)]
@@ -54,6 +59,8 @@ pub struct Config {
     pub(crate) elsewhere: Elsewhere,
     /// Where a backup is made by itself, and how often.
     pub(crate) backup: Option<Backup>,
+    /// How alarms leave.
+    pub(crate) channels: Vec<Channel>,
     /// PEM files that replace the certificate made at `init`.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -179,6 +186,7 @@ impl Config {
         });
         let mail_to = mail_to.collect::<Result<Vec<Mailbox>>>()?;
         let relay = raw.mail.relay()?;
+        let channels = raw.alarms.channels(relay.as_ref())?;
         let correspondence = match (relay, mail_to.is_empty()) {
             (Some(relay), false) => Some(Correspondence { relay, to: mail_to }),
             (None, false) => bail!("mail.relay must be given with evidence.mail_to"),
@@ -235,6 +243,7 @@ impl Config {
                 correspondence,
             },
             backup,
+            channels,
             certificate,
         };
         on_loopback(&mut config.metrics);
@@ -391,193 +400,50 @@ impl raw::Mail {
     }
 }
 
-/// The file, field for field. Nothing outside this file sees these types.
-mod raw {
-    use std::path::PathBuf;
-
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Config {
-        pub(super) listen: Listen,
-        pub(super) agents: Agents,
-        pub(super) archive: Archive,
-        pub(super) evidence: Evidence,
-        pub(super) retention: Retention,
-        pub(super) backup: Backup,
-        pub(super) mail: Mail,
-        pub(super) console: Console,
-        pub(super) limits: Limits,
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Limits {
-        pub(super) console_connections_max: usize,
-        pub(super) console_connections_each_max: usize,
-        pub(super) syslog_connections_max: usize,
-        pub(super) syslog_connections_each_max: usize,
-        pub(super) syslog_idle_h: u64,
-        pub(super) syslog_new_senders_per_day_max: usize,
-        pub(super) syslog_senders_max: usize,
-        pub(super) agent_streams_max: usize,
-        pub(super) agent_new_streams_per_minute_max: usize,
-    }
-
-    impl Default for Limits {
-        fn default() -> Self {
-            Self {
-                console_connections_max: 512,
-                console_connections_each_max: 128,
-                syslog_connections_max: 2048,
-                syslog_connections_each_max: 512,
-                syslog_idle_h: 24,
-                syslog_new_senders_per_day_max: 20_000,
-                syslog_senders_max: 100_000,
-                agent_streams_max: 250_000,
-                agent_new_streams_per_minute_max: 60_000,
+impl raw::Alarms {
+    /// The channels that are named.
+    fn channels(self, relay: Option<&Relay>) -> Result<Vec<Channel>> {
+        let language = Language::from_code(&self.language);
+        let language = language.context("alarms.language must be en, it or fr")?;
+        let channel = |field: &str, way, severity: &str| {
+            let severity = Severity::named(severity);
+            let words = Severity::ALL.map(Severity::name).join(", ");
+            let severity = severity
+                .with_context(|| format!("alarms.{field}_severity must be one of {words}"))?;
+            anyhow::Ok(Channel {
+                way,
+                severity,
+                language,
+            })
+        };
+        let mut channels = Vec::new();
+        if !self.mail_to.is_empty() {
+            let relay = relay.context("mail.relay must be given with alarms.mail_to")?;
+            let to = self.mail_to.iter().map(|to| {
+                let mailbox: Result<Mailbox, _> = to.parse();
+                mailbox.with_context(|| format!("alarms.mail_to: '{to}'"))
+            });
+            let way = Way::Mail {
+                relay: relay.clone(),
+                to: to.collect::<Result<_>>()?,
+            };
+            channels.push(channel("mail", way, &self.mail_severity)?);
+        }
+        if let Some(url) = self.webhook {
+            if !http::is_url(&url) {
+                bail!("alarms.webhook must be http://HOST[:PORT]/PATH, or https");
             }
+            channels.push(channel(
+                "webhook",
+                Way::Webhook(url),
+                &self.webhook_severity,
+            )?);
         }
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Listen {
-        pub(super) sl: Vec<String>,
-        pub(super) sl_integrity: Vec<String>,
-        pub(super) console: Vec<String>,
-        pub(super) metrics: Vec<String>,
-        pub(super) syslog_udp: Vec<String>,
-        pub(super) syslog_tcp: Vec<String>,
-    }
-
-    impl Default for Listen {
-        fn default() -> Self {
-            let any = |port: u16| vec![format!("0.0.0.0:{port}")];
-            Self {
-                sl: any(720),
-                sl_integrity: Vec::new(), // 721 when an administrator wants it
-                console: any(8443),
-                metrics: Vec::new(), // 127.0.0.1:9720 when something monitors
-                syslog_udp: any(514),
-                syslog_tcp: [any(514), any(5140)].concat(),
-            }
+        if let Some(url) = self.syslog {
+            let way = Way::syslog(&url).context("alarms.syslog")?;
+            channels.push(channel("syslog", way, &self.syslog_severity)?);
         }
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Agents {
-        pub(super) address: Option<String>,
-        pub(super) keep_alive_s: u64,
-        pub(super) machine_changes_max: usize,
-        pub(super) silent_after_s: u64,
-        pub(super) clock_offset_max_s: u64,
-        pub(super) handshakes_per_s: u32,
-        pub(super) half_open_max: usize,
-        pub(super) sessions_max: usize,
-    }
-
-    impl Default for Agents {
-        fn default() -> Self {
-            Self {
-                address: None,
-                keep_alive_s: 10,
-                machine_changes_max: 1,
-                silent_after_s: 300,
-                clock_offset_max_s: 60,
-                handshakes_per_s: 50,
-                half_open_max: 512,
-                sessions_max: 20_000,
-            }
-        }
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Archive {
-        pub(super) log_mib_max: u64,
-        pub(super) reread_days: u32,
-        pub(super) log_minutes_max: u64,
-        pub(super) cipher: String,
-    }
-
-    impl Default for Archive {
-        fn default() -> Self {
-            Self {
-                log_mib_max: 64,
-                reread_days: 7,
-                log_minutes_max: 60,
-                cipher: "aes-256-gcm".into(),
-            }
-        }
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Evidence {
-        pub(super) interval_s: u64,
-        pub(super) copies: Vec<PathBuf>,
-        pub(super) time_stamp_authority: Option<String>,
-        pub(super) witnesses: Vec<String>,
-        pub(super) mail_to: Vec<String>,
-    }
-
-    impl Default for Evidence {
-        fn default() -> Self {
-            Self {
-                interval_s: 300,
-                copies: Vec::new(),
-                time_stamp_authority: None,
-                witnesses: Vec::new(),
-                mail_to: Vec::new(),
-            }
-        }
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Retention {
-        pub(super) step_wait_h: u64,
-    }
-
-    impl Default for Retention {
-        fn default() -> Self {
-            Self { step_wait_h: 24 }
-        }
-    }
-
-    #[derive(serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Backup {
-        pub(super) to: Option<String>,
-        pub(super) keys: Option<PathBuf>,
-        pub(super) every_h: u64,
-    }
-
-    impl Default for Backup {
-        fn default() -> Self {
-            Self {
-                to: None,
-                keys: None,
-                every_h: 24,
-            }
-        }
-    }
-
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Mail {
-        pub(super) relay: Option<String>,
-        pub(super) from: Option<String>,
-        pub(super) user: Option<String>,
-        pub(super) password_file: Option<PathBuf>,
-    }
-
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    pub(super) struct Console {
-        pub(super) certificate: Option<PathBuf>,
-        pub(super) key: Option<PathBuf>,
+        Ok(channels)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The parts of a running server, put together: opened from the end of the pipe, closed from its
 //! beginning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use crate::accounts::{Accounts, BROWSERS_KEY};
-use crate::agents::Agents;
+use crate::agents::{Agents, Signer};
 use crate::alarms::Alarms;
 use crate::archive::upkeep::{Upkeep, UpkeepQueue};
 use crate::archive::{Archive, losses};
@@ -24,14 +25,18 @@ use crate::audit::Audit;
 use crate::catalogue::records::{ServerKeys, StoredSecret};
 use crate::catalogue::{Catalogue, copies};
 use crate::config::Config;
+use crate::duties::Duties;
 use crate::evidence::Evidence;
+use crate::index::query::Query;
 use crate::index::turns::Turns;
 use crate::links::Links;
 use crate::listener::doors::Doors;
 use crate::local::{LocalQueue, Unknown};
+use crate::notices::Channel;
 use crate::policy::Policy;
 use crate::refusals::Refusals;
 use crate::session::budget::Rates;
+use crate::session::held::HeldBytes;
 use crate::session::receiver::Shared;
 use crate::time::ServerTime;
 use crate::vital::{Fallen, Vital};
@@ -52,6 +57,12 @@ pub(crate) struct Core {
     pub(crate) time: Arc<ServerTime>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) alarms: Alarms,
+    /// How alarms leave.
+    pub(crate) channels: Vec<Channel>,
+    /// Datagrams of syslog that were dropped since the start.
+    pub(crate) dropped: Arc<AtomicU64>,
+    /// What is done again and again, and what runs.
+    pub(crate) duties: Arc<Duties>,
     pub(crate) accounts: Accounts,
     /// What strangers were refused lately.
     pub(crate) refusals: Refusals,
@@ -119,7 +130,8 @@ impl Running {
                 .context("binding the catalogue's sum to the volume")?;
         }
         let keys = load_keys(&catalogue)?;
-        let (vital, fallen) = Vital::new();
+        let duties = Arc::<Duties>::default();
+        let (vital, fallen) = Vital::new(duties.clone());
         let archive = Arc::new(
             Archive::open(&volume, &catalogue, config.cipher).context("opening the archive")?,
         );
@@ -153,10 +165,10 @@ impl Running {
             let (signing, time) = (signing.clone(), time.clone());
             let policy = policy.clone();
             let upkeep = Upkeep::new(archive, catalogue, policy, signing, time, by_itself);
-            let watch = vital.watch("upkeep");
+            let (watch, duties) = (vital.watch("upkeep"), duties.clone());
             let run = move || {
                 let _watch = watch;
-                upkeep.run(&work);
+                upkeep.run(&work, &duties);
             };
             std::thread::Builder::new()
                 .name("upkeep".into())
@@ -198,9 +210,13 @@ impl Running {
                 keep_alive: config.keep_alive,
                 streams: config.agent_streams,
                 rates: Rates::default(),
+                held: HeldBytes::default(),
             },
             agents,
-            alarms: Alarms::load(catalogue.clone(), audit.clone())?,
+            alarms: Alarms::load(catalogue.clone(), audit.clone(), archive.troubles().clone())?,
+            channels: config.channels.clone(),
+            dropped: Arc::default(),
+            duties,
             accounts: Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?,
             refusals: Refusals::default(),
             links: Links::load(catalogue.clone())?,
@@ -329,13 +345,26 @@ impl Core {
         names
     }
 
+    /// Reads a query, and refuses agents that nobody knows: those of tokens that still enrol somebody are known.
+    pub(crate) fn read_query(&self, text: &str) -> Result<Query> {
+        let query = Query::parse(text)?;
+        if !query.agents.is_empty() {
+            let mut known: BTreeSet<String> = self.agent_names().into_values().collect();
+            let tokens = self.agents.open_tokens().into_iter();
+            known.extend(tokens.map(|token| token.agent_name));
+            query.check_agents(&known)?;
+        }
+        Ok(query)
+    }
+
     /// Names and keys of all who signed batches.
-    pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
+    pub(crate) fn signers(&self) -> BTreeMap<AgentId, Signer> {
         let mut signers = self.agents.signers();
-        signers.insert(
-            self.own_agent,
-            (OWN_NAME.to_owned(), self.signing.verifying_key().to_bytes()),
-        );
+        let own = Signer {
+            name: OWN_NAME.to_owned(),
+            keys: vec![self.signing.verifying_key().to_bytes()],
+        };
+        signers.insert(self.own_agent, own);
         signers
     }
 

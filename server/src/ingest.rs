@@ -32,9 +32,10 @@ use tracing::{error, warn};
 use crate::archive::Archive;
 use crate::archive::block::log_head;
 use crate::archive::log::{
-    Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_MARK, RECORD_STREAM, apply, encode_stream,
-    starts_anew,
+    Inside, Log, LogBatch, RECORD_BATCH, RECORD_LIMIT, RECORD_MARK, RECORD_STREAM, apply,
+    encode_stream, starts_anew,
 };
+use crate::archive::troubles::Trouble;
 use crate::archive::upkeep::Work;
 use crate::catalogue::records::{LogEnd, StreamRecord};
 use crate::clock;
@@ -57,6 +58,8 @@ pub(crate) struct BatchSubmission {
     pub(crate) agent: AgentId,
     pub(crate) batch: SealedBatch,
     pub(crate) encoded: Vec<u8>,
+    /// What only whoever opened the batch knows.
+    pub(crate) inside: Inside,
     pub(crate) answer: oneshot::Sender<Outcome>,
 }
 
@@ -114,6 +117,8 @@ pub(crate) struct Ingest {
     left: Option<(u64, u64)>,
     /// How the log before ended, until it is written down with the key of the next.
     ended: Option<(u64, LogEnd)>,
+    /// Why the log could not be written last.
+    refused: String,
 }
 
 struct ActiveLog {
@@ -141,6 +146,7 @@ impl Ingest {
             log: None,
             left: None,
             ended: None,
+            refused: String::new(),
             limits,
             archive,
             signing,
@@ -165,9 +171,15 @@ impl Ingest {
                 self.round(round);
             }
             self.roll_if_due();
+            if self.log.is_some() {
+                // A log could be begun, and nothing was refused since: it takes entries again.
+                let troubles = self.archive.troubles();
+                troubles.end_if_quiet(Trouble::Archiving, QUIET);
+            }
             if let Err(error) = self.archive.acked().sync_if_due() {
                 let error = format!("{error:#}");
                 error!(error, "how far the log is acknowledged could not be synced");
+                self.archive.troubles().meet(Trouble::Archiving, error);
             }
         }
         self.finish_log();
@@ -243,9 +255,15 @@ impl Ingest {
                                 answer(submission.answer, Outcome::NotWritten);
                                 continue;
                             };
-                            apply(&mut stream, &submission.batch.header, received_us);
+                            let Inside { last_us, bytes } = submission.inside;
+                            apply(&mut stream, &submission.batch.header, bytes, received_us);
                             streams.insert(id, stream);
-                            let shown = LogBatch::new(&submission.batch, place, received_us);
+                            let shown = LogBatch::new(
+                                &submission.batch.header,
+                                place,
+                                received_us,
+                                last_us,
+                            );
                             appended.push(Appended { submission, shown });
                         }
                     }
@@ -259,6 +277,9 @@ impl Ingest {
         }
         failed = failed || (!is_idle && !self.sync());
         if failed {
+            self.archive
+                .troubles()
+                .meet(Trouble::Archiving, self.refused.clone());
             self.abandon_log();
             for item in appended {
                 answer(item.submission.answer, Outcome::NotWritten);
@@ -289,7 +310,7 @@ impl Ingest {
         };
         log.writer
             .append(RECORD_STREAM, &[&encode_stream(stream)])
-            .inspect_err(|error| error!(%error, "writing the log failed"))
+            .inspect_err(|error| refused(&mut self.refused, error))
             .is_ok()
     }
 
@@ -304,7 +325,7 @@ impl Ingest {
                 RECORD_MARK,
                 &[&number.to_be_bytes(), &records.to_be_bytes()],
             )
-            .inspect_err(|error| error!(%error, "writing the log failed"))
+            .inspect_err(|error| refused(&mut self.refused, error))
             .is_ok()
     }
 
@@ -317,7 +338,7 @@ impl Ingest {
         let head = log_head(received_us, submission.agent);
         log.writer
             .append(RECORD_BATCH, &[&head, &submission.encoded])
-            .inspect_err(|error| error!(%error, "writing the log failed"))
+            .inspect_err(|error| refused(&mut self.refused, error))
             .ok()
     }
 
@@ -327,6 +348,7 @@ impl Ingest {
         };
         if let Err(error) = log.writer.sync() {
             error!(%error, "the log could not be made durable; nothing is acked");
+            self.refused = error.to_string();
             return false;
         }
         log.committed = log.writer.len();
@@ -367,6 +389,7 @@ impl Ingest {
             // Archived, and not acknowledged: whoever sent it asks again where the archive stands.
             let error = format!("{error:#}");
             error!(error, "how far the log is acknowledged could not be noted");
+            self.archive.troubles().meet(Trouble::Archiving, error);
             let answers = appended.into_iter().map(|item| item.submission.answer);
             for to in answers.chain(repeated.into_iter().map(|item| item.answer)) {
                 answer(to, Outcome::NotWritten);
@@ -374,6 +397,7 @@ impl Ingest {
             return;
         }
         fault::point("server: noted");
+        self.archive.troubles().end(Trouble::Archiving);
         // At this point readers see it; if we die now, recovery finds it and the sender, having no
         // receipt, learns it from the next statement.
         for item in appended {
@@ -428,12 +452,7 @@ impl Ingest {
                 },
             ));
         }
-        if let Err(error) = self.open_log() {
-            error!(
-                error = format!("{error:#}"),
-                "no new log can be opened; nothing is acked until one can"
-            );
-        }
+        self.begin_log();
     }
 
     fn roll_if_due(&mut self) {
@@ -451,11 +470,19 @@ impl Ingest {
 
     fn roll(&mut self) {
         self.finish_log();
+        self.begin_log();
+    }
+
+    /// Begins a log; where that is refused, it is tried again with the next round.
+    fn begin_log(&mut self) {
         if let Err(error) = self.open_log() {
+            let error = format!("{error:#}");
             error!(
-                error = format!("{error:#}"),
+                error,
                 "no new log can be opened; nothing is acked until one can"
             );
+            self.refused.clone_from(&error);
+            self.archive.troubles().meet(Trouble::Archiving, error);
         }
     }
 
@@ -489,6 +516,12 @@ impl Ingest {
     }
 }
 
+/// Keeps why the log could not be written.
+fn refused(why: &mut String, error: &scrinium_segment::Error) {
+    error!(%error, "writing the log failed");
+    *why = error.to_string();
+}
+
 fn relation(stream: &StreamRecord, batch: &SealedBatch) -> Relation {
     if starts_anew(stream, batch) {
         return Relation::Follows;
@@ -506,3 +539,6 @@ const QUEUE_MAX: usize = 64;
 /// Most submissions made durable by one sync.
 const ROUND_MAX: usize = 256;
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Without a refusal for so long, and with a log that could be begun, entries are taken again: whoever was refused may be
+/// gone, and then nothing else says so.
+const QUIET: Duration = Duration::from_secs(10);

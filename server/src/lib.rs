@@ -6,6 +6,7 @@
 //!
 //! A library so that tests can drive its parsers.
 
+mod absence;
 mod accounts;
 mod agents;
 mod alarms;
@@ -23,8 +24,13 @@ pub mod config;
 mod console;
 mod control;
 mod core;
+mod der;
+mod disk;
+mod duties;
 mod evidence;
 pub mod formats;
+mod health;
+mod i18n;
 pub mod index;
 mod ingest;
 mod links;
@@ -33,10 +39,14 @@ mod local;
 mod mail;
 mod markup;
 mod measure;
+mod notices;
 mod package;
+mod places;
 mod policy;
 mod present;
 mod refusals;
+mod ring;
+mod said;
 mod self_signed;
 mod session;
 mod silence;
@@ -45,16 +55,18 @@ mod simulation;
 mod statistics;
 mod stopped;
 mod time;
+mod times;
 mod verification;
 mod vital;
 mod volume;
-mod wrap;
+mod waits;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use scrinium_protocol::shown;
+use scrinium_segment::say;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::format;
@@ -62,6 +74,8 @@ use tracing_subscriber::fmt::format;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    allocator::share_arenas();
+    say::start();
     scrinium_segment::process::raise_descriptors();
     // Libraries that ask for the process's provider get the one that everything here uses.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -69,7 +83,7 @@ pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SCRINIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| say::Stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         // A line is a line, whatever others called things.
@@ -81,8 +95,10 @@ pub fn main() -> ExitCode {
         )
         .init();
     scrinium_segment::process::close_to_others();
-    match cli.run() {
+    let code = match cli.run() {
         Ok(code) => code,
+        // Whoever reads what is printed has enough: `| head`. Secrets that are shown once may be among what was not read.
+        Err(error) if error.is::<commands::OutputClosed>() => ExitCode::from(OUTPUT_CLOSED_CODE),
         Err(error) => {
             let code = if error.is::<commands::UsageError>() {
                 2
@@ -93,8 +109,13 @@ pub fn main() -> ExitCode {
             } else {
                 1
             };
-            drop(commands::complain(&format!("scrinium-server: {error:#}")));
+            commands::complain(&format!("scrinium-server: {error:#}"));
             ExitCode::from(code)
         }
-    }
+    };
+    say::flush();
+    code
 }
+
+/// What a shell shows of a program that ended because nobody read what it printed: 128 and the number of SIGPIPE.
+const OUTPUT_CLOSED_CODE: u8 = 141;

@@ -10,9 +10,9 @@
 //! 3. Every account has places of its own: what one makes takes none of another's. Accounts are made by hand, and few.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use axum::body::Body;
 use data_encoding::BASE32_NOPAD;
 use scrinium_segment::random;
@@ -25,6 +25,8 @@ use crate::clock::{self, DAY_US};
 use crate::control::export::{self, ExportRequest};
 use crate::control::or_said;
 use crate::core::Core;
+use crate::said::said;
+use crate::waits;
 
 /// Every link, those that are over too.
 pub(crate) struct Links {
@@ -62,12 +64,10 @@ impl Links {
         let own = state.values().filter(|old| old.by == link.by);
         let now_us = link.made_us;
         let (mut over, living): (Vec<_>, Vec<_>) = own.partition(|old| old.is_over(now_us));
-        ensure!(
-            living.len() < LIVING_OF_ONE_MAX,
-            "{} has {LIVING_OF_ONE_MAX} download links that are not over, which is all that one account may have; end some, or wait until they are {} days old",
-            link.by,
-            LIFE_US / DAY_US
-        );
+        if living.len() >= LIVING_OF_ONE_MAX {
+            let days = LIFE_US / DAY_US;
+            return Err(said!("refused.links", &link.by, LIVING_OF_ONE_MAX, days).into());
+        }
         // Of those that are over the newest are remembered.
         over.sort_by_key(|old| core::cmp::Reverse(old.end_us));
         let mut number = 0..;
@@ -95,7 +95,10 @@ impl Links {
     /// Changes a link, durably; returns it as it is then.
     fn change(&self, id: &str, change: impl FnOnce(&mut LinkRecord)) -> Result<LinkRecord> {
         let mut state = self.lock();
-        let mut link = state.get(id).context("there is no such link")?.clone();
+        let mut link = state
+            .get(id)
+            .ok_or_else(|| said!("refused.no_link"))?
+            .clone();
         change(&mut link);
         self.catalogue.put(&link)?;
         state.insert(id.to_owned(), link.clone());
@@ -103,7 +106,7 @@ impl Links {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, LinkRecord>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 
@@ -125,13 +128,12 @@ pub(crate) async fn make(
     mut request: ExportRequest,
     by: &Actor,
 ) -> Result<LinkRecord> {
-    ensure!(
-        request.opening.is_none(),
-        "a link outlives an opening of the second container; give --opening to the download"
-    );
+    if request.opening.is_some() {
+        return Err(said!("refused.link_opening").into());
+    }
     let now_us = clock::unix_us();
     request.to_us = Some(request.to_us.unwrap_or(now_us).min(now_us));
-    request.check(core)?;
+    request.settle(core)?;
     let word: [u8; 20] = random()?;
     let link = LinkRecord {
         id: BASE32_NOPAD.encode(&word).to_lowercase(),
@@ -178,7 +180,7 @@ pub(crate) async fn fetch(
 /// Ends a link before its time.
 pub(crate) async fn end(core: &Core, id: &str, by: &Actor) -> Result<LinkRecord> {
     let found = core.links.lock().get(id).cloned();
-    let link = found.context("there is no such link")?;
+    let link = found.ok_or_else(|| said!("refused.no_link"))?;
     audit(core, by, "link ended", &link).await?;
     core.links.change(id, |link| {
         link.end_us = link.end_us.min(clock::unix_us());

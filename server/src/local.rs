@@ -30,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::error;
 
 use crate::archive::Archive;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
 use crate::ingest::{BatchSubmission, Outcome, Queue, Submission};
@@ -73,6 +73,7 @@ impl Room {
     /// The bytes an entry counts for, and whose.
     fn of(&self, received: &Received) -> (&Arc<Semaphore>, u32) {
         let counted = received.bytes.len().saturating_add(ENTRY_COST);
+        let counted = counted.max(ENTRY_COST_MIN);
         let counted = u32::try_from(counted.min(ROOM_MAX)).unwrap_or(u32::MAX);
         let room = if received.kind == StreamKind::SyslogUdp {
             &self.udp
@@ -88,6 +89,8 @@ impl Room {
 pub(crate) struct SyslogSink {
     pub(crate) queue: LocalQueue,
     pub(crate) room: Room,
+    /// Datagrams that were dropped.
+    pub(crate) dropped: Arc<AtomicU64>,
 }
 
 impl Sink for SyslogSink {
@@ -113,6 +116,10 @@ impl Sink for SyslogSink {
             return false;
         };
         self.queue.send(entry(received, room)).await.is_ok()
+    }
+
+    fn dropped(&self, datagrams: u64) {
+        self.dropped.fetch_add(datagrams, Ordering::Relaxed);
     }
 }
 
@@ -196,6 +203,7 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
                 agent,
                 batch: made.batch.clone(),
                 encoded: made.batch.encoded(),
+                inside: made.inside,
                 answer,
             });
             let introduction = made.stream.clone().map(Submission::Stream);
@@ -235,6 +243,8 @@ async fn submit(ingest: &Queue, agent: AgentId, submissions: Vec<Made>) -> bool 
 struct Made {
     stream: Option<StreamRecord>,
     batch: SealedBatch,
+    /// The time of its last entry, Unix µs.
+    inside: Inside,
 }
 
 struct Maker {
@@ -391,6 +401,7 @@ impl LocalStream {
     }
 
     fn seal(&mut self, id: StreamId, key: &SigningKey, compressor: &mut Compressor) -> Made {
+        let inside = Inside::built(&self.builder);
         let (batch, after) = self
             .builder
             .seal(id, &self.position, Vec::new(), key, compressor);
@@ -398,6 +409,7 @@ impl LocalStream {
         Made {
             stream: self.introduction.take(),
             batch,
+            inside,
         }
     }
 }
@@ -407,6 +419,9 @@ impl LocalStream {
 const ROOM_MAX: usize = 16 << 20;
 /// What an entry takes beside its bytes.
 const ENTRY_COST: usize = 128;
+/// What an entry counts for at least: the shortest lines of one kind of listener fill half of the queue, so that connections
+/// leave room for datagrams, which nobody sends again.
+const ENTRY_COST_MIN: usize = ROOM_MAX / (QUEUE_MAX / 2);
 /// Entries waiting to be put into batches.
 pub(crate) const QUEUE_MAX: usize = 65_536;
 /// Most entries of one round.
@@ -420,6 +435,36 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Short lines of connections filled the queue that datagrams go through, too.
+    #[test]
+    fn connections_leave_room_for_datagrams() {
+        let (queue, _entries) = mpsc::channel(QUEUE_MAX);
+        let room = Room::new();
+        let dropped = Arc::default();
+        let sink = SyslogSink {
+            queue,
+            room,
+            dropped,
+        };
+        let received = |kind| Received {
+            kind,
+            name: "192.0.2.1".into(),
+            connection: 1,
+            time_us: 1,
+            flags: EntryFlags::NONE,
+            bytes: b"x\n".to_vec(),
+        };
+        let taken = |kind| {
+            let mut taken = 0;
+            while sink.try_put(received(kind)) {
+                taken += 1;
+            }
+            taken
+        };
+        assert_eq!(taken(StreamKind::SyslogTcp), QUEUE_MAX / 2);
+        assert_eq!(taken(StreamKind::SyslogUdp), QUEUE_MAX / 2);
+    }
 
     #[test]
     fn an_entry_that_is_too_long_becomes_linked_fragments_and_nothing_of_it_is_lost() {

@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use scrinium_protocol::shown;
+use scrinium_protocol::sl::sources::SourceReport;
 use scrinium_protocol::syslog::message::{Message, parse};
 use scrinium_syslog::senders::{UNKNOWN_SENDERS, split_sender};
 use serde_json::{Value, json};
 
 use crate::agents::Live;
+use crate::audit::NotWritten;
 use crate::catalogue::records::{AgentRecord, StreamRecord};
 use crate::clock;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::hits::Hit;
+use crate::index::turns::Busy;
 
 /// What is shown of one entry.
 pub(crate) struct View {
@@ -46,7 +50,7 @@ impl View {
             .cloned()
             .unwrap_or_default();
         let kind = stream.map_or(StreamKind::File, |stream| stream.kind);
-        let name = stream.map(|stream| stream.name.clone()).unwrap_or_default();
+        let name = stream.map_or_else(String::new, |stream| stream.name.to_string());
         let line = trim_end(&hit.bytes);
         // An unknown sender's address stands before what it sent.
         let unknown = (name == UNKNOWN_SENDERS).then(|| split_sender(line));
@@ -104,7 +108,7 @@ impl View {
     /// cursor or turns a text round. A line feed in a text stays, as RFC 4180 has it, but on a terminal, where it would
     /// look like another row.
     pub(crate) fn to_csv(&self, to_terminal: bool) -> String {
-        let fields: [&str; 10] = [
+        let fields: [&str; 11] = [
             &rfc3339(self.event_us),
             &rfc3339(self.received_us),
             &self.agent,
@@ -115,6 +119,7 @@ impl View {
             &self.app,
             &self.text,
             self.claimed.as_deref().unwrap_or_default(),
+            if self.is_gap { "gap" } else { "" },
         ];
         let seen = |field: &str| {
             csv_field(&match to_terminal {
@@ -126,16 +131,22 @@ impl View {
     }
 }
 
-/// What a file of a table begins with, so that spreadsheets read it as UTF-8. What goes to standard output has none:
-/// programs read that.
+/// What a table begins with that goes to a file or a pipe, so that spreadsheets read it as UTF-8: without it they show
+/// every accent as two letters.
 pub(crate) const CSV_MARK: &str = "\u{feff}";
 /// The first row of a table of [`View::to_csv`].
 pub(crate) const CSV_NAMES: &str =
-    "time,received,agent,stream,sequence,host,severity,app,text,time_claimed";
+    "time,received,agent,stream,sequence,host,severity,app,text,time_claimed,gap";
 
-/// Writes an entry as a line, whatever is in it: on a terminal with its further lines behind a mark.
-pub(crate) fn write_line(out: &mut Vec<u8>, bytes: &[u8], to_terminal: bool) {
+/// Writes an entry as a line, whatever is in it: on a terminal with its further lines behind a mark. One that begins as
+/// what a collector says is missing, and is none, begins with `\x67`: no line speaks for the collector.
+pub(crate) fn write_line(out: &mut Vec<u8>, bytes: &[u8], is_gap: bool, to_terminal: bool) {
     let entry = trim_end(bytes);
+    let (lead, entry) = match entry.strip_prefix(b"g") {
+        Some(rest) if !is_gap && rest.starts_with(b"ap:") => (&b"\\x67"[..], rest),
+        _ => (&b""[..], entry),
+    };
+    out.extend_from_slice(lead);
     if to_terminal {
         out.extend_from_slice(shown::entry(entry).as_bytes());
     } else {
@@ -202,7 +213,8 @@ pub(crate) fn state_of(agent: &AgentRecord, live: &Live, core: &Core) -> AgentSt
     if live.refused {
         return AgentState::Refused;
     }
-    if live.heard_us == 0 {
+    // Its enrolment is a connection of its own, and the first generation of its credential.
+    if live.state_us == 0 && agent.generation <= 1 {
         return AgentState::NeverSeen;
     }
     AgentState::Silent
@@ -219,6 +231,9 @@ pub(crate) fn agents_json(core: &Core) -> Value {
     let last = core.archive.last_of_agents();
     let agents = core.agents.list();
     let rows = agents.iter().map(|(agent, live)| {
+        // What it has not said since this server began is not known.
+        let said = (live.state_us > 0).then_some(&live.keep_alive);
+        let sources = live.sources.rows.iter().map(source_json);
         json!({
             "name": agent.name,
             "id": agent.id.to_string(),
@@ -231,12 +246,16 @@ pub(crate) fn agents_json(core: &Core) -> Value {
             "address": live.address.map(|address| address.to_string()),
             "last_durable": last.get(&agent.id).copied().map(rfc3339),
             "last_keep_alive": (live.heard_us > 0).then(|| rfc3339(live.heard_us)),
-            "backlog_entries": live.keep_alive.backlog_entries,
-            "backlog_bytes": live.keep_alive.backlog_bytes,
-            "cache_bytes": live.keep_alive.disk_bytes,
-            "cache_bytes_max": live.keep_alive.disk_bytes_max,
+            "backlog_entries": said.map(|said| said.backlog_entries),
+            "backlog_bytes": said.map(|said| said.backlog_bytes),
+            "cache_bytes": said.map(|said| said.disk_bytes),
+            "cache_bytes_max": said.map(|said| said.disk_bytes_max),
+            "oldest_entry": said.filter(|said| said.oldest_us > 0).map(|said| rfc3339(said.oldest_us)),
+            "state_said": (live.state_us > 0).then(|| rfc3339(live.state_us)),
+            "sources": sources.collect::<Vec<Value>>(),
+            "sources_more": live.sources.more,
             "cache_lasts_s": Some(live.keep_alive.cache_lasts_s).filter(|&lasts| lasts > 0),
-            "clock_offset_ms": live.clock_offset_us / 1000,
+            "clock_offset_ms": live.clock_offset_us.map(|offset_us| offset_us / 1000),
             "credential_generation": agent.generation,
             "trouble": live.trouble(),
             "integrity_only": agent.integrity_only,
@@ -262,22 +281,50 @@ pub(crate) fn agents_json(core: &Core) -> Value {
     Value::Array(rows.collect())
 }
 
+/// How one source of an agent does.
+fn source_json(row: &SourceReport) -> Value {
+    json!({
+        "source": row.source,
+        "state": row.state.name(),
+        "path": row.path,
+        "cause": row.cause,
+        "files": row.files,
+        "needs_person": row.needs_person,
+    })
+}
+
 /// Every alarm for the API and the command, newest first.
-pub(crate) fn alarms_json(core: &Core) -> Value {
+pub(crate) fn alarms_json(core: &Core, t: Language) -> Value {
     let rows = core.alarms.list().into_iter().map(|alarm| {
         json!({
             "id": alarm.id,
             "kind": alarm.kind.name(),
             "agent": alarm.agent,
-            "text": alarm.said(),
+            "severity": alarm.kind.severity().name(),
+            "text": alarm.said(t),
+            "said": alarm.said,
             "addresses": alarm.addresses,
             "first": rfc3339(alarm.first_us),
             "last": rfc3339(alarm.last_us),
             "count": alarm.count,
             "acknowledged_by": alarm.acknowledged_by,
+            "acknowledged": alarm.acknowledged_by.is_some().then(|| rfc3339(alarm.acknowledged_us)),
+            "over": (alarm.over_us > 0).then(|| rfc3339(alarm.over_us)),
+            "over_why": alarm.over(t),
+            "told": alarm.told,
         })
     });
     Value::Array(rows.collect())
+}
+
+/// What whoever is refused something reads of it.
+pub(crate) fn refusal(t: Language, error: &anyhow::Error) -> String {
+    match (error.downcast_ref::<NotWritten>(), error.is::<Busy>()) {
+        // English readers get the numbers.
+        (None, true) if t != Language::En => t.text("refused.busy").to_owned(),
+        (Some(NotWritten::Unavailable), _) => t.text("error.unwritable").to_owned(),
+        _ => t.refusal(error),
+    }
 }
 
 /// Names of RFC 5424 §6.2.1, table 2.

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! Anybody may fail as often as the wire carries, and the trail is kept for years. A kill loses the sum of the minute
-//! that runs; a stop writes it.
+//! that runs; a stop writes it. The same round writes the sums of what agents say ([`crate::agents::News`]).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
@@ -20,7 +21,9 @@ use crate::alarms::{AlarmKind, Raise};
 use crate::audit::{Actor, NotWritten};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
+use crate::said::said;
 
 /// What was refused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -181,9 +184,9 @@ pub(crate) async fn raise(core: &Core, from: SocketAddr) {
     let raise = Raise {
         kind: AlarmKind::SignInsRefused,
         agent: OWN_NAME.to_owned(),
-        text: format!(
-            "somebody tries passwords: more sign-ins to the console were refused than people mistype, the first of them from {}. No account is locked; each address waits longer with each try. The audit trail has how many, from where and for which accounts.",
-            from.ip().to_canonical()
+        text: said!(
+            "alarm_text.sign-ins-refused",
+            from.ip().to_canonical().to_string()
         ),
         key: String::new(),
     };
@@ -191,10 +194,12 @@ pub(crate) async fn raise(core: &Core, from: SocketAddr) {
 }
 
 /// Writes a sum each minute, while there is something to sum up.
-pub(crate) async fn run(core: Arc<Core>) {
-    loop {
-        tokio::time::sleep(STEP).await;
-        write_sums(&core, false).await;
+pub(crate) struct Sums(pub(crate) Arc<Core>);
+
+impl Duty for Sums {
+    async fn round(&mut self) -> Result<()> {
+        write_sums(&self.0, false).await;
+        Ok(())
     }
 }
 
@@ -221,6 +226,23 @@ pub(crate) async fn write_sums(core: &Core, all: bool) {
             );
         }
     }
+    for sum in core.agents.news_due(all) {
+        let action = sum.news.action();
+        warn!(agent = sum.agent, counted = sum.count, "{action}");
+        let detail = json!({
+            "agent": sum.agent,
+            "count": sum.count,
+            "from": rfc3339(sum.first_us),
+            "to": rfc3339(sum.last_us),
+        });
+        if !core.audit.record("agent", action, detail).await {
+            error!(
+                agent = sum.agent,
+                counted = sum.count,
+                "a sum of what an agent said could not be written to the audit stream"
+            );
+        }
+    }
 }
 
 /// Refusals of a minute that are entries of their own: a person's mistakes are there as they were.
@@ -230,7 +252,12 @@ const ALARM_FROM: u64 = 10;
 /// Addresses and names that a sum has by name.
 const NAMED_MAX: usize = 50;
 const MINUTE_US: u64 = 60_000_000;
-const STEP: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: sums of refusals",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(300),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

@@ -20,7 +20,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 use serde_json::{Value, json};
-use tracing::error;
 
 use crate::archive::EVER;
 use crate::archive::block::StoredBatch;
@@ -29,6 +28,7 @@ use crate::audit::STATISTICS;
 use crate::catalogue::records::{Group, StatisticsMark, StreamRecord};
 use crate::clock::{DAY_US, Day};
 use crate::core::Core;
+use crate::duties::keep::{Duty, Plan};
 
 /// A machine that sent something: an agent's, or one that sends syslog itself.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -160,14 +160,12 @@ fn joined(few: BTreeMap<Cell, Count>, into: impl Fn(Cell) -> Cell) -> BTreeMap<C
     all
 }
 
-/// Writes the days that are over, until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>) {
-    loop {
-        if let Err(error) = write_due(&core).await {
-            let error = format!("{error:#}");
-            error!(error, "statistics of a day wait");
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+/// Writes the days that are over.
+pub(crate) struct Statistics(pub(crate) Arc<Core>);
+
+impl Duty for Statistics {
+    async fn round(&mut self) -> Result<()> {
+        write_due(&self.0).await
     }
 }
 
@@ -288,7 +286,12 @@ const DAYS_BACK: u32 = 31;
 /// How long a day is over before it is counted.
 const REST_US: u64 = 2 * HOUR_US;
 const HOUR_US: u64 = 3_600_000_000;
-const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: statistics",
+    every: Duration::from_secs(600),
+    long: Duration::from_secs(12 * 3600),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
+use crate::absence;
 use crate::archive::container::Access;
 use crate::audit::{AUDIT, Actor, LateAct};
 use crate::backup::copy;
@@ -31,6 +32,7 @@ use crate::catalogue::{Row, Stored as _};
 use crate::clock;
 use crate::control::caller;
 use crate::core::Core;
+use crate::local::LocalQueue;
 use crate::present::rfc3339;
 use crate::volume::Volume;
 use crate::volume::refusals;
@@ -120,7 +122,7 @@ fn act(actor: &Actor, action: &str, detail: Value) -> Result<LateActRecord> {
 }
 
 /// Writes down what waits and that the server starts; nothing else is in the trail of this run before it.
-pub(crate) async fn begin(core: &Arc<Core>) -> Result<()> {
+pub(crate) async fn begin(core: &Arc<Core>, local: &LocalQueue) -> Result<()> {
     publish(core).await?;
     tell_refusals(core).await;
     let last = core.catalogue.load::<RunRecord>()?.pop();
@@ -142,8 +144,11 @@ pub(crate) async fn begin(core: &Arc<Core>) -> Result<()> {
             ),
         },
     };
+    if last.as_ref().is_some_and(|last| last.ended.is_none()) {
+        warn!(last_end, "the server did not end in order the last time");
+    }
     let detail = json!({
-        "version": VERSION, "last_version": last.map(|last| last.version), "last_end": last_end,
+        "version": VERSION, "last_version": last.as_ref().map(|last| &last.version), "last_end": last_end,
     });
     let actor = Actor::of(SERVER);
     let note = core.audit.note(&actor, "server started", detail);
@@ -154,6 +159,7 @@ pub(crate) async fn begin(core: &Arc<Core>) -> Result<()> {
             warn!("the start is not written down yet: the archive takes nothing now")
         }
     }
+    absence::tell(core, local, last.as_ref()).await;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use scrinium_protocol::kdf::sha256;
 use scrinium_segment::{Kind, segment_name};
 use tracing::error;
@@ -15,7 +15,9 @@ use crate::archive::verify::{self, Report, Scope};
 use crate::catalogue::records::{LossRecord, VerificationRecord};
 use crate::clock::{self, DAY_US};
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::evidence::{self, Expected};
+use crate::said::said;
 
 /// What is verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -154,36 +156,53 @@ pub(crate) fn last(core: &Core) -> Result<Option<VerificationRecord>> {
     Ok(core.catalogue.load()?.pop())
 }
 
-/// Verifies what is new once a day, and everything again within `archive.reread_days`, a part each night, until the task
-/// is dropped; an archive that is not whole is an alarm.
-pub(crate) async fn nightly(core: Arc<Core>) {
-    if let Err(error) = tell_losses(&core).await {
-        let error = format!("{error:#}");
-        error!(error, "what is not as it was left could not be told");
+/// Verifies what is new once a day, and everything again within `archive.reread_days`, a part each night; an archive that
+/// is not whole is an alarm.
+pub(crate) struct Nightly {
+    core: Arc<Core>,
+    has_told_losses: bool,
+}
+
+impl Nightly {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            has_told_losses: false,
+        }
     }
-    loop {
-        let verified = {
-            let core = core.clone();
-            tokio::task::spawn_blocking(move || verify_if_due(&core)).await
-        };
-        let problem = match verified {
-            Ok(Ok(None)) => None,
+}
+
+impl Duty for Nightly {
+    async fn round(&mut self) -> Result<()> {
+        if !self.has_told_losses {
+            let told = tell_losses(&self.core).await;
+            told.context("what is not as it was left could not be told")?;
+            self.has_told_losses = true;
+        }
+        let core = self.core.clone();
+        let verified = tokio::task::spawn_blocking(move || verify_if_due(&core)).await?;
+        let (problem, verified) = match verified {
+            Ok(None) => (None, Ok(())),
             // The same as in the night before: its alarm stands, or somebody has seen it.
-            Ok(Ok(Some(report))) => (!report.whole && !report.is_known).then(|| {
-                let first = report.findings.first();
-                format!(
-                    "the archive is not whole: {} findings, the first in {}: {}. Run scrinium-server verify.",
-                    report.findings.len(),
-                    first.map_or("?", |finding| finding.segment.as_str()),
-                    first.map_or("?", |finding| finding.problem.as_str())
-                )
-            }),
-            Ok(Err(error)) => Some(format!("the archive could not be verified: {error:#}")),
-            Err(error) => Some(format!("the archive could not be verified: {error}")),
+            Ok(Some(report)) => {
+                let problem = (!report.whole && !report.is_known).then(|| {
+                    let first = report.findings.first();
+                    let segment = first.map_or("?", |finding| finding.segment.as_str());
+                    let problem = first.map_or("?", |finding| finding.problem.as_str());
+                    let findings = report.findings.len();
+                    said!("alarm_text.not-whole", findings, segment, problem)
+                });
+                (problem, Ok(()))
+            }
+            Err(error) => (
+                Some(said!("alarm_text.not-verified", format!("{error:#}"))),
+                Err(error),
+            ),
         };
         if let Some(text) = problem {
             error!("{text}");
-            core.alarms
+            self.core
+                .alarms
                 .raise(Raise {
                     kind: AlarmKind::ArchiveDamaged,
                     agent: OWN_NAME.to_owned(),
@@ -192,7 +211,7 @@ pub(crate) async fn nightly(core: Arc<Core>) {
                 })
                 .await;
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        verified
     }
 }
 
@@ -217,11 +236,10 @@ async fn tell_losses(core: &Core) -> Result<()> {
             .raise(Raise {
                 kind: AlarmKind::ArchiveDamaged,
                 agent: OWN_NAME.to_owned(),
-                text: format!(
-                    "the volume is not as it was left: {}: {}{}. Run scrinium-server verify.",
-                    loss.file,
-                    loss.problem,
-                    entries.unwrap_or_default()
+                text: said!(
+                    "alarm_text.not-as-left",
+                    &loss.file,
+                    format!("{}{}", loss.problem, entries.unwrap_or_default())
                 ),
                 key: format!("loss {}", loss.number),
             })
@@ -246,7 +264,12 @@ fn verify_if_due(core: &Core) -> Result<Option<Report>> {
 }
 
 /// How often it is looked whether a verification is due.
-const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: verification",
+    every: Duration::from_secs(600),
+    long: Duration::from_secs(12 * 3600),
+    raises: true,
+};
 
 #[cfg(test)]
 mod tests {

@@ -4,14 +4,22 @@
 //! local, ingest, upkeep, listeners, … ── panic ─▶ [Watch] dropped ─▶ [Fallen] ─▶ the process ends, exit code 70
 //! ```
 //!
-//! A task that panics is otherwise just gone: the server would answer, and archive nothing. The end is that of a
-//! crash, which every start recovers from; what was acknowledged is durable. A supervisor starts the server again.
+//! A task that panics is otherwise just gone: the server would answer, and archive nothing. One that has no end and ends
+//! all the same is as bad. The end is that of a crash, which every start recovers from; what was acknowledged is durable.
+//! A supervisor starts the server again.
+
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::duties::Duties;
+
 /// Gives out watches.
 #[derive(Clone, Debug)]
-pub(crate) struct Vital(mpsc::Sender<&'static str>);
+pub(crate) struct Vital {
+    fell: mpsc::Sender<&'static str>,
+    duties: Arc<Duties>,
+}
 
 /// Hears which part panicked.
 #[derive(Debug)]
@@ -32,13 +40,15 @@ pub(crate) struct Watch {
 pub(crate) struct PartFell(pub(crate) &'static str);
 
 impl Vital {
-    pub(crate) fn new() -> (Self, Fallen) {
+    /// Parts stand in the table of `duties` while they run.
+    pub(crate) fn new(duties: Arc<Duties>) -> (Self, Fallen) {
         let (fell, fallen) = mpsc::channel(FALLEN_MAX);
-        (Self(fell), Fallen(fallen))
+        (Self { fell, duties }, Fallen(fallen))
     }
 
     /// To be held by `part` until it ends.
     pub(crate) fn watch(&self, part: &'static str) -> Watch {
+        self.duties.part(part, true);
         Watch {
             part,
             vital: self.clone(),
@@ -49,6 +59,16 @@ impl Vital {
     pub(crate) async fn watched<F: Future>(self, part: &'static str, task: F) -> F::Output {
         let _watch = self.watch(part);
         task.await
+    }
+
+    /// The same of a task that has no end but being dropped.
+    pub(crate) async fn endless(self, part: &'static str, task: impl Future<Output = ()>) {
+        self.clone().watched(part, task).await;
+        self.fall(part);
+    }
+
+    fn fall(&self, part: &'static str) {
+        let _first_is_enough = self.fell.try_send(part);
     }
 }
 
@@ -64,8 +84,9 @@ impl Fallen {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        self.vital.duties.part(self.part, false);
         if std::thread::panicking() {
-            let _first_is_enough = self.vital.0.try_send(self.part);
+            self.vital.fall(self.part);
         }
     }
 }
@@ -80,8 +101,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_part_that_panics_is_named_and_one_that_ends_is_not() {
-        let (vital, mut fallen) = Vital::new();
+    async fn a_part_that_panics_or_has_no_end_and_ends_is_named() {
+        let duties = Arc::<Duties>::default();
+        let (vital, mut fallen) = Vital::new(duties.clone());
         tokio::spawn(vital.clone().watched("quiet", async {}))
             .await
             .unwrap();
@@ -97,5 +119,16 @@ mod tests {
         });
         assert!(thread.join().is_err());
         assert_eq!(fallen.first().await.0, "thread");
+        vital.clone().endless("listener", async {}).await;
+        assert_eq!(fallen.first().await.0, "listener");
+        let (_, parts) = duties.list();
+        assert!(parts.len() == 4 && parts.iter().all(|part| part.running == 0));
+        let _watch = vital.watch("listener");
+        let (_, parts) = duties.list();
+        assert!(
+            parts
+                .iter()
+                .any(|part| part.name == "listener" && part.running == 1)
+        );
     }
 }

@@ -5,23 +5,22 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::admission::Admission;
 
 /// Waits for the next connection. When accepting fails (no descriptors left, say) it pauses and tries
-/// again: without the pause the error would come back at once, for ever. It is said once in ten seconds.
+/// again: without the pause the error would come back at once, for ever. It is counted, and said once in ten seconds:
+/// what is counted is the listener's, and does not begin anew with each connection that comes in between.
 pub async fn accept(listener: &TcpListener, admission: &Admission) -> (TcpStream, SocketAddr) {
-    let mut failed: u32 = 0;
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
-                if failed.is_multiple_of(SAID_EVERY) {
+                if admission.note_not_accepted(Instant::now().into_std()) {
                     warn!(%error, "no connection can be accepted; trying again");
                 }
-                failed = failed.wrapping_add(1);
-                admission.note_not_accepted();
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
@@ -38,5 +37,3 @@ pub fn limit_send_buffer(stream: &TcpStream, bytes: usize) -> std::io::Result<()
 
 /// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// Failures in a row of which one is logged: ten seconds' worth.
-const SAID_EVERY: u32 = 200;

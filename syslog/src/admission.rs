@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! 1. No more connections than places, and no more of one network than its share.
-//! 2. Some places are for peers that showed before who they are; strangers never take those.
+//! 2. Some places are for peers that showed before who they are; strangers never take those. Some are for strangers; known
+//!    peers never take those. What is between is for both, and there the one at rest longest makes room, known or not.
 //! 3. A connection that proved itself and is at work is never closed for another one, unless its peer has very many and
 //!    the other one few.
 //! 4. What is refused or closed is counted; [`Admission::counts`] says so to whoever tells people.
@@ -29,7 +30,8 @@ pub struct Limits {
     pub places: usize,
     /// Of them from one IPv4 address or IPv6 /64; a /56 may have twice, a /48 four times as many.
     pub each: usize,
-    /// Of the places those that only known peers get.
+    /// Of the places those that only known peers get. One in [`STRANGERS_SHARE`] is for strangers alone, whatever is said
+    /// here.
     pub kept: usize,
     /// Connections begun by one network, in the long run, and four times as many at once; none: any number.
     pub per_second: Option<u32>,
@@ -115,6 +117,8 @@ struct State {
     buckets: HashMap<IpAddr, Bucket>,
     known: Known,
     total: Counts,
+    /// When it was said last that none could be accepted.
+    said_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -282,14 +286,20 @@ impl Admission {
         let of_peer = state.counts.get(&(networks.peer(), width)).copied();
         let of_peer = of_peer.unwrap_or(0);
         let is_known = state.known.has(networks.peer()) && of_peer < KEPT_EACH;
-        let for_strangers = self.limits.places.saturating_sub(self.limits.kept);
-        let is_full =
-            state.held.len() >= self.limits.places || !is_known && state.strangers >= for_strangers;
+        let has_share = match is_known {
+            true => state.held.len() - state.strangers < self.limits.for_known(),
+            false => state.strangers < self.limits.for_strangers(),
+        };
+        let is_full = state.held.len() >= self.limits.places || !has_share;
         if is_full && of_peer < KEPT_EACH && state.displace_of_crowd() {
             return Some(self.hold(&mut state, networks, is_known, now));
         }
-        // Strangers make room for each other; for a known peer everybody may.
-        let may_leave = |held: &Held| is_known || !held.is_known;
+        // Whose share is used up takes a place of its own kind. Else any may leave; a known peer's leaves for a stranger
+        // only when it rests.
+        let may_leave = |held: &Held| match has_share {
+            false => held.is_known == is_known,
+            true => is_known || !held.is_known || held.rests(now, KNOWN_RESTS_AFTER),
+        };
         if is_full && !state.displace(&self.limits, now, may_leave) {
             state.total.full += 1;
             return None;
@@ -332,9 +342,17 @@ impl Admission {
         self.lock().total.full += 1;
     }
 
-    /// Nothing could be accepted, for want of file descriptors.
-    pub fn note_not_accepted(&self) {
-        self.lock().total.not_accepted += 1;
+    /// Nothing could be accepted, for want of file descriptors. Whether that is to be said: once in [`SAID_EVERY`],
+    /// however often something was accepted meanwhile.
+    pub fn note_not_accepted(&self, now: Instant) -> bool {
+        let mut state = self.lock();
+        state.total.not_accepted += 1;
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= SAID_EVERY;
+        let is_said = state.said_at.is_none_or(is_due);
+        if is_said {
+            state.said_at = Some(now);
+        }
+        is_said
     }
 
     /// What was refused or closed since the start.
@@ -365,6 +383,18 @@ impl Admission {
 }
 
 impl Limits {
+    /// Places that strangers may have.
+    fn for_strangers(&self) -> usize {
+        let kept = self.kept.min(self.for_known());
+        self.places.saturating_sub(kept)
+    }
+
+    /// Places that known peers may have.
+    fn for_known(&self) -> usize {
+        let strangers = self.places.div_ceil(STRANGERS_SHARE);
+        self.places.saturating_sub(strangers).max(1)
+    }
+
     fn share(&self, width: u8) -> usize {
         let wide = |times: usize| (self.each.saturating_mul(times)).min(self.places / 2);
         match width {
@@ -375,9 +405,14 @@ impl Limits {
     }
 }
 
+impl Held {
+    /// Whether nothing came or went for so long.
+    fn rests(&self, now: Instant, rests_after: Duration) -> bool {
+        now.saturating_duration_since(self.moved) >= rests_after
+    }
+}
+
 impl State {
-    /// Closes the connection that is missed least among those that `may` leave. First those whose peer did not
-    /// yet show who it is, of them one of the largest crowd, of that the one where nothing moved for longest.
     /// The connection at rest longest of the peer that has most makes room for a peer that has few, even one that is at
     /// work: nobody needs so many.
     fn displace_of_crowd(&mut self) -> bool {
@@ -397,11 +432,14 @@ impl State {
         true
     }
 
+    /// Closes the connection that is missed least among those that `may` leave and either proved nothing or rest. First
+    /// those that proved nothing, of them one of the largest crowd, of that the one where nothing moved for longest; then of those that
+    /// proved themselves the same.
     fn displace(&mut self, limits: &Limits, now: Instant, may: impl Fn(&Held) -> bool) -> bool {
-        let candidates = self.held.iter().filter(|(_, held)| {
-            let rests = now.saturating_duration_since(held.moved) >= limits.rests_after;
-            may(held) && (!held.proven || rests)
-        });
+        let candidates = self
+            .held
+            .iter()
+            .filter(|(_, held)| may(held) && (!held.proven || held.rests(now, limits.rests_after)));
         let least = candidates.min_by_key(|(_, held)| {
             let crowd = self.counts.get(&held.networks.widest()).copied();
             (held.proven, core::cmp::Reverse(crowd), held.moved)
@@ -462,8 +500,15 @@ impl State {
     }
 }
 
+/// That nothing can be accepted is logged so often at most.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 const TOKEN: u64 = 1_000_000;
 const BURST_S: u64 = 4;
+/// One place in so many is for strangers, however many known peers there are: who was never here can begin.
+const STRANGERS_SHARE: usize = 16;
+/// A known peer's connection on which nothing moved for so long makes room for a stranger, where known peers have more
+/// than what is kept for them. Gear that speaks once in ten minutes keeps its connection.
+const KNOWN_RESTS_AFTER: Duration = Duration::from_secs(600);
 /// Connections of a known peer that may take kept places.
 const KEPT_EACH: usize = 8;
 /// From so many connections on those of a peer make room for peers that have fewer than [`KEPT_EACH`].
@@ -554,6 +599,53 @@ mod tests {
             .filter_map(|n| admission.admit(address(n), now))
             .collect();
         assert_eq!((more.len(), left(&known)), (20, false));
+    }
+
+    #[test]
+    fn known_peers_at_rest_keep_no_stranger_out() {
+        let admission = Admission::new(limits(16));
+        let now = start();
+        // Each was here before: all places but one are theirs.
+        for n in 0..16 {
+            admission.admit(address(n), now).unwrap().prove(now);
+        }
+        let proven = |n: u8, now: Instant| {
+            let place = admission.admit(address(n), now)?;
+            place.prove(now);
+            Some(place)
+        };
+        let known: Vec<Place> = (0..16).filter_map(|n| proven(n, now)).collect();
+        assert_eq!(known.len(), 15, "one place is for strangers");
+        assert_eq!(admission.counts().full, 1);
+        // At work they keep their places, and a stranger has the one that is left.
+        let soon = now + Duration::from_secs(599);
+        let stranger = proven(100, soon).unwrap();
+        assert!(admission.admit(address(101), soon).is_none());
+        assert!(!left(&stranger) && known.iter().all(|place| !left(place)));
+        // At rest the oldest ones go, down to what is kept for them.
+        known[3].moved(soon);
+        let later = now + Duration::from_secs(600);
+        let strangers: Vec<Place> = (110..130).filter_map(|n| proven(n, later)).collect();
+        assert_eq!(strangers.len(), 11, "and those who speak stay");
+        let staying = known.iter().filter(|place| !left(place)).count();
+        assert_eq!(staying, 4, "as many as are kept for known peers");
+        assert!(!left(&known[3]), "it spoke a second ago");
+    }
+
+    #[test]
+    fn that_nothing_is_accepted_is_said_once_in_ten_seconds_and_counted_each_time() {
+        let admission = Admission::new(limits(16));
+        let mut now = start();
+        let mut said = 0;
+        for n in 0..600_u32 {
+            // In between something is accepted: that is no news.
+            if n % 3 == 0 {
+                drop(admission.admit(address(1), now));
+            }
+            said += u32::from(admission.note_not_accepted(now));
+            now += Duration::from_millis(50);
+        }
+        assert_eq!((said, admission.counts().not_accepted), (3, 600));
     }
 
     #[test]

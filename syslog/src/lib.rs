@@ -60,6 +60,9 @@ pub trait Sink: Clone + Send + Sync + 'static {
 
     /// Waits for room; `false` when entries are no longer taken.
     fn put(&self, received: Received) -> impl Future<Output = bool> + Send;
+
+    /// Hears of datagrams that were dropped, once for each of them.
+    fn dropped(&self, _datagrams: u64) {}
 }
 
 /// A message as entries: one, or linked fragments when it is longer than an entry may be. Each ends

@@ -118,6 +118,7 @@ impl Drops {
             bytes: text.into_bytes(),
         };
         if sink.put(entry).await {
+            sink.dropped(kernel + self.queue_full);
             self.reported_kernel = self.kernel;
             self.queue_full = 0;
         }

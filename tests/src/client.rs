@@ -30,6 +30,36 @@ pub struct Client {
     credential: Secret<32>,
 }
 
+/// Shows a token that is refused, so many times, each time as another machine.
+///
+/// # Panics
+/// It is not refused.
+pub fn refused_tokens(token: &Token, address: SocketAddr, times: u32, seed: u32) {
+    for number in seed..seed + times {
+        let secret = |label: &[u8]| Secret::new(sha256(&[label, &number.to_be_bytes()]));
+        let keys = AgentKeys {
+            suite: Suite::Encrypted,
+            static_keys: KeyPair::from_secret(&secret(b"static")),
+            ephemeral: KeyPair::from_secret(&secret(b"ephemeral")),
+            server_public: token.server_public,
+            psk: token.secret.clone(),
+        };
+        let purpose = Purpose::Enrol { token: token.id };
+        let (sent, expect) = start(keys, "", purpose).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(&sent).unwrap();
+        let mut head = [0; FRAME_HEAD_LEN];
+        stream.read_exact(&mut head).unwrap();
+        let mut frame = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        stream.read_exact(&mut frame).unwrap();
+        let answer = expect.handle(&frame);
+        assert!(
+            !matches!(answer, Ok((ServerHello::Welcome { .. }, _))),
+            "{number}"
+        );
+    }
+}
+
 impl Client {
     /// Uses a token; the keys are drawn from `seed`.
     #[must_use]
@@ -48,11 +78,40 @@ impl Client {
     /// Hangs up; returns what it takes to connect again.
     #[must_use]
     pub fn leave(self) -> Known {
+        self.known()
+    }
+
+    /// What it takes to connect again.
+    #[must_use]
+    pub fn known(&self) -> Known {
         Known {
             agent: self.agent,
             seed: self.seed,
-            credential: self.credential,
+            credential: self.credential.clone(),
         }
+    }
+
+    /// Writes what is to be sent, however long the server takes to read it; reads nothing.
+    pub fn push(&mut self) {
+        self.stream.set_nonblocking(false).unwrap();
+        while let Some(bytes) = self.session.poll_transmit() {
+            self.stream.write_all(&bytes).unwrap();
+        }
+        self.stream.set_nonblocking(true).unwrap();
+    }
+
+    /// Waits until the server says something; reads none of it.
+    pub fn wait_for_word(&self) {
+        self.stream.set_nonblocking(false).unwrap();
+        let patience = Some(std::time::Duration::from_secs(30));
+        self.stream.set_read_timeout(patience).unwrap();
+        assert_eq!(self.stream.peek(&mut [0]).unwrap(), 1, "it is let in");
+        self.stream.set_nonblocking(true).unwrap();
+    }
+
+    /// Writes what is no record, as somebody on the way may.
+    pub fn spoil(&mut self) {
+        self.stream.write_all(&[0xa5; 64]).unwrap();
     }
 
     fn shake_hands(
@@ -143,6 +202,7 @@ impl Client {
                 }
                 event @ (AgentEvent::StreamState { .. }
                 | AgentEvent::Configuration(_)
+                | AgentEvent::StateKey(_)
                 | AgentEvent::Acked(_)
                 | AgentEvent::Closed { .. }
                 | AgentEvent::PeerSilent) => events.push(event),
@@ -171,9 +231,20 @@ impl Known {
     /// Connects with the credential of the connection before.
     #[must_use]
     pub fn connect(&self, server_public: [u8; 32], address: SocketAddr) -> Client {
+        self.connect_as(server_public, address, Client::hello(self.seed))
+    }
+
+    /// The same, and says of itself what is in `hello`.
+    #[must_use]
+    pub fn connect_as(
+        &self,
+        server_public: [u8; 32],
+        address: SocketAddr,
+        hello: AgentHello,
+    ) -> Client {
         let hello = AgentHello {
             agent: self.agent,
-            ..Client::hello(self.seed)
+            ..hello
         };
         Client::shake_hands(
             Purpose::Connect,

@@ -10,6 +10,7 @@ use crate::lab::{Lab, text};
 pub struct Console {
     address: String,
     cookies: String,
+    language: &'static str,
 }
 
 impl Console {
@@ -26,6 +27,7 @@ impl Console {
         let session = Self {
             address: format!("https://{}", lab.console),
             cookies: cookies.to_str().unwrap().to_owned(),
+            language: "en",
         };
         let (user, password) = (format!("user={user}"), format!("password={password}"));
         let words = [
@@ -38,6 +40,13 @@ impl Console {
         ];
         let _page = session.curl("/sign-in", &words);
         session
+    }
+
+    /// The same session in a browser that wants another language.
+    #[must_use]
+    pub fn in_language(mut self, language: &'static str) -> Self {
+        self.language = language;
+        self
     }
 
     /// A page.
@@ -103,6 +112,7 @@ impl Console {
         text(
             &curl
                 .args(["-sk", &url])
+                .args(["-H", &format!("accept-language: {}", self.language)])
                 .args(words)
                 .output()
                 .unwrap()

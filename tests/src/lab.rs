@@ -157,10 +157,15 @@ impl Lab {
             .create(true)
             .open(self.dir.join("server.out"))
             .unwrap();
+        self.spawn_server_into(fault, log.into());
+    }
+
+    /// The same, with its standard error elsewhere.
+    pub fn spawn_server_into(&mut self, fault: &str, stderr: Stdio) {
         let child = self
             .server_command(&["run"])
             .env("SCRINIUM_FAULT", fault)
-            .stderr(log)
+            .stderr(stderr)
             .stdout(Stdio::null())
             .stdin(Stdio::null())
             .spawn()

@@ -17,6 +17,7 @@ pub mod days;
 pub mod disk;
 pub mod forge;
 pub mod fuzz;
+pub mod hostile;
 pub mod lab;
 pub mod network;
 pub mod package;

@@ -47,6 +47,9 @@ pub(crate) struct StreamPart {
     pub(crate) agent: String,
     agent_id: String,
     pub(crate) agent_key: String,
+    /// Keys of states that it lost, of an agent that was replaced.
+    #[serde(default)]
+    agent_keys_before: Vec<String>,
     pub(crate) stream: String,
     stream_id: String,
     kind: String,
@@ -263,6 +266,18 @@ pub(crate) fn copy(from: &mut dyn Read, to: &mut dyn Write) -> std::io::Result<(
     Ok((len, data_encoding::HEXLOWER.encode(&digest)))
 }
 
+impl StreamPart {
+    /// Every key of its agent, the one in use first.
+    pub(crate) fn keys(&self) -> Result<Vec<[u8; 32]>> {
+        ensure!(
+            self.agent_keys_before.len() <= KEYS_MAX,
+            "manifest.json: an agent has more than {KEYS_MAX} keys"
+        );
+        let keys = [&self.agent_key].into_iter().chain(&self.agent_keys_before);
+        keys.map(|key| key_bytes(key)).collect()
+    }
+}
+
 /// A public key as the manifest has it.
 pub(crate) fn key_bytes(hex: &str) -> Result<[u8; 32]> {
     hex_bytes(hex).context("manifest.json: a key is 64 hexadecimal digits")
@@ -276,3 +291,6 @@ fn hex_bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 /// What the names of compressed members end with.
 pub(crate) const PACKED: &str = ".gz";
+
+/// Keys of one agent: more than a server lets it be replaced.
+const KEYS_MAX: usize = 64;

@@ -167,12 +167,14 @@ fn inspect<'a>(tar: Tar<'a>, trust: &Trust, verdict: &mut Verdict) -> Result<Con
         &mut content.joined("log"),
         &mut content.joined("batches"),
     );
-    let keys = manifest.streams.iter().map(|part| {
-        let key = key_bytes(&part.agent_key)?;
-        Ok((key, part.agent.clone()))
-    });
-    let keys = keys.chain([Ok((server_key, SERVER.to_owned()))]);
-    let keys: BTreeSet<([u8; 32], String)> = keys.collect::<Result<_>>()?;
+    let mut keys = BTreeSet::from([(server_key, SERVER.to_owned())]);
+    for part in &manifest.streams {
+        keys.extend(
+            part.keys()?
+                .into_iter()
+                .map(|key| (key, part.agent.clone())),
+        );
+    }
     let keys = keys.into_iter();
     let signers = Signers::new(
         trust.keys.as_ref(),
@@ -364,11 +366,15 @@ impl Teller<'_> {
 
     fn tell_of(&mut self, part: &StreamPart, seen: &Seen) -> Result<()> {
         let stream = shown::name(&part.stream);
-        let key = key_bytes(&part.agent_key)?;
-        let signer = if self.signers.is_trusted(&key, &part.agent) {
-            whose(&key, &part.agent, &self.server_key)
-        } else {
-            format!("the holder of {}", shown::key(&key))
+        let keys = part.keys()?;
+        let is_trusted = |key: &[u8; 32]| self.signers.is_trusted(key, &part.agent);
+        let signer = match &keys[..] {
+            keys if !keys.iter().all(is_trusted) => {
+                let keys: Vec<String> = keys.iter().map(shown::key).collect();
+                format!("the holder of {}", keys.join(" or "))
+            }
+            [key, ..] => whose(key, &part.agent, &self.server_key),
+            [] => anyhow::bail!("an agent has a key"),
         };
         let server = if self.signers.is_trusted(&self.server_key, SERVER) {
             "the server"

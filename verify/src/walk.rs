@@ -12,7 +12,7 @@ use scrinium_protocol::identity::{AgentId, Epoch, Head, Sequence, StreamId};
 use scrinium_protocol::shown;
 
 use crate::evidence::{Evidence, Sealed};
-use crate::manifest::{Manifest, StreamPart, key_bytes};
+use crate::manifest::{Manifest, StreamPart};
 
 /// What was seen of one stream.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,8 @@ struct Stream<'a> {
     part: &'a StreamPart,
     agent: AgentId,
     id: StreamId,
-    key: VerifyingKey,
+    /// Of its agent, the one in use first.
+    keys: Vec<VerifyingKey>,
 }
 
 struct Walk<'a> {
@@ -103,12 +104,14 @@ pub(crate) fn walk(
             "manifest.json: {} is shown twice",
             shown::name(&part.stream)
         );
-        let key = VerifyingKey::from_bytes(&key_bytes(&part.agent_key)?);
+        let keys = part.keys()?;
+        let keys = keys.iter().map(VerifyingKey::from_bytes);
+        let keys: Result<Vec<_>, _> = keys.collect();
         let stream = Stream {
             part,
             agent,
             id,
-            key: key.context("manifest.json: agent_key")?,
+            keys: keys.context("manifest.json: agent_key")?,
         };
         all.push(walk.stream(&stream)?);
     }
@@ -234,7 +237,14 @@ impl Walk<'_> {
             seen.deleted = seen.deleted.saturating_add(gone.1 - gone.0);
             seen.certificates.extend(certificates);
         }
-        let entries = excerpt.open(&stream.key);
+        let signer = stream
+            .keys
+            .iter()
+            .find(|key| header.verify_signature(key).is_ok());
+        let signer = signer
+            .or_else(|| stream.keys.first())
+            .context("an agent has a key")?;
+        let entries = excerpt.open(signer);
         let entries = entries.with_context(|| format!("batch {count}"))?;
         run.is_unsigned = !header.is_signed();
         let mut shown = 0;

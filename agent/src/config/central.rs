@@ -136,6 +136,8 @@ impl Config {
             reach: self.reach.clone(),
             revert_after: self.revert_after,
             integrity_only: self.integrity_only.clone(),
+            machine_changes_max: self.machine_changes_max,
+            migrate_after: self.migrate_after,
         }
     }
 

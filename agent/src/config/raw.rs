@@ -11,6 +11,14 @@ pub(super) struct Config {
     pub(super) spool: Spool,
     pub(super) server: Server,
     pub(super) limits: Limits,
+    pub(super) state: State,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct State {
+    pub(super) machine_changes_max: Option<usize>,
+    pub(super) migrate_after_s: Option<u64>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -57,6 +65,8 @@ pub(super) struct Source {
     #[serde(default)]
     pub(super) exclude: Vec<String>,
     pub(super) multiline_start: Option<String>,
+    #[serde(default)]
+    pub(super) dangerous_follow_links: bool,
     pub(super) syslog: Option<String>,
     pub(super) mode: Option<String>,
     pub(super) journal: Option<String>,
@@ -114,6 +124,11 @@ impl Source {
             (
                 "multiline_start",
                 self.multiline_start.is_some(),
+                self.file.is_some(),
+            ),
+            (
+                "dangerous_follow_links",
+                self.dangerous_follow_links,
                 self.file.is_some(),
             ),
             ("matches", !self.matches.is_empty(), self.journal.is_some()),

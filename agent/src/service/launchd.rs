@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use scrinium_segment::durable;
 
-use super::{below, system};
+use scrinium_segment::systemd::{below, system};
 
 pub(super) fn install(program: &Path, root: Option<&Path>) -> Result<()> {
     let program = program

@@ -1,21 +1,19 @@
 //! The agent as a service of its system.
 //!
 //! ```text
-//! Linux    [systemd]: a unit with a user of its own and one capability; [notify] says it lives
+//! Linux    [systemd]: a unit with a user of its own and one capability; it says that it lives
 //! macOS    [launchd]: a daemon's property list
 //! Windows  [windows]: a service of the service control manager
 //! ```
 
 #[cfg(target_os = "macos")]
 mod launchd;
-#[cfg(unix)]
-pub(crate) mod notify;
 #[cfg(target_os = "linux")]
 mod systemd;
 #[cfg(windows)]
 pub(crate) mod windows;
 
-#[cfg(not(windows))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -92,24 +90,4 @@ mod imp {
     pub(super) fn stop() -> Result<()> {
         anyhow::bail!("no service was installed by us on this system")
     }
-}
-
-/// A path below the root of an image, or of this system.
-#[cfg(any(target_os = "linux", target_os = "macos"))]
-fn below(root: Option<&Path>, path: &str) -> PathBuf {
-    let root = root.unwrap_or_else(|| Path::new("/"));
-    root.join(path.trim_start_matches('/'))
-}
-
-/// Runs a tool of the system; its own words are the error.
-#[cfg(any(target_os = "linux", target_os = "macos"))]
-fn system(program: &str, words: &[&str]) -> Result<()> {
-    use anyhow::Context as _;
-    let output = std::process::Command::new(program).args(words).output();
-    let output = output.with_context(|| format!("running {program}; is it installed?"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        anyhow::bail!("{program} {}: {}", words.join(" "), said.trim());
-    }
-    Ok(())
 }

@@ -91,7 +91,7 @@ impl Shipper {
         if !is_proven {
             warn!(
                 version = self.identity.state.reverted,
-                "the server was out of reach with the configuration it sent: the one before is in force again"
+                "the server was out of reach with the configuration it sent: it is taken back"
             );
             let text = previous.map(|previous| previous.text);
             let answers = None;
@@ -135,13 +135,30 @@ impl Shipper {
     pub(super) fn tell_in_force(&mut self, now: Instant) -> Result<()> {
         let state = &self.identity.state;
         let central = state.central.as_ref().map(|central| central.version);
-        let reverted = state.reverted.map(|version| (version, REVERTED.to_owned()));
+        let reverted = state
+            .reverted
+            .map(|version| (version, self.reverted_said()));
         let (version, rejected) = match reverted.or_else(|| central.zip(self.refused.clone())) {
             Some((version, reason)) => (version, Some(reason)),
             // Of no configuration: whether the last one was taken up is said when it was.
             None => (0, None),
         };
         self.answer_configuration(version, rejected, now)
+    }
+
+    /// That a configuration was taken back, and what is in force since: of the one before it perhaps nothing, when this
+    /// version of the agent, or this machine's own configuration, no longer takes it.
+    fn reverted_said(&self) -> String {
+        let before = self.identity.state.central.is_some();
+        match &self.refused {
+            Some(refused) if before => format!("{OUT_OF_REACH}. Of the one before it, {refused}"),
+            Some(_) | None if before => {
+                format!("{OUT_OF_REACH}; the one before it is in force again")
+            }
+            Some(_) | None => {
+                format!("{OUT_OF_REACH}; this machine's own configuration is in force again")
+            }
+        }
     }
 
     /// The thread that collects has taken up a configuration: of this version, or this machine's own one, read
@@ -203,7 +220,7 @@ impl Shipper {
             .is_some_and(|reverted| wanted.version <= reverted)
             && wanted.version != in_force
         {
-            Some(REVERTED.into())
+            Some(self.reverted_said())
         } else if let Err(error) = &checked {
             Some(format!("{error:#}"))
         } else {
@@ -237,7 +254,7 @@ impl Shipper {
     }
 }
 
-const REVERTED: &str = "the server was out of reach with it; the one before it is in force again";
+const OUT_OF_REACH: &str = "the server was out of reach with it";
 
 #[cfg(test)]
 mod tests {
@@ -325,6 +342,24 @@ mod tests {
         let next = shipper.handle_configuration(configuration(3, "fine"), now);
         assert_eq!(next, None);
         assert_eq!(shipper.state().reverted, None);
+        // One that was good before, and that this version of the agent, or this machine, no longer takes.
+        shipper
+            .put_in_force(shipper.state().central.clone(), None, None)
+            .unwrap();
+        let answer = shipper.handle_configuration(configuration(4, "fine too"), now);
+        assert_eq!(answer, None);
+        shipper.review_configuration(now);
+        now += REVERT_AFTER;
+        shipper.review_configuration(now);
+        assert_eq!(told(&mut shipper).last(), Some(&Some("fine".to_owned())));
+        shipper.set_refused(Some("only this machine's own is in force: why".to_owned()));
+        let again = shipper.handle_configuration(configuration(4, "fine too"), now);
+        let said = again.unwrap();
+        assert!(
+            said.contains("out of reach")
+                && said.contains("only this machine's own is in force: why"),
+            "{said}"
+        );
         drop(shipper);
         std::fs::remove_dir_all(&dir).unwrap();
     }

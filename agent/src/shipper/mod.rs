@@ -16,11 +16,13 @@
 //!    has taken it up.
 
 mod aside;
+mod binding;
 mod configuration;
 mod disk;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -33,10 +35,12 @@ use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, Lane, MARKS_MAX, refused_stream};
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
+use scrinium_protocol::sl::sources::SourceReports;
 use scrinium_segment::{fault, random};
 use tracing::{info, warn};
 
 use self::aside::Aside;
+use self::binding::Migration;
 use crate::config::Limits;
 use crate::identity::{Identity, State};
 use crate::spool::{Fill, Spool};
@@ -138,6 +142,11 @@ pub struct Shipper {
     aside: Aside,
     /// Bytes of batches taken from the sources.
     pub produced_bytes: u64,
+    /// How the sources do, and that their thread hangs: as their owner knows, before a keep-alive is due.
+    pub reports: Arc<SourceReports>,
+    pub hang: Option<String>,
+    /// When what the state is bound to is looked after.
+    migration: Migration,
 }
 
 /// A connection after its handshake.
@@ -158,6 +167,8 @@ struct Link {
     ready_since: Option<Instant>,
     /// The next credential is durably ours.
     is_rolled: bool,
+    /// How the sources did when that was told last.
+    told: Option<Arc<SourceReports>>,
 }
 
 impl Link {
@@ -223,6 +234,9 @@ impl Shipper {
             shown: BTreeSet::new(),
             aside: Aside::default(),
             produced_bytes: 0,
+            reports: Arc::default(),
+            hang: None,
+            migration: Migration::default(),
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has
         // spoken.
@@ -286,6 +300,7 @@ impl Shipper {
             in_flight: VecDeque::new(),
             ready_since: None,
             is_rolled: true,
+            told: None,
         });
     }
 
@@ -366,13 +381,19 @@ impl Shipper {
                 disk_bytes_max: fill.disk_bytes_max,
                 cache_lasts_s: self.cache_lasts.map_or(0, |lasts| lasts.as_secs()),
                 marks,
-                problem: match (&self.disk_problem, &self.interference) {
+                problem: match (
+                    self.disk_problem.as_ref().or(self.hang.as_ref()),
+                    &self.interference,
+                ) {
                     (Some(problem), _) => problem.clone(),
                     (None, Some(seen)) => format!("{INTERFERENCE}{seen}"),
                     (None, None) => self.aside.problem().unwrap_or_default(),
                 },
+                sources: (link.told.as_ref() != Some(&self.reports))
+                    .then(|| (*self.reports).clone()),
             };
-            if self.disk_problem.is_none() {
+            link.told = Some(self.reports.clone());
+            if self.disk_problem.is_none() && self.hang.is_none() {
                 self.interference = None;
             }
             link.session.send_keep_alive(state, now)?;
@@ -427,10 +448,16 @@ impl Shipper {
                 state.agent = agent;
                 state.token = None;
                 state.recovery = Some(link.recovery.clone());
+                // It may take the place of an agent whose state is lost: should we die now, nothing is read before the
+                // server has said where it stands.
+                state.behind = true;
                 self.identity.save()?;
                 fault::point("agent: enrolment durable");
                 link.session.send_credential_stored(now)?;
                 info!(%agent, "enrolled");
+            }
+            AgentEvent::StateKey(_) => {
+                anyhow::bail!("the server gave a key that nobody asked for");
             }
             AgentEvent::StreamState { stream, position } => {
                 if !self.positions.contains_key(&stream) && !link.stated.contains_key(&stream) {

@@ -1,12 +1,14 @@
 //! The bytes of a file at an offset, whether it lies there as it was written or compressed since.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::{Hole, OpenFile, Stat};
 
 /// What a file is read through.
 pub(super) enum Content {
-    Plain(File),
+    Plain(Arc<dyn OpenFile>),
     Packed(Box<Packed>),
 }
 
@@ -19,7 +21,7 @@ pub(super) enum Packing {
 
 /// A compressed file: read forwards, with a little memory of what came last.
 pub(super) struct Packed {
-    file: File,
+    file: Arc<dyn OpenFile>,
     packing: Packing,
     decoder: Box<dyn Read + Send>,
     /// How much was decompressed.
@@ -31,11 +33,11 @@ pub(super) struct Packed {
 }
 
 impl Content {
-    pub(super) fn new(file: File, packing: Option<Packing>) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<dyn OpenFile>, packing: Option<Packing>) -> io::Result<Self> {
         Ok(match packing {
             None => Self::Plain(file),
             Some(packing) => Self::Packed(Box::new(Packed {
-                limit: unpacked_max(file.metadata()?.len()),
+                limit: unpacked_max(file.stat()?.len),
                 decoder: packing.decoder(&file)?,
                 file,
                 packing,
@@ -45,11 +47,15 @@ impl Content {
         })
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &dyn OpenFile {
         match self {
-            Self::Plain(file) => file,
-            Self::Packed(packed) => &packed.file,
+            Self::Plain(file) => &**file,
+            Self::Packed(packed) => &*packed.file,
         }
+    }
+
+    pub(super) fn stat(&self) -> io::Result<Stat> {
+        self.file().stat()
     }
 
     pub(super) fn is_packed(&self) -> bool {
@@ -59,7 +65,7 @@ impl Content {
     /// How long it is now; `None` when only its end will tell.
     pub(super) fn len(&self) -> io::Result<Option<u64>> {
         match self {
-            Self::Plain(file) => Ok(Some(file.metadata()?.len())),
+            Self::Plain(file) => Ok(Some(file.stat()?.len)),
             Self::Packed(_) => Ok(None),
         }
     }
@@ -67,39 +73,18 @@ impl Content {
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end.
     pub(super) fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match self {
-            Self::Plain(file) => read_full(buffer, |rest, done| file_at(file, rest, offset + done)),
+            Self::Plain(file) => read_full(buffer, |rest, done| file.read_at(rest, offset + done)),
             Self::Packed(packed) => packed.read_at(buffer, offset),
         }
     }
 
     /// What hole begins at `offset`, of which nobody wrote a byte.
-    #[cfg(target_os = "linux")]
     pub(super) fn after_hole(&self, offset: u64) -> Option<Hole> {
-        let Self::Plain(file) = self else { return None };
-        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(data) => (data > offset).then_some(Hole::Until(data)),
-            // lseek(2): there is no data any more, or the offset is beyond the end.
-            Err(rustix::io::Errno::NXIO) => Some(Hole::ToTheEnd),
-            Err(_) => None,
+        match self {
+            Self::Plain(file) => file.after_hole(offset),
+            Self::Packed(_) => None,
         }
     }
-
-    #[cfg(not(target_os = "linux"))]
-    pub(super) fn after_hole(&self, _offset: u64) -> Option<Hole> {
-        None
-    }
-}
-
-/// Bytes of a file that nobody wrote.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[cfg_attr(
-    not(target_os = "linux"),
-    expect(dead_code, reason = "only Linux says where holes are")
-)]
-pub(super) enum Hole {
-    /// Up to here.
-    Until(u64),
-    ToTheEnd,
 }
 
 impl Packing {
@@ -112,14 +97,30 @@ impl Packing {
         }
     }
 
-    fn decoder(self, file: &File) -> io::Result<Box<dyn Read + Send>> {
-        let mut file = file.try_clone()?;
-        file.seek(SeekFrom::Start(0))?;
+    fn decoder(self, file: &Arc<dyn OpenFile>) -> io::Result<Box<dyn Read + Send>> {
+        let file = FromStart {
+            file: file.clone(),
+            at: 0,
+        };
         let file = BufReader::with_capacity(BUFFER_LEN, file);
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
         })
+    }
+}
+
+/// The bytes of a file one after the other.
+struct FromStart {
+    file: Arc<dyn OpenFile>,
+    at: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.file.read_at(buffer, self.at)?;
+        self.at += got as u64;
+        Ok(got)
     }
 }
 
@@ -159,7 +160,7 @@ impl Packed {
                 io::ErrorKind::FileTooLarge,
                 format!(
                     "it unpacks to more than {limit} bytes, and has {} itself",
-                    self.file.metadata()?.len()
+                    self.file.stat()?.len
                 ),
             ));
         }
@@ -201,16 +202,6 @@ fn read_full(
     Ok(done)
 }
 
-#[cfg(unix)]
-fn file_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn file_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
-}
-
 /// What a compressed file of `len` bytes may unpack to.
 fn unpacked_max(len: u64) -> u64 {
     len.saturating_mul(UNPACKED_RATIO_MAX).max(UNPACKED_MIN)
@@ -231,6 +222,7 @@ const RECENT_LEN: usize = PACKED_READ_LEN + (68 << 10);
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write as _;
 
     use super::*;
@@ -244,7 +236,7 @@ mod tests {
             encoder.write_all(&vec![b'x'; 1 << 20]).unwrap();
         }
         encoder.finish().unwrap();
-        let file = File::open(&path).unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
         let mut content = Content::new(file, Some(Packing::Zstd)).unwrap();
         let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
@@ -278,7 +270,8 @@ mod tests {
                 Packing::Zstd => zstd::stream::encode_all(&*bytes, 1).unwrap(),
             };
             File::create(&path).unwrap().write_all(&packed).unwrap();
-            let mut content = Content::new(File::open(&path).unwrap(), Some(packing)).unwrap();
+            let file = Arc::new(File::open(&path).unwrap());
+            let mut content = Content::new(file, Some(packing)).unwrap();
             for (offset, len) in [
                 (0, 10),
                 (799_990, 100),

@@ -8,6 +8,7 @@ use scrinium_syslog::senders::Senders;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::beat::Beat;
 use super::pace::Pace;
 use crate::config::Deny;
 use crate::shipper::Produced;
@@ -27,6 +28,10 @@ pub(crate) struct Context {
     pub(super) senders: Senders,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
+    /// That this thread lives.
+    pub(super) beat: Beat,
+    /// How long a stream waits for room before the others and the commands have their turn.
+    pub(super) patience: Duration,
 }
 
 impl Context {
@@ -44,12 +49,13 @@ impl Context {
 
     /// Waits a moment for room; whether there is still none.
     pub(super) fn is_blocked(&mut self) -> bool {
+        self.beat.tick();
         if self.has_room() {
             return false;
         }
         let room = async {
             let room = self.out.reserve_many(BATCHES_AT_END);
-            let room = tokio::time::timeout(BLOCKED_MAX, room).await;
+            let room = tokio::time::timeout(self.patience, room).await;
             room.map(|room| room.is_ok())
         };
         match self.runtime.block_on(room) {
@@ -65,5 +71,5 @@ impl Context {
 
 /// Room for a batch, and for what the end of a pass may seal beside it.
 const BATCHES_AT_END: usize = 3;
-/// How long a stream waits for room before the others and the commands have their turn.
-const BLOCKED_MAX: Duration = Duration::from_millis(100);
+/// How long a stream waits for room in a running agent.
+pub(super) const BLOCKED_MAX: Duration = Duration::from_millis(100);

@@ -1,17 +1,15 @@
-//! Which files the globs match now.
+//! What the sources name: by which globs, below which directories.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use regex::bytes::Regex;
+use scrinium_protocol::identity::{StreamKind, StreamName};
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::sl::message::STREAM_NAME_LEN_MAX;
-use walkdir::{DirEntry, WalkDir};
 
 use super::content::Packing;
-#[cfg(unix)]
-use super::{shares, trust};
+use super::trust;
 use crate::config::{Config, Deny, FileSource, split_fixed};
 
 /// The globs, and where to look for what they match.
@@ -20,15 +18,13 @@ pub(crate) struct Discovery {
     deny: Deny,
 }
 
-/// What the globs match now.
-#[derive(Default)]
-pub(crate) struct Found {
-    /// Files, each with what begins its entries if they have several lines.
-    pub(crate) files: BTreeMap<PathBuf, Option<Regex>>,
-    /// Half of all files that are followed at once are of users: further ones of theirs are left out.
-    pub(crate) crowded: bool,
-    /// Links that are not followed, and why.
-    pub(crate) refused: BTreeMap<PathBuf, String>,
+/// Whether a source names a path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Wanted {
+    Yes,
+    No,
+    /// It does, and the configuration of this machine forbids it.
+    Denied,
 }
 
 impl Discovery {
@@ -43,113 +39,108 @@ impl Discovery {
         }
     }
 
-    /// The regular files that match a source and are not denied, by path.
-    pub(crate) fn files(&self) -> BTreeSet<PathBuf> {
-        self.look().files.into_keys().collect()
+    /// How many sources there are; each is known by its place.
+    pub(crate) fn len(&self) -> usize {
+        self.sources.len()
     }
 
-    /// The same, each with what begins its entries if they have several lines. The first source that
-    /// names a file says so.
-    pub(crate) fn look(&self) -> Found {
-        let mut found = Found::default();
-        for (root, source) in &self.sources {
-            let pattern = &source.files;
-            let depth = if pattern.text.contains("**") {
-                DEPTH_MAX
-            } else {
-                depth_of(root, &pattern.text)
-            };
-            let refused = &mut found.refused;
-            let walk = WalkDir::new(root).max_depth(depth).follow_links(true);
-            let walk = walk.into_iter().filter_entry(|entry| {
-                let is_wanted =
-                    entry.file_type().is_dir() || self.is_wanted_by(source, entry.path());
-                is_wanted && follows(entry, refused)
-            });
-            for entry in walk.flatten() {
-                if !entry.file_type().is_file() {
-                    continue;
-                }
-                if found.files.contains_key(entry.path()) {
-                    continue;
-                }
-                if found.files.len() >= FILES_OF_USERS_MAX && !is_of_system(&entry) {
-                    found.crowded = true;
-                    continue;
-                }
-                if found.files.len() < FILES_MAX {
-                    let path = entry.into_path();
-                    found.files.insert(path, source.multiline.clone());
-                }
-            }
+    /// The globs of all sources.
+    pub(super) fn globs(&self) -> impl Iterator<Item = &str> {
+        let sources = self.sources.iter();
+        sources.map(|(_, source)| &*source.files.text)
+    }
+
+    /// The glob of a source, as it is configured.
+    pub(crate) fn glob(&self, source: usize) -> &str {
+        let source = self.sources.get(source);
+        source.map_or("", |(_, source)| &source.files.text)
+    }
+
+    /// What begins an entry of several lines in the files of a source.
+    pub(super) fn multiline(&self, source: usize) -> Option<Regex> {
+        self.sources.get(source)?.1.multiline.clone()
+    }
+
+    /// The directory in which the files of a source lie, and how many levels below it.
+    pub(super) fn area(&self, source: usize) -> (&Path, usize) {
+        let Some((root, source)) = self.sources.get(source) else {
+            return (Path::new("/"), 0);
+        };
+        let text = &source.files.text;
+        let depth = match text.contains("**") {
+            true => DEPTH_MAX,
+            false => depth_of(root, text),
+        };
+        (root, depth)
+    }
+
+    /// The one file that a source without special characters names: it is found without listing a directory.
+    pub(super) fn literal(&self, source: usize) -> Option<PathBuf> {
+        let (_, source) = self.sources.get(source)?;
+        let text = &source.files.text;
+        let special = |c: char| "*?[]{}!".contains(c) || (c == '\\' && cfg!(unix));
+        (!text.contains(special)).then(|| Path::new(text).components().collect())
+    }
+
+    /// From where on links on the way to the file at a path are followed by their owners; `source` names it.
+    pub(crate) fn root_of(&self, source: Option<usize>, path: &Path) -> PathBuf {
+        match source.is_some_and(|source| self.follows_all_links(source)) {
+            // Below the file there are no links.
+            true => path.join("-"),
+            false => trust::ROOT_DIR.into(),
         }
-        found
+    }
+
+    /// Whether a source follows links whoever made them.
+    pub(super) fn follows_all_links(&self, source: usize) -> bool {
+        let source = self.sources.get(source);
+        source.is_some_and(|(_, source)| source.follows_all_links)
+    }
+
+    /// The first source that names the path, unless that is forbidden, be there a file or not.
+    pub(crate) fn source_of(&self, path: &Path) -> Option<usize> {
+        let mut sources = self.sources.iter();
+        sources.position(|(_, source)| self.is_wanted_by(source, path))
     }
 
     /// Whether a source names the path and nobody forbids it, be there a file or not.
     pub(crate) fn wants(&self, path: &Path) -> bool {
-        let mut sources = self.sources.iter();
-        sources.any(|(_, source)| self.is_wanted_by(source, path))
+        self.source_of(path).is_some()
+    }
+
+    /// Whether a source names the path and the configuration of this machine forbids it.
+    pub(crate) fn is_denied(&self, path: &Path) -> bool {
+        (0..self.len()).any(|source| self.wanted(source, path) == Wanted::Denied)
+    }
+
+    /// Whether this source names the path.
+    pub(super) fn wanted(&self, source: usize, path: &Path) -> Wanted {
+        match self.sources.get(source) {
+            Some((_, source)) if is_named_by(source, path) => match self.deny.forbids(path) {
+                true => Wanted::Denied,
+                false => Wanted::Yes,
+            },
+            _ => Wanted::No,
+        }
     }
 
     fn is_wanted_by(&self, source: &FileSource, path: &Path) -> bool {
-        source.files.is_match(path)
-            && !is_compressed(path)
-            && !source.exclude.iter().any(|glob| glob.is_match(path))
-            && !self.deny.forbids(path)
-    }
-
-    /// The directories in which matching files lie or may appear.
-    pub(crate) fn directories(&self, files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-        let parents = files
-            .iter()
-            .filter_map(|path| path.parent().map(Path::to_owned));
-        let roots = self
-            .sources
-            .iter()
-            .map(|(root, _)| root.clone())
-            .filter(|root| root.is_dir());
-        roots.chain(parents).collect()
+        is_named_by(source, path) && !self.deny.forbids(path)
     }
 }
 
-/// Whether a file is the system's or the agent's own, and not one of those that a user can make many of.
-#[cfg(unix)]
-fn is_of_system(entry: &DirEntry) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = entry.metadata();
-    metadata.is_ok_and(|metadata| shares::is_trusted(metadata.uid()))
+fn is_named_by(source: &FileSource, path: &Path) -> bool {
+    source.files.is_match(path)
+        && !is_compressed(path)
+        && !source.exclude.iter().any(|glob| glob.is_match(path))
 }
 
-/// Files have no owners that could be told apart.
-#[cfg(not(unix))]
-fn is_of_system(_entry: &DirEntry) -> bool {
-    true
-}
-
-/// Whether an entry is no link, or one that is followed; else it is noted.
-#[cfg(unix)]
-fn follows(entry: &DirEntry, refused: &mut BTreeMap<PathBuf, String>) -> bool {
-    // Where the walk begins the way to it is looked at, too: a directory of a user may be a link by now.
-    if entry.depth() > 0 && !entry.path_is_symlink() {
-        return true;
+/// The stream of a file.
+pub(super) fn stream_of(path: &Path) -> StreamName {
+    StreamName {
+        kind: StreamKind::File,
+        name: name_of(path),
     }
-    match trust::leads_to(entry.path(), Path::new(trust::ROOT_DIR)) {
-        Err(error) if trust::is_refusal(&error) => {
-            if refused.len() < REFUSED_MAX {
-                refused.insert(entry.path().to_owned(), error.to_string());
-            }
-            false
-        }
-        // Whatever else is wrong with it is said when it is opened.
-        _ => true,
-    }
-}
-
-/// Links have no owners that could be compared.
-#[cfg(not(unix))]
-fn follows(_entry: &DirEntry, _refused: &mut BTreeMap<PathBuf, String>) -> bool {
-    true
 }
 
 /// What the stream of a file is called: its path. Names that are no text stay apart from each other and from
@@ -205,13 +196,11 @@ fn depth_of(root: &Path, text: &str) -> usize {
 /// Compressed in ways we do not read.
 const COMPRESSED: [&str; 6] = ["Z", "bz2", "lz4", "tgz", "xz", "zip"];
 const DEPTH_MAX: usize = 16;
-/// Links that are noted in one look; see the same of all looks.
-const REFUSED_MAX: usize = 1000;
 /// Files followed at once.
 pub(crate) const FILES_MAX: usize = 250_000;
 /// When so many were found, further ones count only if they are no user's: no user keeps the system's own from being
 /// collected.
-const FILES_OF_USERS_MAX: usize = FILES_MAX / 2;
+pub(super) const FILES_OF_USERS_MAX: usize = FILES_MAX / 2;
 
 /// The character that stands for what is none.
 const NO_TEXT: char = char::REPLACEMENT_CHARACTER;

@@ -1,19 +1,20 @@
 //! One open file and how far it was read.
 
-use std::fs::{File, Metadata};
 use std::io;
-use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, TAIL_LEN_MAX};
-use super::content::{Content, Hole, Packing};
-#[cfg(unix)]
+use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, MARK_HASH_LEN, Mark, TAIL_LEN_MAX};
+use super::content::{Content, Packing};
+use super::disk::{Disk, Hole, Led, Seen};
 use super::trust;
 
 /// A file being read.
 pub(super) struct Follow {
     pub(super) content: Content,
     pub(super) id: FileId,
+    /// Where it was when it was opened.
+    pub(super) path: PathBuf,
     /// Everything before was put into entries.
     pub(super) offset: u64,
     /// The start of the file, as far as seen.
@@ -24,53 +25,116 @@ pub(super) struct Follow {
     pub(super) unfinished: Option<(usize, Instant)>,
     /// Since when it is no longer at the path.
     pub(super) renamed: Option<Instant>,
-    /// From the offset to this length, its end, nobody has written anything.
-    pub(super) unwritten: Option<u64>,
-    /// Such a hole was said, or may have been before this file was opened again.
+    /// The zeros at its end, as far as they were looked at.
+    pub(super) blank: Option<Blank>,
+    /// A hole that goes to its end was said, or may have been before this file was opened again.
     pub(super) says_no_unwritten: bool,
+    /// All of it was looked at again before it is left.
+    pub(super) is_final: bool,
+    /// How long it was, and when it was written last, before it was read to its end.
+    pub(super) ended: Option<(u64, SystemTime)>,
+    /// It was written to after it was left.
+    pub(super) grew: bool,
+    /// It was made of the file at the path, which was truncated then.
+    pub(super) is_copy: bool,
 }
 
-/// What was done about a hole, and its length.
-pub(super) enum Skipped {
-    Nothing,
-    Hole(u64),
-    /// It goes to the end of the file: nothing more is there now.
-    Waits(u64),
+/// The first bytes of a file, to be compared with many marks.
+pub(super) struct Start {
+    bytes: Vec<u8>,
+    /// Of so many of them.
+    hashes: Vec<(usize, [u8; MARK_HASH_LEN])>,
+}
+
+impl Start {
+    /// Whether a file that began like `earlier` may begin like this now.
+    pub(super) fn goes_on(&self, earlier: &Self) -> bool {
+        self.bytes.starts_with(&earlier.bytes)
+    }
+
+    fn is_of(&mut self, mark: &Mark) -> bool {
+        let len = mark.head_len();
+        let Some(bytes) = self.bytes.get(..len) else {
+            return false;
+        };
+        let known = self.hashes.iter().find(|(known, _)| *known == len);
+        let hash = match known {
+            Some((_, hash)) => *hash,
+            None => {
+                let hash = Mark::hash(bytes);
+                self.hashes.push((len, hash));
+                hash
+            }
+        };
+        mark.begins_with(hash)
+    }
+}
+
+/// Zeros that go to the end of a file: no text, or not yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blank {
+    pub(super) from: u64,
+    /// So far they were looked at.
+    pub(super) to: u64,
+    /// The file's length and time then.
+    pub(super) len: u64,
+    pub(super) modified: SystemTime,
+    /// Since when this is known.
+    pub(super) since: Instant,
+}
+
+impl Blank {
+    pub(super) fn is_whole(&self) -> bool {
+        self.to >= self.len
+    }
 }
 
 impl Follow {
-    pub(super) fn new(content: Content, id: FileId) -> Self {
+    pub(super) fn new(content: Content, id: FileId, path: &Path) -> Self {
         Self {
             content,
             id,
+            path: path.to_owned(),
             offset: 0,
             head: Vec::new(),
             tail: Vec::new(),
             unfinished: None,
             renamed: None,
-            unwritten: None,
+            blank: None,
             says_no_unwritten: false,
+            is_final: false,
+            ended: None,
+            grew: false,
+            is_copy: false,
         }
     }
 
+    /// The same file, from its start.
+    pub(super) fn anew(self) -> Self {
+        Self::new(self.content, self.id, &self.path)
+    }
+
     /// Goes on at a bookmark that was found in this file.
-    pub(super) fn resume_at(&mut self, bookmark: &Bookmark) -> io::Result<()> {
+    pub(super) fn resume_at(&mut self, offset: u64) -> io::Result<()> {
         let mut head = vec![0; HEAD_LEN_MAX];
         let got = self.content.read_at(&mut head, 0)?;
         head.truncate(got);
+        // Zeros after the offset may be room for lines to come.
+        let text = head
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at + 1);
+        let read = usize::try_from(offset).unwrap_or(usize::MAX);
+        head.truncate(text.max(read.min(got)));
         head.shrink_to_fit();
-        let tail_len = usize::try_from(bookmark.offset)
-            .unwrap_or(usize::MAX)
-            .min(TAIL_LEN_MAX);
+        let tail_len = read.min(TAIL_LEN_MAX);
         let mut tail = vec![0; tail_len];
-        let got = self
-            .content
-            .read_at(&mut tail, bookmark.offset - tail_len as u64)?;
+        let got = self.content.read_at(&mut tail, offset - tail_len as u64)?;
         if got != tail_len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.says_no_unwritten = true;
-        self.offset = bookmark.offset;
+        self.offset = offset;
         self.head = head;
         self.tail = tail;
         Ok(())
@@ -78,6 +142,43 @@ impl Follow {
 
     pub(super) fn bookmark(&self, in_line: bool) -> Bookmark {
         Bookmark::new(self.id, self.offset, in_line, &self.head, &self.tail)
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        let mut mark = Mark::new(self.id, self.offset, &self.head, &self.tail);
+        mark.grew = self.grew;
+        mark
+    }
+
+    /// What it was when all of it was collected, if it was.
+    pub(super) fn as_collected(&self) -> Option<Seen> {
+        if self.unfinished.is_some() {
+            return None;
+        }
+        match (self.content.is_packed(), self.ended) {
+            (true, _) => self.seen().ok(),
+            (false, None) => None,
+            (false, Some((len, modified))) => Some(Seen {
+                id: self.id,
+                len,
+                modified,
+            }),
+        }
+    }
+
+    /// The mark of all there is, of a file that nobody reads: it was there before.
+    pub(super) fn mark_of_all(&mut self) -> io::Result<Mark> {
+        let mut head = vec![0; HEAD_LEN_MAX];
+        let got = self.content.read_at(&mut head, 0)?;
+        head.truncate(got);
+        let Some(len) = self.content.len()? else {
+            return Ok(Mark::new(self.id, Mark::ALL, &head, b""));
+        };
+        let tail_len = usize::try_from(len).unwrap_or(usize::MAX).min(TAIL_LEN_MAX);
+        let mut tail = vec![0; tail_len];
+        let got = self.content.read_at(&mut tail, len - tail_len as u64)?;
+        tail.truncate(got);
+        Ok(Mark::new(self.id, len, &head, &tail))
     }
 
     /// Whether this is the file in which `bookmark` was taken, at least up to its offset; whatever its name.
@@ -93,53 +194,195 @@ impl Follow {
             && bookmark.is_of(&head, &tail))
     }
 
-    /// When it was written last.
-    pub(super) fn modified(&self) -> io::Result<SystemTime> {
-        self.content.file().metadata()?.modified()
+    /// Whether this is the first part of what was read of a file, as far as its start tells: of that all is known, or
+    /// the hash in the bookmark.
+    pub(super) fn is_part_of(
+        &mut self,
+        bookmark: &Bookmark,
+        head: Option<&[u8]>,
+    ) -> io::Result<bool> {
+        let Some(len) = self.content.len()?.filter(|len| *len <= bookmark.offset) else {
+            return Ok(false);
+        };
+        let start = self.start()?.bytes;
+        Ok(len >= PART_MIN
+            && match head {
+                Some(head) => head.starts_with(&start),
+                None => start
+                    .get(..bookmark.head_len())
+                    .is_some_and(|start| bookmark.begins_with(start)),
+            })
     }
 
-    /// Whether it was created after `time`; not when the file system does not know.
+    /// How the file begins.
+    pub(super) fn start(&mut self) -> io::Result<Start> {
+        let mut bytes = vec![0; HEAD_LEN_MAX];
+        let got = self.content.read_at(&mut bytes, 0)?;
+        bytes.truncate(got);
+        Ok(Start {
+            bytes,
+            hashes: Vec::new(),
+        })
+    }
+
+    /// Whether this is a file that was settled up to `mark`, which begins like this.
+    pub(super) fn matches(&mut self, start: &mut Start, mark: &Mark) -> io::Result<bool> {
+        let ends_before = |len| mark.offset != Mark::ALL && len < mark.offset;
+        if self.content.len()?.is_some_and(ends_before) || !start.is_of(mark) {
+            return Ok(false);
+        }
+        let mut tail = vec![0; mark.tail_len()];
+        if tail.is_empty() {
+            return Ok(true);
+        }
+        let tail_at = mark.offset.saturating_sub(tail.len() as u64);
+        let got = self.content.read_at(&mut tail, tail_at)?;
+        Ok(got == tail.len() && mark.follows(&tail))
+    }
+
+    pub(super) fn seen(&self) -> io::Result<Seen> {
+        let stat = self.content.stat()?;
+        Ok(Seen {
+            id: self.id,
+            len: stat.len,
+            modified: stat.modified,
+        })
+    }
+
+    /// Whether it was created after `time`; not when the file system does not know. A compressed one keeps the time when
+    /// the plain one was written last, to the second: what it holds is no younger.
     pub(super) fn begins_after(&self, time: SystemTime) -> bool {
-        let created = self.content.file().metadata().and_then(|m| m.created());
-        created.is_ok_and(|created| created > time)
+        let Ok(stat) = self.content.stat() else {
+            return false;
+        };
+        let was_written = !self.content.is_packed() || stat.modified + SECOND > time;
+        was_written && self.created().is_some_and(|created| created > time)
+    }
+
+    /// Whether it is one of the agent itself.
+    pub(super) fn is_own(&self, disk: &dyn Disk) -> bool {
+        disk.is_own(self.content.file(), &self.path)
+    }
+
+    /// Whether it was made after `file` and is no compressed one: whoever renames makes a new file at the path later.
+    pub(super) fn is_made_after(&self, file: FileId, created: Option<SystemTime>) -> bool {
+        let own = self.content.stat().ok().and_then(|stat| stat.created);
+        let is_later = own.zip(created).is_some_and(|(own, file)| own > file);
+        is_later && !self.content.is_packed() && self.id != file
+    }
+
+    /// When it was made; `None` when the file system does not know.
+    pub(super) fn created(&self) -> Option<SystemTime> {
+        self.content.stat().ok()?.created
+    }
+
+    /// Whether a compressed one goes on after what was collected of the file it was. A damaged one is read, which says so.
+    pub(super) fn has_after(&mut self, offset: u64) -> bool {
+        let next = self.content.read_at(&mut [0], offset);
+        next.is_ok_and(|got| got > 0)
+    }
+
+    /// Whether the bytes after the offset, of which some were looked at before, are others now: `window` begins at `start`.
+    pub(super) fn is_rewritten(&self, window: &[u8], start: u64) -> bool {
+        let Some((unfinished, _)) = self.unfinished else {
+            return false;
+        };
+        let from = usize::try_from(self.offset - start).unwrap_or(usize::MAX);
+        let fresh = window.get(from..).unwrap_or_default();
+        let known = usize::try_from(self.offset).ok();
+        let known = known.and_then(|from| self.head.get(from..));
+        let known = known.unwrap_or_default();
+        let known = known.get(..unfinished).unwrap_or(known);
+        // Zeros are room that may be written.
+        let is_other = |(known, now): (&u8, &u8)| *known != 0 && known != now;
+        known.len() > fresh.len() || known.iter().zip(fresh).any(is_other)
+    }
+
+    /// Whether no name leads to the file any more.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.content.stat().is_ok_and(|stat| stat.is_deleted)
+    }
+
+    /// Up to where it was looked at: read, or the start of a line.
+    pub(super) fn looked_at(&self) -> u64 {
+        self.offset + self.unfinished.map_or(0, |(len, _)| len as u64)
     }
 
     /// Whether nothing was written to it since it was read.
     pub(super) fn is_at_end(&self) -> io::Result<bool> {
-        let unfinished = self.unfinished.map_or(0, |(len, _)| len as u64);
         let len = self.content.len()?;
-        Ok(len.is_none_or(|len| len == self.offset + unfinished) || self.is_unwritten(len))
+        let at = self.looked_at();
+        let is_blank =
+            |blank: Blank| blank.is_whole() && blank.from == at && Some(blank.len) == len;
+        Ok(len.is_none_or(|len| len == at) || self.blank.is_some_and(is_blank))
     }
 
-    /// Whether a hole goes from the offset to the end of the file, as it did when it was looked at last.
-    pub(super) fn is_unwritten(&self, len: Option<u64>) -> bool {
-        let at = self.offset;
-        self.unwritten.is_some()
-            && self.unwritten == len
-            && self.content.after_hole(at) == Some(Hole::ToTheEnd)
+    /// How many zeros at the end of the file are no text.
+    pub(super) fn blank_len(&self) -> u64 {
+        self.blank
+            .map_or(0, |blank| blank.len.saturating_sub(blank.from))
     }
 
-    /// Skips a hole that nobody wrote; returns its length. One that goes to the end of the file is not skipped: what
-    /// is written there later is read then.
-    pub(super) fn skip_hole(&mut self) -> io::Result<Skipped> {
-        let Some(hole) = self.content.after_hole(self.offset) else {
-            return Ok(Skipped::Nothing);
-        };
-        let end = match hole {
-            Hole::Until(data) => data,
-            Hole::ToTheEnd => self.content.len()?.unwrap_or(0),
+    /// Skips a hole that nobody wrote and behind which there is something; returns its length.
+    pub(super) fn skip_hole(&mut self) -> Option<u64> {
+        // The file's last block before a hole is filled up with zeros.
+        let edge = self.offset.next_multiple_of(BLOCK_LEN);
+        let hole = self.content.after_hole(self.offset);
+        let Some(Hole::Until(end)) = hole.or_else(|| self.content.after_hole(edge)) else {
+            return None;
         };
         let len = end.saturating_sub(self.offset);
         if len < HOLE_LEN_MIN {
-            return Ok(Skipped::Nothing);
-        }
-        if hole == Hole::ToTheEnd {
-            self.unwritten = Some(end);
-            return Ok(Skipped::Waits(len));
+            return None;
         }
         self.offset = end;
         self.tail = vec![0; TAIL_LEN_MAX];
-        Ok(Skipped::Hole(len))
+        Some(len)
+    }
+
+    /// Looks whether there is anything but zeros from `from` to the end; goes on where it was last time.
+    /// Returns where there is something.
+    pub(super) fn look_for_text(&mut self, from: u64, now: Instant) -> io::Result<Option<u64>> {
+        let stat = self.content.stat()?;
+        let known = self
+            .blank
+            .filter(|blank| blank.len == stat.len && blank.from <= from);
+        let mut at = known.map_or(from, |blank| blank.to.max(from));
+        let mut window = vec![0; SCAN_LEN];
+        let mut budget = SCANS_AT_ONCE;
+        let mut found = None;
+        while at < stat.len && budget > 0 {
+            match self.content.after_hole(at) {
+                Some(Hole::Until(data)) => at = data,
+                Some(Hole::ToTheEnd) => {
+                    at = stat.len;
+                    break;
+                }
+                None => {}
+            }
+            let got = self.content.read_at(&mut window, at)?;
+            if got == 0 {
+                break;
+            }
+            let read = window.get(..got).unwrap_or_default();
+            if let Some(text) = read.iter().position(|byte| *byte != 0) {
+                found = Some(at + text as u64);
+                break;
+            }
+            at += got as u64;
+            budget -= 1;
+        }
+        self.blank = match found {
+            Some(_) => None,
+            None => Some(Blank {
+                from,
+                to: at,
+                len: stat.len,
+                modified: stat.modified,
+                since: known.map_or(now, |blank| blank.since),
+            }),
+        };
+        Ok(found)
     }
 
     /// Moves the offset to `at` of a window that begins `tail_len` bytes before the offset.
@@ -160,14 +403,6 @@ impl Follow {
         }
     }
 
-    /// Moves the offset behind `bytes`, which stand there.
-    pub(super) fn go_on(&mut self, bytes: &[u8]) {
-        self.offset += bytes.len() as u64;
-        self.tail.extend_from_slice(bytes);
-        let too_long = self.tail.len().saturating_sub(TAIL_LEN_MAX);
-        self.tail.drain(..too_long);
-    }
-
     /// Undoes [`Follow::move_to`], so that further positions count from the window's start again.
     pub(super) fn move_back(&mut self, at: usize, tail_len: usize, window: &[u8]) {
         self.offset = self.offset - at as u64 + tail_len as u64;
@@ -179,22 +414,16 @@ impl Follow {
 ///
 /// # Errors
 /// A link is not followed, see [`trust::is_refusal`]; the file cannot be opened, or is renamed faster than that.
-pub(super) fn open(path: &Path, root: &Path) -> io::Result<Option<Follow>> {
+pub(super) fn open(disk: &dyn Disk, path: &Path, root: &Path) -> io::Result<Option<Follow>> {
     for _ in 0..OPENS_MAX {
-        let file = match open_shared(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Ok(None);
-        }
-        let id = FileId::of(&file, &metadata)?;
         // What is open is what the links that count lead to, whoever changed them meanwhile.
-        if is_led_to(id, path, root)? {
-            let content = Content::new(file, Packing::of(path))?;
-            return Ok(Some(Follow::new(content, id)));
+        match trust::open(disk, path, root)? {
+            Led::To(opened) => {
+                let content = Content::new(opened.file, Packing::of(path))?;
+                return Ok(Some(Follow::new(content, opened.id, path)));
+            }
+            Led::Nowhere => return Ok(None),
+            Led::Moved => {}
         }
     }
     Err(io::Error::other(
@@ -202,97 +431,32 @@ pub(super) fn open(path: &Path, root: &Path) -> io::Result<Option<Follow>> {
     ))
 }
 
-#[cfg(unix)]
-fn is_led_to(id: FileId, path: &Path, root: &Path) -> io::Result<bool> {
-    match trust::leads_to(path, root) {
-        Ok(found) => Ok(found == id),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(not(unix))]
-#[expect(clippy::unnecessary_wraps, reason = "on other systems it can fail")]
-fn is_led_to(_id: FileId, _path: &Path, _root: &Path) -> io::Result<bool> {
-    Ok(true)
-}
-
-/// What the file system calls the regular file at `path`, and its length.
-pub(super) fn look(path: &Path) -> io::Result<Option<(FileId, u64)>> {
-    match look_at(path) {
-        Ok((metadata, id)) => Ok(metadata.is_file().then_some((id, metadata.len()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// What is at a path, and its length; when it is another file than `known`, whether links may lead to it.
+/// What is at a path; when it is another file than `known`, whether links may lead to it.
 pub(super) fn look_within(
+    disk: &dyn Disk,
     path: &Path,
     root: &Path,
-    known: Option<(FileId, u64)>,
-) -> io::Result<Option<(FileId, u64)>> {
-    let seen = look(path)?;
-    #[cfg(unix)]
-    if let Some((id, _)) = seen
-        && known.is_none_or(|(known, _)| known != id)
-    {
-        match trust::leads_to(path, root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            led_to => led_to.map(drop)?,
-        }
+    known: Option<FileId>,
+) -> io::Result<Option<Seen>> {
+    // Of a file that is open already nothing is taken but that it is still there.
+    let seen = disk.look(path)?;
+    match known.is_some() && seen.map(|seen| seen.id) == known {
+        true => Ok(seen),
+        false if seen.is_none() => Ok(None),
+        false => trust::look(disk, path, root),
     }
-    #[cfg(not(unix))]
-    let _no_owners = (root, known);
-    Ok(seen)
 }
 
-/// Whether no name leads to the file any more.
-#[cfg(unix)]
-pub(super) fn is_deleted(follow: &Follow) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = follow.content.file().metadata();
-    metadata.is_ok_and(|metadata| metadata.nlink() == 0)
-}
-
-/// Whether no name will lead to the file any more when everybody has let go of it.
-#[cfg(windows)]
-pub(super) fn is_deleted(follow: &Follow) -> bool {
-    let information = winapi_util::file::information(follow.content.file());
-    information.is_ok_and(|information| information.number_of_links() == 0)
-}
-
-#[cfg(unix)]
-fn look_at(path: &Path) -> io::Result<(Metadata, FileId)> {
-    let metadata = std::fs::metadata(path)?;
-    let id = FileId::of_metadata(&metadata);
-    Ok((metadata, id))
-}
-
-/// Only an open file says what it is called.
-#[cfg(windows)]
-fn look_at(path: &Path) -> io::Result<(Metadata, FileId)> {
-    let file = open_shared(path)?;
-    let metadata = file.metadata()?;
-    let id = FileId::of(&file, &metadata)?;
-    Ok((metadata, id))
-}
-
-#[cfg(not(windows))]
-fn open_shared(path: &Path) -> io::Result<File> {
-    File::open(path)
-}
-
-/// The writer goes on writing, renaming and deleting while we read.
-#[cfg(windows)]
-fn open_shared(path: &Path) -> io::Result<File> {
-    use std::os::windows::fs::OpenOptionsExt as _;
-    const READ_WRITE_DELETE: u32 = 7;
-    let mut options = File::options();
-    options.read(true).share_mode(READ_WRITE_DELETE).open(path)
-}
-
+/// So many bytes that are the same show that one file is a copy of another, or of its first part: less may be what all
+/// files of a program begin with.
+pub(super) const PART_MIN: u64 = 64;
+const SECOND: Duration = Duration::from_secs(1);
+/// Holes begin and end at multiples of this on common file systems.
+pub(super) const BLOCK_LEN: u64 = 4096;
 /// A shorter hole is read as the zeros that it is.
-const HOLE_LEN_MIN: u64 = 64 << 10;
+pub(super) const HOLE_LEN_MIN: u64 = 64 << 10;
 /// How often a file may be renamed while it is opened.
 const OPENS_MAX: usize = 8;
+/// Bytes looked at in one go for what stands behind zeros, and how often before others have their turn.
+const SCAN_LEN: usize = 64 << 10;
+const SCANS_AT_ONCE: usize = 64;

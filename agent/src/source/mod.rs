@@ -1,54 +1,80 @@
 //! Files and what else speaks become entries, entries become sealed batches.
 //!
 //! ```text
-//! [discover] globs ─▶ [file] one stream per path ─▶ batches ─▶ bounded channel ─▶ spool
+//! [walker] a thread that looks for what the globs match ─▶ [file] one stream per path ─▶ batches ─▶ bounded channel ─▶ spool
 //!                        ▲ [bookmark]: where to go on       ◀─ rewind, stop
 //! syslog, journal, commands ─▶ [feed] one per source ─▶ batches ─▶ …
+//! how each source does ─▶ [standing] ─▶ status, keep-alives
 //! ```
 //!
 //! One thread owns every source. It reads nothing while the channel is full: a full spool stops sources,
-//! and what was not read stays in its file.
+//! and what was not read stays in its file. It gives signs of life, see [`beat`].
 
+pub(crate) mod beat;
 pub mod bookmark;
+mod claims;
 mod content;
 mod context;
 pub(crate) mod discover;
+mod disk;
+mod entries;
 pub(crate) mod feed;
 mod file;
+mod findings;
 mod follow;
 pub(crate) mod generations;
+#[cfg(target_os = "linux")]
+mod held;
+#[cfg(test)]
+mod model;
+mod mounts;
+mod opening;
 mod output;
 mod pace;
+mod passing;
 mod records;
 mod resting;
+pub(crate) mod round;
 mod shares;
+pub(crate) mod since;
+pub(crate) mod standing;
 mod trust;
+mod walk;
+mod walker;
+mod watching;
 
-use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
-use notify::{EventKind, RecursiveMode, Watcher as _};
-use regex::bytes::Regex;
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::compress::{AGENT_LEVEL, Compressor};
-use scrinium_protocol::identity::{StreamId, StreamKind, StreamName};
+use scrinium_protocol::identity::StreamId;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, warn};
 
-use self::bookmark::FileId;
+use self::claims::Collected;
+use self::context::BLOCKED_MAX;
 pub(crate) use self::context::Context;
-use self::discover::{Discovery, FILES_MAX, Found};
+use self::discover::Discovery;
+pub(crate) use self::disk::can_open;
+use self::disk::{Disk, RealDisk};
 use self::feed::{Feed, Waker};
-use self::file::{FileStream, Pass, Place};
+use self::file::{FileStream, Pass};
 pub(crate) use self::output::Positions;
 use self::pace::{PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
+use self::passing::Due;
 use self::resting::Resting;
+use self::round::Met;
 use self::shares::Shares;
+use self::since::Since;
+use self::standing::{Facts, Health, Standing};
+use self::walker::Walker;
+use self::watching::Watching;
 use crate::clock;
 use crate::config::{Config, FeedSource};
 use crate::governor::Governor;
@@ -85,38 +111,52 @@ pub(crate) struct Heard {
     pub(crate) answers: Option<u64>,
 }
 
+/// What the thread of the sources tells others.
+pub(crate) struct Tells {
+    pub(crate) heard: watch::Sender<Heard>,
+    pub(crate) health: Health,
+}
+
 /// Starts the thread of the sources, which go on from `positions`.
 pub(crate) fn start(
     config: &Config,
     signing: SigningKey,
     positions: Positions,
     out: mpsc::Sender<Produced>,
-    heard: watch::Sender<Heard>,
+    tells: Tells,
+    mut since: Since,
 ) -> std::io::Result<(SyncSender<Command>, std::thread::JoinHandle<()>)> {
     let (commands, received) = sync_channel(COMMANDS_MAX);
+    let waker = Waker::new(commands.clone());
+    let discovery = Arc::new(Discovery::new(config));
+    since.configure(discovery.globs());
     let mut sources = Sources {
         positions,
-        discovery: Discovery::new(config),
-        began: SystemTime::UNIX_EPOCH + Duration::from_micros(clock::unix_us()),
+        collected: Collected::default(),
+        disk: Arc::new(RealDisk::keeping_off(since.dir())),
+        since,
         streams: BTreeMap::new(),
+        left: BTreeMap::new(),
         resting: Resting::default(),
         wanted: config.feeds().collect(),
         feeds: Vec::new(),
         feeds_first: false,
+        feed_at: None,
+        due: Due::default(),
         turn: None,
         waits_for_room: false,
-        too_many: false,
+        met: None,
         blocked_at: None,
         deleted_bytes_max: config.rates().deleted_bytes_max,
         governor: Governor::new(config.rates().cpu_percent_max),
         descriptors_max: descriptors_max(),
-        watcher: None,
-        watched: Vec::new(),
-        waker: Waker::new(commands.clone()),
-        heard,
+        watching: Watching::start(waker.clone()),
+        walker: Walker::start(discovery.clone(), waker.clone())?,
+        discovery,
+        waker,
+        heard: tells.heard,
+        standing: Standing::new(tells.health.reports),
         rewound: BTreeSet::new(),
-        looks_again: false,
-        refused: BTreeSet::new(),
         shares: Shares::default(),
         context: Context {
             signing,
@@ -128,9 +168,10 @@ pub(crate) fn start(
             deny: config.deny.clone(),
             senders: feed::senders(),
             unpacking: Pace::new(UNPACKED_PER_S_MAX),
+            patience: BLOCKED_MAX,
+            beat: tells.health.beat,
         },
     };
-    sources.watch();
     let thread = std::thread::Builder::new()
         .name("sources".into())
         .spawn(move || sources.run(&received))?;
@@ -139,73 +180,93 @@ pub(crate) fn start(
 
 struct Sources {
     positions: Positions,
-    discovery: Discovery,
-    /// When it began to look for files.
-    began: SystemTime,
-    streams: BTreeMap<PathBuf, FileStream>,
+    /// How far streams that are not open collected their files.
+    collected: Collected,
+    disk: Arc<dyn Disk>,
+    discovery: Arc<Discovery>,
+    walker: Walker,
+    /// Since when it looks for files.
+    since: Since,
+    streams: BTreeMap<PathBuf, Followed>,
+    /// Paths without files when they were looked for last, and the numbers of their old generations.
+    left: BTreeMap<PathBuf, Vec<u64>>,
     /// Files that need no stream now.
     resting: Resting,
     /// Sources that are no files: those to collect, and those at work.
     wanted: Vec<FeedSource>,
     feeds: Vec<Feed>,
     feeds_first: bool,
+    /// When it is looked again whether a source that is no file ended.
+    feed_at: Option<Instant>,
+    /// Streams that are to be read.
+    due: Due,
     /// The stream whose turn it is after the spool had no room for it.
     turn: Option<PathBuf>,
     /// Files were found that need a stream, and there were too many of those.
     waits_for_room: bool,
-    /// There are more files than are followed, and it was said.
-    too_many: bool,
+    /// What the last walk met.
+    met: Option<Vec<Met>>,
     /// Since when the spool takes nothing.
     blocked_at: Option<Instant>,
     deleted_bytes_max: u64,
     governor: Governor,
     /// Files that may be open at once.
     descriptors_max: usize,
-    watcher: Option<notify::RecommendedWatcher>,
-    watched: Vec<PathBuf>,
+    watching: Watching,
     waker: Waker,
     heard: watch::Sender<Heard>,
+    standing: Standing,
     /// Streams that are to go on elsewhere.
     rewound: BTreeSet<StreamId>,
-    /// Files are to be looked for before it is time.
-    looks_again: bool,
-    /// Links that are not followed and were said to be so.
-    refused: BTreeSet<PathBuf>,
     /// New files of users.
     shares: Shares,
     context: Context,
 }
 
+/// A stream, and the source that names its file; none when none does any more.
+struct Followed {
+    stream: FileStream,
+    source: Option<usize>,
+}
+
+impl Deref for Followed {
+    type Target = FileStream;
+
+    fn deref(&self) -> &FileStream {
+        &self.stream
+    }
+}
+
+impl DerefMut for Followed {
+    fn deref_mut(&mut self) -> &mut FileStream {
+        &mut self.stream
+    }
+}
+
 impl Sources {
     fn run(&mut self, commands: &Receiver<Command>) {
-        let mut discover_at = clock::now();
+        self.walker.wait_for_first();
         while !self.context.stopped {
             let now = clock::now();
-            if now >= discover_at || core::mem::take(&mut self.looks_again) {
-                self.looks_again = false;
-                self.discover();
+            self.context.beat.tick();
+            self.look(now);
+            if self.feed_at.is_none_or(|at| now >= at) {
+                self.feed_at = Some(now + FEED_INTERVAL);
                 self.feed();
-                // Looking for files is never more than a small part of the work.
-                discover_at = now + DISCOVER_INTERVAL.max((clock::now() - now) * DISCOVER_SHARE);
             }
             let pass = self.pass(now);
             if self.context.stopped {
                 return;
             }
-            let positions = &mut self.positions;
-            self.streams.retain(|_, stream| {
-                let over = stream.is_over(now);
-                if over {
-                    // Should a file of this name come back, its stream goes on.
-                    stream.close(positions);
-                }
-                !over
-            });
             if self.streams.len() >= AWAKE_MAX {
                 self.rest(now);
-                if self.waits_for_room && self.streams.len() < AWAKE_MAX / 2 {
-                    discover_at = now;
-                }
+            }
+            if self.waits_for_room && self.streams.len() < AWAKE_MAX / 2 {
+                self.waits_for_room = false;
+                self.walker.go_on();
+            }
+            if self.standing.is_due(now) {
+                self.stand(now);
             }
             let patience = match pass {
                 Pass::Paced => PACE_INTERVAL,
@@ -229,86 +290,6 @@ impl Sources {
         while self.pass_feeds() != Pass::Idle && !self.context.stopped && clock::now() < deadline {}
     }
 
-    /// Lets every source have its turn. Files and the others are first in turns, so that neither has
-    /// all the room there is.
-    fn pass(&mut self, now: Instant) -> Pass {
-        self.feeds_first = !self.feeds_first;
-        let first = match self.feeds_first {
-            true => self.pass_feeds(),
-            false => self.pass_files(now),
-        };
-        let second = match self.feeds_first {
-            _ if first == Pass::Blocked || self.context.stopped => Pass::Idle,
-            true => self.pass_files(now),
-            false => self.pass_feeds(),
-        };
-        let reached = first.max(second);
-        if reached == Pass::Blocked {
-            let since = *self.blocked_at.get_or_insert(now);
-            if now.duration_since(since) >= DELETED_PATIENCE {
-                self.free_deleted();
-            }
-        } else {
-            self.blocked_at = None;
-        }
-        reached
-    }
-
-    fn pass_feeds(&mut self) -> Pass {
-        let mut reached = Pass::Idle;
-        for feed in &mut self.feeds {
-            reached = reached.max(feed.pass(&mut self.positions, &mut self.context));
-            if reached == Pass::Blocked || self.context.stopped {
-                break;
-            }
-        }
-        // Should there be no room before the last one had its turn, it is the first the next time.
-        if let [_, _, ..] = &*self.feeds {
-            self.feeds.rotate_left(1);
-        }
-        reached
-    }
-
-    /// Lets every file's stream read on, from the one whose turn it is.
-    fn pass_files(&mut self, now: Instant) -> Pass {
-        self.context.parks = self.streams.len() > self.descriptors_max;
-        let mut reached = Pass::Idle;
-        let turn = self.turn.take().unwrap_or_default();
-        for is_after in [true, false] {
-            let streams = self.streams.iter_mut();
-            for (path, stream) in streams.filter(|(path, _)| (**path >= turn) == is_after) {
-                let pass = stream.pass(&mut self.context, now);
-                reached = reached.max(pass);
-                if pass == Pass::Blocked {
-                    self.turn = Some(path.clone());
-                }
-                if self.context.stopped || reached == Pass::Blocked {
-                    return reached;
-                }
-            }
-        }
-        reached
-    }
-
-    /// Lets deleted files go that are not read yet, the largest first, while they hold too much disk.
-    fn free_deleted(&mut self) {
-        let mut held: Vec<(u64, PathBuf)> = self
-            .streams
-            .iter()
-            .map(|(path, stream)| (stream.deleted_bytes(), path.clone()))
-            .collect();
-        held.sort_unstable();
-        let mut total: u64 = held.iter().map(|(bytes, _)| bytes).sum();
-        while total > self.deleted_bytes_max
-            && let Some((bytes, path)) = held.pop()
-        {
-            if let Some(stream) = self.streams.get_mut(&path) {
-                stream.drop_deleted();
-            }
-            total -= bytes;
-        }
-    }
-
     /// Acts on commands for `patience`; a wake-up ends the wait after a moment in which the writer
     /// may go on, so that a batch is worth its name, but never before `earliest`.
     fn wait(
@@ -319,6 +300,7 @@ impl Sources {
     ) -> bool {
         let mut deadline = clock::now() + patience;
         loop {
+            self.context.beat.rests_until(deadline);
             let left = deadline.saturating_duration_since(clock::now());
             match commands.recv_timeout(left) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
@@ -373,29 +355,32 @@ impl Sources {
             }
         }
         // Opened again by the next discovery, from the new position.
-        for stream in &rewound {
-            self.resting.remove_stream(*stream);
-        }
+        self.resting.remove_streams(&rewound);
         self.streams.retain(|_, open| !rewound.contains(&open.id()));
-        self.looks_again = true;
+        self.walker.hurry();
     }
 
     /// Follows what the new configuration names, and no longer what it does not.
     fn configure(&mut self, config: &Config) {
-        self.discovery = Discovery::new(config);
+        self.discovery = Arc::new(Discovery::new(config));
+        self.since.configure(self.discovery.globs());
+        self.walker.configure(self.discovery.clone());
+        self.met = None;
         self.context.deny = config.deny.clone();
         self.deleted_bytes_max = config.rates().deleted_bytes_max;
         self.governor = Governor::new(config.rates().cpu_percent_max);
         // What rests and is not wanted any more says so, like others.
         for path in self.resting.take_unless(|path| self.discovery.wants(path)) {
-            self.open(path, None, false);
+            self.open(path, None, false, &Arc::default());
         }
-        for (path, stream) in &mut self.streams {
-            stream.set_wanted(self.discovery.wants(path), &config.deny);
+        for (path, followed) in &mut self.streams {
+            followed.source = self.discovery.source_of(path);
+            let is_wanted = followed.source.is_some();
+            followed.set_wanted(is_wanted, &config.deny);
         }
+        self.due.all_at = None;
         self.wanted = config.feeds().collect();
         self.feed();
-        self.discover();
     }
 
     /// Ends the sources that are no files and not wanted any more, once what they had is sealed, and
@@ -421,150 +406,32 @@ impl Sources {
         }
     }
 
-    /// Lets files that are read and quiet do without a stream.
-    fn rest(&mut self, now: Instant) {
-        let (positions, resting) = (&mut self.positions, &mut self.resting);
-        self.streams.retain(|path, stream| {
-            let Some(rest) = stream.rest(now) else {
-                return true;
+    /// Says how the sources do.
+    fn stand(&mut self, now: Instant) {
+        let mut streams: BTreeMap<usize, standing::StreamsStanding> = BTreeMap::new();
+        for followed in self.streams.values() {
+            let Some(source) = followed.source else {
+                continue;
             };
-            stream.close(positions);
-            resting.insert(path, rest);
-            false
+            let standing = streams.entry(source).or_default();
+            standing.read_at = standing.read_at.max(followed.read_at());
+            if let Some(trouble) = followed.trouble() {
+                standing.troubles.push(trouble);
+            }
+        }
+        let blocked_at = self.blocked_at;
+        self.standing.say(&Facts {
+            discovery: &self.discovery,
+            met: self.met.as_deref(),
+            streams,
+            feeds: self.feeds.iter().filter_map(Feed::standing).collect(),
+            is_blocked: blocked_at.is_some_and(|at| now.duration_since(at) >= BLOCKED_AFTER),
+            now,
         });
-    }
-
-    fn open(&mut self, path: PathBuf, multiline: Option<Regex>, history: bool) {
-        let name = StreamName {
-            kind: StreamKind::File,
-            name: discover::name_of(&path),
-        };
-        let output = self.positions.open(name);
-        let root = trust::ROOT_DIR.into();
-        let deny = self.context.deny.clone();
-        let place = Place { path, root, deny };
-        let path = place.path.clone();
-        let stream = FileStream::new(output, place, multiline, history, self.began);
-        self.streams.insert(path, stream);
-    }
-
-    /// Opens a stream for every file that matches and has none.
-    fn discover(&mut self) {
-        let Found {
-            files: found,
-            refused,
-            crowded,
-        } = self.discovery.look();
-        for (path, reason) in refused {
-            if self.refused.len() < REFUSED_MAX && self.refused.insert(path.clone()) {
-                warn!(path = %path.display(), reason, "a link is not collected");
-            }
-        }
-        let too_many = found.len() >= FILES_MAX || crowded;
-        if too_many && !self.too_many {
-            warn!(
-                followed = FILES_MAX,
-                "the sources name more files than are followed at once; the rest waits until there are fewer"
-            );
-        }
-        self.too_many = too_many;
-        let files: BTreeSet<PathBuf> = found.keys().cloned().collect();
-        let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
-            files
-                .iter()
-                .flat_map(|path| generations::bases_of(path))
-                .collect()
-        });
-        self.waits_for_room = false;
-        let at_paths = self.streams.values().filter_map(FileStream::file_at_path);
-        let mut at_paths: BTreeSet<FileId> = at_paths.collect();
-        for (path, multiline) in found {
-            if self.streams.contains_key(&path) {
-                continue;
-            }
-            let file = match follow::look(&path) {
-                Ok(Some((file, len))) if self.resting.is_unchanged(&path, file, len) => continue,
-                Ok(Some((file, _))) => Some(file),
-                Ok(None) => continue, // gone again
-                Err(_) => None,       // its stream will say so
-            };
-            if self.streams.len() >= AWAKE_MAX {
-                self.waits_for_room = true;
-                continue;
-            }
-            if self.resting.contains(&path) {
-                self.resting.remove(&path);
-                at_paths.extend(file);
-                self.open(path, multiline, false);
-                continue;
-            }
-            // What rested is somewhere else now: its stream knows what that means.
-            if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
-                let before = before.to_path_buf();
-                self.resting.remove(&before);
-                at_paths.extend(file);
-                self.open(before, multiline, false);
-                continue;
-            }
-            // A rotated file that matches a glob itself is still the stream it began as, and one file
-            // with two names is one stream.
-            let is_known = |file: &FileId| {
-                at_paths.contains(file)
-                    || self.streams.values().any(|stream| stream.is_reading(*file))
-            };
-            if file.as_ref().is_some_and(is_known) {
-                debug!("a followed file has another name");
-                continue;
-            }
-            // Old generations belong to the stream of the file they were, and are read before it.
-            if generations::bases_of(&path).any(|base| files.contains(&base)) {
-                continue;
-            }
-            let is_known = self.positions.knows_file(&path);
-            if !is_known && !self.shares.take(&path, clock::unix_us()) {
-                continue;
-            }
-            at_paths.extend(file);
-            let history = bases.contains(&path);
-            self.open(path, multiline, history);
-        }
-        drop(self.resting.take_unless(|path| files.contains(path)));
-        let directories = self.discovery.directories(&files);
-        if let Some(watcher) = &mut self.watcher {
-            for directory in directories {
-                if !self.watched.contains(&directory) && self.watched.len() < WATCHES_MAX {
-                    // Without a watch the poll finds it, a little later.
-                    if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {
-                        debug!(%error, "a directory cannot be watched and is polled");
-                    }
-                    self.watched.push(directory);
-                }
-            }
-        }
-    }
-
-    fn watch(&mut self) {
-        let waker = self.waker.clone();
-        let wake = move |event: notify::Result<notify::Event>| {
-            // Reading a file is an event too: only changes count, or we would wake ourselves.
-            let changed = event.is_ok_and(|event| {
-                matches!(
-                    event.kind,
-                    EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_)
-                )
-            });
-            if changed {
-                waker.wake();
-            }
-        };
-        match notify::recommended_watcher(wake) {
-            Ok(watcher) => self.watcher = Some(watcher),
-            Err(error) => warn!(%error, "changes are not notified on this system; polling"),
-        }
     }
 
     fn poll_interval(&self) -> Duration {
-        if self.watcher.is_some() {
+        if self.watching.works() {
             POLL_WATCHED
         } else {
             POLL_UNWATCHED
@@ -589,19 +456,15 @@ fn descriptors_max() -> usize {
 /// Streams of files at once; when there are so many, those that are quiet make room.
 const AWAKE_MAX: usize = 10_240;
 const COMMANDS_MAX: usize = 1024;
-/// Links of which it is said that they are not followed; who makes more has been named often enough.
-const REFUSED_MAX: usize = 1000;
-const DISCOVER_INTERVAL: Duration = Duration::from_secs(1);
-/// Looking for files takes at most one part in so many of the time.
-const DISCOVER_SHARE: u32 = 50;
+/// How often it is looked whether a source that is no file ended.
+const FEED_INTERVAL: Duration = Duration::from_secs(1);
 const DESCRIPTORS_MAX: usize = 4096;
 /// For sockets, spool, watches, and the generations of files that are being rotated.
 const DESCRIPTORS_SPARE: usize = 96;
-/// How long the last entries wait for room at the end.
-const FINISH_MAX: Duration = Duration::from_secs(5);
-/// A spool that was full for this long may be so for longer: disk space counts then.
-const DELETED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the last entries wait for room at the end: less than the agent may take to stop.
+const FINISH_MAX: Duration = Duration::from_secs(3);
+/// Sources wait for a spool that was full for this long; a full channel for a moment is how a busy agent works.
+const BLOCKED_AFTER: Duration = Duration::from_secs(2);
 const GATHER_DELAY: Duration = Duration::from_millis(60);
 const POLL_WATCHED: Duration = Duration::from_millis(1000);
 const POLL_UNWATCHED: Duration = Duration::from_millis(250);
-const WATCHES_MAX: usize = 1024;

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind, StreamName};
+use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamName};
 
 use tracing::{error, info};
 
 use super::Context;
-use super::discover::name_of;
+use super::discover::stream_of;
 use crate::clock;
 use crate::shipper::Produced;
 
@@ -20,6 +20,8 @@ pub(crate) struct Positions {
     epoch: Epoch,
     positions: BTreeMap<StreamId, StreamPosition>,
     rewinds: BTreeMap<StreamId, u64>,
+    /// Streams that were closed since that was asked last; `None` when any may stand elsewhere than before.
+    closed: Option<BTreeSet<StreamId>>,
     /// Streams of which something sealed is gone, until that is said.
     lost: BTreeSet<StreamId>,
 }
@@ -36,6 +38,7 @@ impl Positions {
             epoch,
             positions,
             rewinds: BTreeMap::new(),
+            closed: None,
             lost,
         }
     }
@@ -50,13 +53,33 @@ impl Positions {
         position.map_or_else(Vec::new, |position| position.bookmark.clone())
     }
 
-    /// Should the stream be opened again, it goes on after what it sealed; its source may start anew.
-    pub(crate) fn close(&mut self, output: &Output, starts_anew: bool) {
+    /// Should the stream be opened again, it goes on after what it sealed; its source may know better where it stands.
+    pub(crate) fn close(&mut self, output: &Output, bookmark: Option<Vec<u8>>) {
         let mut position = output.position.clone();
-        if starts_anew {
-            position.bookmark.clear();
+        if let Some(bookmark) = bookmark {
+            position.bookmark = bookmark;
         }
         self.positions.insert(output.id, position);
+        if let Some(closed) = &mut self.closed {
+            closed.insert(output.id);
+        }
+    }
+
+    /// Where streams stand that were closed since this was asked last. With `true`, and of all: some may stand before
+    /// where they stood then.
+    pub(crate) fn closed(&mut self) -> (bool, Vec<&[u8]>) {
+        match self.closed.replace(BTreeSet::new()) {
+            None => (true, self.bookmarks().collect()),
+            Some(closed) => {
+                let closed = closed.iter().filter_map(|id| self.positions.get(id));
+                (false, closed.map(|position| &*position.bookmark).collect())
+            }
+        }
+    }
+
+    /// Where all streams stand that are not open.
+    pub(crate) fn bookmarks(&self) -> impl Iterator<Item = &[u8]> {
+        self.positions.values().map(|position| &*position.bookmark)
     }
 
     pub(crate) fn rewind(
@@ -71,6 +94,7 @@ impl Positions {
             self.lost.insert(stream);
         }
         self.positions.insert(stream, position);
+        self.closed = None;
         self.rewinds.insert(stream, rewinds);
     }
 
@@ -99,10 +123,7 @@ impl Positions {
 
     /// Whether the stream of a file was opened before.
     pub(crate) fn knows_file(&self, path: &Path) -> bool {
-        self.knows(self.id(&StreamName {
-            kind: StreamKind::File,
-            name: name_of(path),
-        }))
+        self.knows(self.id(&stream_of(path)))
     }
 
     /// Opens a stream where it stands.
@@ -276,6 +297,8 @@ mod tests {
             deny: Deny::default(),
             senders: crate::source::feed::senders(),
             unpacking: Pace::new(1),
+            beat: crate::source::beat::Beat::default(),
+            patience: std::time::Duration::ZERO,
         };
         for len in [1, 1000, 60_000] {
             let (positions, none) = (BTreeMap::new(), BTreeSet::new());

@@ -19,14 +19,26 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    /// By the first bytes of a file: a byte order mark, or two characters of which only one half says
-    /// something.
+    /// By the first bytes of a file: a byte order mark, or so many characters of which one half says nothing that no
+    /// other text looks like that.
     pub(super) fn of(head: &[u8]) -> Self {
         match head {
-            [0xff, 0xfe, ..] => Self::Utf16Le,
-            [0xfe, 0xff, ..] => Self::Utf16Be,
-            [a, 0, b, 0, ..] if *a != 0 && *b != 0 => Self::Utf16Le,
-            [0, a, 0, b, ..] if *a != 0 && *b != 0 => Self::Utf16Be,
+            [0xff, 0xfe, ..] => return Self::Utf16Le,
+            [0xfe, 0xff, ..] => return Self::Utf16Be,
+            _ => {}
+        }
+        let (units, _) = head.as_chunks();
+        let Some(units) = units.get(..EVIDENCE) else {
+            return Self::Bytes;
+        };
+        let count = |is_one: fn(&[u8; 2]) -> bool| units.iter().filter(|unit| is_one(unit)).count();
+        let (low, high) = (
+            count(|[first, second]| *first != 0 && *second == 0),
+            count(|[first, second]| *first == 0 && *second != 0),
+        );
+        match (low >= EVIDENCE_MIN, high >= EVIDENCE_MIN) {
+            (true, _) if high == 0 => Self::Utf16Le,
+            (_, true) if low == 0 => Self::Utf16Be,
             _ => Self::Bytes,
         }
     }
@@ -80,6 +92,11 @@ impl Encoding {
     }
 }
 
+/// So many characters at the start of a file show that it is UTF-16 without saying so, when so many of them are of the
+/// first 256.
+const EVIDENCE: usize = 16;
+const EVIDENCE_MIN: usize = 12;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,8 +136,15 @@ mod tests {
         for (head, expected) in [
             (&b"\xff\xfea\0"[..], Encoding::Utf16Le),
             (b"\xfe\xff\0a", Encoding::Utf16Be),
-            (b"a\0b\0", Encoding::Utf16Le),
-            (b"\0a\0b", Encoding::Utf16Be),
+            (&b"a\0".repeat(16), Encoding::Utf16Le),
+            (&b"\0a".repeat(16), Encoding::Utf16Be),
+            // Nine bytes are no evidence.
+            (b"a\0b\0c\0d\0\n", Encoding::Bytes),
+            (&b"\0a".repeat(15), Encoding::Bytes),
+            (
+                &[b"a\0b\0".repeat(5), b"abcdefghijkl".to_vec()].concat(),
+                Encoding::Bytes,
+            ),
             (b"\0\0\0\0", Encoding::Bytes),
             (b"ab", Encoding::Bytes),
             (b"", Encoding::Bytes),

@@ -73,9 +73,23 @@ impl Shares {
     }
 }
 
+/// Whether a file is the system's or the agent's own, and not one of those that a user can make many of.
+#[cfg(unix)]
+pub(super) fn is_of_system(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::metadata(path);
+    metadata.is_ok_and(|metadata| is_trusted(metadata.uid()))
+}
+
+/// Files have no owners that could be told apart.
+#[cfg(not(unix))]
+pub(super) fn is_of_system(_path: &Path) -> bool {
+    true
+}
+
 /// Whether what an owner does is what the administrator does.
 #[cfg(unix)]
-pub(super) fn is_trusted(owner: u32) -> bool {
+fn is_trusted(owner: u32) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 

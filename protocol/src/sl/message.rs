@@ -6,8 +6,10 @@ use crate::batch::StreamPosition;
 use crate::codec::{Codec, Reader, put_bytes16, truncated};
 use crate::error::{InvalidMessage, PeerMisbehaved};
 use crate::identity::{AgentId, Epoch, Head, Sequence, StreamId, StreamKind};
+use crate::secret::Secret;
 use crate::signature;
 use crate::sl::in_force::{self, Setting};
+use crate::sl::sources::SourceReports;
 
 /// One message.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,6 +48,8 @@ pub enum Message {
     Configuration(Configuration),
     /// Agent: what became of a configuration, and what is in force.
     ConfigurationAnswer(ConfigurationAnswer),
+    /// Server: the answer to [`Purpose::Ask`](super::handshake::Purpose::Ask), in such a session alone.
+    StateKey(Secret<32>),
 }
 
 /// A configuration for one agent, signed by the server.
@@ -220,6 +224,9 @@ pub struct KeepAlive {
     pub marks: Vec<(StreamId, Sequence)>,
     /// What the agent suffers from and somebody must see to; empty when all is well.
     pub problem: String,
+    /// How the agent's sources do; `None` when that is as it said before in this session, or of a version that does
+    /// not say it.
+    pub sources: Option<SourceReports>,
 }
 
 impl Message {
@@ -240,6 +247,7 @@ impl Message {
             Self::Renewed => RENEWED,
             Self::Configuration(_) => CONFIGURATION,
             Self::ConfigurationAnswer(_) => CONFIGURATION_ANSWER,
+            Self::StateKey(_) => STATE_KEY,
         }
     }
 
@@ -286,6 +294,9 @@ impl Message {
                 }
                 let problem = truncated(&keep_alive.problem, REASON_LEN_MAX);
                 put_bytes16(out, problem.as_bytes());
+                if let Some(sources) = &keep_alive.sources {
+                    sources.encode(out);
+                }
             }
             Self::Close { reason } => {
                 put_bytes16(out, truncated(reason, REASON_LEN_MAX).as_bytes());
@@ -306,6 +317,7 @@ impl Message {
                     in_force::put(&answer.in_force, out);
                 }
             }
+            Self::StateKey(key) => out.extend_from_slice(key.expose()),
         }
     }
 
@@ -348,6 +360,11 @@ impl Message {
                 cache_lasts_s: r.u64("time the cache lasts")?,
                 marks: read_marks(&mut r)?,
                 problem: r.text16(REASON_LEN_MAX, "problem")?,
+                // Version 0.1.0 ended here.
+                sources: match r.is_empty() {
+                    true => None,
+                    false => Some(SourceReports::read(&mut r)?),
+                },
             }),
             CLOSE => Self::Close {
                 reason: r.text16(REASON_LEN_MAX, "reason")?,
@@ -368,6 +385,7 @@ impl Message {
                 },
                 in_force: in_force::read(&mut r)?,
             }),
+            STATE_KEY => Self::StateKey(Secret::new(r.array("key of a state")?)),
             unknown => return Err(InvalidMessage::UnknownType(unknown)),
         };
         // What follows the known fields belongs to a later version: it is ignored.
@@ -407,11 +425,13 @@ const RENEWAL: u8 = 0x0a;
 const RENEWED: u8 = 0x0b;
 const CONFIGURATION: u8 = 0x0c;
 const CONFIGURATION_ANSWER: u8 = 0x0d;
+const STATE_KEY: u8 = 0x10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sl::in_force::Origin;
+    use crate::sl::sources::{SourceReport, SourceState};
 
     #[test]
     fn messages_read_back() {
@@ -439,6 +459,36 @@ mod tests {
             return !answer.in_force.is_empty() && len == 8 + 1 + 2 + reason;
         }
         matches!(message, Message::Batch(_))
+    }
+
+    /// A keep-alive of version 0.1.0 is the begin of one that says more, and each reads what it knows of the other's.
+    #[test]
+    fn a_keep_alive_with_sources_is_one_of_the_first_version_with_more_behind_it() {
+        let old = samples()[7].clone();
+        let Message::KeepAlive(mut state) = old.clone() else {
+            panic!()
+        };
+        state.sources = Some(SourceReports {
+            rows: vec![SourceReport {
+                source: "/var/log/*.log".into(),
+                state: SourceState::Unreadable,
+                needs_person: true,
+                files: 0,
+                path: "/var/log/secret".into(),
+                cause: "Permission denied".into(),
+            }],
+            more: 1,
+        });
+        let new = Message::KeepAlive(state);
+        let (mut short, mut long) = (Vec::new(), Vec::new());
+        old.encode_payload(&mut short);
+        new.encode_payload(&mut long);
+        assert!(long.starts_with(&short));
+        assert_eq!(Message::decode(KEEP_ALIVE, &short), Ok(old));
+        assert_eq!(Message::decode(KEEP_ALIVE, &long), Ok(new));
+        for cut in short.len() + 1..long.len() {
+            assert!(Message::decode(KEEP_ALIVE, &long[..cut]).is_err());
+        }
     }
 
     #[test]
@@ -577,6 +627,7 @@ mod tests {
                     value: "/x".into(),
                 }],
             }),
+            Message::StateKey(Secret::new([9; 32])),
         ]
     }
 }

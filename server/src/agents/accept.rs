@@ -21,11 +21,12 @@ use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::fault;
 use tracing::warn;
 
-use super::enrol::new_agent;
+use super::enrol::{check_use, new_agent};
 use super::{Agents, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::{AgentRecord, Quarantine, StoredSecret, TokenRecord};
 use crate::clock;
+use crate::said::{Said, said};
 
 /// Why a handshake is refused; told to the agent in these words.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,12 @@ pub(crate) enum Refused {
         "this enrolment token was already used; make a new one with: scrinium-server agent enroll"
     )]
     UsedToken,
+    #[error(
+        "this enrolment token was used as often as it may be; make a new one with: scrinium-server agent enroll NAME --uses N"
+    )]
+    UsedUpToken,
+    #[error("this enrolment token was revoked; make a new one with: scrinium-server agent enroll")]
+    RevokedToken,
     #[error("{0}; make a new token with: scrinium-server agent enroll")]
     Name(String),
     #[error("this agent is not known to the server; enrol it again")]
@@ -59,6 +66,25 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
+    /// The same for whoever reads an alarm.
+    pub(crate) fn said(&self) -> Said {
+        match self {
+            Self::UnknownToken => said!("token.unknown"),
+            Self::ExpiredToken => said!("token.expired"),
+            Self::UsedToken => said!("token.used"),
+            Self::UsedUpToken => said!("token.used_up"),
+            Self::RevokedToken => said!("token.revoked"),
+            Self::WrongCredential => said!("token.credential"),
+            Self::Quarantined(why) => said!("token.quarantined", why),
+            Self::Name(_)
+            | Self::UnknownAgent
+            | Self::InUse
+            | Self::SuiteNotAllowed
+            | Self::Disabled
+            | Self::Unavailable => Said::from(self.to_string()),
+        }
+    }
+
     /// What an agent's program makes of it.
     pub(crate) fn code(&self) -> RefusalCode {
         match self {
@@ -66,6 +92,8 @@ impl Refused {
             Self::UnknownToken
             | Self::ExpiredToken
             | Self::UsedToken
+            | Self::UsedUpToken
+            | Self::RevokedToken
             | Self::Name(_)
             | Self::UnknownAgent
             | Self::Quarantined(_)
@@ -99,6 +127,8 @@ pub(crate) struct Proven<'a> {
 pub(crate) struct Accepted {
     pub(crate) agent: AgentRecord,
     pub(crate) enrolled: bool,
+    /// The token that was used, as it is now.
+    pub(crate) token: Option<TokenRecord>,
     /// Components of its machine that are other than before.
     pub(crate) changed: Vec<String>,
 }
@@ -141,18 +171,7 @@ impl Agents {
     ) -> Result<(Candidate, Vec<Secret<32>>), Refused> {
         let state = self.lock();
         if let Some(token) = token {
-            let ours = HEXLOWER.encode(static_public);
-            let has_connected = state
-                .agents
-                .values()
-                .any(|agent| agent.token_id == token.id && agent.generation > 0);
-            if token
-                .used_by
-                .as_ref()
-                .is_some_and(|used| *used != ours || has_connected)
-            {
-                return Err(Refused::UsedToken);
-            }
+            check_use(&state, &token, static_public)?;
             let psk = token.secret.0.clone();
             return Ok((Candidate::Enrol(Box::new(token)), vec![psk]));
         }
@@ -174,13 +193,7 @@ impl Agents {
                 if proven.suite != Suite::Encrypted {
                     return Err(Refused::SuiteNotAllowed);
                 }
-                let Established {
-                    next_psk,
-                    recovery_psk,
-                    ..
-                } = proven.established;
-                let made = new_agent(&state, *token, proven.static_public, next_psk, recovery_psk);
-                let (mut agent, token) = made?;
+                let (mut agent, token) = new_agent(&state, &token.id, proven)?;
                 agent.fingerprint = hex_fingerprint(proven.hello);
                 (agent, Some(token), Vec::new())
             }
@@ -208,13 +221,14 @@ impl Agents {
         fault::point("server: next credential durable");
         // At this point both credentials work; if we die now, the agent comes back with the one it has.
         let enrolled = token.is_some();
-        if let Some(token) = token {
-            state.tokens.insert(token.id, token);
+        if let Some(token) = &token {
+            state.tokens.insert(token.id, token.clone());
         }
         state.agents.insert(agent.id, agent.clone());
         Ok(Accepted {
             agent,
             enrolled,
+            token,
             changed,
         })
     }
@@ -273,7 +287,7 @@ impl Agents {
     }
 
     /// Writes down what was seen, for a person to decide about. Nothing else of the agent changes.
-    fn quarantine(
+    pub(super) fn quarantine(
         &self,
         state: &mut State,
         mut agent: AgentRecord,
@@ -306,13 +320,17 @@ impl Agents {
 
     /// Somebody was refused because the agent is connected, and it stayed connected: should it be heard
     /// again, there are two.
-    pub(crate) fn note_rival(&self, proven: &Proven<'_>) {
+    pub(crate) fn note_rival(&self, id: AgentId, proven: &Proven<'_>) {
         let mut state = self.lock();
-        if let Some(agent) = agent_with(&state, proven.static_public) {
+        if let Some(agent) = state.agents.get(&id) {
             let rival = rival(agent, proven, &hex_fingerprint(proven.hello));
-            let id = agent.id;
             state.rivals.entry(id).or_insert(rival);
         }
+    }
+
+    /// Whose static key this is.
+    pub(crate) fn with_static(&self, static_public: &[u8; 32]) -> Option<AgentId> {
+        Some(agent_with(&self.lock(), static_public)?.id)
     }
 
     /// Lets in what waits in quarantine; only the machine that was seen, and only if that is what was
@@ -356,12 +374,12 @@ impl Agents {
     /// Notes a refusal, so that a person sees it on the agent's row; returns the alarm it deserves.
     pub(crate) fn note_refusal(
         &self,
-        static_public: &[u8; 32],
+        id: AgentId,
         refused: &Refused,
         address: SocketAddr,
     ) -> Option<Raise> {
         let mut state = self.lock();
-        let agent = agent_with(&state, static_public)?.clone();
+        let agent = state.agents.get(&id)?.clone();
         let live = state.live.entry(agent.id).or_default();
         let incumbent = live
             .address
@@ -381,6 +399,8 @@ impl Agents {
             Refused::UnknownToken
             | Refused::ExpiredToken
             | Refused::UsedToken
+            | Refused::UsedUpToken
+            | Refused::RevokedToken
             | Refused::UnknownAgent
             | Refused::InUse
             | Refused::SuiteNotAllowed
@@ -391,9 +411,12 @@ impl Agents {
         Some(Raise {
             kind,
             agent: agent.name,
-            text: format!(
-                "{reason}. It came from {address}; the agent was last seen at {incumbent} as {}.",
-                agent.host_name
+            text: said!(
+                "alarm_text.refused",
+                refused.said(),
+                address.to_string(),
+                incumbent,
+                &agent.host_name
             ),
             // Another reason is another alarm; another address is not.
             key: reason,
@@ -422,7 +445,7 @@ fn rival(agent: &AgentRecord, proven: &Proven<'_>, seen: &[(String, String)]) ->
     }
 }
 
-fn hex_fingerprint(hello: &AgentHello) -> Vec<(String, String)> {
+pub(super) fn hex_fingerprint(hello: &AgentHello) -> Vec<(String, String)> {
     let components = hello.fingerprint.iter();
     components
         .map(|(name, hash)| (name.clone(), HEXLOWER.encode(hash)))
@@ -430,7 +453,10 @@ fn hex_fingerprint(hello: &AgentHello) -> Vec<(String, String)> {
 }
 
 /// Names of the known components that are gone or other now. New ones say nothing about the old machine.
-fn changed_components(known: &[(String, String)], seen: &[(String, String)]) -> Vec<String> {
+pub(super) fn changed_components(
+    known: &[(String, String)],
+    seen: &[(String, String)],
+) -> Vec<String> {
     let changed = known.iter().filter(|component| !seen.contains(component));
     changed.map(|(name, _)| name.clone()).collect()
 }

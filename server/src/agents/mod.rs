@@ -8,32 +8,38 @@
 //! Invariants:
 //! 1. The next credential is durable here before the first record leaves, and the one before works
 //!    until the next is proven: a crash on either side locks nobody out.
-//! 2. A token enrols one static key. The same key may use it again until it has connected, so an
+//! 2. A token enrols one static key, or as many as it says. The same key may use it again until it has connected, so an
 //!    agent that died while enrolling can repeat it.
 
 mod accept;
+mod ask;
 mod enrol;
+mod live;
 mod names;
+mod news;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
-use scrinium_protocol::sl::in_force::Setting;
-use scrinium_protocol::sl::message::{
-    CONFIGURATION_LEN_MAX, ConfigurationAnswer, INTERFERENCE, KeepAlive,
-};
+use data_encoding::HEXLOWER;
+use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::sl::message::CONFIGURATION_LEN_MAX;
+use scrinium_protocol::sl::suite::Suite;
 use tokio::sync::watch;
 
 pub(crate) use self::accept::{Accepted, Proven, Refused};
-pub(crate) use self::enrol::{NewAgent, route_through};
+pub(crate) use self::enrol::{Allowance, NewAgent, route_through};
+pub(crate) use self::live::{Limit, Live, interference_with};
 pub(crate) use self::names::{check_account_name, check_name};
-use crate::alarms::{AlarmKind, Raise};
+pub(crate) use self::news::{Answered, News};
+use crate::bounds;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
 use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
+use crate::said::said;
+use crate::waits;
 
 /// All agents and tokens.
 pub(crate) struct Agents {
@@ -52,6 +58,8 @@ struct State {
     session_counter: u64,
     /// Who was refused because the agent is connected, until that is proven or over.
     rivals: BTreeMap<AgentId, Rival>,
+    /// How often agents said something else today.
+    said: BTreeMap<(AgentId, News), news::Said>,
 }
 
 /// What a session is told from outside.
@@ -63,6 +71,35 @@ pub(crate) struct Told {
     pub(crate) configurations: u64,
 }
 
+/// A session that begins.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) number: u64,
+    /// The signal that ends it.
+    pub(crate) told: watch::Receiver<Told>,
+    /// The session of the same agent that it takes the place of.
+    pub(crate) older: Option<Older>,
+}
+
+/// A session that was told to end because a newer one has come.
+#[derive(Debug)]
+pub(crate) struct Older(watch::Sender<Told>);
+
+impl Older {
+    /// Waits until it has ended: it holds nothing any more, and submits nothing.
+    pub(crate) async fn ended(self) {
+        self.0.closed().await;
+    }
+}
+
+/// Who signed batches.
+#[derive(Clone, Debug)]
+pub(crate) struct Signer {
+    pub(crate) name: String,
+    /// The one in use first, then those of states that were lost.
+    pub(crate) keys: Vec<[u8; 32]>,
+}
+
 /// Another process that showed the identity of a connected agent.
 #[derive(Clone, Debug)]
 struct Rival {
@@ -71,49 +108,6 @@ struct Rival {
     differs: String,
     /// When the agent was first heard after it.
     heard_us: Option<u64>,
-}
-
-/// What is known of an agent while the server runs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Live {
-    pub(crate) connected: bool,
-    pub(crate) address: Option<SocketAddr>,
-    /// When its last record was opened, Unix µs.
-    pub(crate) heard_us: u64,
-    pub(crate) keep_alive: KeepAlive,
-    /// The sequence after the last entry it collected, per stream, as it said.
-    pub(crate) marks: BTreeMap<StreamId, Sequence>,
-    /// Its clock minus ours, µs.
-    pub(crate) clock_offset_us: i64,
-    /// What its clock showed, Unix µs, and our boot time then; of its last keep-alive.
-    pub(crate) clock_us: Option<(u64, u64)>,
-    /// What it does and who said so, in its own words; empty when it never said.
-    pub(crate) in_force: Arc<[Setting]>,
-    /// Why its last session broke, or why the server refused it.
-    pub(crate) trouble: Option<String>,
-    /// The server refused it.
-    pub(crate) refused: bool,
-}
-
-impl Live {
-    /// What is wrong with it: as we see it, else as it says.
-    pub(crate) fn trouble(&self) -> Option<&str> {
-        let says = Some(self.keep_alive.problem.as_str());
-        let says = says.filter(|says| !says.is_empty() && !says.starts_with(INTERFERENCE));
-        self.trouble.as_deref().or(says)
-    }
-}
-
-/// Somebody interfered with the session of an agent.
-pub(crate) fn interference_with(agent: &str, seen: &str) -> Raise {
-    Raise {
-        kind: AlarmKind::Interference,
-        agent: agent.to_owned(),
-        text: format!(
-            "somebody or something between this agent and the server interfered: {seen}. The session ended; the next one goes on where the archive stands, nothing is lost."
-        ),
-        key: String::new(),
-    }
 }
 
 impl Agents {
@@ -132,31 +126,37 @@ impl Agents {
         })
     }
 
-    /// Begins a session: an older one of the same agent is told to end. Returns the session's
-    /// number and the signal that ends it.
-    pub(crate) fn begin_session(
-        &self,
-        id: AgentId,
-        address: SocketAddr,
-        time_us: u64,
-    ) -> (u64, watch::Receiver<Told>) {
+    /// Components of a machine that may change without a person's approval.
+    pub(crate) fn changes_max(&self) -> usize {
+        self.changes_max
+    }
+
+    /// Begins a session: an older one of the same agent is told to end. What was forbidden since the agent was accepted is
+    /// told at once.
+    pub(crate) fn begin_session(&self, id: AgentId, suite: Suite, address: SocketAddr) -> Begun {
         let mut state = self.lock();
         state.session_counter += 1;
         let number = state.session_counter;
-        let (tell, told) = watch::channel(Told::default());
-        if let Some((_, older)) = state.sessions.insert(id, (number, tell)) {
+        let may = state.agents.get(&id).is_some_and(|agent| {
+            agent.enabled && (suite == Suite::Encrypted || agent.integrity_only)
+        });
+        let (tell, told) = watch::channel(Told {
+            ended: !may,
+            configurations: 0,
+        });
+        let older = state.sessions.insert(id, (number, tell));
+        let older = older.map(|(_, older)| {
             older.send_modify(|told| told.ended = true);
-        }
+            Older(older)
+        });
         state.rivals.remove(&id);
         let live = state.live.entry(id).or_default();
-        live.connected = true;
-        live.address = Some(address);
-        live.trouble = None;
-        live.refused = false;
-        let now = clock::unix_us();
-        live.heard_us = now;
-        live.clock_offset_us = time_us.cast_signed().saturating_sub(now.cast_signed());
-        (number, told)
+        live.begin_session(address, clock::unix_us());
+        Begun {
+            number,
+            told,
+            older,
+        }
     }
 
     /// Notes that a session ended.
@@ -172,62 +172,8 @@ impl Agents {
             let live = state.live.entry(id).or_default();
             live.connected = false;
             live.trouble = trouble;
+            live.leave(Limit::NewStreams);
         }
-    }
-
-    /// Notes a sign of life. Returns the alarm it proves: who else showed this identity meanwhile is
-    /// not this agent.
-    pub(crate) fn heard(&self, id: AgentId, keep_alive: Option<KeepAlive>) -> Vec<Raise> {
-        let now = clock::unix_us();
-        let mut state = self.lock();
-        let rival = proven_rival(&mut state.rivals, id, now);
-        let live = state.live.entry(id).or_default();
-        live.heard_us = now;
-        let mut trouble = None;
-        if let Some(keep_alive) = keep_alive {
-            let (before, says) = (&live.keep_alive.problem, &keep_alive.problem);
-            trouble = Some(says.clone()).filter(|says| !says.is_empty() && says != before);
-            live.clock_offset_us = keep_alive
-                .time_us
-                .cast_signed()
-                .saturating_sub(now.cast_signed());
-            live.clock_us = Some((keep_alive.time_us, clock::boot_us()));
-            for (stream, next) in &keep_alive.marks {
-                if live.marks.len() < MARKS_MAX || live.marks.contains_key(stream) {
-                    live.marks.insert(*stream, *next);
-                }
-            }
-            live.keep_alive = keep_alive;
-        }
-        let ours = live.address.map_or_else(String::new, |at| at.to_string());
-        let Some(agent) = state.agents.get(&id) else {
-            return Vec::new();
-        };
-        let twice = rival.map(|rival| Raise {
-            kind: AlarmKind::IdentityUsedTwice,
-            agent: agent.name.clone(),
-            text: format!(
-                "a second process showed the identity of this agent {} and was refused: {} at {}; the agent itself is {} at {ours} and was not disturbed. Enrol the copy as an agent of its own.",
-                rival.differs, rival.host_name, rival.address, agent.host_name
-            ),
-            key: rival.address.ip().to_string(),
-        });
-        let interference = trouble
-            .as_ref()
-            .and_then(|says| says.strip_prefix(INTERFERENCE));
-        if let Some(seen) = interference {
-            let raise = interference_with(&agent.name, seen);
-            return twice.into_iter().chain([raise]).collect();
-        }
-        let trouble = trouble.map(|problem| Raise {
-            kind: AlarmKind::AgentTrouble,
-            agent: agent.name.clone(),
-            text: format!(
-                "the agent says: {problem}. It sends what it can; what its disk does not take waits in its sources."
-            ),
-            key: String::new(),
-        });
-        twice.into_iter().chain(trouble).collect()
     }
 
     /// Allows or forbids an agent to connect; a session it has is ended.
@@ -256,10 +202,7 @@ impl Agents {
 
     /// Gives an agent another configuration; its session sends it at once.
     pub(crate) fn configure(&self, name: &str, text: &str) -> Result<u64> {
-        anyhow::ensure!(
-            text.len() <= CONFIGURATION_LEN_MAX,
-            "a configuration has at most {CONFIGURATION_LEN_MAX} bytes"
-        );
+        bounds::check_len("the configuration", text, CONFIGURATION_LEN_MAX)?;
         let mut version = 0;
         let id = self.change(name, |agent| {
             let before = agent.configuration.as_ref();
@@ -276,29 +219,6 @@ impl Agents {
             session.send_modify(|told| told.configurations += 1);
         }
         Ok(version)
-    }
-
-    /// Notes what an agent said of its configuration; whether that is news.
-    pub(crate) fn configured(&self, id: AgentId, answer: ConfigurationAnswer) -> Result<bool> {
-        let in_force = answer.in_force.into();
-        self.lock().live.entry(id).or_default().in_force = in_force;
-        let agent = self.get(id);
-        let configuration = agent.and_then(|agent| agent.configuration);
-        let is_news = configuration.is_some_and(|configuration| {
-            configuration.version == answer.version
-                && (configuration.answered, &configuration.rejected)
-                    != (answer.version, &answer.rejected)
-        });
-        if is_news {
-            self.change_id(id, |agent| {
-                if let Some(configuration) = &mut agent.configuration {
-                    configuration.answered = answer.version;
-                    configuration.rejected = answer.rejected;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(is_news)
     }
 
     /// The agent has begun its new epoch: it is no longer to be told to.
@@ -402,16 +322,21 @@ impl Agents {
         let Some(agent) = state.agents.get(&id).cloned() else {
             return self.catalogue.write(with);
         };
-        let token = state.tokens.get(&agent.token_id).cloned();
+        // One of several uses is still other agents'.
+        let token = state.tokens.get(&agent.token_id);
+        let token = token.filter(|token| token.uses_max == 1).cloned();
         self.catalogue.write(|changes| {
             changes.remove(&agent)?;
             token.iter().try_for_each(|token| changes.remove(token))?;
             with(changes)
         })?;
         state.agents.remove(&id);
-        state.tokens.remove(&agent.token_id);
+        if let Some(token) = token {
+            state.tokens.remove(&token.id);
+        }
         state.live.remove(&id);
         state.rivals.remove(&id);
+        state.forget_said(id);
         if let Some((_, session)) = state.sessions.remove(&id) {
             session.send_modify(|told| told.ended = true);
         }
@@ -430,7 +355,7 @@ impl Agents {
         change: impl FnOnce(&mut AgentRecord) -> Result<()>,
     ) -> Result<AgentId> {
         let id = self.find(name);
-        let id = id.with_context(|| format!("no agent is named '{name}'"))?;
+        let id = id.ok_or_else(|| said!("refused.no_agent", name))?;
         self.change_id(id, change)?;
         Ok(id)
     }
@@ -486,35 +411,25 @@ impl Agents {
         agents
     }
 
-    /// Name and signing key of every agent, those that were removed too: what they signed can still be verified.
-    pub(crate) fn signers(&self) -> BTreeMap<AgentId, (String, [u8; 32])> {
+    /// Name and signing keys of every agent, those that were removed too: what they signed can still be verified.
+    pub(crate) fn signers(&self) -> BTreeMap<AgentId, Signer> {
         let state = self.lock();
         let shown = names::shown(state.agents.values()).into_iter();
         let signers = shown.filter_map(|(id, name)| {
             let agent = state.agents.get(&id)?;
-            Some((id, (name, agent.signing_public)))
+            let before = agent.signing_before.iter().rev();
+            let before =
+                before.filter_map(|key| HEXLOWER.decode(key.as_bytes()).ok()?.try_into().ok());
+            let keys = [agent.signing_public].into_iter().chain(before).collect();
+            Some((id, Signer { name, keys }))
         });
         signers.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
-}
-
-/// The rival of an agent that was heard twice since, with some time between: what its socket still held
-/// when it died would be heard at once.
-fn proven_rival(rivals: &mut BTreeMap<AgentId, Rival>, id: AgentId, now_us: u64) -> Option<Rival> {
-    let rival = rivals.get_mut(&id)?;
-    let heard_us = *rival.heard_us.get_or_insert(now_us);
-    if now_us.saturating_sub(heard_us) < RIVAL_PROOF_US {
-        return None;
-    }
-    rivals.remove(&id)
 }
 
 /// How long what an agent's clock showed says something of it.
 const CLOCK_FRESH_US: u64 = 600_000_000;
-const RIVAL_PROOF_US: u64 = 1_500_000;
-/// High-water marks remembered per agent.
-const MARKS_MAX: usize = 4096;

@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use scrinium_protocol::identity::AgentId;
 
+use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::core::OWN_NAME;
+use crate::said::said;
 
 /// The rule for names of agents.
 ///
@@ -18,6 +20,62 @@ use crate::core::OWN_NAME;
 /// What is wrong with it.
 pub(crate) fn check_agent_name(name: &str) -> Result<()> {
     check_plain("agent name", name, &RESERVED)
+}
+
+/// The rule for what agents of a token of several uses will be called.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_agent_pattern(pattern: &str) -> Result<()> {
+    // As long as what it becomes at most.
+    bounds::check_len("agent name", pattern, LEN_MAX)?;
+    check_agent_name(&pattern.replace(HOST, "h").replace(NUMBER, "1"))
+}
+
+/// What the agent of the use number `use_number` of a token is called: `{host}` in the pattern is what the machine calls
+/// itself, `{n}` the number of the use. Where that is taken, or a pattern has neither, a number follows.
+pub(super) fn name_of_use<'a>(
+    pattern: &str,
+    use_number: u32,
+    host_name: &str,
+    others: impl Iterator<Item = &'a AgentRecord>,
+) -> Result<String> {
+    let taken: BTreeSet<String> = others
+        .map(|agent| agent.name.to_ascii_lowercase())
+        .collect();
+    let host: String = host_name
+        .chars()
+        .map(|c| if is_plain(c) { c } else { '-' })
+        .take(LEN_MAX)
+        .collect();
+    let host = host.trim_matches(['-', '.']);
+    let host = if host.is_empty() { "host" } else { host };
+    let name = pattern
+        .replace(HOST, host)
+        .replace(NUMBER, &use_number.to_string());
+    let is_free = |name: &String| {
+        check_agent_name(name).is_ok() && !taken.contains(&name.to_ascii_lowercase())
+    };
+    let numbered = |n: usize| {
+        let end = format!("-{n}");
+        let kept: String = name
+            .chars()
+            .take(LEN_MAX.saturating_sub(end.len()))
+            .collect();
+        kept + &end
+    };
+    // One of so many is free: there are fewer agents.
+    let numbers = (2..=taken.len() + 2).map(numbered);
+    let whole = (name.len() <= LEN_MAX).then(|| name.clone());
+    let mut names = whole.into_iter().chain(numbers);
+    match names.find(is_free) {
+        Some(name) => Ok(name),
+        None => bail!("no name like '{}' is free", pattern.escape_debug()),
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
 }
 
 /// The rule for names of accounts that are made.
@@ -29,20 +87,16 @@ pub(crate) fn check_account_name(name: &str) -> Result<()> {
 }
 
 fn check_plain(field: &str, name: &str, reserved: &[&str]) -> Result<()> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    ensure!(
-        (1..=LEN_MAX).contains(&name.len()) && name.chars().all(fine),
-        "{field} '{}' must be 1 to {LEN_MAX} of a-z, A-Z, 0-9, '-', '_' and '.'",
-        name.escape_debug()
-    );
-    ensure!(
-        !name.starts_with(['-', '.']),
-        "{field} '{name}' must not begin with '-' or '.'"
-    );
-    ensure!(
-        !reserved.iter().any(|word| word.eq_ignore_ascii_case(name)),
-        "{field} '{name}' is a word that means the server or a part of it; choose another name"
-    );
+    if !(1..=LEN_MAX).contains(&name.len()) || !name.chars().all(is_plain) {
+        let shown = name.escape_debug().to_string();
+        return Err(said!("refused.name", field, shown, LEN_MAX).into());
+    }
+    if name.starts_with(['-', '.']) {
+        return Err(said!("refused.name_begins", field, name).into());
+    }
+    if reserved.iter().any(|word| word.eq_ignore_ascii_case(name)) {
+        return Err(said!("refused.name_reserved", field, name).into());
+    }
     Ok(())
 }
 
@@ -52,14 +106,8 @@ pub(super) fn check_unused<'a>(
     mut others: impl Iterator<Item = &'a AgentRecord>,
 ) -> Result<()> {
     match others.find(|agent| agent.name.eq_ignore_ascii_case(name)) {
-        Some(agent) if agent.set_aside => bail!(
-            "an agent named '{}' was removed and waits for its end; its name is free then",
-            agent.name
-        ),
-        Some(agent) => bail!(
-            "an agent named '{}' exists; choose another name or delete it",
-            agent.name
-        ),
+        Some(agent) if agent.set_aside => Err(said!("refused.name_waits", &agent.name).into()),
+        Some(agent) => Err(said!("refused.name_taken", &agent.name).into()),
         None => Ok(()),
     }
 }
@@ -89,15 +137,16 @@ pub(super) fn shown<'a>(
 pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     let fine = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
-        bail!(
-            "{field} '{}' must be 1 to 128 bytes of letters, digits, '-', '_' or '.'",
-            name.escape_debug()
-        );
+        let shown = name.escape_debug().to_string();
+        return Err(said!("refused.name_letters", field, shown, NAME_LEN_MAX).into());
     }
     Ok(())
 }
 
 const LEN_MAX: usize = 64;
+/// What a pattern has for the name of the host, and for the number of the use.
+const HOST: &str = "{host}";
+const NUMBER: &str = "{n}";
 /// What no agent is called.
 const RESERVED: [&str; 7] = [
     OWN_NAME,
@@ -147,6 +196,43 @@ mod tests {
     }
 
     #[test]
+    fn agents_of_one_token_have_names_of_their_own() {
+        let agents = [agent("web", 1, 1), agent("WEB-2", 2, 2), agent("n-7", 3, 3)];
+        let name = |pattern: &str, n, host: &str| {
+            let name = name_of_use(pattern, n, host, agents.iter()).unwrap();
+            check_agent_name(&name).unwrap();
+            name
+        };
+        assert_eq!(name("pod", 1, "ignored"), "pod");
+        assert_eq!(name("web", 9, "ignored"), "web-3");
+        assert_eq!(name("n-{n}", 6, ""), "n-6");
+        assert_eq!(name("n-{n}", 7, ""), "n-7-2");
+        assert_eq!(name("{host}", 1, "db1.example.net"), "db1.example.net");
+        assert_eq!(name("eu-{host}-{n}", 3, "db1"), "eu-db1-3");
+        // What a machine calls itself is anything.
+        assert_eq!(name("{host}", 1, "../a b\u{1b}[0m"), "a-b--0m");
+        assert_eq!(name("{host}", 1, "server"), "server-2");
+        assert_eq!(name("{host}", 1, "\u{435}"), "host");
+        assert_eq!(name("{host}", 1, &"x".repeat(300)), "x".repeat(64));
+        let long = name("{host}-{n}", 1, &"x".repeat(300));
+        assert_eq!((long.len(), long.ends_with("-2")), (64, true));
+        for pattern in ["{host}", "a-{n}", "{n}", "web"] {
+            check_agent_pattern(pattern).unwrap();
+        }
+        for pattern in [
+            "",
+            "{",
+            "{name}",
+            "-{host}",
+            "a b",
+            "server",
+            &"x".repeat(65),
+        ] {
+            assert!(check_agent_pattern(pattern).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
     fn an_agent_of_an_earlier_version_is_told_from_the_server_and_from_others() {
         let agents = [
             agent("server", 1, 1),
@@ -181,7 +267,7 @@ mod tests {
         assert_eq!(agents.find(shown), Some(old));
         assert_eq!(agents.find(".."), Some(AgentId([2; 16])));
         assert_eq!(agents.list()[1].0.name, shown);
-        assert_eq!(agents.signers()[&old].0, shown);
+        assert_eq!(agents.signers()[&old].name, shown);
         // Rules and holds that name it hold for it as before.
         assert_eq!(agents.get(old).unwrap().name, "Server");
         agents.set_enabled(shown, false).unwrap();

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::upkeep::Upkeep;
 use crate::catalogue::records::{Group, SealedKeys};
 use crate::clock::{self, Day};
+use crate::said::said;
 
 /// What a reader may read besides what operations may.
 #[derive(Clone, Default)]
@@ -98,8 +99,7 @@ impl Openings {
             return Ok(Access::operations());
         };
         let opening = self.lock().get(word).cloned();
-        let opening =
-            opening.context("--opening: no such opening lasts; it was closed, or is over")?;
+        let opening = opening.ok_or_else(|| said!("refused.no_opening"))?;
         Ok(Access(Some(opening)))
     }
 
@@ -176,7 +176,7 @@ pub(super) fn to_recipient(recipient: &str, key: &Secret<32>) -> Result<String> 
 /// Reads an age X25519 recipient.
 pub(crate) fn parse_recipient(text: &str) -> Result<age::x25519::Recipient> {
     let parsed = text.trim().parse::<age::x25519::Recipient>();
-    parsed.map_err(|error| anyhow::anyhow!("'{text}' is no age recipient (age1…): {error}"))
+    parsed.map_err(|_| said!("refused.recipient", text).into())
 }
 
 /// Opens a container's key with an age identity file.

@@ -141,8 +141,8 @@ impl Archive {
         });
         let live = logs.iter().flat_map(|log| log.batches());
         let live = live.map(|batch| {
-            let (first, last) = batch.times_us;
-            first.max(last.saturating_sub(LATE_US_MAX))
+            let (first, _) = batch.times_us;
+            first.max(batch.received_us.saturating_sub(LATE_US_MAX))
         });
         sealed.chain(live).min()
     }
@@ -159,7 +159,8 @@ impl Archive {
             }
         }
         let reader = self.open_segment(segment)?;
-        let index = Index::read(&reader, place_of(segment.index))?;
+        let mut index = Index::read(&reader, place_of(segment.index))?;
+        self.share_names(&mut index);
         anyhow::ensure!(
             index.group == segment.group,
             "segment {:016x} is of another day, class or tenant",

@@ -10,13 +10,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, bail};
 use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
 use scrinium_segment::random;
+use scrinium_segment::wrap::{unwrap, wrap};
 
 use super::container::{Access, to_recipient};
 use crate::catalogue::copies;
@@ -25,7 +26,7 @@ use crate::catalogue::records::{
 };
 use crate::catalogue::{Catalogue, Changes};
 use crate::volume::Volume;
-use crate::wrap::{unwrap, wrap};
+use crate::waits;
 
 /// All keys of the archive.
 pub(crate) struct Keyring {
@@ -103,7 +104,7 @@ impl Keyring {
     /// Writes what opens the archive, and what was deleted of it, once more beside the catalogue: a damaged
     /// catalogue must not cost what it opens.
     pub(crate) fn write_copy(&self) -> Result<()> {
-        let copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = waits::lock(&self.copy);
         let (path, key) = &*copy;
         copies::write(&self.catalogue, path, key, copies::is_of_the_keys)
     }
@@ -370,7 +371,7 @@ impl Keyring {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

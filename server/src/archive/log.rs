@@ -13,11 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, Result};
-use scrinium_protocol::batch::{BatchHeader, Relation, SealedBatch, StreamPosition};
+use scrinium_protocol::batch::{BatchBuilder, BatchHeader, Relation, SealedBatch, StreamPosition};
 use scrinium_protocol::codec::{Codec as _, Reader};
+use scrinium_protocol::compress::decompress;
+use scrinium_protocol::entry::Entries;
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
@@ -25,7 +27,7 @@ use scrinium_segment::reader::{Next, SegmentReader};
 use scrinium_segment::{Error, HEADER_LEN, Kind, Place};
 use tracing::{error, warn};
 
-use super::block::{AHEAD_US_MAX, StoredBatch, decode_log};
+use super::block::{StoredBatch, decode_log, is_of_the_future};
 use crate::catalogue::records::StreamRecord;
 
 /// A log that readers may read, active or waiting to be sealed.
@@ -56,7 +58,9 @@ pub(crate) struct LogBatch {
     pub(crate) stream: StreamId,
     pub(crate) epoch: Epoch,
     pub(crate) sequences: (u64, u64),
+    /// All times by which its entries are ordered lie between these, both included, Unix µs.
     pub(crate) times_us: (u64, u64),
+    pub(crate) received_us: u64,
 }
 
 impl Log {
@@ -134,8 +138,14 @@ impl Log {
                         );
                         log.damage.push(finding);
                     }
-                    apply(stream, &batch.header, received_us);
-                    log.push(LogBatch::new(&batch, record.place, received_us));
+                    let inside = Inside::kept(&batch);
+                    apply(stream, &batch.header, inside.bytes, received_us);
+                    log.push(LogBatch::new(
+                        &batch.header,
+                        record.place,
+                        received_us,
+                        inside.last_us,
+                    ));
                 }
                 RECORD_STREAM => {
                     let stream = decode_stream(&record.payload)?;
@@ -211,23 +221,64 @@ impl Log {
 }
 
 impl LogBatch {
-    pub(crate) fn new(batch: &SealedBatch, place: Place, received_us: u64) -> Self {
-        let header = &batch.header;
+    /// `last_us` is the time of the last entry: a backlog has batches that span hours, and the header does not say it.
+    pub(crate) fn new(header: &BatchHeader, place: Place, received_us: u64, last_us: u64) -> Self {
         let first_us = header.time_first_us;
+        // Times do not go back within a batch. What is claimed to be of the future is ordered by its receipt.
+        let times_us = if is_of_the_future(last_us, received_us) {
+            (first_us.min(received_us), last_us)
+        } else {
+            (first_us, last_us)
+        };
         Self {
             place,
             stream: header.stream,
             epoch: header.epoch,
             sequences: (header.first.0, header.next().0),
-            // The last time is inside the body. A batch spans at most a minute, if it is one of our agents that
-            // made it; whoever made it, nothing of it is ordered long after it was received.
-            times_us: (
-                first_us.min(received_us),
-                first_us
-                    .saturating_add(BATCH_SPAN_US_MAX)
-                    .max(received_us.saturating_add(AHEAD_US_MAX)),
-            ),
+            times_us,
+            received_us,
         }
+    }
+}
+
+/// What the entries of a batch say that its header does not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inside {
+    /// The time of the last one, Unix µs: a backlog has batches that span hours.
+    pub(crate) last_us: u64,
+    /// Bytes of all of them, as they were collected.
+    pub(crate) bytes: u64,
+}
+
+impl Inside {
+    pub(crate) fn of(entries: &Entries, header: &BatchHeader) -> Self {
+        Self {
+            last_us: entries.time_last_us().unwrap_or(header.time_first_us),
+            bytes: entries.bytes().len() as u64,
+        }
+    }
+
+    /// Of a batch that is about to be sealed.
+    pub(crate) fn built(builder: &BatchBuilder) -> Self {
+        Self {
+            last_us: builder.time_last_us(),
+            bytes: builder.bytes_len() as u64,
+        }
+    }
+
+    /// Of a batch that was verified when it came. One that cannot be read any more holds nothing that could be found.
+    fn kept(batch: &SealedBatch) -> Self {
+        let header = &batch.header;
+        let mut raw = Vec::new();
+        let read = decompress(&batch.body, header.raw_len, &mut raw).ok();
+        let entries = read.and_then(|()| Entries::parse(raw, header).ok());
+        entries.map_or(
+            Self {
+                last_us: header.time_first_us,
+                bytes: 0,
+            },
+            |entries| Self::of(&entries, header),
+        )
     }
 }
 
@@ -238,11 +289,11 @@ pub(crate) fn starts_anew(stream: &StreamRecord, batch: &SealedBatch) -> bool {
         && batch.header.relation_to(&start) == Relation::Follows
 }
 
-/// Moves a stream over a batch that was committed.
-pub(crate) fn apply(stream: &mut StreamRecord, header: &BatchHeader, received_us: u64) {
+/// Moves a stream over a batch that was committed, with so many bytes of entries in it.
+pub(crate) fn apply(stream: &mut StreamRecord, header: &BatchHeader, bytes: u64, received_us: u64) {
     stream.position = header.position_after();
     stream.entries += u64::from(header.count);
-    stream.bytes += u64::from(header.raw_len);
+    stream.bytes += bytes;
     stream.last_us = stream.last_us.max(received_us);
 }
 
@@ -251,13 +302,13 @@ pub(crate) fn new_stream(
     id: StreamId,
     agent: AgentId,
     kind: StreamKind,
-    name: String,
+    name: impl Into<Arc<str>>,
 ) -> StreamRecord {
     StreamRecord {
         id,
         agent,
         kind,
-        name,
+        name: name.into(),
         position: StreamPosition::start(agent, id, Epoch::default()),
         entries: 0,
         bytes: 0,
@@ -287,5 +338,3 @@ pub(crate) const RECORD_BATCH: u8 = 1;
 pub(crate) const RECORD_STREAM: u8 = 2;
 pub(crate) const RECORD_LIMIT: u8 = 3;
 pub(crate) const RECORD_MARK: u8 = 4;
-/// Longest time between the first and the last entry of a batch; batches close much earlier.
-pub(crate) const BATCH_SPAN_US_MAX: u64 = 60_000_000;

@@ -146,7 +146,7 @@ fn missing_entries(left: &Left<'_>) -> Vec<LossRecord> {
         let introduced = stream.or_else(|| left.remembered.introduced.get(&reached.stream));
         let entries = LostEntries {
             stream: reached.stream,
-            name: introduced.map(|stream| stream.name.clone()),
+            name: introduced.map(|stream| stream.name.to_string()),
             agent: introduced.map(|stream| stream.agent).unwrap_or_default(),
             epoch: reached.epoch,
             sequences: (next, reached.next.0),

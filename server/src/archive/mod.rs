@@ -28,6 +28,7 @@ pub(crate) mod retention;
 pub(crate) mod sealer;
 pub(crate) mod segment;
 mod streams;
+pub(crate) mod troubles;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
 
@@ -50,10 +51,12 @@ use self::keys::Keyring;
 use self::log::Log;
 use self::segment::{Packing, SegmentBuilder};
 pub(crate) use self::streams::Totals;
+use self::troubles::Troubles;
 use crate::catalogue::records::{
     ArchiveMark, Group, LogEnd, PrunedRange, SegmentRecord, StreamRecord,
 };
 use crate::volume::{ARCHIVE_DIR, LOG_DIR, SEALING_DIR};
+use crate::waits;
 
 /// The archive as every reader sees it.
 pub(crate) struct Archive {
@@ -67,6 +70,7 @@ pub(crate) struct Archive {
     indexes: Mutex<Indexes>,
     openings: Openings,
     acked: Mutex<Acked>,
+    troubles: Arc<Troubles>,
 }
 
 #[derive(Default)]
@@ -87,9 +91,14 @@ struct State {
 }
 
 impl Archive {
+    /// What it cannot do now.
+    pub(crate) fn troubles(&self) -> &Arc<Troubles> {
+        &self.troubles
+    }
+
     /// How far the log is acknowledged.
     pub(crate) fn acked(&self) -> MutexGuard<'_, Acked> {
-        self.acked.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.acked)
     }
 
     /// Writes down how a log ended.
@@ -322,12 +331,14 @@ impl State {
 
 /// Bytes of the files below `dir`, for people.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.metadata().ok())
-        .map(|meta| meta.len())
-        .sum()
+    waits::off_worker(|| {
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return 0;
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.metadata().ok())
+            .map(|meta| meta.len())
+            .sum()
+    })
 }

@@ -67,6 +67,7 @@ impl Archive {
             state: RwLock::default(),
             indexes: Mutex::default(),
             openings: Openings::default(),
+            troubles: Arc::default(),
         };
         let mut state = State::default();
         for stream in catalogue.load::<StreamRecord>()? {

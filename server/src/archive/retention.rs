@@ -359,7 +359,7 @@ fn parts(due: &Due, policy: &Policy) -> Vec<Part> {
             });
             let stream = json!({
                 "id": id.to_string(), "agent": owner.agent, "site": bounds::shortened(&owner.site),
-                "kind": gone.stream.kind.name(), "stream": gone.stream.name,
+                "kind": gone.stream.kind.name(), "stream": &*gone.stream.name,
                 "entries": entries, "bytes": bytes, "ranges": ranges.collect::<Vec<_>>(),
             });
             let len = stream.to_string().len();

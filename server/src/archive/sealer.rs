@@ -113,7 +113,8 @@ impl Sealing<'_> {
                 new.insert(stream.context("a batch in the log has no stream")?)
             }
         };
-        apply(stream, &batch.header, batch.received_us);
+        let bytes = batch.entries.bytes().len() as u64;
+        apply(stream, &batch.header, bytes, batch.received_us);
         let day = self.time.day_of_receipt(batch.received_us);
         let group = self.policy.group_of(stream, day);
         let introduced = Introduced {

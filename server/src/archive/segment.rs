@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
@@ -49,7 +50,7 @@ pub(crate) struct Index {
 pub(crate) struct Introduced {
     pub(crate) agent: AgentId,
     pub(crate) kind: StreamKind,
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
 }
 
 /// One block: consecutive batches of one stream and epoch.
@@ -224,7 +225,7 @@ impl Index {
             let stream = Introduced {
                 agent: AgentId::read(&mut r)?,
                 kind: StreamKind::from_byte(r.u8("stream kind")?)?,
-                name: read_text(&mut r, "stream name")?,
+                name: read_text(&mut r, "stream name")?.into(),
             };
             streams.insert(id, stream);
         }
@@ -376,11 +377,7 @@ impl<'a> SegmentBuilder<'a> {
             self.close(id)?;
         }
         self.streams.entry(id).or_insert_with(|| stream.clone());
-        let last_us = batch
-            .entries
-            .iter()
-            .last()
-            .map_or(header.time_first_us, |(meta, _)| meta.time_us);
+        let last_us = batch.entries.time_last_us().unwrap_or(header.time_first_us);
         // What is said to be of the future is found by when it was received.
         let ordered_us = order_us(last_us, batch.received_us);
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {

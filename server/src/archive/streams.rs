@@ -10,6 +10,7 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
+use super::segment::Index;
 use super::{Archive, State, log};
 use crate::catalogue::records::StreamRecord;
 
@@ -19,6 +20,8 @@ pub(crate) struct Totals {
     pub(crate) streams: usize,
     /// Bytes of their names.
     pub(crate) name_bytes: usize,
+    /// Bytes of their bookmarks.
+    pub(crate) bookmark_bytes: usize,
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
     /// When the last entry became durable, Unix µs; 0: none.
@@ -29,6 +32,7 @@ impl Totals {
     fn add(&mut self, stream: &StreamRecord) {
         self.streams += 1;
         self.name_bytes += stream.name.len();
+        self.bookmark_bytes += stream.position.bookmark.len();
         self.entries += stream.entries;
         self.bytes += stream.bytes;
         self.last_us = self.last_us.max(stream.last_us);
@@ -87,6 +91,18 @@ impl Archive {
         let known = |id: StreamId| Some((id, state.streams.get(&id)?.clone()));
         let ids: BTreeSet<StreamId> = ids.into_iter().collect();
         ids.into_iter().filter_map(known).collect()
+    }
+
+    /// Gives the streams of an index the names that are in memory already: those of one agent may be very long together.
+    pub(super) fn share_names(&self, index: &mut Index) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        for (id, stream) in &mut index.streams {
+            if let Some(known) = state.streams.get(id)
+                && known.name == stream.name
+            {
+                stream.name = known.name.clone();
+            }
+        }
     }
 
     /// Whether a stream is known.
@@ -153,14 +169,19 @@ impl Archive {
         own.cloned().collect()
     }
 
-    /// Where each stream of one agent stands.
-    pub(crate) fn positions_of(&self, agent: AgentId) -> Vec<(StreamId, StreamPosition)> {
+    /// The streams of one agent that have entries; 16 bytes each.
+    pub(crate) fn begun_of(&self, agent: AgentId) -> Vec<StreamId> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let of_agent = state
-            .streams
-            .values()
-            .filter(|stream| stream.agent == agent);
-        of_agent
+        let streams = state.streams.values();
+        let begun = streams.filter(|stream| stream.agent == agent && stream.position.next.0 > 0);
+        begun.map(|stream| stream.id).collect()
+    }
+
+    /// Where these streams stand.
+    pub(crate) fn positions(&self, ids: &[StreamId]) -> Vec<(StreamId, StreamPosition)> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let known = ids.iter().filter_map(|id| state.streams.get(id));
+        known
             .map(|stream| (stream.id, stream.position.clone()))
             .collect()
     }
@@ -179,6 +200,13 @@ impl Archive {
     pub(crate) fn stream(&self, id: StreamId) -> Option<StreamRecord> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.streams.get(&id).cloned()
+    }
+
+    /// How long the bookmark of a stream is; 0 when it is not known.
+    pub(crate) fn bookmark_len(&self, id: StreamId) -> usize {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let stream = state.streams.get(&id);
+        stream.map_or(0, |stream| stream.position.bookmark.len())
     }
 
     /// Finds a stream by its agent, kind and name.

@@ -13,10 +13,12 @@ use ed25519_dalek::SigningKey;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
+use super::troubles::Trouble;
 use super::{Archive, sealer};
 use crate::allocator;
 use crate::catalogue::Catalogue;
 use crate::clock::{self, Day};
+use crate::duties::{Duties, Ended};
 use crate::policy::Policy;
 use crate::time::ServerTime;
 
@@ -64,7 +66,7 @@ impl Upkeep {
     }
 
     /// Works until the sender is gone. What cannot be done now (disk full, say) is tried again later.
-    pub(crate) fn run(&self, work: &Receiver<Work>) {
+    pub(crate) fn run(&self, work: &Receiver<Work>, duties: &Duties) {
         let mut active_from = 0;
         let mut looked = None;
         let mut waited = false;
@@ -74,35 +76,45 @@ impl Upkeep {
                 Ok(Work::Finished(next_active)) => active_from = active_from.max(next_active),
                 Ok(Work::Do(next_active, job)) => {
                     active_from = active_from.max(next_active);
-                    self.seal(active_from);
+                    // Whoever asked learns from what it does; that it failed stands among the troubles.
+                    let _noted = self.seal(active_from);
                     job(self);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.seal(active_from);
+            duties.begin(SEAL, RETRY_INTERVAL);
+            let sealed = self.seal(active_from);
+            duties.end(SEAL, ended(sealed), RETRY_INTERVAL);
             if !self.by_itself {
                 continue;
             }
+            duties.begin(COMPACT, RETRY_INTERVAL);
             let today = Day::of(clock::unix_us());
             let worked = self.remove_what_nobody_reads();
             // One at a time: what comes meanwhile is sealed in between.
-            match worked.and_then(|()| self.compact_some(today.before(COMPACTION_AFTER_DAYS))) {
-                Ok(more) => patience = if more { Duration::ZERO } else { RETRY_INTERVAL },
+            let compacted =
+                worked.and_then(|()| self.compact_some(today.before(COMPACTION_AFTER_DAYS)));
+            patience = match &compacted {
+                Ok(true) => Duration::ZERO,
+                Ok(false) => RETRY_INTERVAL,
                 Err(error) => {
                     let error = format!("{error:#}");
                     error!(error, "a day could not be compacted and is kept as it is");
-                    patience = RETRY_INTERVAL;
+                    RETRY_INTERVAL
                 }
-            }
+            };
+            duties.end(COMPACT, ended(compacted), patience);
             let now = clock::now();
             let due = looked.is_none_or(|at| now.duration_since(at) >= EXPIRY_INTERVAL);
             if due && active_from > 0 {
                 looked = Some(now);
+                duties.begin(DELETE, EXPIRY_INTERVAL);
+                let mut done = Ok(());
                 match self.time.today() {
                     Ok(today) => {
                         waited = false;
-                        self.do_what_is_due(today);
+                        done = self.do_what_is_due(today);
                     }
                     Err(waits) if !waited => {
                         waited = true;
@@ -113,36 +125,60 @@ impl Upkeep {
                     }
                     Err(_) => {}
                 }
+                duties.end(DELETE, ended(done), EXPIRY_INTERVAL);
             }
         }
     }
 
     /// Deletes and encloses what is due on a confirmed day.
-    fn do_what_is_due(&self, today: Day) {
-        if let Err(error) = self.expire(today).and_then(|()| self.enclose(today)) {
+    fn do_what_is_due(&self, today: Day) -> Result<()> {
+        let done = self.expire(today).and_then(|()| self.enclose(today));
+        if let Err(error) = &done {
             let error = format!("{error:#}");
             error!(
                 error,
                 "what is due could not be deleted or enclosed; it is tried again"
             );
         }
+        self.note(Trouble::Deleting, &done);
+        done
     }
 
     /// Seals every log before `active_from`.
-    pub(crate) fn seal(&self, active_from: u64) {
+    ///
+    /// # Errors
+    /// One cannot be sealed, and is kept.
+    pub(crate) fn seal(&self, active_from: u64) -> Result<()> {
         let (_, logs) = self.archive.parts();
+        let mut sealed = Ok(());
         for log in logs.iter().filter(|log| log.number() < active_from) {
-            if let Err(error) = sealer::seal(self, log) {
-                error!(
-                    log = log.number(),
-                    error = format!("{error:#}"),
-                    "a log could not be sealed and is kept"
-                );
-                return;
+            sealed = sealer::seal(self, log);
+            if let Err(error) = &sealed {
+                let (log, error) = (log.number(), format!("{error:#}"));
+                error!(log, error, "a log could not be sealed and is kept");
+                break;
             }
             // As much was in memory as the log has; it costs about a millisecond.
             allocator::give_back();
         }
+        self.note(Trouble::Sealing, &sealed);
+        sealed
+    }
+
+    /// What could not be done stands until it is done.
+    fn note(&self, trouble: Trouble, done: &Result<()>) {
+        let troubles = self.archive.troubles();
+        match done {
+            Ok(()) => troubles.end(trouble),
+            Err(error) => troubles.meet(trouble, format!("{error:#}")),
+        }
+    }
+}
+
+fn ended<T>(done: Result<T>) -> Ended {
+    match done {
+        Ok(_) => Ended::Good,
+        Err(error) => Ended::Failed(format!("{error:#}")),
     }
 }
 
@@ -168,6 +204,10 @@ impl UpkeepQueue {
     }
 }
 
+/// What the thread does, in the table of duties.
+const SEAL: &str = "sealing";
+const COMPACT: &str = "compaction";
+const DELETE: &str = "deletion";
 /// Days after which one that is over is compacted: by then all of it is sealed.
 const COMPACTION_AFTER_DAYS: u32 = 1;
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);

@@ -16,6 +16,7 @@ use super::block::StoredBatch;
 use super::container::Access;
 use super::keys::Unreadable;
 use super::{Archive, EVER, Extent, is_out_of_descriptors};
+use crate::agents::Signer;
 use crate::catalogue::records::{LossRecord, PrunedRange, SegmentRecord, UnmetReceipt};
 use crate::evidence::{Claims, Doubted};
 use crate::present;
@@ -94,7 +95,7 @@ impl Scope {
 /// intervals say of it.
 pub(crate) fn verify(
     archive: &Archive,
-    agents: &BTreeMap<AgentId, (String, [u8; 32])>,
+    agents: &BTreeMap<AgentId, Signer>,
     claims: Claims,
     scope: Scope,
 ) -> Result<Report> {
@@ -141,7 +142,7 @@ struct Run<'a> {
     archive: &'a Archive,
     /// Something was not read, for want of file descriptors: there is no verdict.
     lacking: Option<anyhow::Error>,
-    agents: &'a BTreeMap<AgentId, (String, [u8; 32])>,
+    agents: &'a BTreeMap<AgentId, Signer>,
     report: Report,
     positions: BTreeMap<StreamId, StreamPosition>,
     /// Streams whose chain was broken by damage already reported.
@@ -362,11 +363,12 @@ impl Run<'_> {
                 "the Merkle root does not match the entries".into(),
             );
         }
-        let key = self
-            .agents
-            .get(&batch.agent)
-            .map(|(_, key)| VerifyingKey::from_bytes(key));
-        let signed = matches!(&key, Some(Ok(key)) if header.verify_signature(key).is_ok());
+        let signer = self.agents.get(&batch.agent);
+        let mut keys = signer.iter().flat_map(|signer| &signer.keys);
+        let signed = keys.any(|key| {
+            let key = VerifyingKey::from_bytes(key);
+            key.is_ok_and(|key| header.verify_signature(&key).is_ok())
+        });
         // One without is vouched for by the next that has one: a block does not end before it.
         if header.is_signed() && !signed {
             self.find(
@@ -428,7 +430,7 @@ impl Run<'_> {
         let agent = self.agents.get(&entries.agent);
         self.report.findings.push(Finding {
             segment: loss.file,
-            agent: agent.map_or_else(|| entries.agent.to_string(), |(name, _)| name.clone()),
+            agent: agent.map_or_else(|| entries.agent.to_string(), |signer| signer.name.clone()),
             stream: entries.name.unwrap_or_else(|| entries.stream.to_string()),
             sequences: entries.sequences,
             problem,
@@ -458,7 +460,7 @@ impl Run<'_> {
         let agent = self.agents.get(&receipt.agent);
         self.report.findings.push(Finding {
             segment: "log".to_owned(),
-            agent: agent.map_or_else(|| receipt.agent.to_string(), |(name, _)| name.clone()),
+            agent: agent.map_or_else(|| receipt.agent.to_string(), |signer| signer.name.clone()),
             stream: receipt.name,
             sequences: receipt.sequences,
             problem: "the agent holds a receipt for entries that were missing when it showed it, and that did not come again as they were"
@@ -579,8 +581,8 @@ impl Run<'_> {
             .and_then(|record| self.agents.get(&record.agent));
         self.report.findings.push(Finding {
             segment,
-            agent: agent.map_or_else(|| "?".to_owned(), |(name, _)| name.clone()),
-            stream: record.map_or_else(|| stream.to_string(), |record| record.name),
+            agent: agent.map_or_else(|| "?".to_owned(), |signer| signer.name.clone()),
+            stream: record.map_or_else(|| stream.to_string(), |record| record.name.to_string()),
             sequences,
             problem,
         });

@@ -13,12 +13,12 @@
 //!    was deleted in between.
 
 pub(crate) mod copy;
+pub(crate) mod schedule;
 pub(crate) mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_segment::{Kind, durable, fault, segment_name};
@@ -26,7 +26,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::target::{Location, Target};
-use crate::alarms::{AlarmKind, Raise};
 use crate::archive::upkeep::Upkeep;
 use crate::catalogue::records::{
     AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, ChainRecord, GroupKeys, LogKey,
@@ -35,11 +34,11 @@ use crate::catalogue::records::{
 use crate::catalogue::{Row, Stored as _};
 use crate::clock;
 use crate::config;
-use crate::core::{Core, OWN_NAME};
+use crate::core::Core;
 use crate::evidence::chain::KEY_FILE;
 use crate::measure::Measure;
-use crate::stopped;
 use crate::volume::{ARCHIVE_DIR, EVIDENCE_DIR, SLOTS_FILE, Volume};
+use crate::{places, stopped};
 
 /// One backup: the files of the volume, and the objects they are made of.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -102,51 +101,19 @@ struct Snapshot {
     keys: Vec<Row>,
 }
 
-/// Makes a backup as often as is configured, until the task is dropped; what fails is an alarm and tried again.
-pub(crate) async fn run(core: Arc<Core>, config: config::Backup) {
-    loop {
-        let last_us = {
-            let (core, to) = (core.clone(), config.to.clone());
-            let look = move || {
-                let _one_at_a_time = one_at_a_time(&core);
-                let target = Target::open(&to)?;
-                let found = latest(&target, &core.volume, &core.volume.scratch_dir())?;
-                Ok(found.map_or(0, |(generation, _)| generation.made_us))
-            };
-            tokio::task::spawn_blocking(look).await
-        };
-        let outcome: Result<()> = match last_us {
-            Ok(Ok(last_us)) => {
-                let age_us = clock::unix_us().saturating_sub(last_us);
-                if u128::from(age_us) >= config.every.as_micros() {
-                    create(&core, &config.to, &config.keys).await.map(drop)
-                } else {
-                    Ok(())
-                }
-            }
-            Ok(Err(error)) => Err(error),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = outcome {
-            core.alarms
-                .raise(Raise {
-                    kind: AlarmKind::BackupFailed,
-                    agent: OWN_NAME.to_owned(),
-                    text: format!(
-                        "the backup to {} failed: {error:#}. It is tried again.",
-                        config.to
-                    ),
-                    key: String::new(),
-                })
-                .await;
-        }
-        // Backups are due by the clock: nothing else tells.
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
+/// A backup that is wanted.
+pub(crate) struct Order {
+    pub(crate) to: Location,
+    pub(crate) keys: PathBuf,
+    /// A person wants it, and sees where it goes: a directory that is named the first time is made.
+    pub(crate) by_hand: bool,
+    /// What was there before is known to be gone.
+    pub(crate) anew: bool,
 }
 
 /// Makes a backup of the running server.
-pub(crate) async fn create(core: &Arc<Core>, to: &Location, keys: &Path) -> Result<Done> {
+pub(crate) async fn create(core: &Arc<Core>, order: Order) -> Result<Done> {
+    let (to, keys) = (&order.to, &order.keys);
     ensure!(
         keys.is_absolute() && !to.holds(keys),
         "--keys '{}' must be an absolute path, and not in the backup: whoever has both can read what was deleted since",
@@ -154,10 +121,13 @@ pub(crate) async fn create(core: &Arc<Core>, to: &Location, keys: &Path) -> Resu
     );
     let active = crate::control::policy::roll(core).await?;
     let snapshot = core.upkeep.ask(active, Upkeep::snapshot).await?;
-    let (core, to, keys) = (core.clone(), to.clone(), keys.to_owned());
+    let core = core.clone();
     let work = move || {
         let _one_at_a_time = one_at_a_time(&core);
-        let done = write(&core, &Target::open(&to)?, &keys, &snapshot)?;
+        let target = order.open(&core)?;
+        let (to, keys) = (order.to, order.keys);
+        let done = write(&core, &target, &keys, &snapshot)?;
+        places::remember(&core.catalogue, places::Kind::Backup, &to.to_string())?;
         let before = core.catalogue.load::<BackupRecord>()?.pop();
         core.catalogue.put(&BackupRecord {
             to: to.to_string(),
@@ -171,6 +141,43 @@ pub(crate) async fn create(core: &Arc<Core>, to: &Location, keys: &Path) -> Resu
         Ok(done)
     };
     tokio::task::spawn_blocking(work).await?
+}
+
+impl Order {
+    /// Goes there, if what belongs there is mounted: what is not there is not made, but for a person, the first time.
+    fn open(&self, core: &Core) -> Result<Target> {
+        let place = self.to.to_string();
+        let kind = places::Kind::Backup;
+        let is_known = places::find(&core.catalogue, kind, &place)?.is_some();
+        let may_make = self.anew || (self.by_hand && !is_known);
+        let keys_dir = self.keys.parent().context("--keys must name a file")?;
+        let dir = match &self.to {
+            Location::Directory(dir) => Some(dir.as_path()),
+            Location::Bucket { .. } | Location::Remote { .. } => None,
+        };
+        for dir in dir.into_iter().chain([keys_dir]) {
+            if !dir.is_dir() {
+                ensure!(
+                    may_make,
+                    "{} is not there: mount what belongs there, or make the directory. A backup makes none by itself",
+                    dir.display()
+                );
+                durable::create_dir(dir)?;
+            }
+        }
+        let target = Target::open(&self.to)?;
+        if !self.anew {
+            let has_mark = !target.list(GENERATIONS)?.is_empty();
+            places::check(
+                &core.catalogue,
+                kind,
+                &place,
+                has_mark,
+                "Mount it; if what was there is gone for good, begin anew: scrinium-server backup create --anew",
+            )?;
+        }
+        Ok(target)
+    }
 }
 
 impl Upkeep {
@@ -274,7 +281,6 @@ fn write(core: &Core, target: &Target, keys: &Path, snapshot: &Snapshot) -> Resu
     };
     let key = volume.key("backup keys");
     copy::write(&file, &key, generation.number, &manifest, &snapshot.keys)?;
-    durable::create_dir(keys.parent().context("--keys must name a file")?)?;
     target::copy(&file, keys)?;
     durable::remove(&file)?;
     fault::point("server: backup keys written");
@@ -307,12 +313,30 @@ fn prune(target: &Target, volume: &Volume, scratch: &Path, newest: &Generation) 
     }
     for prefix in [ARCHIVE_DIR, EVIDENCE_DIR] {
         for name in target.list(prefix)?.keys() {
-            if !named.contains(name) {
+            if !named.contains(name) && is_object(name) {
                 target.remove(name)?;
             }
         }
     }
     Ok(())
+}
+
+/// Whether a backup gave a file its name: what others lay there stays.
+fn is_object(name: &str) -> bool {
+    let Some((prefix, file)) = name.split_once('/') else {
+        return false;
+    };
+    let hexadecimal =
+        |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match file.rsplit_once('.') {
+        Some((number, _)) if prefix == ARCHIVE_DIR => {
+            let number = Some(number).filter(|number| hexadecimal(number));
+            let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
+            number.is_some_and(|number| segment_name(Kind::Archive, number) == file)
+        }
+        Some((_, digest)) => prefix == EVIDENCE_DIR && hexadecimal(digest),
+        None => false,
+    }
 }
 
 /// Checks the newest backup, and remembers what it found: every object is there as it was copied, and the keys file
@@ -553,8 +577,6 @@ fn digest_of(path: &Path) -> Result<(u64, String)> {
 
 /// The slots of a backup, until they are bound to this machine.
 const FOREIGN_SLOTS_FILE: &str = "volume.json.foreign";
-/// How often it is looked whether a backup is due.
-const LOOK_INTERVAL: Duration = Duration::from_secs(600);
 const GENERATIONS: &str = "generations";
 /// Backups that can be gone back to.
 const GENERATIONS_KEPT: usize = 14;

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Serialize};
-use tracing::error;
 
 use super::records::{
     AckedRecord, ArchiveMark, CertificateRecord, GroupKeys, LogKey, PrunedRecord, RemovedSegment,
@@ -20,6 +19,7 @@ use super::records::{
 use super::{Catalogue, Row, Stored as _};
 use crate::backup::copy;
 use crate::core::Core;
+use crate::duties::keep::{Duty, Plan};
 use crate::volume::Volume;
 
 #[derive(Deserialize, Serialize)]
@@ -85,28 +85,31 @@ pub(crate) fn write_rest(volume: &Volume, catalogue: &Catalogue) -> Result<()> {
     write(catalogue, &path, &key, is_of_the_rest)
 }
 
-/// Keeps the copy of the rest a second or two behind the catalogue, until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>) {
-    let mut copied = None;
-    loop {
-        let generation = core.catalogue.generation();
-        if copied != Some(generation) {
-            let core = core.clone();
-            let write = move || write_rest(&core.volume, &core.catalogue);
-            match tokio::task::spawn_blocking(write).await {
-                Ok(Ok(())) => copied = Some(generation),
-                Ok(Err(error)) => {
-                    let error = format!("{error:#}");
-                    error!(
-                        error,
-                        "the catalogue's copy could not be written; it is tried again"
-                    );
-                }
-                Err(error) => error!(%error, "writing the catalogue's copy failed"),
-            }
+/// Keeps the copy of the rest a second or two behind the catalogue: many changes in a row are one copy.
+pub(crate) struct Copying {
+    core: Arc<Core>,
+    /// The generation that was copied.
+    copied: Option<u64>,
+}
+
+impl Copying {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, copied: None }
+    }
+}
+
+impl Duty for Copying {
+    async fn round(&mut self) -> Result<()> {
+        let generation = self.core.catalogue.generation();
+        if self.copied == Some(generation) {
+            return Ok(());
         }
-        // Many changes in a row are one copy.
-        tokio::time::sleep(INTERVAL).await;
+        let core = self.core.clone();
+        let write = move || write_rest(&core.volume, &core.catalogue);
+        let written = tokio::task::spawn_blocking(write).await?;
+        written.context("writing the catalogue's copy")?;
+        self.copied = Some(generation);
+        Ok(())
     }
 }
 
@@ -123,4 +126,9 @@ pub(crate) fn read(volume: &Volume) -> Result<(Vec<Row>, u64)> {
     Ok((all, generation))
 }
 
-const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: copies of the catalogue",
+    every: Duration::from_secs(1),
+    long: Duration::from_secs(60),
+    raises: false,
+};

@@ -13,7 +13,7 @@ mod whole;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use aes_gcm::aead::{Aead as _, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _};
@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 use self::count::Count;
 use self::whole::{Begun, Whole};
+use crate::waits;
 
 /// A type kept in the catalogue.
 pub(crate) trait Stored: Serialize + DeserializeOwned {
@@ -161,7 +162,7 @@ impl Catalogue {
 
     /// What was found wrong is written down: how often it is written is said beside it from now on.
     pub(crate) fn recount(&self) -> Result<()> {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = waits::lock(&self.count);
         if count.is_none() {
             *count = Some(Count::create(&self.path, &self.cipher, self.generation())?);
         }
@@ -191,6 +192,10 @@ impl Catalogue {
 
     /// Reads every row of one type.
     pub(crate) fn load<T: Stored>(&self) -> Result<Vec<T>> {
+        waits::off_worker(|| self.load_here())
+    }
+
+    fn load_here<T: Stored>(&self) -> Result<Vec<T>> {
         let connection = self.lock();
         let mut statement = connection.prepare("SELECT name, value FROM item WHERE kind = ?1")?;
         let mut rows = statement.query(params![T::KIND])?;
@@ -209,6 +214,10 @@ impl Catalogue {
 
     /// Writes and removes rows; all of it durable when this returns, or none of it.
     pub(crate) fn write(&self, changes: impl FnOnce(&Changes<'_>) -> Result<()>) -> Result<()> {
+        waits::off_worker(|| self.write_here(changes))
+    }
+
+    fn write_here(&self, changes: impl FnOnce(&Changes<'_>) -> Result<()>) -> Result<()> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         let whole = whole::stated(&transaction, &self.cipher)?.unwrap_or_default();
@@ -225,7 +234,7 @@ impl Catalogue {
         whole::state(&transaction, &self.cipher, &whole)?;
         transaction.commit().context("writing the catalogue")?;
         self.generation.store(whole.generation, Ordering::Relaxed);
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = waits::lock(&self.count);
         match &*count {
             Some(count) => count.write(&self.cipher, whole.generation),
             None => Ok(()),
@@ -250,14 +259,20 @@ impl Catalogue {
     /// Makes what was removed unreadable in the files too: overwritten pages go, and so do the older ones in the
     /// write-ahead log.
     pub(crate) fn forget_old_pages(&self) -> Result<()> {
-        let connection = self.lock();
-        connection
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-            .context("truncating the catalogue's write-ahead log")
+        waits::off_worker(|| {
+            let connection = self.lock();
+            connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .context("truncating the catalogue's write-ahead log")
+        })
     }
 
     /// Every row of the kinds that are `wanted`, of one moment.
     pub(crate) fn export(&self, wanted: impl Fn(u8) -> bool) -> Result<Vec<Row>> {
+        waits::off_worker(|| self.export_here(wanted))
+    }
+
+    fn export_here(&self, wanted: impl Fn(u8) -> bool) -> Result<Vec<Row>> {
         let connection = self.lock();
         let mut statement = connection.prepare("SELECT kind, name, value FROM item")?;
         let mut found = statement.query([])?;
@@ -288,9 +303,7 @@ impl Catalogue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.connection)
     }
 
     /// Writes one row.

@@ -1,4 +1,4 @@
-//! Commands about agents and alarms.
+//! Commands about agents.
 
 use std::path::PathBuf;
 
@@ -8,19 +8,22 @@ use scrinium_protocol::shown;
 use serde_json::json;
 
 use super::policy::{Acting, delete_agent};
-use super::{Data, client, close, parse_ttl, say, say_json, usage};
+use super::{Data, client, close, complain, parse_ttl, say, say_json, usage};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::control::policy::DeleteRequest;
-use crate::control::{self, AgentRequest, Client, EnrolRequest};
+use crate::control::tokens::{EnrolRequest, ReplaceRequest, RevokeRequest};
+use crate::control::{self, AgentRequest, Client};
 
 #[derive(Subcommand)]
 pub(crate) enum Agent {
-    /// Prints a one-time token for a new agent.
+    /// Prints a token for a new agent; with --uses for several, as images, manifests and golden masters hold one.
     #[command(
         visible_alias = "enrol",
-        after_help = "Example: scrinium-server agent enroll web1 --ttl 1h"
+        after_help = "Examples: scrinium-server agent enroll web1 --ttl 1h\n          scrinium-server agent enroll 'node-{host}' --uses 500 --expires 90d"
     )]
     Enroll {
+        /// What it will be called. With --uses, {host} is what each machine calls itself and {n} the number of the use;
+        /// where that is taken a number follows.
         name: String,
         #[command(flatten)]
         data: Data,
@@ -29,8 +32,31 @@ pub(crate) enum Agent {
         /// The customer whose logs these are.
         #[arg(long, default_value = FIRST_TENANT)]
         tenant: String,
-        /// How long the token is valid: 30m, 1h, 7d.
-        #[arg(long, default_value = "1h")]
+        /// How long the token is valid: 30m, 1h, 7d; at most 30 days, with --uses 400.
+        #[arg(long, visible_alias = "expires", default_value = "1h")]
+        ttl: String,
+        /// How many agents it enrols, each with an identity and a name of its own.
+        #[arg(long, default_value_t = 1)]
+        uses: u32,
+        /// What the agent dials, HOST:PORT, or several in their order with commas between; default from the
+        /// configuration.
+        #[arg(long)]
+        address: Option<String>,
+        /// What the agent reaches it through, http://[USER@]HOST:PORT or socks5://[USER@]HOST:PORT.
+        #[arg(long)]
+        proxy: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints a token for the machine that takes the place of an agent whose state is lost: reinstalled, or another one.
+    /// It goes on where the server stands, and the lost state opens no session any more.
+    #[command(after_help = "Example: scrinium-server agent replace web1")]
+    Replace {
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        /// How long the token is valid: 30m, 1h, 7d; at most 30 days.
+        #[arg(long, visible_alias = "expires", default_value = "1h")]
         ttl: String,
         /// What the agent dials, HOST:PORT, or several in their order with commas between; default from the
         /// configuration.
@@ -41,6 +67,24 @@ pub(crate) enum Agent {
         proxy: Option<String>,
         #[arg(long)]
         json: bool,
+    },
+    /// Lists the tokens that still enrol somebody.
+    #[command(after_help = "Example: scrinium-server agent tokens --json")]
+    Tokens {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ends a token: nobody enrols with it any more, who did stays.
+    #[command(
+        after_help = "Example: scrinium-server agent revoke-token 0123456789abcdef0123456789abcdef"
+    )]
+    RevokeToken {
+        /// As `agent tokens` lists it.
+        id: String,
+        #[command(flatten)]
+        data: Data,
     },
     /// Lists the agents and how they do.
     #[command(after_help = "Example: scrinium-server agent list --json")]
@@ -116,25 +160,6 @@ pub(crate) enum Agent {
     },
 }
 
-#[derive(Subcommand)]
-pub(crate) enum Alarm {
-    /// Lists the alarms, newest first.
-    #[command(after_help = "Example: scrinium-server alarm list --json")]
-    List {
-        #[command(flatten)]
-        data: Data,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Says that somebody has seen an alarm.
-    #[command(after_help = "Example: scrinium-server alarm acknowledge 3")]
-    Acknowledge {
-        id: u64,
-        #[command(flatten)]
-        data: Data,
-    },
-}
-
 impl Agent {
     /// Runs the command to its end.
     pub(super) async fn run(self) -> Result<()> {
@@ -156,6 +181,9 @@ impl Agent {
         }
         let data = match &self {
             Self::Enroll { data, .. }
+            | Self::Replace { data, .. }
+            | Self::Tokens { data, .. }
+            | Self::RevokeToken { data, .. }
             | Self::List { data, .. }
             | Self::Show { data, .. }
             | Self::Enable { data, .. }
@@ -178,6 +206,7 @@ impl Agent {
                 site,
                 tenant,
                 ttl,
+                uses,
                 address,
                 proxy,
                 json,
@@ -190,20 +219,62 @@ impl Agent {
                     ttl_s: parse_ttl(&ttl).map_err(usage)?,
                     address,
                     proxy,
+                    uses,
                 };
                 let made = control::json_of(client.post("/agents/enroll", &request).await?).await?;
+                say_token(&made, json)
+            }
+            Self::Replace {
+                name,
+                ttl,
+                address,
+                proxy,
+                json,
+                ..
+            } => {
+                let request = ReplaceRequest {
+                    name,
+                    ttl_s: parse_ttl(&ttl).map_err(usage)?,
+                    address,
+                    proxy,
+                };
+                let made = client.post("/agents/replace", &request).await?;
+                say_token(&control::json_of(made).await?, json)
+            }
+            Self::Tokens { json, .. } => {
+                let tokens = control::json_of(client.get("/agents/tokens").await?).await?;
                 if json {
-                    return say(&shown::json(&made.to_string()));
+                    return say_json(&tokens);
                 }
-                say(made
-                    .get("token")
-                    .and_then(|token| token.as_str())
-                    .unwrap_or_default())
+                for token in tokens.as_array().into_iter().flatten() {
+                    let field = |key: &str| {
+                        let value = token.get(key).unwrap_or(&serde_json::Value::Null);
+                        value
+                            .as_str()
+                            .map_or_else(|| value.to_string(), str::to_owned)
+                    };
+                    let (id, name, expires) = (field("id"), field("name"), field("expires"));
+                    let (uses, uses_max) = (field("uses"), field("uses_max"));
+                    say(&format!(
+                        "{id} {name:24} used {uses} of {uses_max}, until {expires}"
+                    ))?;
+                }
+                Ok(())
+            }
+            Self::RevokeToken { id, .. } => {
+                let request = RevokeRequest { id };
+                client.post("/agents/tokens/revoke", &request).await?;
+                Ok(())
             }
             Self::List { json, .. } => {
                 let agents = control::json_of(client.get("/agents").await?).await?;
                 if json {
                     return say_json(&agents);
+                }
+                if agents.as_array().is_some_and(Vec::is_empty) {
+                    complain(
+                        "no agent is enrolled yet; make a token with: scrinium-server agent enroll NAME",
+                    );
                 }
                 for agent in agents.as_array().into_iter().flatten() {
                     let field = |key: &str| {
@@ -254,6 +325,15 @@ impl Agent {
     }
 }
 
+/// The token alone, or all that is known of it.
+fn say_token(made: &serde_json::Value, json: bool) -> Result<()> {
+    if json {
+        return say(&shown::json(&made.to_string()));
+    }
+    let token = made.get("token").and_then(|token| token.as_str());
+    say(token.unwrap_or_default())
+}
+
 async fn ask_agent(
     client: &Client,
     route: &str,
@@ -263,42 +343,6 @@ async fn ask_agent(
 ) -> Result<serde_json::Value> {
     let request = AgentRequest { name, allow, text };
     control::json_of(client.post(route, &request).await?).await
-}
-
-impl Alarm {
-    /// Runs the command to its end.
-    pub(super) async fn run(self) -> Result<()> {
-        let data = match &self {
-            Self::List { data, .. } | Self::Acknowledge { data, .. } => data.clone(),
-        };
-        let (client, running) = client(&data).await?;
-        match self {
-            Self::List { json, .. } => {
-                let alarms = control::json_of(client.get("/alarms").await?).await?;
-                if json {
-                    say_json(&alarms)?;
-                } else {
-                    for alarm in alarms.as_array().into_iter().flatten() {
-                        let field = |key: &str| {
-                            let value = alarm.get(key).unwrap_or(&serde_json::Value::Null);
-                            value
-                                .as_str()
-                                .map_or_else(|| value.to_string(), str::to_owned)
-                        };
-                        let (id, last, kind) = (field("id"), field("last"), field("kind"));
-                        let (agent, text) = (field("agent"), field("text"));
-                        say(&format!("{id:4} {last} {kind:20} {agent:16} {text}"))?;
-                    }
-                }
-            }
-            Self::Acknowledge { id, .. } => {
-                let body = json!({ "id": id });
-                client.post("/alarms/acknowledge", &body).await?;
-            }
-        }
-        close(client, running).await;
-        Ok(())
-    }
 }
 
 async fn set_enabled(client: &Client, name: &str, enabled: bool) -> Result<()> {

@@ -30,6 +30,9 @@ pub(super) enum Backup {
         /// cannot be read from an old backup.
         #[arg(long)]
         keys: PathBuf,
+        /// Begin anew in a place that had backups and has none now: it is refused otherwise, because it may not be mounted.
+        #[arg(long)]
+        anew: bool,
         #[arg(long)]
         json: bool,
     },
@@ -117,14 +120,29 @@ impl Backup {
                 data,
                 to,
                 keys,
+                anew,
                 json,
-            } => (ask(&data, "/backup/create", to, keys).await?, json),
+            } => {
+                let request = BackupRequest {
+                    location: to,
+                    keys,
+                    anew,
+                };
+                (ask(&data, "/backup/create", request).await?, json)
+            }
             Self::Verify {
                 data,
                 from,
                 keys,
                 json,
-            } => (ask(&data, "/backup/verify", from, keys).await?, json),
+            } => {
+                let request = BackupRequest {
+                    location: from,
+                    keys,
+                    anew: false,
+                };
+                (ask(&data, "/backup/verify", request).await?, json)
+            }
             Self::Restore {
                 data,
                 from,
@@ -178,9 +196,9 @@ impl Backup {
     }
 }
 
-async fn ask(data: &Data, route: &str, location: String, keys: PathBuf) -> Result<Value> {
+async fn ask(data: &Data, route: &str, request: BackupRequest) -> Result<Value> {
     let (client, running) = client(data).await?;
-    let answer = client.post(route, &BackupRequest { location, keys }).await;
+    let answer = client.post(route, &request).await;
     let answer = match answer {
         Ok(answer) => control::json_of(answer).await,
         Err(error) => Err(error),

@@ -22,7 +22,7 @@ use tracing::warn;
 use super::run::{Server, beside};
 use super::{ADMIN, init, say, say_lines};
 use crate::accounts::random_password;
-use crate::agents::NewAgent;
+use crate::agents::{Allowance, NewAgent};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::clock;
 use crate::config::Config;
@@ -55,10 +55,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
     durable::create_dir(&sources)?;
 
     let config = demo_config()?;
-    let password = if volume.join("volume.json").try_exists()? {
-        None
+    let (password, shares) = if volume.join("volume.json").try_exists()? {
+        (None, Vec::new())
     } else {
-        Some(init(&volume, &config, None, &Binding::default())?.password)
+        let made = init(&volume, &config, None, &Binding::default())?;
+        (Some(made.password), made.shares)
     };
     let mut server = Server::start(&volume, config.clone()).await?;
     let password = match password {
@@ -91,7 +92,13 @@ pub(super) async fn run(args: Args) -> Result<()> {
             .map_or("15514", |(_, port)| port),
         dir.display(),
     );
-    let banner: Vec<String> = banner.lines().map(str::to_owned).collect();
+    let mut banner: Vec<String> = banner.lines().map(str::to_owned).collect();
+    if !shares.is_empty() {
+        let said = "  Recovery shares: any two open the volume on another machine. They are shown now and never again.";
+        banner.push(said.to_owned());
+        banner.extend(shares.iter().map(|share| format!("    {}", share.as_str())));
+        banner.push(String::new());
+    }
     // Whoever started it may have read enough and closed the pipe: the demo goes on.
     if let Err(error) = say_lines(&banner) {
         warn!(%error, "standard output takes no more");
@@ -178,9 +185,12 @@ async fn start_agent(
         };
         let detail = json!({ "agent": agent.name, "site": agent.site });
         audit_as(core, &caller::local(), "token made", detail).await?;
-        let token = core
-            .agents
-            .make_token(&agent, &core.address, *core.noise.public(), 600)?;
+        let token = core.agents.make_token(
+            &agent,
+            &core.address,
+            *core.noise.public(),
+            Allowance::once(600),
+        )?;
         let enrolled = Command::new(program)
             .arg("enroll")
             .arg(token.to_text())

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{Data, client, close, say, time, usage};
+use super::{Data, TimeRange, client, close, say, usage};
 use crate::control::export::ExportRequest;
 use crate::control::links::Link;
 use crate::control::{Client, copy_to, json_of};
+use crate::times::Range;
 
 #[derive(clap::Args)]
 pub(super) struct Export {
@@ -20,15 +21,14 @@ pub(super) struct Export {
     /// The source: a file's path, or the stream's name.
     #[arg(long, requires = "agent")]
     path: Option<String>,
+    /// The kind of the source, where several have that name: file, syslog-udp, syslog-tcp ...
+    #[arg(long, requires = "path")]
+    kind: Option<String>,
     /// Everything that matches, as `search` has it: words, "phrases", prefix*, -not, agent:NAME, stream:TEXT.
     #[arg(long, conflicts_with = "agent")]
     query: Option<String>,
-    /// Collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-    #[arg(long)]
-    from: Option<String>,
-    /// Collected before.
-    #[arg(long)]
-    to: Option<String>,
+    #[command(flatten)]
+    range: TimeRange,
     #[arg(long, default_value = "package", value_parser = ["raw", "package"])]
     format: String,
     /// How the package shows the entries besides their bytes.
@@ -71,12 +71,14 @@ impl Export {
                 "--out - is a terminal here, and an export is the exact bytes: name a file, or a pipe; search shows entries"
             )));
         }
+        let Range { from_us, to_us, .. } = self.range.read()?;
         let request = ExportRequest {
             agent: self.agent,
             path: self.path,
+            kind: self.kind,
             query: self.query,
-            from_us: time("--from", self.from)?,
-            to_us: time("--to", self.to)?,
+            from_us,
+            to_us,
             format: self.format,
             table: self.table,
             language: self.language,

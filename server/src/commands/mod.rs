@@ -1,15 +1,18 @@
 //! The commands of `scrinium-server`.
 
 mod agent;
+mod alarm;
 mod backup;
 mod container;
 pub(crate) mod demo;
+mod duties;
 mod export;
 mod fsck;
 mod link;
 mod policy;
 mod reload;
 mod run;
+mod service;
 mod shares;
 mod status;
 mod volume;
@@ -22,27 +25,31 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use scrinium_protocol::shown;
+use scrinium_segment::say;
 use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use self::agent::{Agent, Alarm};
+use self::agent::Agent;
+use self::alarm::Alarm;
 use self::backup::Backup;
 use self::container::Container;
 use self::export::Export;
 use self::link::Link;
 use self::policy::Policy;
 use self::shares::Shares;
-use self::volume::{Bind, VolumeCommand, hand_out};
+use self::volume::{Bind, SharesPlace, VolumeCommand};
 use crate::accounts::{Accounts, BROWSERS_KEY, check_password, random_password};
 use crate::archive::verify::Report;
 use crate::config::Config;
 use crate::control::search::SearchRequest;
 use crate::control::{self, Client, VerifyRequest};
 use crate::core::{Running, make_catalogue, make_keys};
+use crate::i18n::Language;
 use crate::present::human_bytes;
-use crate::stopped;
+use crate::times::{Range, Zone};
 use crate::volume::{Binding, Volume};
+use crate::{console, stopped};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
@@ -124,12 +131,8 @@ enum Command {
         query: String,
         #[command(flatten)]
         data: Data,
-        /// Collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-        #[arg(long)]
-        from: Option<String>,
-        /// Collected before.
-        #[arg(long)]
-        to: Option<String>,
+        #[command(flatten)]
+        range: TimeRange,
         #[arg(long, default_value = "raw", value_parser = ["raw", "json", "csv"])]
         format: String,
         /// Same as --format json.
@@ -150,7 +153,7 @@ enum Command {
     #[command(
         after_help = "Examples: scrinium-server export --agent web1 --path /var/log/auth.log --format raw --out -\n          scrinium-server export --query 203.0.113.7 --from 2026-01-01 --to 2026-02-01 --authority 'Procura di Roma' --out package.tar"
     )]
-    Export(Export),
+    Export(Box<Export>),
     /// Download links: `export --link` makes one.
     #[command(subcommand, after_help = "Example: scrinium-server link list")]
     Link(Link),
@@ -164,14 +167,10 @@ enum Command {
         #[arg(long = "checkpoint")]
         checkpoints: Vec<PathBuf>,
         /// Read only what was sealed since the last time; of the rest, that it is there and follows.
-        #[arg(long, conflicts_with_all = ["from", "to"])]
+        #[arg(long, conflicts_with_all = ["from", "to", "zone"])]
         incremental: bool,
-        /// Only what was collected at or after: 2026-01-31T10:00:00Z, 2026-01-31, or 24h ago.
-        #[arg(long)]
-        from: Option<String>,
-        /// Only what was collected before.
-        #[arg(long)]
-        to: Option<String>,
+        #[command(flatten)]
+        range: TimeRange,
         #[arg(long)]
         json: bool,
     },
@@ -199,6 +198,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what the running server does again and again: how often, when it was good last, when it is due, and what it
+    /// says when it fails. Exits 1 when one fails, or no server runs.
+    #[command(after_help = "Example: scrinium-server duties --json")]
+    Duties {
+        #[command(flatten)]
+        data: Data,
+        #[arg(long)]
+        json: bool,
+    },
     /// Seals what came so far and packs all of it as hard as a day that is over; the server does that by itself.
     #[command(after_help = "Example: scrinium-server compact")]
     Compact {
@@ -210,6 +218,9 @@ enum Command {
     /// Shows what is kept for how long and sealed with what, and changes it.
     #[command(after_help = "Example: scrinium-server policy preview --days 7")]
     Policy(Box<Policy>),
+    /// Installs and controls the server as a service of systemd.
+    #[command(subcommand, after_help = "Example: scrinium-server service install")]
+    Service(service::Action),
     /// Console accounts. Works on a stopped server's volume too.
     #[command(
         subcommand,
@@ -256,8 +267,12 @@ impl Command {
             } => {
                 let config = load_config(&data)?;
                 let password = admin_password_file.as_deref();
+                let recovery_out = recovery_out.as_deref();
+                let show_password = password.is_none();
+                Volume::check_new(&data.data)?;
+                let place = SharesPlace::prepare(recovery_out, show_password)?;
                 let made = init(&data.data, &config, password, &bind.binding())?;
-                made.print(admin_password_file.is_none(), recovery_out.as_deref())?;
+                made.print(show_password, place)?;
             }
             Self::Run { data } => {
                 let config = load_config(&data)?;
@@ -266,26 +281,22 @@ impl Command {
             Self::Recover { data, shares } => recover(&data.data, &shares)?,
             Self::Volume(volume) => volume.run().await?,
             Self::Agent(agent) => agent.run().await?,
-            Self::Alarm(alarm) => alarm.run().await?,
+            Self::Alarm(alarm) => return alarm.run().await,
             Self::Search {
                 query,
                 data,
-                from,
-                to,
+                range,
                 format,
                 json,
                 limit,
                 count,
                 opening,
             } => {
-                let time = |field, text: Option<String>| {
-                    text.map(|text| control::parse_time(field, &text))
-                        .transpose()
-                };
+                let Range { from_us, to_us, .. } = range.read()?;
                 let request = SearchRequest {
                     query,
-                    from_us: time("--from", from).map_err(usage)?,
-                    to_us: time("--to", to).map_err(usage)?,
+                    from_us,
+                    to_us,
                     limit,
                     format: if json { "json".into() } else { format },
                     count,
@@ -297,10 +308,8 @@ impl Command {
                 let left_out = control::search::copy_found(response, &mut std::io::stdout()).await;
                 close(client, running).await;
                 let left_out = left_out?;
-                left_out
-                    .sentences()
-                    .iter()
-                    .try_for_each(|text| complain(text))?;
+                let said = left_out.sentences(Language::of_environment());
+                said.iter().for_each(|text| complain(text));
                 if left_out.ended.is_some() {
                     return Ok(ExitCode::FAILURE);
                 }
@@ -311,10 +320,10 @@ impl Command {
                 data,
                 checkpoints,
                 incremental,
-                from,
-                to,
+                range,
                 json,
             } => {
+                let Range { from_us, to_us, .. } = range.read()?;
                 let read = |path: &PathBuf| {
                     let text = std::fs::read_to_string(path);
                     text.with_context(|| format!("reading {}", path.display()))
@@ -323,8 +332,8 @@ impl Command {
                 let request = VerifyRequest {
                     checkpoints,
                     only_new: incremental,
-                    from_us: time("--from", from)?,
-                    to_us: time("--to", to)?,
+                    from_us,
+                    to_us,
                 };
                 let (client, running) = client(&data).await?;
                 let value = control::json_of(client.post("/verify", &request).await?).await?;
@@ -340,6 +349,7 @@ impl Command {
                 }
             }
             Self::Policy(policy) => policy.run().await?,
+            Self::Service(action) => action.run()?,
             Self::Fsck {
                 data,
                 rebuild,
@@ -352,6 +362,7 @@ impl Command {
                 }
             }
             Self::Status { data, json } => return status::run(&data.data, json).await,
+            Self::Duties { data, json } => return duties::run(&data.data, json).await,
             Self::Compact { data, json } => {
                 let (client, running) = client(&data).await?;
                 let done = client.post("/compact", &json!({})).await;
@@ -415,24 +426,35 @@ fn init(
     };
     // Before there is a volume that would be half made.
     check_password(ADMIN, &password)?;
+    if let Some(files) = &config.certificate {
+        console::tls::installed(files)?;
+    }
     let (volume, shares) = Volume::create(dir, binding)?;
-    let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
-    // Whoever signs in is known again by the server that runs.
-    let accounts = Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?;
-    accounts.set_password(ADMIN, &password)?;
-    make_keys(&catalogue, &run::console_names(config))?;
-    stopped::note(&volume, "volume made", json!({ "user": ADMIN }))?;
+    let fill = || {
+        let catalogue = std::sync::Arc::new(make_catalogue(&volume)?);
+        // Whoever signs in is known again by the server that runs.
+        let accounts = Accounts::load(catalogue.clone(), volume.key(BROWSERS_KEY))?;
+        accounts.set_password(ADMIN, &password)?;
+        make_keys(&catalogue, &run::console_names(config))?;
+        stopped::note(&volume, "volume made", json!({ "user": ADMIN }))
+    };
+    fill().with_context(|| {
+        format!(
+            "the volume in {} is half made: remove the directory and run init again",
+            dir.display()
+        )
+    })?;
     Ok(Made { password, shares })
 }
 
 impl Made {
-    fn print(&self, show_password: bool, recovery_out: Option<&Path>) -> Result<()> {
+    fn print(&self, show_password: bool, place: SharesPlace<'_>) -> Result<()> {
         if show_password {
             say(&format!("administrator:  {ADMIN}"))?;
             say(&format!("password:       {}", self.password.as_str()))?;
             say("")?;
         }
-        hand_out(&self.shares, recovery_out)
+        place.hand_out(&self.shares)
     }
 }
 
@@ -476,10 +498,33 @@ fn read_password(path: &Path) -> Result<Zeroizing<String>> {
     ))
 }
 
-/// A time that an option gives, Unix µs.
-fn time(field: &str, text: Option<String>) -> Result<Option<u64>> {
-    let parsed = text.map(|text| control::parse_time(field, &text));
-    parsed.transpose().map_err(usage)
+/// From when to when, as options give it.
+#[derive(clap::Args, Clone)]
+struct TimeRange {
+    /// Collected at or after: 2026-01-31T10:00:00Z, '2026-01-31 10:00' or 2026-01-31 in the zone, or 24h ago.
+    #[arg(long)]
+    from: Option<String>,
+    /// Collected before.
+    #[arg(long)]
+    to: Option<String>,
+    /// Zone of times without one: local, UTC, +02:00, or a name like Europe/Rome; without it they are UTC.
+    #[arg(long)]
+    zone: Option<String>,
+}
+
+impl TimeRange {
+    /// Reads it, and says on standard error what was taken as UTC.
+    fn read(&self) -> Result<Range> {
+        let t = Language::of_environment();
+        let read = || {
+            let zone = Zone::named("--zone", self.zone.as_deref())?;
+            let (from, to) = (self.from.as_deref(), self.to.as_deref());
+            Range::parse(("--from", from), ("--to", to), &zone)
+        };
+        let range = read().map_err(|error| UsageError(t.refusal(&error)))?;
+        range.notes.iter().for_each(|note| complain(&t.say(note)));
+        Ok(range)
+    }
 }
 
 fn parse_ttl(text: &str) -> Result<u64> {
@@ -512,9 +557,24 @@ fn usage(error: anyhow::Error) -> anyhow::Error {
 
 /// Prints a line on standard output: whatever others called things, it is one, and moves no cursor.
 pub(crate) fn say(line: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{}", shown::sentence(line))?;
-    Ok(())
+    print(&shown::sentence(line))
 }
+
+fn print(line: &str) -> Result<()> {
+    let printed = writeln!(std::io::stdout(), "{line}");
+    printed.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            OutputClosed.into()
+        } else {
+            anyhow::Error::from(error).context("writing to standard output")
+        }
+    })
+}
+
+/// Nobody reads standard output any more: whoever did has enough, and nothing is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+pub(crate) struct OutputClosed;
 
 /// Prints lines on standard output.
 pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
@@ -524,14 +584,12 @@ pub(crate) fn say_lines(lines: &[String]) -> Result<()> {
 /// Prints a value as JSON on standard output.
 pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
     let text = shown::json(&serde_json::to_string_pretty(value)?);
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    print(&text)
 }
 
 /// Prints a message on standard error.
-pub(crate) fn complain(message: &str) -> Result<()> {
-    writeln!(std::io::stderr(), "{}", shown::message(message))?;
-    Ok(())
+pub(crate) fn complain(message: &str) {
+    say::put(format!("{}\n", shown::message(message)).as_bytes());
 }
 
 /// The first account.

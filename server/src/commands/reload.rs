@@ -11,9 +11,11 @@ use serde_json::json;
 use toml::{Table, Value};
 use tracing::{error, info, warn};
 
+use crate::alarms::{AlarmKind, Raise};
 use crate::config::Config;
 use crate::console::tls::{Shown, installed};
-use crate::core::Core;
+use crate::core::{Core, OWN_NAME};
+use crate::said::said;
 
 /// What is in force, and where it came from.
 pub(super) struct Reload {
@@ -25,7 +27,7 @@ pub(super) struct Reload {
 /// What a file says now.
 struct Read {
     table: Table,
-    certificate: Option<CertifiedKey>,
+    certificate: Option<((PathBuf, PathBuf), CertifiedKey)>,
 }
 
 impl Reload {
@@ -55,18 +57,28 @@ impl Reload {
                     error,
                     "the configuration was not read again: what was in force stays"
                 );
-                let detail = json!({ "error": error });
+                let detail = json!({ "error": &error });
                 core.audit
                     .record(ACTOR, "configuration not taken", detail)
                     .await;
+                let raise = Raise {
+                    kind: AlarmKind::ConfigurationRejected,
+                    agent: OWN_NAME.to_owned(),
+                    text: said!("alarm_text.configuration-own", error),
+                    key: String::new(),
+                };
+                core.alarms.raise(raise).await;
                 return;
             }
         };
+        let over = said!("over.configuration");
+        let kind = AlarmKind::ConfigurationRejected;
+        core.alarms.end(kind, OWN_NAME, over).await;
         let mut changed = differences(&self.in_force, &read.table);
         let certificate = read.certificate.filter(|_| self.has_certificate);
         let is_shown = certificate.is_some();
-        if let Some(certificate) = certificate {
-            shown.show(certificate);
+        if let Some((files, certified)) = certificate {
+            shown.show_files(files, certified);
             changed.retain(|key| !LIVE.contains(&key.as_str()));
         }
         info!(
@@ -94,10 +106,10 @@ impl Reload {
 impl Read {
     fn new(path: Option<&Path>) -> Result<Self> {
         let config = Config::load(path)?;
-        let certificate = config.certificate.as_ref().map(installed).transpose()?;
+        let certified = config.certificate.as_ref().map(installed).transpose()?;
         Ok(Self {
             table: table_of(path)?,
-            certificate,
+            certificate: config.certificate.zip(certified),
         })
     }
 }

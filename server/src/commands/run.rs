@@ -4,26 +4,37 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use scrinium_protocol::route::{Address, Route};
 use scrinium_protocol::sl::suite::Suite;
+use scrinium_segment::notify::Notifier;
 use scrinium_segment::process::HARMLESS_SIGNALS;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::info;
 
 use super::reload::Reload;
-use crate::catalogue::copies;
+use crate::backup::schedule::{self, Schedule};
+use crate::catalogue::copies::{self, Copying};
+use crate::certificates::{self, Publishing};
 use crate::config::Config;
-use crate::core::{Running, host_name};
+use crate::console::tls::Keeping;
+use crate::control::waiting::WhatWaits;
+use crate::core::{Core, Running, host_name};
+use crate::duties::keep::{Duty, Plan, keep};
+use crate::evidence::Intervals;
+use crate::health::{self, Health};
+use crate::listener::doors::{self, Telling};
 use crate::local::{Room, SyslogSink};
-use crate::vital::PartFell;
+use crate::refusals::{self, Sums};
+use crate::silence::{self, Silence};
+use crate::statistics::{self, Statistics};
+use crate::verification::{self, Nightly};
+use crate::vital::{PartFell, Vital};
 use crate::volume::Volume;
-use crate::{
-    backup, certificates, console, control, evidence, listener, refusals, self_signed, silence,
-    statistics, stopped, time, verification,
-};
+use crate::{console, control, evidence, listener, notices, self_signed, stopped, time};
 
 /// Runs until SIGTERM or SIGINT; SIGHUP reads `file` again, which `config` is from.
 pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Result<()> {
@@ -35,8 +46,11 @@ pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Re
         drop(signal(SignalKind::from_raw(number))?);
     }
     let reload = Reload::new(file, &config)?;
+    let notifier = Arc::new(Notifier::from_environment());
     let mut server = Server::start(dir, config).await?;
+    notifier.say("READY=1");
     info!(data = %dir.display(), "the server is ready");
+    let alive = tokio::spawn(say_alive(notifier.clone()));
     let signal = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
@@ -47,8 +61,21 @@ pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Re
         }
     };
     info!(signal, "stopping");
+    notifier.say("STOPPING=1");
+    alive.abort();
     server.stop(signal).await;
     Ok(())
+}
+
+/// Tells the service manager that tasks are still run; one that does not hear it for long starts the server anew.
+async fn say_alive(notifier: Arc<Notifier>) {
+    let Some(pause) = notifier.watchdog_pause() else {
+        return;
+    };
+    loop {
+        notifier.say("WATCHDOG=1");
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// A part of the server that runs until it stops.
@@ -66,6 +93,14 @@ pub(crate) struct Server {
 impl Server {
     /// Opens the volume, then the archive, then the listeners: from the end of the pipe.
     pub(crate) async fn start(dir: &Path, config: Config) -> Result<Self> {
+        // Before anybody can connect.
+        let installed = match config.certificate.clone() {
+            Some(files) => {
+                let certified = console::tls::installed(&files)?;
+                Some((files, certified))
+            }
+            None => None,
+        };
         let volume = Volume::open(dir)?;
         let sl = listener::bind_tcp("sl", &config.sl).await?;
         let sl_integrity = listener::bind_tcp("sl_integrity", &config.sl_integrity).await?;
@@ -82,21 +117,20 @@ impl Server {
         let control = control::bind(dir)?;
 
         let running = Running::open(volume, address, &config, true)?;
-        let installed = config.certificate.as_ref().map(console::tls::installed);
-        let installed = installed.transpose()?;
         // What is configured is right from here on, and nothing is in the trail of this run before its start.
-        stopped::begin(&running.core).await?;
+        stopped::begin(&running.core, &running.local).await?;
         let names = console_names(&config);
         let metrics_names: Arc<[String]> = names.clone().into();
         let (tls, shown) = console::tls::config(&running.core, installed, &names).await?;
         let mut tasks = JoinSet::new();
         let vital = &running.vital;
-        let mut spawn = |part, task: Task| tasks.spawn(vital.clone().watched(part, task));
+        let mut spawn = |part, task: Task| tasks.spawn(vital.clone().endless(part, task));
         let core = || running.core.clone();
         let room = Room::new();
         let sink = || SyslogSink {
             queue: running.local.clone(),
             room: room.clone(),
+            dropped: running.core.dropped.clone(),
         };
         spawn("control", Box::pin(control::run(core(), control)));
         for socket in udp {
@@ -123,17 +157,9 @@ impl Server {
                 Box::pin(scrinium_syslog::run_tcp(listener, sink, door, idle_max)),
             );
         }
-        spawn(
-            "refused connections",
-            Box::pin(listener::doors::tell(core())),
-        );
         for listener in console {
             let task = console::serve(core(), listener, tls.clone());
             spawn("console", Box::pin(task));
-        }
-        if config.certificate.is_none() {
-            let task = console::tls::keep(core(), names, shown.clone());
-            spawn("console certificate", Box::pin(task));
         }
         for listener in metrics {
             let task = console::metrics::serve(core(), listener, metrics_names.clone());
@@ -145,20 +171,39 @@ impl Server {
                 spawn("listener of agents", Box::pin(task));
             }
         }
-        spawn("refusals", Box::pin(refusals::run(core())));
-        spawn("silence", Box::pin(silence::watch(core())));
+        let mut keep = Keeper {
+            core: &running.core,
+            vital,
+            tasks: &mut tasks,
+        };
+        keep.duty(health::PLAN, Health::new);
+        keep.duty(doors::PLAN, Telling::new);
+        keep.duty(refusals::PLAN, Sums);
+        keep.duty(silence::PLAN, Silence::new);
+        keep.duty(notices::PLAN, notices::Sending::new);
         let offset_max = config.clock_offset_max;
-        spawn("time", Box::pin(time::watch::run(core(), offset_max)));
-        spawn("certificates", Box::pin(certificates::run(core())));
-        spawn("waiting acts", Box::pin(control::waiting::run(core())));
-        spawn("catalogue copies", Box::pin(copies::run(core())));
-        spawn("statistics", Box::pin(statistics::run(core())));
-        spawn("verification", Box::pin(verification::nightly(core())));
-        if let Some(backup) = config.backup {
-            spawn("backup", Box::pin(backup::run(core(), backup)));
+        keep.duty(time::watch::PLAN, move |core| {
+            time::watch::Watch::new(core, offset_max)
+        });
+        keep.duty(certificates::PLAN, Publishing);
+        keep.duty(control::waiting::PLAN, WhatWaits::new);
+        keep.duty(copies::PLAN, Copying::new);
+        keep.duty(statistics::PLAN, Statistics);
+        keep.duty(verification::PLAN, Nightly::new);
+        let kept = shown.clone();
+        keep.duty(Keeping::plan(config.certificate.as_ref()), move |core| {
+            Keeping::new(core, names.clone(), kept.clone())
+        });
+        if let Some(config) = config.backup {
+            keep.duty(schedule::PLAN, move |core| Schedule {
+                core,
+                config: config.clone(),
+            });
         }
-        let evidence = evidence::run(core(), config.interval, config.elsewhere);
-        spawn("evidence", Box::pin(evidence));
+        let elsewhere = config.elsewhere;
+        keep.duty(evidence::plan(config.interval), move |core| {
+            Intervals::new(core, elsewhere.clone())
+        });
         Ok(Self {
             running,
             tasks,
@@ -170,6 +215,9 @@ impl Server {
     /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk. `by` is what ends it.
     pub(crate) async fn stop(mut self, by: &str) {
         self.tasks.shutdown().await;
+        // What waits in memory and can be written is written.
+        let alarms = self.running.core.alarms.write_down();
+        let _rest_is_lost = tokio::time::timeout(PATIENCE, alarms).await;
         refusals::write_sums(&self.running.core, true).await;
         stopped::end(&self.running.core, by).await;
         let socket = self.running.core.data_dir().join("control.sock");
@@ -182,13 +230,33 @@ impl Server {
         self.running.fallen.first().await
     }
 
-    pub(crate) fn core(&self) -> &Arc<crate::core::Core> {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.running.core
+    }
+}
+
+/// Begins duties.
+struct Keeper<'a> {
+    core: &'a Arc<Core>,
+    vital: &'a Vital,
+    tasks: &'a mut JoinSet<()>,
+}
+
+impl Keeper<'_> {
+    /// Keeps a duty, which is made of the core, and made anew after a panic.
+    fn duty<D: Duty>(&mut self, plan: Plan, make: impl Fn(Arc<Core>) -> D + Send + 'static) {
+        let core = self.core.clone();
+        let made_of = core.clone();
+        let kept = keep(core, plan, move || make(made_of.clone()));
+        self.tasks
+            .spawn(self.vital.clone().endless("keeper of duties", kept));
     }
 }
 
 /// The stream that is told which connections of senders were refused.
 const SYSLOG_TCP_NAME: &str = "tcp listeners";
+/// A stop does not wait longer for alarms that could not be written down before.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What browsers call the console: this machine's names, and those that are configured.
 pub(crate) fn console_names(config: &Config) -> Vec<String> {
     let route = config.address.as_deref().map(Route::parse);

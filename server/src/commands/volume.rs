@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Subcommand;
 use scrinium_protocol::shown;
+use scrinium_segment::durable;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -105,14 +106,18 @@ impl VolumeCommand {
                 if Client::connect(&data.data).await.is_some() {
                     bail!("the server runs on this volume; stop it first");
                 }
+                let place = match shares.is_empty() {
+                    true => None,
+                    false => Some(SharesPlace::prepare(recovery_out.as_deref(), false)?),
+                };
                 let binding = bind.binding();
                 audit(&data, &binding, !shares.is_empty()).await?;
                 let dealt = Volume::rekey(&data.data, &binding, &shares)?;
-                say_lines(&Volume::bound_to(&data.data)?.to_lines())?;
-                if dealt.is_empty() {
-                    return Ok(());
+                // First of all what cannot be shown again.
+                if let Some(place) = place {
+                    place.hand_out(&dealt)?;
                 }
-                hand_out(&dealt, recovery_out.as_deref())
+                say_lines(&Volume::bound_to(&data.data)?.to_lines())
             }
         }
     }
@@ -166,18 +171,61 @@ async fn audit(data: &Data, binding: &Binding, new_shares: bool) -> Result<()> {
     Ok(written?)
 }
 
-/// Shows recovery shares, or writes them to a file.
-pub(super) fn hand_out(shares: &[Zeroizing<String>], file: Option<&Path>) -> Result<()> {
-    let shares: Vec<&str> = shares.iter().map(|share| share.as_str()).collect();
-    if let Some(path) = file {
-        let text = Zeroizing::new(shares.join("\n") + "\n");
-        scrinium_segment::durable::write_file(path, text.as_bytes())
-            .with_context(|| format!("writing {}", path.display()))?;
-        return Ok(());
+/// Where recovery shares go. What would go wrong is found before there are any: they are shown once.
+pub(super) struct SharesPlace<'a> {
+    /// A file that was made for them; else they are printed.
+    file: Option<&'a Path>,
+    is_done: bool,
+}
+
+impl<'a> SharesPlace<'a> {
+    /// Makes the file, or prints a line where shares or a password will be printed.
+    ///
+    /// # Errors
+    /// The file is there already or cannot be made, or standard output takes nothing.
+    pub(super) fn prepare(file: Option<&'a Path>, prints: bool) -> Result<Self> {
+        if file.is_none() || prints {
+            let printed = say("what follows is shown now and never again");
+            printed.context("what is shown once could not be shown, so nothing was made")?;
+        }
+        if let Some(path) = file {
+            let made = durable::create_new(path);
+            made.with_context(|| {
+                format!(
+                    "--recovery-out {}: it must be a new file in a directory that is there; nothing was made",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(Self {
+            file,
+            is_done: false,
+        })
     }
-    say(
-        "recovery shares: any two open the volume on another machine. Give them to three persons; they",
-    )?;
-    say("are shown now and never again.")?;
-    shares.into_iter().try_for_each(say)
+
+    /// Shows the shares, or writes them to the file.
+    pub(super) fn hand_out(mut self, shares: &[Zeroizing<String>]) -> Result<()> {
+        let shares: Vec<&str> = shares.iter().map(|share| share.as_str()).collect();
+        if let Some(path) = self.file {
+            let text = Zeroizing::new(shares.join("\n") + "\n");
+            durable::write_file(path, text.as_bytes())
+                .with_context(|| format!("writing {}", path.display()))?;
+            self.is_done = true;
+            return Ok(());
+        }
+        say(
+            "recovery shares: any two open the volume on another machine. Give them to three persons; they",
+        )?;
+        say("are shown now and never again.")?;
+        shares.into_iter().try_for_each(say)
+    }
+}
+
+impl Drop for SharesPlace<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.file.filter(|_| !self.is_done) {
+            // It is empty, and was made here.
+            drop(std::fs::remove_file(path));
+        }
+    }
 }

@@ -58,6 +58,15 @@ fn unknown_and_bad_fields_are_named() {
             "evidence.time_stamp_authority",
         ),
         ("[evidence]\nwitnesses = ['x']", "evidence.witnesses"),
+        ("[alarms]\nmail_to = ['a@b.c']", "mail.relay"),
+        ("[alarms]\nwebhook = 'ftp://x'", "alarms.webhook"),
+        ("[alarms]\nsyslog = '10.0.0.9:514'", "alarms.syslog"),
+        ("[alarms]\nlanguage = 'de'", "alarms.language"),
+        (
+            "[alarms]\nwebhook = 'http://x/'\nwebhook_severity = 'loud'",
+            "alarms.webhook_severity",
+        ),
+        ("[alarms]\nmail = 'x'", "mail"),
         ("[backup]\nto = '/b'", "backup.keys"),
         ("[backup]\nto = 'ftp://b/c'\nkeys = '/k'", "backup.to"),
         (

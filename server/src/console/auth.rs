@@ -17,7 +17,6 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::back::Back;
-use super::i18n::Language;
 use super::pages::{Frame, encode, html};
 use super::turns::Turns;
 use crate::accounts::devices::LIFE_S;
@@ -26,6 +25,7 @@ use crate::accounts::{Asker, PLACES, Session, SignInError};
 use crate::audit::Actor;
 use crate::clock;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::refusals::{self, Refusal, What};
 
 /// The address of the browser whose connection a request came on.
@@ -376,7 +376,7 @@ pub(crate) async fn language(
     response
 }
 
-fn language_of(headers: &HeaderMap) -> Language {
+pub(super) fn language_of(headers: &HeaderMap) -> Language {
     let chosen = cookie(headers, LANGUAGE_COOKIE).and_then(Language::from_code);
     chosen.unwrap_or_else(|| {
         let accepted = headers

@@ -7,7 +7,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -16,15 +15,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use scrinium_segment::say;
 use scrinium_syslog::accept;
-use scrinium_syslog::admission::{Admission, Limits};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::auth::SignedIn;
+use crate::archive::troubles::Trouble;
 use crate::clock;
 use crate::core::Core;
+use crate::disk::Space;
+use crate::listener::doors::METRICS_CONNECTION_MAX;
 
 /// For somebody who signed in.
 pub(super) async fn page(State(core): State<Arc<Core>>, _who: SignedIn) -> Response {
@@ -52,8 +54,8 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, names: Arc<[St
             }
         },
     );
+    let door = core.doors.metrics.clone();
     let router = Router::new().route("/metrics", path).with_state(core);
-    let door = Arc::new(Admission::new(LIMITS));
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -67,7 +69,7 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, names: Arc<[St
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).keep_alive(false);
             let served = http.serve_connection(TokioIo::new(stream), service);
-            let served = tokio::time::timeout(CONNECTION_MAX, served);
+            let served = tokio::time::timeout(METRICS_CONNECTION_MAX, served);
             tokio::select! {
                 _ended = served => {}
                 () = place.displaced() => {}
@@ -91,13 +93,9 @@ fn answer(core: &Core) -> Response {
     let connected = agents.iter().filter(|(_, live)| live.connected).count();
     let totals = core.archive.totals();
     let entries = totals.entries;
-    let doors = [
-        ("sl", &core.doors.sl),
-        ("console", &core.doors.console),
-        ("syslog", &core.doors.syslog),
-    ];
     let (mut open, mut refused, mut displaced) = (String::new(), String::new(), String::new());
-    for (name, door) in doors {
+    for (name, door) in core.doors.all() {
+        let name = name.to_ascii_lowercase();
         let ((used, _), counts) = (door.used(), door.counts());
         open.push_str(&format!(
             "scrinium_connections{{listener=\"{name}\"}} {used}\n"
@@ -112,6 +110,8 @@ fn answer(core: &Core) -> Response {
         ));
     }
     let unknown = core.unknown_senders.entries();
+    let searches = core.turns.searches_waiting();
+    let health = health(core);
     let (segments, logs) = core.archive.parts();
     let (intervals, sealed_us) = core.evidence.sealed();
     let text = format!(
@@ -122,7 +122,8 @@ fn answer(core: &Core) -> Response {
          # TYPE scrinium_last_interval_seconds gauge\nscrinium_last_interval_seconds {}\n\
          # TYPE scrinium_connections gauge\n{open}# TYPE scrinium_connections_refused_total counter\n{refused}\
          # TYPE scrinium_connections_displaced_total counter\n{displaced}\
-         # TYPE scrinium_unknown_sender_entries_total counter\nscrinium_unknown_sender_entries_total {unknown}\n",
+         # TYPE scrinium_searches_waiting gauge\nscrinium_searches_waiting {searches}\n\
+         # TYPE scrinium_unknown_sender_entries_total counter\nscrinium_unknown_sender_entries_total {unknown}\n{health}",
         agents.len(),
         totals.streams,
         segments.len(),
@@ -133,16 +134,54 @@ fn answer(core: &Core) -> Response {
 }
 
 const MISDIRECTED: &str = "421: this is not a name of the server; ask by its address, or by a name that its certificate has\n";
-/// Connections at once: who monitors makes one every few seconds.
-const LIMITS: Limits = Limits {
-    places: 16,
-    each: 8,
-    kept: 0,
-    per_second: None,
-    rests_after: CONNECTION_MAX,
-};
-/// From accepting to the end of the answer.
-const CONNECTION_MAX: Duration = Duration::from_secs(10);
+/// Whether it does its work, and when each duty was done last.
+fn health(core: &Core) -> String {
+    let troubles = core.archive.troubles();
+    let ready = u8::from(troubles.is_ready());
+    let mut text = format!("# TYPE scrinium_ready gauge\nscrinium_ready {ready}\n");
+    text.push_str("# TYPE scrinium_trouble gauge\n");
+    for trouble in Trouble::ALL {
+        let (name, stands) = (trouble.name(), u8::from(troubles.has(trouble)));
+        text.push_str(&format!("scrinium_trouble{{kind=\"{name}\"}} {stands}\n"));
+    }
+    if let Ok(space) = Space::of(core.data_dir()) {
+        text.push_str(&format!(
+            "# TYPE scrinium_disk_free_bytes gauge\nscrinium_disk_free_bytes {}\n\
+             # TYPE scrinium_disk_free_inodes gauge\nscrinium_disk_free_inodes {}\n",
+            space.free_bytes, space.free_inodes
+        ));
+    }
+    let alarms = core.alarms.list();
+    let open = alarms.iter().filter(|alarm| alarm.is_standing());
+    text.push_str(&format!(
+        "# TYPE scrinium_alarms_open gauge\nscrinium_alarms_open {}\n\
+         # TYPE scrinium_panics_total counter\nscrinium_panics_total {}\n\
+         # TYPE scrinium_messages_lost_total counter\nscrinium_messages_lost_total {}\n",
+        open.count(),
+        say::panics().0,
+        say::lost(),
+    ));
+    let (duties, _) = core.duties.list();
+    let (mut rounds, mut fails, mut good) = (String::new(), String::new(), String::new());
+    for duty in duties {
+        let (name, failing) = (duty.name, u8::from(duty.failures > 0));
+        let (done, good_s) = (duty.rounds, duty.good_us / 1_000_000);
+        rounds.push_str(&format!(
+            "scrinium_duty_rounds_total{{duty=\"{name}\"}} {done}\n"
+        ));
+        fails.push_str(&format!(
+            "scrinium_duty_fails{{duty=\"{name}\"}} {failing}\n"
+        ));
+        good.push_str(&format!(
+            "scrinium_duty_good_seconds{{duty=\"{name}\"}} {good_s}\n"
+        ));
+    }
+    text.push_str(&format!(
+        "# TYPE scrinium_duty_rounds_total counter\n{rounds}# TYPE scrinium_duty_fails gauge\n{fails}\
+         # TYPE scrinium_duty_good_seconds gauge\n{good}"
+    ));
+    text
+}
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,7 @@ mod assets;
 mod auth;
 mod back;
 mod chart;
-pub(crate) mod i18n;
+mod given;
 pub(crate) mod metrics;
 mod pages;
 mod progress;
@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -115,6 +115,8 @@ fn router(core: Arc<Core>) -> Router {
         .route("/waiting/{id}/agree", post(pages::waiting::agree))
         .route("/enrol", get(pages::enrol::page).post(pages::enrol::make))
         .route("/enrol/{token}/state", get(pages::enrol::state))
+        .route("/enrol/{token}/revoke", post(pages::enrol::revoke))
+        .route("/agents/{name}/replace", post(pages::enrol::replace))
         .route("/search", get(pages::search::page))
         .route("/search/raw", get(pages::search::raw))
         .route("/export", get(pages::search::export))
@@ -129,7 +131,7 @@ fn router(core: Arc<Core>) -> Router {
         .route("/api/v1/alarms", get(pages::overview::alarms_api))
         .route("/assets/{name}", get(assets::serve))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics::page))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(FORM_LEN_MAX))
@@ -138,26 +140,40 @@ fn router(core: Arc<Core>) -> Router {
         .with_state(core)
 }
 
-async fn not_found() -> Response {
-    (StatusCode::NOT_FOUND, "404: there is no such page\n").into_response()
+/// Whether entries are archived, sealed, proven and deleted; anybody may ask, so it names no file and no error.
+async fn ready(State(core): State<Arc<Core>>) -> Response {
+    let stoppers = core.archive.troubles().stoppers();
+    if stoppers.is_empty() {
+        return "ready\n".into_response();
+    }
+    let lines = stoppers
+        .iter()
+        .map(|trouble| format!("{}\n", trouble.sentence()));
+    let text = format!("not ready\n{}", lines.collect::<String>());
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn not_found(headers: HeaderMap) -> Response {
+    let t = auth::language_of(&headers);
+    let text = format!("{}\n", t.text("refused.no_page"));
+    (StatusCode::NOT_FOUND, text).into_response()
 }
 
 /// Takes the whole of a form before anything is done with it. One that does not come in time, or is too long, ends the
 /// connection.
 async fn body_in_time(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
+    let t = auth::language_of(&parts.headers);
     let body = axum::body::to_bytes(body, FORM_LEN_MAX);
     let (status, text) = match tokio::time::timeout(BODY_MAX, body).await {
         Ok(Ok(bytes)) => return next.run(Request::from_parts(parts, bytes.into())).await,
         Ok(Err(error)) if is_too_long(&error) => {
-            (StatusCode::PAYLOAD_TOO_LARGE, "413: the form is too long\n")
+            (StatusCode::PAYLOAD_TOO_LARGE, "refused.form_long")
         }
-        Ok(Err(_)) => (StatusCode::BAD_REQUEST, "400: the form is not whole\n"),
-        Err(_) => (
-            StatusCode::REQUEST_TIMEOUT,
-            "408: the form did not come in time\n",
-        ),
+        Ok(Err(_)) => (StatusCode::BAD_REQUEST, "refused.form_broken"),
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "refused.form_late"),
     };
+    let text = format!("{}\n", t.text(text));
     (status, [(header::CONNECTION, "close")], text).into_response()
 }
 

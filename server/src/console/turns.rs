@@ -11,12 +11,12 @@
 //!    which the account signed in before have a ring of their own, which comes first.
 //! 3. What waits is bounded, of each place and in all; one more is told to come again.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use crate::accounts::tries::Place;
+use crate::ring::Ring;
 
 /// Gives turns out.
 #[derive(Clone, Debug)]
@@ -31,16 +31,9 @@ struct State {
     free: usize,
     waiting: usize,
     /// Of places that are known, and of others.
-    rings: [Ring; 2],
+    rings: [Ring<Place, oneshot::Sender<Turn>>; 2],
     /// The last turn went to a place that is known: the next one goes to another, if one waits.
     was_known: bool,
-}
-
-/// Places in the order of their turns, and who waits from each.
-#[derive(Debug, Default)]
-struct Ring {
-    order: VecDeque<Place>,
-    places: BTreeMap<Place, VecDeque<oneshot::Sender<Turn>>>,
 }
 
 impl Turns {
@@ -64,15 +57,11 @@ impl Turns {
             let waiting = state.waiting;
             let [known, other] = &mut state.rings;
             let ring = if is_known { known } else { other };
-            let of_place = ring.places.get(&place).map_or(0, VecDeque::len);
-            if of_place >= WAITING_OF_PLACE_MAX || waiting >= WAITING_MAX {
+            if ring.count(&place) >= WAITING_OF_PLACE_MAX || waiting >= WAITING_MAX {
                 return None;
             }
             let (sender, turn) = oneshot::channel();
-            if of_place == 0 {
-                ring.order.push_back(place);
-            }
-            ring.places.entry(place).or_default().push_back(sender);
+            ring.push(place, sender);
             state.waiting += 1;
             turn
         };
@@ -126,20 +115,6 @@ impl State {
             }
         };
         self.was_known = was_known;
-        next
-    }
-}
-
-impl Ring {
-    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
-        let place = self.order.pop_front()?;
-        let waiting = self.places.get_mut(&place)?;
-        let next = waiting.pop_front();
-        if waiting.is_empty() {
-            self.places.remove(&place);
-        } else {
-            self.order.push_back(place);
-        }
         next
     }
 }

@@ -2,14 +2,36 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
+use axum::extract::Request;
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::Response;
 use tokio::net::UnixStream;
 
 use super::LOCAL;
 use crate::audit::Actor;
+use crate::i18n::Language;
 
 tokio::task_local! {
     /// The user of the process whose request this task serves.
     static USER: Option<u32>;
+    /// What whoever asks reads.
+    static LANGUAGE: Language;
+}
+
+/// Serves a request in the language that it names.
+pub(super) async fn in_language(request: Request, next: Next) -> Response {
+    let header = request.headers().get(header::ACCEPT_LANGUAGE);
+    let header = header.and_then(|value| value.to_str().ok());
+    let language = Language::accepted(header.unwrap_or_default());
+    LANGUAGE.scope(language, next.run(request)).await
+}
+
+/// The language of the request that is served.
+pub(super) fn language() -> Language {
+    LANGUAGE
+        .try_with(|language| *language)
+        .unwrap_or(Language::En)
 }
 
 /// The user of the process at the other end of a connection.

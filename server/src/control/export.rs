@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use scrinium_protocol::identity::{StreamId, StreamKind};
+use scrinium_protocol::identity::StreamKind;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -24,14 +24,14 @@ use crate::audit::Actor;
 use crate::bounds::{
     self, NAME_LEN_MAX, QUERY_LEN_MAX, REASON_LEN_MAX, REFERENCE_LEN_MAX, STREAM_LEN_MAX,
 };
-use crate::clock;
-use crate::console::i18n::Language;
+use crate::catalogue::records::StreamRecord;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::index::cancelled::Cancelled;
-use crate::index::query::Query;
 use crate::index::reading::Reading;
 use crate::package::{self, Form, Order, Paper, Table, Wanted};
-use crate::present;
+use crate::said::said;
+use crate::{present, times};
 
 /// What `export` asks: one source, or what matches a query.
 #[derive(Clone, Default, Deserialize, Serialize)]
@@ -40,6 +40,8 @@ pub(crate) struct ExportRequest {
     /// The source: an agent's name, and a path.
     pub(crate) agent: Option<String>,
     pub(crate) path: Option<String>,
+    /// Its kind, where streams of several kinds have that name, as the one of a sender over UDP and over TCP.
+    pub(crate) kind: Option<String>,
     pub(crate) query: Option<String>,
     /// Collected at or after, and before: Unix µs.
     pub(crate) from_us: Option<u64>,
@@ -64,7 +66,10 @@ impl ExportRequest {
     /// What is wanted, in a line: a source, or a query.
     pub(crate) fn subject(&self) -> String {
         match (&self.agent, &self.path) {
-            (Some(agent), Some(path)) => format!("{agent} {path}"),
+            (Some(agent), Some(path)) => match &self.kind {
+                Some(kind) => format!("{agent} {kind} {path}"),
+                None => format!("{agent} {path}"),
+            },
             _ => self.query.clone().unwrap_or_default(),
         }
     }
@@ -123,10 +128,14 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
             waited: 0,
             buffer: Vec::with_capacity(CHUNK_LEN),
         };
-        if is_package && let Err(error) = publish(&core, &order.wanted) {
-            // The package says what is in no interval.
-            let error = format!("{error:#}");
-            warn!(error, "no interval was published before an export");
+        if is_package {
+            // It may wait for others who ask: without a processor. Who went away meanwhile is noticed by what reads.
+            let published = reading.rest(|| publish(&core, &order.wanted));
+            if let Ok(Err(error)) = published {
+                // The package says what is in no interval.
+                let error = format!("{error:#}");
+                warn!(error, "no interval was published before an export");
+            }
         }
         let done = package::write(&core, order, &access, &reading, &mut out);
         let done = done.and_then(|()| Ok(out.flush()?));
@@ -150,9 +159,8 @@ pub(crate) async fn begin(core: Arc<Core>, request: ExportRequest, by: &Actor) -
 /// Publishes an interval, so that all of what is wanted can be proven, unless all of it is in one already.
 fn publish(core: &Core, wanted: &Wanted) -> Result<()> {
     let streams = wanted.streams(&core.archive, &core.agent_names());
-    let (now_us, doubt) = (clock::unix_us(), core.time.doubt());
-    core.evidence
-        .publish(&core.archive, &streams, now_us, doubt)
+    let doubt = || core.time.doubt();
+    core.evidence.publish(&core.archive, &streams, doubt)
 }
 
 impl ExportRequest {
@@ -163,6 +171,7 @@ impl ExportRequest {
             ("by", Some(by.to_owned())),
             ("agent", self.agent.clone()),
             ("path", self.path.clone()),
+            ("kind", self.kind.clone()),
             ("query", self.query.clone()),
             ("from", self.from_us.map(present::rfc3339)),
             ("to", self.to_us.map(present::rfc3339)),
@@ -184,6 +193,7 @@ impl ExportRequest {
         let fields = [
             ("--agent", &self.agent, NAME_LEN_MAX),
             ("--path", &self.path, STREAM_LEN_MAX),
+            ("--kind", &self.kind, NAME_LEN_MAX),
             ("--query", &self.query, QUERY_LEN_MAX),
             ("--authority", &self.authority, REFERENCE_LEN_MAX),
             ("--reference", &self.reference, REFERENCE_LEN_MAX),
@@ -194,24 +204,28 @@ impl ExportRequest {
         fields.try_for_each(|(field, text, max)| bounds::check_given(field, text.as_deref(), max))
     }
 
-    /// Whether it can be asked for.
-    pub(crate) fn check(&self, core: &Core) -> Result<()> {
+    /// Whether it can be asked for. From here on it means the stream that it means now, whatever others are given its name.
+    pub(crate) fn settle(&mut self, core: &Core) -> Result<()> {
         self.check_texts()?;
+        if let (Some(agent), Some(path)) = (&self.agent, &self.path) {
+            let stream = find_stream(core, agent, path, self.kind.as_deref())?;
+            self.kind = Some(stream.kind.name().to_owned());
+        }
         self.order(core, BTreeMap::new()).map(drop)
     }
 
     fn order(&self, core: &Core, about: BTreeMap<&'static str, String>) -> Result<Order> {
         let stream = match (&self.agent, &self.path, &self.query) {
-            (Some(agent), Some(path), None) => Some(find_stream(core, agent, path)?),
-            (None, None, Some(_)) => None,
-            _ => bail!("what to export: --agent with --path, or --query"),
+            (Some(agent), Some(path), None) => {
+                Some(find_stream(core, agent, path, self.kind.as_deref())?.id)
+            }
+            (None, None, Some(_)) if self.kind.is_none() => None,
+            _ => bail!("what to export: --agent with --path and perhaps --kind, or --query"),
         };
-        let mut query = Query::parse(self.query.as_deref().unwrap_or_default())?;
+        let mut query = core.read_query(self.query.as_deref().unwrap_or_default())?;
+        times::check_order(("--from", self.from_us), ("--to", self.to_us))?;
         (query.from_us, query.to_us) = (self.from_us, self.to_us);
         query.receipts = core.time.spans();
-        if let (Some(from), Some(to)) = (query.from_us, query.to_us) {
-            ensure!(from < to, "--from must be before --to");
-        }
         let recipient = self.recipient.as_deref().map(parse_recipient).transpose();
         let form = match &*self.format {
             "raw" => Form::Raw,
@@ -232,24 +246,44 @@ impl ExportRequest {
         Ok(Order {
             wanted: Wanted { stream, query },
             form,
-            recipient: recipient.context("--recipient")?,
+            recipient: recipient?,
         })
     }
 }
 
-/// Finds the stream of an agent by its path, of whatever kind.
-fn find_stream(core: &Core, agent: &str, path: &str) -> Result<StreamId> {
+/// Finds the stream of an agent by its path, and by its kind where that does not say which: anybody may send datagrams in
+/// the name of a sender that has a connection.
+fn find_stream(core: &Core, agent: &str, path: &str, kind: Option<&str>) -> Result<StreamRecord> {
     let names = core.agent_names();
     let id = names
         .iter()
         .find(|(_, name)| *name == agent)
         .map(|(id, _)| *id);
-    let id = id.with_context(|| format!("no agent is named '{agent}'"))?;
-    let stream = StreamKind::ALL
-        .into_iter()
-        .find_map(|kind| core.archive.find_stream(id, kind, path));
-    let stream = stream.with_context(|| format!("agent '{agent}' has no stream '{path}'"))?;
-    Ok(stream.id)
+    let id = id.ok_or_else(|| said!("refused.no_agent", agent))?;
+    let named = |text: &str| StreamKind::ALL.into_iter().find(|kind| kind.name() == text);
+    let kind = kind.map(|text| {
+        let kinds = StreamKind::ALL.map(StreamKind::name).join(", ");
+        named(text).ok_or_else(|| said!("refused.kind", text, kinds))
+    });
+    let kind = kind.transpose()?;
+    let kinds = StreamKind::ALL.into_iter();
+    let meant = kinds.filter(|one| kind.is_none_or(|kind| kind == *one));
+    let mut streams: Vec<StreamRecord> = meant
+        .filter_map(|kind| core.archive.find_stream(id, kind, path))
+        .collect();
+    let Some(stream) = streams.pop() else {
+        return Err(match kind {
+            None => said!("refused.no_stream", agent, path),
+            Some(kind) => said!("refused.no_stream_of_kind", agent, path, kind.name()),
+        }
+        .into());
+    };
+    let others: Vec<&str> = streams.iter().map(|other| other.kind.name()).collect();
+    if !others.is_empty() {
+        let kinds = format!("{}, {}", others.join(", "), stream.kind.name());
+        return Err(said!("refused.several_streams", agent, path, kinds).into());
+    }
+    Ok(stream)
 }
 
 struct ChunkWriter<'a> {

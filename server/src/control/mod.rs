@@ -10,12 +10,14 @@ pub(crate) mod links;
 pub(crate) mod policy;
 pub(crate) mod search;
 pub(crate) mod status;
+pub(crate) mod tokens;
 pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
@@ -35,7 +37,6 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::warn;
 
-use crate::agents::{NewAgent, route_through};
 use crate::archive::upkeep::Upkeep;
 use crate::archive::{EVER, verify};
 use crate::audit::{Actor, long_text};
@@ -48,9 +49,11 @@ use crate::bounds::{
 use crate::catalogue::records::SegmentRecord;
 use crate::clock::{self, Day};
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::listener::ACCEPT_RETRY;
+use crate::notices;
 use crate::present;
-use crate::verification;
+use crate::{times, verification};
 
 /// What `verify` asks.
 #[derive(Default, Deserialize, Serialize)]
@@ -71,6 +74,9 @@ pub(crate) struct BackupRequest {
     pub(crate) location: String,
     /// The keys file.
     pub(crate) keys: PathBuf,
+    /// What was there before is known to be gone.
+    #[serde(default)]
+    pub(crate) anew: bool,
 }
 
 impl BackupRequest {
@@ -78,18 +84,6 @@ impl BackupRequest {
         bounds::check(location, &self.location, LOCATION_LEN_MAX)?;
         bounds::check("--keys", &self.keys.to_string_lossy(), LOCATION_LEN_MAX)
     }
-}
-
-/// What `agent enroll` asks.
-#[derive(Default, Deserialize, Serialize)]
-pub(crate) struct EnrolRequest {
-    pub(crate) name: String,
-    pub(crate) site: String,
-    pub(crate) tenant: String,
-    pub(crate) ttl_s: u64,
-    pub(crate) address: Option<String>,
-    #[serde(default)]
-    pub(crate) proxy: Option<String>,
 }
 
 /// Every route of the control socket.
@@ -103,6 +97,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/verify", post(handle_verify))
         .route("/policy", get(policy::handle_show).post(policy::handle_act))
         .route("/status", get(status::handle))
+        .route("/duties", get(status::handle_duties))
         .route("/compact", post(handle_compact))
         .route("/container/list", post(container::handle_list))
         .route("/container/open", post(container::handle_open))
@@ -116,16 +111,21 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/policy/waiting/stop", post(waiting::handle_stop))
         .route("/agents/delete", post(policy::handle_delete))
         .route("/agents", get(handle_agents))
-        .route("/agents/enroll", post(handle_enrol))
+        .route("/agents/enroll", post(tokens::handle_make))
+        .route("/agents/replace", post(tokens::handle_replace))
+        .route("/agents/tokens", get(tokens::handle_list))
+        .route("/agents/tokens/revoke", post(tokens::handle_revoke))
         .route("/agents/enabled", post(handle_enabled))
         .route("/agents/approve", post(handle_approve))
         .route("/agents/integrity-only", post(handle_integrity_only))
         .route("/agents/configure", post(handle_configure))
         .route("/alarms", get(handle_alarms))
         .route("/volume", get(handle_volume))
+        .route("/alarms/test", post(handle_alarms_test))
         .route("/alarms/acknowledge", post(handle_acknowledge))
         .route("/users/password", post(handle_password))
         .layer(DefaultBodyLimit::max(COMMAND_LEN_MAX))
+        .layer(axum::middleware::from_fn(caller::in_language))
         .with_state(core)
 }
 
@@ -133,11 +133,20 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 pub(crate) async fn run(core: Arc<Core>, listener: UnixListener) {
     let router = router(core);
     let mut tasks = JoinSet::new();
+    let mut said_at = None;
     loop {
         while tasks.try_join_next().is_some() {}
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_RETRY).await;
-            continue;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                let now = clock::now();
+                if said_at.is_none_or(|at| now.duration_since(at) >= SAID_EVERY) {
+                    warn!(%error, "no command can be taken; trying again");
+                    said_at = Some(now);
+                }
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
         };
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         tasks.spawn(async move {
@@ -192,6 +201,7 @@ impl Client {
             Request::post(route)
                 .header("content-type", "application/json")
                 .header("host", "local")
+                .header("accept-language", Language::of_environment().code())
                 // The end of an answer says what was left out of it.
                 .header("te", "trailers")
                 .body(body)?,
@@ -203,6 +213,7 @@ impl Client {
         self.send(
             Request::get(route)
                 .header("host", "local")
+                .header("accept-language", Language::of_environment().code())
                 .body(Body::empty())?,
         )
         .await
@@ -283,6 +294,7 @@ async fn handle_verify(
         (None, None) if request.only_new => verification::Extent::New,
         (None, None) => verification::Extent::All,
         (from, to) => {
+            times::check_order(("--from", from), ("--to", to))?;
             let last = to.map_or(EVER.1, |to| to.saturating_sub(1));
             verification::Extent::Range(from.unwrap_or(EVER.0), last)
         }
@@ -306,10 +318,21 @@ async fn handle_backup(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     request.check("--to")?;
-    let BackupRequest { location, keys } = request;
-    audit(&core, "backup", json!({ "to": location, "keys": keys })).await?;
+    let BackupRequest {
+        location,
+        keys,
+        anew,
+    } = request;
+    let detail = json!({ "to": location, "keys": keys, "anew": anew });
+    audit(&core, "backup", detail).await?;
     let to = Location::parse(&location).context("--to")?;
-    let done = backup::create(&core, &to, &keys).await;
+    let order = backup::Order {
+        to,
+        keys,
+        by_hand: true,
+        anew,
+    };
+    let done = backup::create(&core, order).await;
     Ok(Json(
         or_said(&core, &caller::local(), "backup", done).await?,
     ))
@@ -326,7 +349,7 @@ async fn handle_backup_verify(
     Json(request): Json<BackupRequest>,
 ) -> Result<Json<backup::Done>, Failure> {
     request.check("--from")?;
-    let BackupRequest { location, keys } = request;
+    let BackupRequest { location, keys, .. } = request;
     let from = Location::parse(&location).context("--from")?;
     let verify = {
         let core = core.clone();
@@ -363,32 +386,6 @@ async fn handle_compact(State(core): State<Arc<Core>>) -> Result<Json<Value>, Fa
 
 async fn handle_agents(State(core): State<Arc<Core>>) -> Json<Value> {
     Json(present::agents_json(&core))
-}
-
-async fn handle_enrol(
-    State(core): State<Arc<Core>>,
-    Json(request): Json<EnrolRequest>,
-) -> Result<Json<Value>, Failure> {
-    let address = request.address.as_deref().unwrap_or(&core.address);
-    let address = &route_through(address, request.proxy.as_deref())?;
-    let agent = NewAgent {
-        name: &request.name,
-        site: &request.site,
-        tenant: &request.tenant,
-        by: "",
-    };
-    core.agents.check_new(&agent, address, request.ttl_s)?;
-    let detail = json!({
-        "agent": agent.name, "site": agent.site, "tenant": agent.tenant, "address": address,
-        "ttl_s": request.ttl_s,
-    });
-    audit(&core, "token made", detail).await?;
-    let token = core
-        .agents
-        .make_token(&agent, address, *core.noise.public(), request.ttl_s)?;
-    Ok(Json(
-        json!({ "token": token.to_text(), "expires_s": token.expires_s }),
-    ))
 }
 
 async fn handle_enabled(
@@ -464,7 +461,18 @@ async fn handle_configure(
 }
 
 async fn handle_alarms(State(core): State<Arc<Core>>) -> Json<Value> {
-    Json(present::alarms_json(&core))
+    Json(present::alarms_json(&core, caller::language()))
+}
+
+/// Sends a test by every channel; it is no alarm, and an act.
+async fn handle_alarms_test(
+    State(core): State<Arc<Core>>,
+) -> Result<Json<Vec<notices::Tested>>, Failure> {
+    audit(&core, "alarms tested", json!({})).await?;
+    let done = notices::test(&core).await;
+    Ok(Json(
+        or_said(&core, &caller::local(), "alarms tested", done).await?,
+    ))
 }
 
 /// What others know the server by.
@@ -531,6 +539,8 @@ pub(crate) async fn or_said<T>(
 
 /// Who acts through the socket and names no account.
 const LOCAL: &str = "local command";
+/// That no command can be taken is logged so often at most.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// What policy or permission refuses: exit code 4.
 #[derive(Debug, thiserror::Error)]
@@ -553,33 +563,6 @@ impl IntoResponse for Failure {
         } else {
             StatusCode::UNPROCESSABLE_ENTITY
         };
-        (status, format!("{:#}", self.0)).into_response()
+        (status, present::refusal(caller::language(), &self.0)).into_response()
     }
-}
-
-/// A time on the command line: RFC 3339, a date, or how long ago (`90m`, `24h`, `7d`).
-pub(crate) fn parse_time(field: &str, text: &str) -> Result<u64> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Ok(u64::try_from(time.as_microsecond()).unwrap_or(0));
-    }
-    if let Ok(date) = text.parse::<jiff::civil::Date>() {
-        let start = date.to_zoned(jiff::tz::TimeZone::UTC)?;
-        return Ok(u64::try_from(start.timestamp().as_microsecond()).unwrap_or(0));
-    }
-    let ago = text
-        .split_at_checked(text.len().saturating_sub(1))
-        .and_then(|(number, unit)| {
-            let seconds = match unit {
-                "s" => 1,
-                "m" => 60,
-                "h" => 3600,
-                "d" => 86_400,
-                _ => return None,
-            };
-            number.parse::<u64>().ok()?.checked_mul(seconds * 1_000_000)
-        });
-    let ago = ago.with_context(|| {
-        format!("{field} '{text}' must be like 2026-01-31T10:00:00Z, 2026-01-31 or 24h")
-    })?;
-    Ok(clock::unix_us().saturating_sub(ago))
 }

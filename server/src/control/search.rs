@@ -15,8 +15,8 @@ use super::{Failure, audit, caller, container, copy_all};
 use crate::answer::{self, Asked, LEFT_OUT, LeftOut, Shape, account_of};
 use crate::bounds::{self, QUERY_LEN_MAX};
 use crate::core::Core;
-use crate::index::query::Query;
 use crate::index::search::Wanted;
+use crate::times;
 
 /// What `search` asks.
 #[derive(Default, Deserialize, Serialize)]
@@ -44,7 +44,8 @@ pub(super) async fn handle(
     let opening = container::said_of(&access);
     let detail = json!({ "query": request.query, "count": request.count, "container": opening });
     audit(&core, "search", detail).await?;
-    let mut query = Query::parse(&request.query)?;
+    let mut query = core.read_query(&request.query)?;
+    times::check_order(("--from", request.from_us), ("--to", request.to_us))?;
     query.from_us = request.from_us;
     query.to_us = request.to_us;
     let asked = Asked {
@@ -58,7 +59,7 @@ pub(super) async fn handle(
         let to_terminal = request.to_terminal;
         let shape = match &*request.format {
             "raw" => Shape::Raw {
-                words: false,
+                words: None,
                 to_terminal,
             },
             "csv" => Shape::Csv { to_terminal },

@@ -5,15 +5,19 @@ use std::sync::Arc;
 use anyhow::Result;
 use axum::Json;
 use axum::extract::State;
+use scrinium_segment::say;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::Failure;
 use crate::archive::disk_bytes;
 use crate::archive::retention;
 use crate::backup;
+use crate::catalogue::records::AlarmRecord;
 use crate::clock;
 use crate::core::Core;
-use crate::present::{human_bytes, rfc3339};
+use crate::disk::Space;
+use crate::present::rfc3339;
 use crate::time::Said;
 use crate::verification;
 
@@ -81,6 +85,14 @@ pub(super) async fn handle(State(core): State<Arc<Core>>) -> Result<Json<Status>
     Ok(Json(status))
 }
 
+/// The table of duties and parts.
+pub(super) async fn handle_duties(State(core): State<Arc<Core>>) -> Json<Value> {
+    let (duties, parts) = core.duties.list();
+    Json(json!({
+        "running": true, "duties": duties, "parts": parts, "panics": say::panics().0, "messages_lost": say::lost(),
+    }))
+}
+
 fn status(core: &Core) -> Result<Status> {
     let time = core.time.said();
     let now_us = clock::unix_us();
@@ -89,9 +101,7 @@ fn status(core: &Core) -> Result<Status> {
     let verified = verification::last(core)?;
     let disk = disk(core);
     let open = core.alarms.list().into_iter();
-    let open: Vec<_> = open
-        .filter(|alarm| alarm.acknowledged_by.is_none())
-        .collect();
+    let open: Vec<_> = open.filter(AlarmRecord::is_standing).collect();
     let mut kinds: Vec<_> = open.iter().map(|alarm| alarm.kind.name()).collect();
     kinds.sort_unstable();
     kinds.dedup();
@@ -106,9 +116,19 @@ fn status(core: &Core) -> Result<Status> {
     if verified.as_ref().is_some_and(|verified| !verified.whole) {
         failing.push("the last verification found that the archive is not whole".to_owned());
     }
-    if let Some(free) = disk.free_bytes.filter(|&free| free < FREE_BYTES_MIN) {
-        failing.push(format!("the disk has {} left", human_bytes(free)));
+    for standing in core.archive.troubles().list() {
+        let (since, met) = (rfc3339(standing.since_us), standing.text.to_string());
+        failing.push(format!(
+            "{}, since {since}: {met}",
+            standing.trouble.sentence()
+        ));
     }
+    let (duties, _) = core.duties.list();
+    let fails = duties.iter().filter(|duty| duty.state == "fails");
+    attention.extend(fails.map(|duty| {
+        let error = duty.error.as_deref().unwrap_or_default();
+        format!("the duty '{}' fails: {error}", duty.name)
+    }));
     attention.extend(time.waits.clone());
     if !open.is_empty() {
         attention.push(format!("{} alarms are open: alarm list", open.len()));
@@ -188,12 +208,11 @@ pub(crate) fn waiting(core: &Core) -> Vec<Waiting> {
 
 fn disk(core: &Core) -> Disk {
     let archive = &core.archive;
-    let space = rustix::fs::statvfs(core.data_dir());
-    let space = space.as_ref().ok();
+    let space = Space::of(core.data_dir()).ok();
     Disk {
         archive_bytes: disk_bytes(&archive.log_dir()) + disk_bytes(&archive.archive_dir()),
-        free_bytes: space.map(|space| space.f_bavail.saturating_mul(space.f_frsize)),
-        total_bytes: space.map(|space| space.f_blocks.saturating_mul(space.f_frsize)),
+        free_bytes: space.map(|space| space.free_bytes),
+        total_bytes: space.map(|space| space.total_bytes),
     }
 }
 
@@ -212,5 +231,3 @@ fn thousands(number: u64) -> String {
 
 /// Intervals come every five minutes or sooner.
 const INTERVAL_AGE_S_MAX: u64 = 900;
-/// With less free than this the server may soon take nothing more.
-const FREE_BYTES_MIN: u64 = 256 << 20;

@@ -24,7 +24,8 @@ use crate::bounds::{self, REASON_LEN_MAX};
 use crate::catalogue::records::{PolicySettings, WaitingAct, WaitingRecord};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
-use crate::policy::waiting::{DELAY_H, is_due, is_settled};
+use crate::duties::keep::{Duty, Plan};
+use crate::policy::waiting::{DELAY_H, Doing, is_due, is_settled};
 use crate::present::rfc3339;
 
 /// What became of an act that was asked for.
@@ -33,6 +34,9 @@ pub(crate) enum Asked {
     /// Two persons want it, and it is done. How many entries went with it.
     Done(u64),
 }
+
+/// Held while it is decided what becomes of an act.
+type Turn<'a> = tokio::sync::MutexGuard<'a, ()>;
 
 /// Why a due act is not done now.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +60,10 @@ pub(crate) async fn ask(
     what: String,
 ) -> Result<Asked> {
     let waiting = &core.policy.waiting;
-    let _turn = waiting.turn.lock().await;
+    let turn = waiting.turn.lock().await;
     let now_us = clock::unix_us();
     if let Some(same) = waiting.find(&what) {
-        return agree_in_turn(core, actor, same).await;
+        return agree_in_turn(core, actor, same, turn).await;
     }
     let needs_two = core.policy.settings().two_persons;
     let made = waiting.make(act, what, needs_two, actor, now_us)?;
@@ -85,7 +89,7 @@ pub(crate) async fn ask(
 
 /// `actor` wants what waits as `id`, too.
 pub(crate) async fn agree(core: &Arc<Core>, actor: &Actor, id: &str) -> Result<Asked> {
-    let _turn = core.policy.waiting.turn.lock().await;
+    let turn = core.policy.waiting.turn.lock().await;
     let waiting = core.policy.waiting.get(id)?;
     if !actor.is_account {
         return Err(Refused(
@@ -93,14 +97,16 @@ pub(crate) async fn agree(core: &Arc<Core>, actor: &Actor, id: &str) -> Result<A
         )
         .into());
     }
-    agree_in_turn(core, actor, waiting).await
+    agree_in_turn(core, actor, waiting, turn).await
 }
 
 async fn agree_in_turn(
     core: &Arc<Core>,
     actor: &Actor,
     mut waiting: WaitingRecord,
+    turn: Turn<'_>,
 ) -> Result<Asked> {
+    let doing = begin(core, &waiting)?;
     audit_as(core, actor, "agreed to what waits", said_of(core, &waiting)).await?;
     waiting.agree(actor, clock::unix_us());
     waiting.is_agreed |= waiting.has_two(|name, since_us| is_own(core, name, since_us));
@@ -109,7 +115,13 @@ async fn agree_in_turn(
         return Ok(Asked::Waits(waiting));
     }
     fault::point("server: act agreed");
-    Ok(Asked::Done(carry_out(core, &waiting).await?))
+    Ok(Asked::Done(carry_out(core, &waiting, turn, doing).await?))
+}
+
+/// Has an act done by nobody else from here on.
+fn begin(core: &Core, waiting: &WaitingRecord) -> Result<Doing, Refused> {
+    let begun = core.policy.waiting.begin(&waiting.id);
+    begun.map_err(|error| Refused(format!("{}: {error}", waiting.what)))
 }
 
 /// Whether an account is a person's own since long enough before `since_us`.
@@ -125,6 +137,7 @@ pub(crate) async fn stop(core: &Arc<Core>, actor: &Actor, id: &str, reason: &str
     bounds::check("--reason", reason, REASON_LEN_MAX)?;
     let _turn = core.policy.waiting.turn.lock().await;
     let waiting = core.policy.waiting.get(id)?;
+    let _doing = begin(core, &waiting)?;
     let mut detail = said_of(core, &waiting);
     if let Some(detail) = detail.as_object_mut() {
         detail.insert("reason".into(), reason.into());
@@ -152,17 +165,35 @@ fn end(core: &Core, waiting: &WaitingRecord) -> Result<()> {
     }
 }
 
-/// Does what is due, until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>) {
-    let mut tried = BTreeMap::new();
-    loop {
+/// Does what is due.
+pub(crate) struct WhatWaits {
+    core: Arc<Core>,
+    /// What could not be done is left alone for a while.
+    tried: BTreeMap<String, Instant>,
+}
+
+impl WhatWaits {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            tried: BTreeMap::new(),
+        }
+    }
+}
+
+impl Duty for WhatWaits {
+    async fn round(&mut self) -> Result<()> {
+        let (core, tried) = (&self.core, &mut self.tried);
         tried.retain(|_, at: &mut Instant| clock::now().duration_since(*at) < RETRY_INTERVAL);
-        for waiting in core.policy.waiting.list() {
+        let mut list = core.policy.waiting.list();
+        // What is done at once does not wait behind what takes long.
+        list.sort_by_key(|waiting| takes_long(&waiting.act));
+        for waiting in list {
             if tried.contains_key(&waiting.id) {
                 continue;
             }
-            let _turn = core.policy.waiting.turn.lock().await;
-            // It may have been stopped meanwhile.
+            let turn = core.policy.waiting.turn.lock().await;
+            // It may have been stopped meanwhile, or somebody does it.
             let Ok(waiting) = core.policy.waiting.get(&waiting.id) else {
                 continue;
             };
@@ -170,7 +201,10 @@ pub(crate) async fn run(core: Arc<Core>) {
             if !is_due(&waiting, core.time.passed_us(waiting.since_us), two_persons) {
                 continue;
             }
-            if let Err(error) = carry_out(&core, &waiting).await {
+            let Ok(doing) = core.policy.waiting.begin(&waiting.id) else {
+                continue;
+            };
+            if let Err(error) = carry_out(core, &waiting, turn, doing).await {
                 let error = format!("{error:#}");
                 error!(
                     error,
@@ -180,13 +214,29 @@ pub(crate) async fn run(core: Arc<Core>) {
                 tried.insert(waiting.id, clock::now());
             }
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        Ok(())
     }
 }
 
+/// Whether an act is not done in the turn in which it was decided: what it destroys may be in the hands of a compaction, which takes
+/// hours, and nobody else waits for that. What is asked of the policy is checked against what holds, so it is done in the turn.
+fn takes_long(act: &WaitingAct) -> bool {
+    matches!(act, WaitingAct::Agent { .. })
+}
+
 /// Does it; returns how many entries went. What hinders it is kept with it, and said.
-async fn carry_out(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
+async fn carry_out(
+    core: &Arc<Core>,
+    waiting: &WaitingRecord,
+    turn: Turn<'_>,
+    _doing: Doing,
+) -> Result<u64> {
+    let mut turn = Some(turn);
+    if takes_long(&waiting.act) {
+        turn = None;
+    }
     let done = do_it(core, waiting).await;
+    drop(turn);
     let Err(error) = &done else {
         return done;
     };
@@ -404,7 +454,11 @@ pub(super) async fn handle_stop(
 /// How long a session that was told to end is waited for.
 const STEP: Duration = Duration::from_millis(20);
 const STEPS_MAX: u32 = 500;
-/// How often it is looked for what is due.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: waiting acts",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(600),
+    raises: false,
+};
 /// How long one that could not be done is left alone.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);

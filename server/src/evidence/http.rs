@@ -18,7 +18,7 @@ pub(crate) fn is_url(url: &str) -> bool {
 ///
 /// # Errors
 /// Nobody answers in time, or with success.
-pub(super) async fn post(url: &str, content_type: &str, body: Vec<u8>) -> Result<Vec<u8>> {
+pub(crate) async fn post(url: &str, content_type: &str, body: Vec<u8>) -> Result<Vec<u8>> {
     let client = Client::builder()
         .timeout(ANSWER_MAX)
         .redirect(Policy::none());

@@ -18,14 +18,14 @@ mod inclusion;
 mod leaves;
 mod letter;
 mod memory;
+mod publishing;
 mod stamps;
 mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -47,13 +47,14 @@ use self::leaves::{Leaf, Leaves};
 pub(crate) use self::letter::Correspondence;
 use self::letter::Enclosed;
 use self::memory::Memory;
-use crate::alarms::{AlarmKind, Raise};
+pub(crate) use self::publishing::{Intervals, plan};
 use crate::archive::Archive;
+use crate::archive::troubles::Trouble;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ChainRecord, LostEntries};
-use crate::clock;
-use crate::core::{Core, OWN_NAME};
+use crate::places;
 use crate::volume::{EVIDENCE_DIR, Volume};
+use crate::waits;
 
 /// Who else sees checkpoints.
 #[derive(Clone, Debug)]
@@ -83,8 +84,12 @@ pub(crate) struct Evidence {
     memory_key: Secret<32>,
     /// Intervals are published by themselves: the server runs.
     is_live: AtomicBool,
-    demand: Mutex<Demand>,
+    /// What was asked for beside them, and who waits for that.
+    demand: (Mutex<Demand>, Condvar),
     state: Mutex<State>,
+    /// What the state says of how many there are and when the last one ended, Unix µs: who asks does not wait until one is
+    /// sealed, which takes as long as the disk and the archive let it.
+    sealed: (AtomicU64, AtomicU64),
 }
 
 struct State {
@@ -206,7 +211,8 @@ impl Evidence {
             copies,
             memory_key,
             is_live: AtomicBool::new(false),
-            demand: Mutex::default(),
+            demand: Default::default(),
+            sealed: (state.count.into(), state.ends.last_us.into()),
             state: Mutex::new(state),
         })
     }
@@ -228,8 +234,11 @@ impl Evidence {
 
     /// How many intervals are sealed, and when the last one ended, Unix µs.
     pub(crate) fn sealed(&self) -> (u64, u64) {
-        let state = self.lock();
-        (state.count, state.ends.last_us)
+        let (count, last_us) = &self.sealed;
+        (
+            count.load(Ordering::Acquire),
+            last_us.load(Ordering::Acquire),
+        )
     }
 
     /// The last interval there is a key of.
@@ -247,14 +256,26 @@ impl Evidence {
     ///
     /// # Errors
     /// What is wrong, in a sentence.
-    fn work(&self, archive: &Archive, now_us: u64, doubt: Option<Doubt>) -> Result<Signed, String> {
+    fn work(
+        &self,
+        archive: &Archive,
+        catalogue: &Catalogue,
+        now_us: u64,
+        doubt: Option<Doubt>,
+    ) -> Result<Signed, String> {
         let sealed = self.seal(archive, now_us, doubt);
+        match &sealed {
+            Ok(_) => archive.troubles().end(Trouble::Proving),
+            Err(error) => archive
+                .troubles()
+                .meet(Trouble::Proving, format!("{error:#}")),
+        }
         let note = sealed.map_err(|error| {
             format!(
                 "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
             )
         })?;
-        let copied = self.copy(&note, now_us);
+        let copied = self.copy(catalogue, &note, now_us);
         copied.map_err(|error| {
             format!("a checkpoint was signed and did not leave this machine: {error:#}")
         })?;
@@ -399,6 +420,8 @@ impl Evidence {
         state.tree.push(&[&leaf]);
         state.count += 1;
         state.ends.add(&interval);
+        self.sealed.1.store(state.ends.last_us, Ordering::Release);
+        self.sealed.0.store(state.count, Ordering::Release);
         for reached in interval.streams {
             state.reached.insert(reached.stream, reached);
         }
@@ -434,7 +457,7 @@ impl Evidence {
             let is_behind = position.epoch == reached.epoch && position.next < reached.next;
             is_behind.then(|| LostEntries {
                 stream: reached.stream,
-                name: Some(stream.name.clone()),
+                name: Some(stream.name.to_string()),
                 agent: stream.agent,
                 epoch: reached.epoch,
                 sequences: (position.next.0, reached.next.0),
@@ -486,10 +509,20 @@ impl Evidence {
     }
 
     /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
-    fn copy(&self, note: &str, time_us: u64) -> Result<()> {
+    fn copy(&self, catalogue: &Catalogue, note: &str, time_us: u64) -> Result<()> {
         let day = day(time_us)?;
         let name = self.name();
         for dir in &self.copies {
+            let (kind, place) = (places::Kind::Copies, dir.display().to_string());
+            let has_mark = dir.join(format!("{name}.checkpoint")).try_exists()?;
+            let checked = places::check(
+                catalogue,
+                kind,
+                &place,
+                has_mark,
+                "Mount it; if what was there is gone for good, put a copy of evidence/checkpoint there under its old name",
+            );
+            checked.with_context(|| format!("evidence.copies ({name}.checkpoint)"))?;
             for file in [
                 format!("{name}.checkpoint"),
                 format!("{name}-{day}.checkpoint"),
@@ -501,12 +534,13 @@ impl Evidence {
                     )
                 })?;
             }
+            places::remember(catalogue, kind, &place)?;
         }
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 
@@ -552,56 +586,6 @@ fn read_note(dir: &Path, key: &VerifyingKey) -> Result<Option<(String, Checkpoin
     let checkpoint = Checkpoint::of_note(&note, key);
     let checkpoint = checkpoint.with_context(|| path.display().to_string())?;
     Ok(Some((note, checkpoint)))
-}
-
-/// Seals intervals until the task is dropped, and shows the checkpoints `elsewhere`; a failure is an alarm.
-pub(crate) async fn run(core: Arc<Core>, interval: Duration, elsewhere: Elsewhere) {
-    core.evidence.is_live.store(true, Ordering::Relaxed);
-    let mut told = None;
-    loop {
-        let begun = clock::now();
-        let now_us = clock::unix_us();
-        let worked = {
-            let core = core.clone();
-            let work = move || {
-                let doubt = core.time.doubt();
-                core.evidence.work(&core.archive, now_us, doubt)
-            };
-            tokio::task::spawn_blocking(work).await
-        };
-        let failed = match worked {
-            Ok(Ok(signed)) => {
-                let shown = core.evidence.show(&elsewhere, &signed, now_us).await.err();
-                let registered = core.evidence.register(&core.catalogue);
-                let registered = registered
-                    .err()
-                    .map(|error| format!("what came could not be registered: {error:#}"));
-                shown.or(registered)
-            }
-            Ok(Err(failed)) => Some(failed),
-            Err(error) => Some(error.to_string()),
-        };
-        // A time stamp that came is certain too.
-        core.time.raise_floor(core.evidence.certain_us());
-        if let Some(failed) = failed
-            .clone()
-            .filter(|failed| told.as_ref() != Some(failed))
-        {
-            core.alarms
-                .raise(Raise {
-                    kind: AlarmKind::EvidenceStopped,
-                    agent: OWN_NAME.to_owned(),
-                    text: failed,
-                    key: String::new(),
-                })
-                .await;
-        }
-        if failed.is_none() && told.is_some() {
-            info!("intervals are sealed, and their checkpoints leave, again");
-        }
-        told = failed;
-        tokio::time::sleep_until((begun + interval).into()).await;
-    }
 }
 
 /// The end of an interval is in doubt when the time stands further before the last one.

@@ -1,5 +1,7 @@
 //! What a thief of every key of today can and cannot sign.
 
+use std::sync::Arc;
+
 use super::*;
 
 /// Somebody who took the server's key and the key of the present interval rewrites what an earlier one says, signs

@@ -14,6 +14,7 @@ use scrinium_protocol::kdf::sha256;
 use scrinium_segment::random;
 
 use super::http;
+use crate::der::element;
 
 /// Asks the authority at `url` for a token over `note`.
 ///
@@ -107,9 +108,7 @@ fn time_us(token: &[u8], digest: &[u8; 32]) -> Option<u64> {
     let text = core::str::from_utf8(text).ok()?;
     let text = text.trim_end_matches('Z');
     let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
-    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", whole).ok()?;
-    let time = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
-    u64::try_from(time.timestamp().as_microsecond()).ok()
+    crate::der::time_us(whole)
 }
 
 /// Checks that the answer grants, and that it is one to this question.
@@ -130,24 +129,6 @@ fn check(response: &[u8], digest: &[u8; 32], nonce: &[u8; 8]) -> Result<()> {
         bail!("it answered another question");
     }
     Ok(())
-}
-
-/// The tag and content of the first DER element, and what follows it.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let ([tag, first], rest) = bytes.split_first_chunk::<2>()?;
-    let (len, rest) = match first {
-        0..=0x7f => (usize::from(*first), rest),
-        0x81..=0x83 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
-            let len = digits
-                .iter()
-                .fold(0, |len, digit| len << 8 | usize::from(*digit));
-            (len, rest)
-        }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(len)?;
-    Some((*tag, content, rest))
 }
 
 /// Tokens that are read for the last one: the clock that named them may have been set meanwhile.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::{ControlFlow, Range};
 
-use scrinium_protocol::entry::view;
+use scrinium_protocol::entry::{EntryMeta, view};
 
 use super::hits::{Hit, Place};
 use super::query::Query;
@@ -73,7 +73,8 @@ pub(crate) fn for_each_line<'a>(
     let mut start = 0;
     let mut offset = 0;
     let mut line_head = None;
-    for (i, (meta, bytes)) in batch.entries.iter().enumerate() {
+    let mut entries = batch.entries.iter().enumerate().peekable();
+    while let Some((i, (meta, bytes))) = entries.next() {
         let (index, said_us) = *line_head.get_or_insert((i, meta.time_us));
         offset += bytes.len();
         if offset >= asked || i % ENTRIES_BETWEEN == 0 {
@@ -82,13 +83,15 @@ pub(crate) fn for_each_line<'a>(
                 return ControlFlow::Break(());
             }
         }
-        if meta.flags.is_fragment() && i + 1 < batch.entries.len() {
+        // What a collector says is missing is a line of its own, whatever stands before it.
+        let is_gap = meta.flags.is_gap();
+        let goes_on = |(_, (next, _)): &(usize, (EntryMeta, &[u8]))| !next.flags.is_gap();
+        if meta.flags.is_fragment() && !is_gap && entries.peek().is_some_and(goes_on) {
             continue;
         }
         line_head = None;
         let (line_start, line_end) = (start, offset);
         start = offset;
-        let is_gap = meta.flags.is_gap();
         let any_words = gaps && is_gap;
         if let Some(term) = first.filter(|_| !any_words) {
             if next_match.is_some_and(|at| at < line_start) {

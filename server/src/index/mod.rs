@@ -8,8 +8,11 @@
 
 pub(crate) mod cancelled;
 pub mod filter;
+mod foreign;
+pub(crate) mod gate;
 pub(crate) mod hits;
 pub(crate) mod lines;
+mod places;
 pub mod query;
 pub(crate) mod reading;
 pub(crate) mod search;

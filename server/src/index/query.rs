@@ -6,12 +6,19 @@
 //! agent:NAME      of this agent                    stream:TEXT     of streams whose name holds TEXT
 //! ```
 //!
-//! Everything must match. Quotes also go around values: `stream:"/var/log/app one.log"`.
+//! Everything must match. Quotes also go around values: `stream:"/var/log/app one.log"`. A word of twelve hexadecimal
+//! digits in pairs is a MAC address, and is found in every notation.
+//!
+//! What other products understand and this does not is refused, with what there is instead: see [`foreign`].
 
-use anyhow::{Result, bail, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::Result;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::filter::{is_token_byte, tokens};
+use super::foreign;
+use crate::said::said;
 use crate::time::spans::Spans;
 
 /// A parsed query.
@@ -46,7 +53,7 @@ impl Query {
     /// A quote is not closed, a term is empty, a field is negated, or there is too much of it.
     pub fn parse(text: &str) -> Result<Self> {
         if text.len() > QUERY_LEN_MAX {
-            bail!("the query is longer than {QUERY_LEN_MAX} bytes");
+            return Err(said!("query.long", QUERY_LEN_MAX).into());
         }
         let mut query = Self::default();
         let mut rest = text.trim_start();
@@ -62,19 +69,63 @@ impl Query {
                 .find(|field| after.starts_with(field));
             let value_text =
                 field.map_or(after, |field| after.strip_prefix(field).unwrap_or(after));
-            let (value, quoted, remaining) = word(value_text)?;
+            let word = word(value_text)?;
             match field {
-                Some(_) if negated => bail!("a field cannot be negated"),
-                Some("agent:") => query.agents.push(value.to_owned()),
-                Some(_) => query.streams.push(value.to_owned()),
-                None => query.terms.push(Term::new(value, quoted, negated)?),
+                Some(field) if negated => return Err(said!("query.negated", field).into()),
+                Some(field) => query.add_field(field, &word)?,
+                None => {
+                    if !word.quoted {
+                        foreign::check(&word.text)?;
+                    }
+                    query
+                        .terms
+                        .push(Term::new(&word.text, word.quoted, negated)?);
+                }
             }
-            rest = remaining.trim_start();
+            rest = word.rest.trim_start();
         }
         if query.terms.len() > TERMS_MAX {
-            bail!("the query has more than {TERMS_MAX} terms");
+            return Err(said!("query.terms", TERMS_MAX).into());
         }
         Ok(query)
+    }
+
+    fn add_field(&mut self, field: &str, word: &Word<'_>) -> Result<()> {
+        if word.text.is_empty() {
+            return Err(said!("query.empty_field", field).into());
+        }
+        if !word.quoted && word.text.contains('*') {
+            return Err(said!("query.field_star", field).into());
+        }
+        let is_agent = field == "agent:";
+        if is_agent && !self.agents.is_empty() {
+            return Err(said!("query.agents").into());
+        }
+        let values = if is_agent {
+            &mut self.agents
+        } else {
+            &mut self.streams
+        };
+        values.push(word.text.clone());
+        Ok(())
+    }
+
+    /// Refuses agents that are none of `known`: nothing of theirs would be found, and nobody would hear why.
+    ///
+    /// # Errors
+    /// One is not known; the error names those that are.
+    pub(crate) fn check_agents(&self, known: &BTreeSet<String>) -> Result<()> {
+        let is_known = |wanted: &str| known.iter().any(|name| name.eq_ignore_ascii_case(wanted));
+        let Some(wanted) = self.agents.iter().find(|wanted| !is_known(wanted)) else {
+            return Ok(());
+        };
+        let named: Vec<&str> = known.iter().map(String::as_str).take(NAMED_MAX).collect();
+        let (named, more) = (named.join(", "), known.len().saturating_sub(NAMED_MAX));
+        Err(match more {
+            0 => said!("query.agent", wanted, named),
+            more => said!("query.agent_of_many", wanted, named, more),
+        }
+        .into())
     }
 
     /// Whether entries need not be read to answer how many there are.
@@ -107,13 +158,14 @@ impl Term {
             _ => (text, false),
         };
         if text.is_empty() {
-            bail!("a term of the query is empty");
+            return Err(said!("query.empty").into());
         }
-        ensure!(
-            text.len() <= TERM_LEN_MAX,
-            "a word or phrase of the query has {} bytes and may have {TERM_LEN_MAX}; search for a part of it: prefix* finds words that begin so",
-            text.len()
-        );
+        if text.len() > TERM_LEN_MAX {
+            return Err(said!("query.term_long", text.len(), TERM_LEN_MAX).into());
+        }
+        if let Some(digits) = foreign::mac(text).filter(|_| !quoted && !prefix) {
+            return Self::of_mac(&digits, negated);
+        }
         let bytes = text.as_bytes();
         let starts_in_token = bytes.first().is_some_and(|&byte| is_token_byte(byte));
         let ends_in_token = !prefix && bytes.last().is_some_and(|&byte| is_token_byte(byte));
@@ -130,6 +182,28 @@ impl Term {
             pattern: compile(&pattern)?,
             bounded: bounded.transpose()?,
             tokens: wanted,
+        })
+    }
+
+    /// A MAC address in every notation: `00:18:0a:12:34:56`, with dashes, as `0018.0a12.3456`, and without anything.
+    fn of_mac(digits: &str, negated: bool) -> Result<Self> {
+        let mut pattern = String::new();
+        for (at, digit) in digits.chars().enumerate() {
+            match at {
+                0 => {}
+                4 | 8 => pattern.push_str("[:.-]?"),
+                _ if at % 2 == 0 => pattern.push_str("[:-]?"),
+                _ => {}
+            }
+            pattern.push(digit);
+        }
+        pattern.push_str(WORD_ENDS);
+        Ok(Self {
+            negated,
+            bounded: Some(compile(&format!("{WORD_BEGINS}{pattern}"))?),
+            pattern: compile(&pattern)?,
+            // Each notation has other tokens: every block is read.
+            tokens: Vec::new(),
         })
     }
 
@@ -164,17 +238,45 @@ impl Term {
     }
 }
 
-/// The next word or quoted text, and what follows it.
-fn word(text: &str) -> Result<(&str, bool, &str)> {
-    if let Some(inner) = text.strip_prefix('"') {
-        let Some((value, rest)) = inner.split_once('"') else {
-            bail!("a quote of the query is not closed");
+/// A word or a quoted text, and what follows it.
+struct Word<'a> {
+    text: String,
+    quoted: bool,
+    rest: &'a str,
+}
+
+/// Reads the next one. In quotes `\"` is a quote; any other backslash is itself.
+fn word(text: &str) -> Result<Word<'_>> {
+    let Some(mut rest) = text.strip_prefix('"') else {
+        let end = text.find(char::is_whitespace).unwrap_or(text.len());
+        let (text, rest) = text.split_at(end);
+        return Ok(Word {
+            text: text.to_owned(),
+            quoted: false,
+            rest,
+        });
+    };
+    let mut value = String::new();
+    loop {
+        let Some((before, after)) = rest.split_once('"') else {
+            return Err(said!("query.open_quote").into());
         };
-        return Ok((value, true, rest));
+        rest = after;
+        match before.strip_suffix('\\') {
+            Some(before) => {
+                value.push_str(before);
+                value.push('"');
+            }
+            None => {
+                value.push_str(before);
+                return Ok(Word {
+                    text: value,
+                    quoted: true,
+                    rest,
+                });
+            }
+        }
     }
-    let end = text.find(char::is_whitespace).unwrap_or(text.len());
-    let (value, rest) = text.split_at(end);
-    Ok((value, false, rest))
 }
 
 fn compile(pattern: &str) -> Result<Regex> {
@@ -192,6 +294,8 @@ const QUERY_LEN_MAX: usize = 4096;
 /// Bytes of one word or phrase: every one of them may be compared with every byte of the archive.
 const TERM_LEN_MAX: usize = 256;
 const TERMS_MAX: usize = 32;
+/// Agents that a refusal names.
+const NAMED_MAX: usize = 10;
 /// Matches in the middle of a word after which one pass decides: each costs the length of the term.
 const REJECTED_MAX: usize = 16;
 
@@ -303,6 +407,77 @@ mod tests {
         assert!(Query::parse("\"open").is_err());
         assert!(Query::parse("\"\"").is_err());
         assert!(Query::parse("*").is_err());
+    }
+
+    #[test]
+    fn a_phrase_may_hold_quotes_and_backslashes() {
+        let line = br#"user "John Smith" of C:\Windows\x {"level":"error"}"#;
+        for (query, expected) in [
+            (r#""user \"John Smith\"""#, true),
+            (r#""\"level\":\"error\"""#, true),
+            (r#""C:\Windows\x""#, true),
+            (r#""John Smith" of"#, true),
+            (r#""\"Smith""#, false),
+        ] {
+            assert_eq!(
+                Query::parse(query).unwrap().matches(line),
+                expected,
+                "{query}"
+            );
+        }
+        assert!(Query::parse(r#""open \""#).is_err());
+    }
+
+    #[test]
+    fn a_mac_address_is_found_in_every_notation() {
+        for query in ["00:18:0A:12:34:56", "00-18-0a-12-34-56"] {
+            let query = Query::parse(query).unwrap();
+            for text in [
+                "00:18:0a:12:34:56",
+                "00-18-0A-12-34-56",
+                "0018.0a12.3456",
+                "00180a123456",
+            ] {
+                assert!(query.matches(format!("mac={text};").as_bytes()), "{text}");
+            }
+            assert!(!query.matches(b"mac 00:18:0a:12:34:567 100:18:0a:12:34:56"));
+        }
+        assert!(
+            !Query::parse("\"00:18:0a:12:34:56\"")
+                .unwrap()
+                .matches(b"00-18-0a-12-34-56")
+        );
+    }
+
+    #[test]
+    fn what_a_refused_network_is_told_finds_its_addresses() {
+        let query = Query::parse("10.0.3.*").unwrap();
+        assert!(query.matches(b"from 10.0.3.77 port 1") && !query.matches(b"110.0.3.7 10.0.31.7"));
+        assert!(query.tokens().is_empty());
+    }
+
+    #[test]
+    fn agents_that_are_not_there_and_fields_without_a_meaning_are_refused() {
+        let known: BTreeSet<String> = (0..20).map(|n| format!("web{n:02}")).collect();
+        let query = Query::parse("agent:WEB03 x").unwrap();
+        query.check_agents(&known).unwrap();
+        let error = Query::parse("agent:nosuch").unwrap().check_agents(&known);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("nosuch") && error.contains("web00") && error.contains("10"),
+            "{error}"
+        );
+        for query in [
+            "agent:",
+            "agent:a*",
+            "agent:a agent:b",
+            "stream:",
+            "stream:*.log",
+            "-agent:a",
+        ] {
+            assert!(Query::parse(query).is_err(), "{query}");
+        }
+        assert!(Query::parse("agent:\"a*\" stream:a stream:b").is_ok());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A long reading of the archive by one thread, which gives way: to others between two pieces, and to nobody for long.
 //!
 //! ```text
-//! [turns] ─▶ piece, piece, piece … ─▶ a turn is over after [TURN_MAX], or while who asked takes nothing ─▶ [turns]
+//! [turns] ─▶ piece, piece, piece … ─▶ a turn is over after [SLICE], or while who asked takes nothing ─▶ [turns]
 //!                └── nobody asks any more ─▶ an error ends the work
 //! ```
 //!
@@ -9,13 +9,13 @@
 //! none while it waits for its client.
 
 use std::cell::RefCell;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use tokio::runtime::Handle;
 
 use super::cancelled::Cancelled;
-use super::turns::{AnswerTurn, ScanTurn};
+use super::turns::{AnswerTurn, SLICE, ScanTurn};
 use crate::clock;
 
 /// What an export works with.
@@ -71,7 +71,7 @@ impl Reading {
             return Ok(());
         };
         let now = clock::now();
-        let is_long = |(_, since): &(_, Instant)| now.duration_since(*since) >= TURN_MAX;
+        let is_long = |(_, since): &(_, Instant)| now.duration_since(*since) >= SLICE;
         let held = turns.held.take().filter(|held| !is_long(held));
         let held = match held {
             Some(held) => held,
@@ -105,8 +105,6 @@ impl Reading {
 }
 
 const GONE: &str = "whoever asked went away";
-/// Longer than it takes to read a block and to write it; short enough for who waits.
-const TURN_MAX: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

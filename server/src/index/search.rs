@@ -17,9 +17,11 @@ use scrinium_protocol::identity::{AgentId, StreamId, StreamKind};
 
 use super::cancelled::Cancelled;
 use super::filter;
+use super::gate::Gate;
 use super::hits::{Hit, Newest, Place};
 use super::lines::for_each_line;
 use super::query::Query;
+use super::turns::Busy;
 use crate::archive::block::{AHEAD_US_MAX, StoredBatch};
 use crate::archive::container::Access;
 use crate::archive::keys::Unreadable;
@@ -58,6 +60,8 @@ pub(crate) struct Found {
     pub(crate) sealed: u64,
     /// The time was up before all was read.
     pub(crate) partial: bool,
+    /// No place to search came for very long, before all was read.
+    pub(crate) busy: Option<Busy>,
     /// There may be older lines than the page has.
     pub(crate) goes_on: bool,
     /// How much was read for it, in bytes.
@@ -100,6 +104,7 @@ impl Search {
         access: Access,
         cancelled: Cancelled,
         deadline: Option<Instant>,
+        gate: &Gate,
     ) -> Self {
         let streams = matching_streams(&archive, agents, &query);
         let last_us = query.to_us.map_or(EVER.1, |to| to.saturating_sub(1));
@@ -113,7 +118,7 @@ impl Search {
         let all = extents.len();
         extents.retain(is_open);
         let sealed = (all - extents.len()) as u64;
-        let is_over = || cancelled.is_set() || deadline.is_some_and(|end| clock::now() >= end);
+        let is_over = || gate.step().is_err() || cancelled.is_set() || gate.is_past(deadline);
         if !query.is_everything() {
             exclude_by_filter(&archive, &query, false, &access, is_over, &mut extents);
         }
@@ -148,7 +153,7 @@ impl Search {
     }
 
     /// The newest lines that were not given yet.
-    pub(crate) fn page(&mut self, wanted: Wanted) -> Found {
+    pub(crate) fn page(&mut self, wanted: Wanted, gate: &Gate) -> Found {
         let mut found = Found {
             damaged: core::mem::take(&mut self.damaged),
             lacking: core::mem::take(&mut self.lacking),
@@ -165,6 +170,7 @@ impl Search {
         let scan = Scan {
             search: self,
             wanted,
+            gate,
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -242,8 +248,13 @@ pub(crate) fn matching_streams(
             && query
                 .streams
                 .iter()
-                .all(|wanted| stream.name.contains(wanted.as_str()))
+                .all(|wanted| holds(&stream.name, wanted))
     })
+}
+
+/// Whether a name holds a text, in any case.
+fn holds(name: &str, text: &str) -> bool {
+    name.contains(text) || name.to_lowercase().contains(&text.to_lowercase())
 }
 
 /// Leaves out the extents whose filter says that nothing matches; with `gaps`, those that may hold what a
@@ -301,6 +312,7 @@ pub(crate) fn exclude_by_filter(
 struct Scan<'a> {
     search: &'a Search,
     wanted: Wanted,
+    gate: &'a Gate,
     next: AtomicUsize,
     stop: AtomicBool,
     state: Mutex<State>,
@@ -327,6 +339,16 @@ struct Part {
 impl Scan<'_> {
     fn run(&self) {
         while !self.stop.load(Ordering::Relaxed) {
+            let _working = match self.gate.step() {
+                Ok(working) => working,
+                Err(busy) => {
+                    self.end(|state| {
+                        state.found.partial = true;
+                        state.found.busy = Some(busy);
+                    });
+                    return;
+                }
+            };
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(candidate) = self.search.candidates.get(number) else {
                 return;
@@ -376,8 +398,7 @@ impl Scan<'_> {
     }
 
     fn is_over(&self) -> bool {
-        let deadline = self.wanted.deadline;
-        self.search.cancelled.is_set() || deadline.is_some_and(|end| clock::now() >= end)
+        self.search.cancelled.is_set() || self.gate.is_past(self.wanted.deadline)
     }
 
     fn end(&self, say: impl FnOnce(&mut State)) {

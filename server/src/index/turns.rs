@@ -4,31 +4,36 @@
 //! request ─▶ [answer]: memory of a page, as long as somebody takes it ─▶ [scan]: the processors, page by page
 //! ```
 //!
-//! Every account has its own queue and a share of the places; behind that, the first that came is served first.
-//! So one account that asks for very much waits for itself, and the others for one of its searches at most. The last
-//! places for answers are for accounts that are given none yet: a few accounts together cannot take all.
+//! Every account has its own queue and a share of the places; behind that, the first that came is given an answer first,
+//! and accounts search in turns, [`SLICE`] at a time ([`super::places`]). So one account that asks for very much waits for itself,
+//! and many that do make another one wait for a slice of each. The last places for answers are for accounts that are given none yet: a
+//! few accounts together cannot take all.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tracing::warn;
+
+use super::places::{Place, Places};
 
 /// The places of everybody.
 pub(crate) struct Turns {
     answers: Arc<Semaphore>,
     /// For the only answer of an account.
     first_answers: Arc<Semaphore>,
-    scans: Arc<Semaphore>,
+    scans: Places,
     /// Of the commands on this machine: accounts never take them.
     local_answers: Arc<Semaphore>,
-    local_scans: Arc<Semaphore>,
+    local_scans: Places,
     accounts: Mutex<BTreeMap<String, Weak<Share>>>,
     /// Bytes of pages that are being given.
     pages: Arc<AtomicUsize>,
     wait_max: Duration,
+    slice: Duration,
 }
 
 /// The places of one account.
@@ -42,9 +47,11 @@ struct Share {
 /// One answer that is being given. It holds memory, so it is one of few.
 pub(crate) struct AnswerTurn {
     given: Given,
-    scans: Arc<Semaphore>,
+    account: Arc<str>,
+    scans: Places,
     pages: Arc<AtomicUsize>,
     wait_max: Duration,
+    slice: Duration,
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -85,7 +92,33 @@ impl Drop for Given {
 
 /// One search that runs. It holds processors.
 pub(crate) struct ScanTurn {
-    _places: [OwnedSemaphorePermit; 2],
+    account: Arc<str>,
+    scans: Places,
+    wait_max: Duration,
+    slice: Duration,
+    /// The place, and since when; none after it was waited for in vain.
+    held: Option<(Place, Instant)>,
+    _own: OwnedSemaphorePermit,
+}
+
+impl ScanTurn {
+    /// Whether it was long enough, and somebody waits for its place.
+    pub(crate) fn is_due(&self) -> bool {
+        let since = self.held.as_ref().map(|(_, since)| *since);
+        since.is_none_or(|since| since.elapsed() >= self.slice) && self.scans.waiting() > 0
+    }
+
+    /// Gives the place to whoever is next, and waits for another one.
+    ///
+    /// # Errors
+    /// None came for very long.
+    pub(crate) async fn give_on(&mut self) -> Result<(), Busy> {
+        self.held = None;
+        let wait_max = self.wait_max.saturating_mul(AGAIN_FACTOR);
+        let place = in_time(self.scans.take(&self.account), wait_max, Busy::AllScans).await?;
+        self.held = Some((place, Instant::now()));
+        Ok(())
+    }
 }
 
 /// No place became free in time.
@@ -121,12 +154,18 @@ impl Turns {
             answers: Arc::new(Semaphore::new(ANSWERS_MAX - FIRST_ANSWERS)),
             first_answers: Arc::new(Semaphore::new(FIRST_ANSWERS)),
             local_answers: Arc::new(Semaphore::new(ANSWERS_OF_ONE_MAX)),
-            local_scans: Arc::new(Semaphore::new(SCANS_OF_ONE_MAX)),
-            scans: Arc::new(Semaphore::new(SCANS_MAX)),
+            local_scans: Places::new(SCANS_OF_ONE_MAX),
+            scans: Places::new(SCANS_MAX),
             accounts: Mutex::default(),
             pages: Arc::default(),
             wait_max,
+            slice: SLICE,
         }
+    }
+
+    /// How many searches wait for a place, or for their next turn.
+    pub(crate) fn searches_waiting(&self) -> usize {
+        self.scans.waiting() + self.local_scans.waiting()
     }
 
     /// A place for an answer to `account`; waits a while for it.
@@ -145,8 +184,10 @@ impl Turns {
         };
         Ok(AnswerTurn {
             given,
+            account: account.into(),
             pages: self.pages.clone(),
             wait_max: self.wait_max,
+            slice: self.slice,
             scans: scans.clone(),
             _places: [own, all],
         })
@@ -166,7 +207,8 @@ impl Turns {
                 place = self.first_answers.clone().acquire_owned() => place,
             }
         };
-        in_time(either, self.wait_max, Busy::AllAnswers).await
+        let place = in_time(either, self.wait_max, Busy::AllAnswers).await?;
+        place.map_err(|_| Busy::AllAnswers)
     }
 
     fn share(&self, account: &str) -> Arc<Share> {
@@ -211,9 +253,14 @@ impl AnswerTurn {
 
     async fn scan_within(&self, wait_max: Duration) -> Result<ScanTurn, Busy> {
         let own = place(&self.given.0.scans, wait_max, Busy::OwnScans).await?;
-        let all = place(&self.scans, wait_max, Busy::AllScans).await?;
+        let all = in_time(self.scans.take(&self.account), wait_max, Busy::AllScans).await?;
         Ok(ScanTurn {
-            _places: [own, all],
+            account: self.account.clone(),
+            scans: self.scans.clone(),
+            wait_max: self.wait_max,
+            slice: self.slice,
+            held: Some((all, Instant::now())),
+            _own: own,
         })
     }
 }
@@ -223,21 +270,20 @@ async fn place(
     wait_max: Duration,
     busy: Busy,
 ) -> Result<OwnedSemaphorePermit, Busy> {
-    in_time(places.clone().acquire_owned(), wait_max, busy).await
+    let place = in_time(places.clone().acquire_owned(), wait_max, busy).await?;
+    place.map_err(|_| busy)
 }
 
-async fn in_time(
-    free: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>>,
+async fn in_time<T>(
+    free: impl Future<Output = T>,
     wait_max: Duration,
     busy: Busy,
-) -> Result<OwnedSemaphorePermit, Busy> {
-    match tokio::time::timeout(wait_max, free).await {
-        Ok(Ok(place)) => Ok(place),
-        Ok(Err(_)) | Err(_) => {
-            warn!(%busy, "a search or an export was refused");
-            Err(busy)
-        }
-    }
+) -> Result<T, Busy> {
+    let free = tokio::time::timeout(wait_max, free).await;
+    free.map_err(|_| {
+        warn!(%busy, "a search or an export was refused");
+        busy
+    })
 }
 
 /// Who uses the control socket.
@@ -249,6 +295,9 @@ const ANSWERS_MAX: usize = 16;
 const FIRST_ANSWERS: usize = 4;
 /// Of one account, or of the local user, who has as many of his own.
 const ANSWERS_OF_ONE_MAX: usize = 4;
+/// How long a search holds its place while others wait for one: five accounts that search without end have a sixth one wait
+/// for two of these, and for what is under way at their ends.
+pub(crate) const SLICE: Duration = Duration::from_millis(500);
 /// Searches that run at once: each uses every processor, and memory for each.
 const SCANS_MAX: usize = 4;
 /// Of one account: half, so that another one's search always runs; and of the local user, who has as many of his own.
@@ -305,6 +354,54 @@ mod tests {
         drop(turns.answer("third").await.unwrap());
         assert_eq!(turns.accounts.lock().unwrap().len(), 1);
     }
+
+    /// Five accounts, each with as many searches as it may have, none of which ends: a sixth one's small searches begin soon.
+    #[tokio::test]
+    async fn a_small_search_waits_for_slices_and_not_for_searches() {
+        let turns = Turns {
+            slice: Duration::ZERO,
+            ..Turns::waiting(Duration::from_secs(30))
+        };
+        let turns = Arc::new(turns);
+        let mut endless = tokio::task::JoinSet::new();
+        let given_on = Arc::new(AtomicUsize::new(0));
+        for account in ["a", "b", "c", "d", "e"] {
+            for _ in 0..SCANS_OF_ONE_MAX {
+                let (turns, given_on) = (turns.clone(), given_on.clone());
+                endless.spawn(async move {
+                    let answer = turns.answer(account).await.unwrap();
+                    let mut scan = answer.scan().await.unwrap();
+                    loop {
+                        tokio::task::yield_now().await;
+                        if scan.is_due() {
+                            given_on.fetch_add(1, Ordering::Relaxed);
+                            scan.give_on().await.unwrap();
+                        }
+                    }
+                });
+            }
+        }
+        while given_on.load(Ordering::Relaxed) < 100 {
+            tokio::task::yield_now().await;
+        }
+        let mut slices = Vec::new();
+        for _ in 0..500 {
+            let before = given_on.load(Ordering::Relaxed);
+            let answer = turns.answer("small").await.unwrap();
+            let scan = answer.scan().await.unwrap();
+            slices.push(given_on.load(Ordering::Relaxed) - before);
+            for _ in 0..7 {
+                tokio::task::yield_now().await;
+            }
+            drop((scan, answer));
+        }
+        slices.sort_unstable();
+        let p99 = slices[slices.len() * 99 / 100];
+        // One of each account, and those that begin meanwhile: of four places two slices each, which is a second.
+        assert!(p99 <= 8, "{p99}");
+        assert!(slices[0] >= 1, "the places are short");
+    }
+
     #[tokio::test]
     async fn four_accounts_do_not_take_all_answers_and_each_other_one_is_given_its_first() {
         let turns = Turns::waiting(Duration::from_millis(20));

@@ -9,8 +9,10 @@
 //! logs and segments.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use scrinium_syslog::admission::{Admission, Counts, Limits};
 use scrinium_syslog::senders::UNKNOWN_SENDERS;
 use scrinium_syslog::tcp_limits;
@@ -18,8 +20,11 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::alarms::{AlarmKind, Raise};
+use crate::clock;
 use crate::config::{Connections, Handshakes};
-use crate::core::Core;
+use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
+use crate::said::said;
 
 /// Who may come in where.
 pub(crate) struct Doors {
@@ -29,6 +34,8 @@ pub(crate) struct Doors {
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) console: Arc<Admission>,
     pub(crate) syslog: Arc<Admission>,
+    /// All listeners of `listen.metrics` together.
+    pub(crate) metrics: Arc<Admission>,
 }
 
 impl Doors {
@@ -74,7 +81,18 @@ impl Doors {
                 rests_after: CONSOLE_RESTS_AFTER,
             }),
             syslog: Admission::new(tcp_limits(syslog, connections.syslog_each_max.min(syslog))),
+            metrics: Admission::new(METRICS_LIMITS),
         }
+    }
+
+    /// Every door, by its name in what is said of it.
+    pub(crate) fn all(&self) -> [(&'static str, &Arc<Admission>); DOORS] {
+        [
+            ("SL", &self.sl),
+            ("console", &self.console),
+            ("syslog", &self.syslog),
+            ("metrics", &self.metrics),
+        ]
     }
 }
 
@@ -92,36 +110,57 @@ fn fit<const N: usize>(wanted: [usize; N], descriptors: Option<u64>) -> [usize; 
     wanted.map(|places| (places.saturating_mul(room) / all).max(2))
 }
 
-/// Logs what the listeners refused or closed, and which senders have no stream of their own, and raises alarms, until the
-/// task is dropped.
-pub(crate) async fn tell(core: Arc<Core>) {
-    let mut check = tokio::time::interval(TELL_INTERVAL);
-    let mut told = [Counts::default(); 3];
-    let mut told_unknown = 0;
-    loop {
-        check.tick().await;
-        let unknown = core.unknown_senders.entries();
-        if unknown > told_unknown {
-            let entries = unknown - told_unknown;
-            told_unknown = unknown;
-            tell_unknown(&core, entries).await;
+/// Logs what the listeners refused or closed, and which senders have no stream of their own, and raises alarms.
+pub(crate) struct Telling {
+    core: Arc<Core>,
+    told: [Counts; DOORS],
+    told_unknown: u64,
+    told_dropped: u64,
+    /// When datagrams were dropped last, while the alarm of it lasts.
+    dropped_at: Option<Instant>,
+}
+
+impl Telling {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            told: [Counts::default(); DOORS],
+            told_unknown: 0,
+            told_dropped: 0,
+            // One that stood when the server started ends too.
+            dropped_at: Some(clock::now()),
         }
-        let doors = [
-            ("SL", &core.doors.sl),
-            ("console", &core.doors.console),
-            ("syslog", &core.doors.syslog),
-        ];
-        for ((name, door), told) in doors.into_iter().zip(&mut told) {
+    }
+}
+
+impl Duty for Telling {
+    async fn round(&mut self) -> Result<()> {
+        let core = self.core.clone();
+        let core = &core;
+        self.tell_dropped().await;
+        let unknown = core.unknown_senders.entries();
+        if unknown > self.told_unknown {
+            let entries = unknown - self.told_unknown;
+            self.told_unknown = unknown;
+            tell_unknown(core, entries).await;
+        }
+        for ((name, door), told) in core.doors.all().into_iter().zip(&mut self.told) {
             let now = door.counts();
             let new = now.since(*told);
             *told = now;
             if new.is_nothing() {
                 continue;
             }
-            let (used, most) = door.used();
-            let most = most.map_or_else(String::new, |(peer, count)| {
+            let (used, busiest) = door.used();
+            let most = busiest.map_or_else(String::new, |(peer, count)| {
                 format!("; {count} of them are of {peer}")
             });
+            let open = match busiest {
+                Some((peer, count)) => {
+                    said!("alarm_text.places-of", used, count, peer.to_string())
+                }
+                None => said!("alarm_text.places-open", used),
+            };
             if name != "syslog" {
                 // Of syslog its own task says it, and tells the archive.
                 warn!(listener = name, "connections: {new}; {used} are open{most}");
@@ -129,15 +168,45 @@ pub(crate) async fn tell(core: Arc<Core>) {
             let raise = Raise {
                 kind: AlarmKind::PlacesShort,
                 agent: String::new(),
-                text: format!(
-                    "The {name} listener did not serve everybody: {new}. {used} connections are open{most}."
-                ),
+                text: said!("alarm_text.places-short", name, new.to_string(), open),
                 key: name.to_owned(),
             };
             core.alarms.raise(raise).await;
         }
+        Ok(())
     }
 }
+
+impl Telling {
+    /// One alarm while datagrams are dropped, and for a while after.
+    async fn tell_dropped(&mut self) {
+        let (alarms, dropped) = (&self.core.alarms, self.core.dropped.load(Ordering::Relaxed));
+        if dropped > self.told_dropped {
+            self.dropped_at = Some(clock::now());
+            let new = dropped - self.told_dropped;
+            self.told_dropped = dropped;
+            let raise = Raise {
+                kind: AlarmKind::DatagramsDropped,
+                agent: OWN_NAME.to_owned(),
+                text: said!("alarm_text.datagrams-dropped", new, dropped),
+                key: String::new(),
+            };
+            alarms.raise(raise).await;
+        } else if self
+            .dropped_at
+            .is_some_and(|at| clock::now().duration_since(at) >= CALM)
+        {
+            self.dropped_at = None;
+            let over = said!("over.datagrams");
+            alarms
+                .end(AlarmKind::DatagramsDropped, OWN_NAME, over)
+                .await;
+        }
+    }
+}
+
+/// Datagrams that are dropped now and then are one alarm.
+const CALM: Duration = Duration::from_secs(600);
 
 async fn tell_unknown(core: &Core, entries: u64) {
     warn!(
@@ -147,14 +216,23 @@ async fn tell_unknown(core: &Core, entries: u64) {
     let raise = Raise {
         kind: AlarmKind::ManySenders,
         agent: String::new(),
-        text: format!(
-            "More new senders of syslog came than limits.syslog_new_senders_per_day_max or limits.syslog_senders_max allow: {entries} entries went into the stream \"{UNKNOWN_SENDERS}\", each with its sender's address. Nothing was dropped. The addresses of datagrams are easily forged."
-        ),
+        text: said!("alarm_text.many-senders", entries, UNKNOWN_SENDERS),
         key: String::new(),
     };
     core.alarms.raise(raise).await;
 }
 
+const DOORS: usize = 4;
+/// Connections that ask for numbers: who monitors makes one every few seconds. They are descriptors of the reserve.
+const METRICS_LIMITS: Limits = Limits {
+    places: 16,
+    each: 8,
+    kept: 0,
+    per_second: None,
+    rests_after: METRICS_CONNECTION_MAX,
+};
+/// Of a connection to `listen.metrics`, from accepting to the end of the answer.
+pub(crate) const METRICS_CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// One address has at most one part in so many of the half-open handshakes.
 const SHARE: usize = 4;
 /// One part in so many of the console's places is for addresses from which somebody signed in.
@@ -166,7 +244,12 @@ const CONSOLE_RESTS_AFTER: Duration = Duration::from_secs(5);
 /// Descriptors that connections leave: logs, segments that are being read, the catalogue, commands, backups.
 const RESERVE: usize = 256;
 /// Refusals are told at most so often.
-const TELL_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: refused connections",
+    every: Duration::from_secs(5),
+    long: Duration::from_secs(300),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

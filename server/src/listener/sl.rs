@@ -1,14 +1,19 @@
-//! Accepts agents: what [`super::doors`] let in shakes hands, then has a session task of its own.
+//! Accepts agents: what [`super::doors`] let in shakes hands, then has a session task of its own; or asks for a key,
+//! which is a word and its answer.
+
+mod asking;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use data_encoding::HEXLOWER;
+use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
-    Established, ExpectAgentHello, ExpectAgentStart, FRAME_HEAD_LEN, FrameHead, PREAMBLE_HEAD_LEN,
-    Preamble, Purpose, ServerHello, refusal_frame,
+    AgentHello, Established, ExpectAgentHello, ExpectAgentStart, FRAME_HEAD_LEN, FrameHead,
+    PREAMBLE_HEAD_LEN, Preamble, Purpose, ServerHello, refusal_frame,
 };
 use scrinium_protocol::sl::noise::KeyPair;
 use scrinium_protocol::sl::suite::Suite;
@@ -20,12 +25,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::agents::{Accepted, Proven, Refused};
+use crate::agents::{Accepted, News, Proven, Refused};
 use crate::alarms::{AlarmKind, Raise};
 use crate::audit::Actor;
 use crate::catalogue::records::TokenRecord;
 use crate::core::Core;
 use crate::refusals::{self, Refusal, What};
+use crate::said::said;
 use crate::{clock, session};
 
 /// Accepts until the task is dropped.
@@ -63,7 +69,8 @@ pub(crate) async fn run(core: Arc<Core>, suite: Suite, listener: TcpListener) {
             }
             drop(half_open);
             match handshake {
-                Ok(Ok((accepted, established))) => {
+                Ok(Ok(None)) => debug!(%address, "a key was given"),
+                Ok(Ok(Some((accepted, established)))) => {
                     session::run(core, stream, address, accepted, established).await;
                 }
                 Ok(Err(error)) => {
@@ -81,7 +88,7 @@ async fn handshake(
     suite: Suite,
     stream: &mut TcpStream,
     address: SocketAddr,
-) -> Result<(Accepted, Established)> {
+) -> Result<Option<(Accepted, Established)>> {
     let mut preamble = [0; PREAMBLE_HEAD_LEN].to_vec();
     stream.read_exact(&mut preamble).await?;
     let head = preamble
@@ -99,7 +106,7 @@ async fn handshake(
     let (purpose, send) = expect.handle(&frame)?;
 
     let token = match purpose {
-        Purpose::Connect => Ok(None),
+        Purpose::Connect | Purpose::Ask { .. } => Ok(None),
         Purpose::Enrol { token } => core.agents.check_token(&token).map(Some),
     };
     let token = match token {
@@ -119,74 +126,143 @@ async fn handshake(
 
     let frame = read_frame(stream).await?;
     let static_public = expect.claimed_static(&frame)?;
-    let accepted = finish(core, suite, address, token, &static_public, &frame, expect).await;
+    let arrival = Arrival {
+        suite,
+        address,
+        static_public: &static_public,
+    };
+    if let Purpose::Ask { agent } = purpose {
+        let granted = asking::grant(core, &arrival, agent, &frame, expect).await;
+        return match granted {
+            Ok((key, established)) => {
+                asking::answer(core, stream, &arrival, agent, key, established).await?;
+                Ok(None)
+            }
+            Err(refused) => refuse(core, stream, Some(agent), &refused, address).await,
+        };
+    }
+    let accepted = finish(core, &arrival, token, &frame, expect).await;
     match accepted {
         Ok((accepted, established)) => {
             if accepted.enrolled {
                 let agent = &accepted.agent;
                 info!(agent = %agent.id, "enrolled an agent");
-                let detail = json!({ "agent": agent.name, "address": address.to_string() });
-                core.audit.record("agent", "enrolled", detail).await;
+                let mut detail = json!({ "agent": agent.name, "address": address.to_string() });
+                let of_many = accepted.token.as_ref().filter(|token| token.uses_max > 1);
+                if let (Some(token), Some(detail)) = (of_many, detail.as_object_mut()) {
+                    detail.insert("token".into(), HEXLOWER.encode(&token.id).into());
+                    detail.insert("uses".into(), token.uses.into());
+                    detail.insert("uses_max".into(), token.uses_max.into());
+                    detail.insert("host".into(), agent.host_name.clone().into());
+                }
+                let replaced = accepted
+                    .token
+                    .as_ref()
+                    .is_some_and(|token| token.replaces != [0; 16]);
+                let action = if replaced { "replaced" } else { "enrolled" };
+                core.audit.record("agent", action, detail).await;
             }
             note_changes(core, &accepted, address).await;
-            Ok((accepted, established))
+            Ok(Some((accepted, established)))
         }
-        Err(refused) => {
-            if is_enrolment {
-                note_token(core, &refused, address).await;
-            } else {
-                warn!(%address, reason = %refused, "refused an agent");
-                let detail =
-                    json!({ "reason": refused.to_string(), "address": address.to_string() });
-                note_refused(core, What::Agent, "refused", detail, address).await;
-                if let Some(raise) = core.agents.note_refusal(&static_public, &refused, address) {
-                    core.alarms.raise_from(raise, address.ip()).await;
-                }
-            }
+        Err(refused) if is_enrolment => {
+            note_token(core, &refused, address).await;
             let frame = refusal_frame(refused.code(), &refused.to_string());
             stream.write_all(&frame).await?;
             bail!("{refused}");
         }
+        Err(refused) => {
+            let agent = core.agents.with_static(&static_public);
+            refuse(core, stream, agent, &refused, address).await
+        }
     }
+}
+
+/// Tells an agent that it is not let in, and people who must hear of it.
+async fn refuse<T>(
+    core: &Core,
+    stream: &mut TcpStream,
+    agent: Option<AgentId>,
+    refused: &Refused,
+    address: SocketAddr,
+) -> Result<T> {
+    warn!(%address, reason = %refused, "refused an agent");
+    let detail = json!({ "reason": refused.to_string(), "address": address.to_string() });
+    note_refused(core, What::Agent, "refused", detail, address).await;
+    let raise = agent.and_then(|agent| core.agents.note_refusal(agent, refused, address));
+    if let Some(raise) = raise {
+        core.alarms.raise_from(raise, address.ip()).await;
+    }
+    let frame = refusal_frame(refused.code(), &refused.to_string());
+    stream.write_all(&frame).await?;
+    bail!("{refused}");
+}
+
+/// Who comes, before it is known whether it is who it says.
+struct Arrival<'a> {
+    suite: Suite,
+    address: SocketAddr,
+    static_public: &'a [u8; 32],
 }
 
 /// Takes frame 3. An agent that was started again comes before the end of its last connection may
 /// have been noticed: it is given a moment.
 async fn finish(
     core: &Core,
-    suite: Suite,
-    address: SocketAddr,
+    arrival: &Arrival<'_>,
     token: Option<TokenRecord>,
-    static_public: &[u8; 32],
     frame: &[u8],
     expect: ExpectAgentHello,
 ) -> Result<(Accepted, Established), Refused> {
+    let static_public = arrival.static_public;
     let (_, credentials) = core.agents.candidates(token.clone(), static_public)?;
     let (hello, used, established) = expect
         .handle(frame, &credentials)
         .map_err(|_| Refused::WrongCredential)?;
-    let proven = Proven {
-        suite,
-        address,
-        static_public,
-        used: credentials.get(used).ok_or(Refused::WrongCredential)?,
-        hello: &hello,
-        established: &established,
-    };
+    let proven = arrival.proven(&credentials, used, &hello, &established)?;
+    let accepted = unless_in_use(|| {
+        let (candidate, _) = core.agents.candidates(token.clone(), static_public)?;
+        core.agents.accept(candidate, &proven)
+    });
+    match accepted.await {
+        Ok(accepted) => Ok((accepted, established)),
+        Err(refused) => {
+            if let (Refused::InUse, Some(id)) = (&refused, core.agents.with_static(static_public)) {
+                core.agents.note_rival(id, &proven);
+            }
+            Err(refused)
+        }
+    }
+}
+
+impl Arrival<'_> {
+    fn proven<'a>(
+        &'a self,
+        credentials: &'a [Secret<32>],
+        used: usize,
+        hello: &'a AgentHello,
+        established: &'a Established,
+    ) -> Result<Proven<'a>, Refused> {
+        Ok(Proven {
+            suite: self.suite,
+            address: self.address,
+            static_public: self.static_public,
+            used: credentials.get(used).ok_or(Refused::WrongCredential)?,
+            hello,
+            established,
+        })
+    }
+}
+
+/// Tries until the agent is not connected any more, for a moment.
+async fn unless_in_use<T>(mut attempt: impl FnMut() -> Result<T, Refused>) -> Result<T, Refused> {
     let deadline = clock::now() + INCUMBENT_MAX;
     loop {
-        let (candidate, _) = core.agents.candidates(token.clone(), static_public)?;
-        match core.agents.accept(candidate, &proven) {
+        match attempt() {
             Err(Refused::InUse) if clock::now() < deadline => {
                 tokio::time::sleep(INCUMBENT_STEP).await;
             }
-            Ok(accepted) => return Ok((accepted, established)),
-            Err(refused) => {
-                if matches!(refused, Refused::InUse) {
-                    core.agents.note_rival(&proven);
-                }
-                return Err(refused);
-            }
+            outcome => return outcome,
         }
     }
 }
@@ -197,11 +273,30 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
     let agent = &accepted.agent;
     let detail =
         |what: Value| json!({ "agent": agent.name, "address": address.to_string(), "what": what });
-    if !accepted.changed.is_empty() {
+    if accepted.changed.is_empty() && !agent.restored {
+        return;
+    }
+    // One that comes with something else again and again fills neither the trail nor the list of alarms.
+    let over = core.agents.over(agent.id, News::Arrivals);
+    if over.is_power_of_two() {
+        warn!(agent = %agent.id, over, "an agent came with another machine, or a state of before, more often than is written down in a day");
+    }
+    if !accepted.changed.is_empty() && over == 0 {
         let detail = detail(json!(accepted.changed));
         core.audit.record("agent", "machine changed", detail).await;
     }
-    if agent.restored {
+    // What a person approved is known to one.
+    if (1..=core.agents.changes_max()).contains(&accepted.changed.len()) {
+        let names = accepted.changed.join(", ");
+        let raise = Raise {
+            kind: AlarmKind::MachineChanged,
+            agent: agent.name.clone(),
+            text: said!("alarm_text.machine-changed", &names, address.to_string()),
+            key: if over == 0 { names } else { "more".to_owned() },
+        };
+        core.alarms.raise(raise).await;
+    }
+    if agent.restored && over == 0 {
         let detail = detail(json!("restored from a copy; a new epoch begins"));
         core.audit.record("agent", "rollback", detail).await;
     }
@@ -215,7 +310,7 @@ async fn note_token(core: &Core, refused: &Refused, address: SocketAddr) {
     let raise = Raise {
         kind: AlarmKind::TokenRefused,
         agent: String::new(),
-        text: format!("{refused}. It came from {address}."),
+        text: said!("alarm_text.came-from", refused.said(), address.to_string()),
         key: String::new(),
     };
     core.alarms.raise_from(raise, address.ip()).await;

@@ -6,7 +6,7 @@ use scrinium_protocol::shown;
 use serde_json::Value;
 
 use super::{File, Paper};
-use crate::console::i18n::Language;
+use crate::i18n::Language;
 
 /// What the sheet says of the package.
 pub(super) struct About {

@@ -46,9 +46,9 @@ use crate::archive::Archive;
 use crate::archive::container::Access;
 use crate::catalogue::records::StreamRecord;
 use crate::clock;
-use crate::console::i18n::Language;
 use crate::core::Core;
 use crate::evidence::Inclusions;
+use crate::i18n::Language;
 use crate::index::reading::Reading;
 use crate::measure::Measure;
 use crate::present::{self, View};
@@ -342,15 +342,16 @@ impl PackageWriter<'_> {
         let streams = self.selection.runs.iter().map(|run| &run.stream);
         let streams = streams.filter(|stream| seen.insert(stream.id));
         let described = streams.map(|stream| {
-            let (agent, key) = signers
+            let signer = signers
                 .get(&stream.agent)
                 .context("the stream's agent is not known")?;
+            let (key, before) = signer.keys.split_first().context("an agent has a key")?;
             let total = totals.get(&stream.id).cloned().unwrap_or_default();
-            Ok(json!({
-                "agent": agent,
+            let mut described = json!({
+                "agent": signer.name,
                 "agent_id": stream.agent.to_string(),
                 "agent_key": HEXLOWER.encode(key),
-                "stream": stream.name,
+                "stream": &*stream.name,
                 "stream_id": stream.id.to_string(),
                 "kind": stream.kind.name(),
                 "lines": total.lines,
@@ -359,7 +360,13 @@ impl PackageWriter<'_> {
                 "bytes": total.bytes,
                 "runs": total.runs,
                 "in_no_interval": self.in_no_interval(stream.id, &total),
-            }))
+            });
+            // Its state was lost once: what it signed before was with another key.
+            if let Some(described) = described.as_object_mut().filter(|_| !before.is_empty()) {
+                let before: Vec<String> = before.iter().map(|key| HEXLOWER.encode(key)).collect();
+                described.insert("agent_keys_before".into(), before.into());
+            }
+            Ok(described)
         });
         described.collect()
     }
@@ -379,15 +386,19 @@ impl Total {
             run.insert("next".into(), header.next().0.into());
             run.insert("head".into(), header.head().to_string().into());
         }
-        self.lines += piece.lines.iter().filter(|line| !line.is_gap).count() as u64;
+        // As whoever checks it counts them: what says that something is missing ends no line.
+        let mut in_line = false;
         for (_, meta, bytes) in piece.entries() {
             if meta.flags.is_gap() {
                 self.gaps += 1;
             } else {
                 self.entries += 1;
                 self.bytes += bytes.len() as u64;
+                in_line = meta.flags.is_fragment();
+                self.lines += u64::from(!in_line);
             }
         }
+        self.lines += u64::from(in_line);
     }
 }
 

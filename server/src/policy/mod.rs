@@ -9,7 +9,7 @@ mod law;
 pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use globset::{GlobBuilder, GlobMatcher};
@@ -29,6 +29,7 @@ use crate::catalogue::records::{
 };
 use crate::clock::Day;
 use crate::core::OWN_NAME;
+use crate::waits;
 
 /// Every class, rule and hold.
 pub(crate) struct Policy {
@@ -347,11 +348,11 @@ impl Policy {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        waits::read(&self.state)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        waits::write(&self.state)
     }
 }
 

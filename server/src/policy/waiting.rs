@@ -12,22 +12,41 @@
 //!    before the act was asked for. The local command is nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use data_encoding::HEXLOWER;
 use scrinium_segment::random;
 
 use crate::audit::Actor;
 use crate::catalogue::records::{Voice, WaitingAct, WaitingRecord, WishRecord};
 use crate::catalogue::{Catalogue, Changes};
+use crate::said::said;
+use crate::waits;
 
 /// Every act that waits.
 pub(crate) struct Waiting {
     catalogue: Arc<Catalogue>,
     state: Mutex<BTreeMap<String, WaitingRecord>>,
-    /// Held while one is asked for, agreed to, stopped or done: two persons at once come one after the other.
+    /// Held while it is decided what becomes of one: two persons at once come one after the other. What takes long, as the
+    /// deletion of an agent does behind a compaction, is not done in it: see [`Waiting::begin`].
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Which are being done.
+    doing: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// An act is being done: nobody else does, agrees to or stops it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Doing {
+    id: String,
+    doing: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Drop for Doing {
+    fn drop(&mut self) {
+        let mut doing = waits::lock(&self.doing);
+        doing.remove(&self.id);
+    }
 }
 
 impl Waiting {
@@ -42,7 +61,23 @@ impl Waiting {
         Ok(Self {
             state: Mutex::new(state.collect()),
             turn: tokio::sync::Mutex::default(),
+            doing: Arc::default(),
             catalogue,
+        })
+    }
+
+    /// Begins to do an act, which goes on when the turn is over. To be called in a turn.
+    ///
+    /// # Errors
+    /// It is being done.
+    pub(crate) fn begin(&self, id: &str) -> Result<Doing> {
+        let mut doing = waits::lock(&self.doing);
+        if !doing.insert(id.to_owned()) {
+            return Err(said!("refused.being_done", id).into());
+        }
+        Ok(Doing {
+            id: id.to_owned(),
+            doing: self.doing.clone(),
         })
     }
 
@@ -55,9 +90,7 @@ impl Waiting {
 
     pub(crate) fn get(&self, id: &str) -> Result<WaitingRecord> {
         let waiting = self.lock().get(id).cloned();
-        waiting.with_context(|| {
-            format!("nothing waits as '{id}'; see: scrinium-server policy pending")
-        })
+        Ok(waiting.ok_or_else(|| said!("refused.nothing_waits", id))?)
     }
 
     /// The same act, if it waits already.
@@ -75,10 +108,9 @@ impl Waiting {
         actor: &Actor,
         now_us: u64,
     ) -> Result<WaitingRecord> {
-        ensure!(
-            self.lock().len() < WAITING_MAX,
-            "{WAITING_MAX} acts wait already; stop some first: scrinium-server policy stop ID"
-        );
+        if self.lock().len() >= WAITING_MAX {
+            return Err(said!("refused.acts", WAITING_MAX).into());
+        }
         let id: [u8; 4] = random()?;
         Ok(WaitingRecord {
             id: HEXLOWER.encode(&id),
@@ -130,7 +162,7 @@ impl Waiting {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, WaitingRecord>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 
@@ -193,6 +225,8 @@ const VOICES_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use scrinium_protocol::secret::Secret;
+
     use super::*;
 
     #[test]
@@ -252,6 +286,21 @@ mod tests {
         ] {
             assert!(!agreed(&voices), "{voices:?}");
         }
+    }
+
+    #[test]
+    fn what_is_being_done_is_nobody_elses_until_it_is_over() {
+        let path = std::env::temp_dir().join(format!("scrinium-doing-{}.db", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let catalogue = Catalogue::create(&path, &Secret::new([7; 32])).unwrap();
+        let waiting = Waiting::load(Arc::new(catalogue)).unwrap();
+        let doing = waiting.begin("one").unwrap();
+        let refused = waiting.begin("one").unwrap_err();
+        assert!(refused.to_string().contains("is being done now"));
+        let other = waiting.begin("other").unwrap();
+        drop((doing, other));
+        drop(waiting.begin("one").unwrap());
+        std::fs::remove_file(&path).unwrap();
     }
 
     fn waiting() -> WaitingRecord {

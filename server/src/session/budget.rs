@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! stream opened ─▶ remembered by the session ─▶ first batch ─▶ within the budget: durable, with that batch
+//!                                                       ├────▶ too fast: it waits (`held.rs`), everything else goes on
 //!                                                       └────▶ over it: the agent is told, an alarm, nothing is written
 //! ```
 //!
@@ -25,6 +26,8 @@ pub(crate) enum OverBudget {
     Streams(usize),
     #[error("the names of an agent's streams may have {NAME_BYTES_MAX} bytes together")]
     Names,
+    #[error("the bookmarks of an agent's streams may have {BOOKMARK_BYTES_MAX} bytes together")]
+    Bookmarks,
     #[error("{OPENED_MAX} streams may be opened that have no entry yet")]
     Opened,
 }
@@ -33,7 +36,18 @@ pub(crate) enum OverBudget {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rates(Arc<Mutex<BTreeMap<AgentId, Rate>>>);
 
-/// New streams that may come now; refilled with time. Below zero, nothing more is read for a while.
+/// What is to be done with a batch.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// Its stream is known.
+    Known,
+    /// It is the first one of a stream that may be.
+    New(StreamRecord),
+    /// It is the first one of a stream that may be later.
+    Later(StreamRecord),
+}
+
+/// New streams that may come now; refilled with time.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     tokens: f64,
@@ -61,6 +75,10 @@ pub(crate) struct Budget {
     limits: AgentStreams,
     streams: usize,
     name_bytes: usize,
+    bookmark_bytes: usize,
+    /// Of streams that moved in this session, those that wait for the writer too: how long their bookmarks are. 24 bytes for
+    /// each stream that the agent may have.
+    bookmarks: BTreeMap<StreamId, usize>,
     /// Opened in this session, without an entry yet.
     opened: BTreeMap<StreamId, StreamRecord>,
     rate: Rate,
@@ -84,6 +102,8 @@ impl Budget {
             limits,
             streams: totals.streams,
             name_bytes: totals.name_bytes,
+            bookmark_bytes: totals.bookmark_bytes,
+            bookmarks: BTreeMap::new(),
             opened: BTreeMap::new(),
             rate: rates.of(agent).unwrap_or(full),
             rates,
@@ -101,15 +121,23 @@ impl Budget {
         Ok(())
     }
 
-    /// A batch of a stream came. Returns the stream when it is its first one, and the budget allows it.
-    pub(crate) fn take(
-        &mut self,
-        id: StreamId,
-        now: Instant,
-    ) -> Result<Option<StreamRecord>, OverBudget> {
+    /// A batch of a stream came.
+    pub(crate) fn take(&mut self, id: StreamId, now: Instant) -> Result<Taken, OverBudget> {
         let Some(stream) = self.opened.remove(&id) else {
-            return Ok(None);
+            return Ok(Taken::Known);
         };
+        Ok(match self.admit(&stream, now)? {
+            true => Taken::New(stream),
+            false => Taken::Later(stream),
+        })
+    }
+
+    /// Whether a new stream may be now; it counts from then on.
+    pub(crate) fn admit(
+        &mut self,
+        stream: &StreamRecord,
+        now: Instant,
+    ) -> Result<bool, OverBudget> {
         if self.streams >= self.limits.max {
             return Err(OverBudget::Streams(self.limits.max));
         }
@@ -117,22 +145,48 @@ impl Budget {
             return Err(OverBudget::Names);
         }
         self.refill(now);
+        if self.rate.tokens < 1.0 {
+            return Ok(false);
+        }
         self.rate.tokens -= 1.0;
         self.rates.keep(self.agent, self.rate);
         self.streams += 1;
         self.name_bytes += stream.name.len();
-        Ok(Some(stream))
+        Ok(true)
     }
 
-    /// Until when nothing more is to be read: new streams came too fast.
-    pub(crate) fn waits_until(&self) -> Option<Instant> {
-        let missing = -self.rate.tokens;
-        let wait = || Duration::from_secs_f64(missing / per_second(self.limits));
-        (missing > 0.0).then(|| self.rate.filled_at + wait())
+    /// A batch brings the bookmark of its stream, in place of the one it had; `known` says how long that is in the
+    /// archive. One that takes no more room is always taken.
+    pub(crate) fn bookmark(
+        &mut self,
+        id: StreamId,
+        len: usize,
+        known: impl FnOnce() -> usize,
+    ) -> Result<(), OverBudget> {
+        let before = *self.bookmarks.entry(id).or_insert_with(known);
+        let bytes = self.bookmark_bytes.saturating_sub(before) + len;
+        if len > before && bytes > BOOKMARK_BYTES_MAX {
+            return Err(OverBudget::Bookmarks);
+        }
+        self.bookmark_bytes = bytes;
+        self.bookmarks.insert(id, len);
+        Ok(())
+    }
+
+    /// When the next new stream may be that is refused now.
+    pub(crate) fn next_at(&self) -> Instant {
+        let missing = (1.0 - self.rate.tokens).max(0.0);
+        let wait = Duration::from_secs_f64(missing / per_second(self.limits));
+        self.rate.filled_at + wait.max(STEP_MIN)
+    }
+
+    /// How many new streams an agent may have in a minute.
+    pub(crate) fn per_minute(&self) -> usize {
+        self.limits.new_per_minute_max
     }
 
     /// Time has passed.
-    pub(crate) fn refill(&mut self, now: Instant) {
+    fn refill(&mut self, now: Instant) {
         let Rate { tokens, filled_at } = &mut self.rate;
         let passed = now.saturating_duration_since(*filled_at).as_secs_f64();
         let rate = per_second(self.limits);
@@ -148,8 +202,12 @@ fn per_second(limits: AgentStreams) -> f64 {
 
 /// Bytes of all names of one agent: 250,000 paths of 134 bytes. They are in memory, twice.
 const NAME_BYTES_MAX: usize = 32 << 20;
+/// Bytes of all bookmarks of one agent, in memory: 250,000 files have some 25 MiB of them.
+const BOOKMARK_BYTES_MAX: usize = 64 << 20;
 /// Streams without an entry in one session: with the longest names 4 MiB. An agent opens one, then sends its batch.
 const OPENED_MAX: usize = 1024;
+/// New streams that wait are looked at so often at most: at the usual pace 20 of them may be each time.
+const STEP_MIN: Duration = Duration::from_millis(20);
 /// So many seconds' worth of new streams may come at once.
 const BURST_S: f64 = 60.0;
 
@@ -168,17 +226,15 @@ mod tests {
         for n in 0..3 {
             budget.open(stream(n, "x")).unwrap();
         }
-        assert!(budget.take(stream(0, "x").id, now).unwrap().is_some());
-        assert!(
-            budget.take(stream(0, "x").id, now).unwrap().is_none(),
-            "once"
-        );
-        assert!(budget.take(stream(1, "x").id, now).unwrap().is_some());
+        let take = |budget: &mut Budget, n| budget.take(stream(n, "x").id, now).unwrap();
+        assert!(matches!(take(&mut budget, 0), Taken::New(_)));
+        assert!(matches!(take(&mut budget, 0), Taken::Known), "once");
+        assert!(matches!(take(&mut budget, 1), Taken::New(_)));
         let over = budget.take(stream(2, "x").id, now).unwrap_err();
         assert_eq!(over, OverBudget::Streams(2));
         assert!(over.to_string().contains("limits.agent_streams_max"));
         // Those that exist go on.
-        assert!(budget.take(stream(0, "x").id, now).unwrap().is_none());
+        assert!(matches!(take(&mut budget, 0), Taken::Known));
     }
 
     #[test]
@@ -206,18 +262,59 @@ mod tests {
     }
 
     #[test]
-    fn new_streams_that_come_too_fast_are_waited_for_and_not_refused() {
-        let mut now = clock::now();
+    fn bytes_of_bookmarks_are_bounded_and_one_in_place_of_another_is_counted_once() {
+        let now = clock::now();
+        let mut budget = budget(1 << 20, 1 << 20, now);
+        let id = |n: u32| stream(n, "x").id;
+        for _ in 0..100_000 {
+            budget.bookmark(id(0), 1024, || 0).unwrap();
+        }
+        let most = BOOKMARK_BYTES_MAX / 1024;
+        let taken = (1..100_000).take_while(|&n| budget.bookmark(id(n), 1024, || 0).is_ok());
+        assert_eq!(taken.count(), most - 1);
+        let over = budget.bookmark(id(100_000), 1, || 0).unwrap_err();
+        assert_eq!(over, OverBudget::Bookmarks);
+        // Those that exist go on, and what became shorter makes room.
+        budget.bookmark(id(7), 1024, || 0).unwrap();
+        budget.bookmark(id(7), 24, || 0).unwrap();
+        budget.bookmark(id(100_000), 1000, || 0).unwrap();
+        assert!(budget.bookmark(id(7), 25, || 0).is_err());
+        // What the archive has of a stream that did not move yet is among the bytes already.
+        let totals = Totals {
+            bookmark_bytes: BOOKMARK_BYTES_MAX,
+            ..Totals::default()
+        };
+        let limits = budget.limits;
+        let mut budget = Budget::new(AgentId([1; 16]), Rates::default(), limits, totals, now);
+        assert!(budget.bookmark(id(1), 1, || 0).is_err());
+        assert!(budget.bookmark(id(2), 1024, || 1024).is_ok());
+    }
+
+    #[test]
+    fn new_streams_that_come_too_fast_wait_their_turn_and_are_not_refused() {
+        let now = clock::now();
         let mut budget = budget(1 << 20, 60, now);
+        let mut later = Vec::new();
         for n in 0..65 {
             budget.open(stream(n, "x")).unwrap();
-            budget.take(stream(n, "x").id, now).unwrap().unwrap();
+            match budget.take(stream(n, "x").id, now).unwrap() {
+                Taken::New(_) => assert!(n < 60, "{n}"),
+                Taken::Later(stream) => later.push(stream),
+                Taken::Known => panic!("it is new"),
+            }
         }
-        let until = budget.waits_until().unwrap();
-        assert_eq!((until - now).as_secs(), 5);
-        now = until;
-        budget.refill(now);
-        assert_eq!(budget.waits_until(), None);
+        assert_eq!(later.len(), 5);
+        for (n, stream) in later.iter().enumerate() {
+            let at = budget.next_at();
+            let waited = at.duration_since(now).as_secs_f64();
+            assert!((waited - (n as f64 + 1.0)).abs() < 0.05, "{n}: {waited}");
+            assert!(
+                !budget
+                    .admit(stream, at - Duration::from_millis(500))
+                    .unwrap()
+            );
+            assert!(budget.admit(stream, at).unwrap());
+        }
     }
 
     #[test]
@@ -228,16 +325,18 @@ mod tests {
             max: 1 << 20,
             new_per_minute_max: 60,
         };
-        for n in 0..65 {
+        for n in 0..60 {
             let mut budget = budget_with(rates.clone(), limits, now);
-            budget.open(stream(n, "x")).unwrap();
-            budget.take(stream(n, "x").id, now).unwrap().unwrap();
+            assert!(budget.admit(&stream(n, "x"), now).unwrap());
         }
-        let waits = |at: Instant| budget_with(rates.clone(), limits, at).waits_until();
-        assert_eq!((waits(now).unwrap() - now).as_secs(), 5);
-        assert_eq!(waits(now + Duration::from_secs(6)), None);
-        let other = Budget::new(AgentId([2; 16]), rates, limits, Totals::default(), now);
-        assert_eq!(other.waits_until(), None);
+        let may = |at: Instant| {
+            let mut budget = budget_with(rates.clone(), limits, at);
+            budget.admit(&stream(99, "x"), at).unwrap()
+        };
+        assert!(!may(now));
+        assert!(may(now + Duration::from_secs(2)));
+        let mut other = Budget::new(AgentId([2; 16]), rates, limits, Totals::default(), now);
+        assert!(other.admit(&stream(0, "x"), now).unwrap());
     }
 
     fn budget(max: usize, new_per_minute_max: usize, now: Instant) -> Budget {

@@ -2,16 +2,32 @@
 //!
 //! An agent that was restored, or lost its state, begins a new epoch in its streams. It may still hold receipts of the one
 //! before, which the archive meets though the stream stands elsewhere now.
+//!
+//! ```text
+//! first question ─▶ looked up in the archive ─▶ remembered ◀─ what became durable since, receipt by receipt
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
+use scrinium_protocol::sl::message::Receipt;
 
 use crate::archive::{Archive, EVER};
 
-/// Looked up once in a session, when it is needed: 56 bytes for each stream and epoch.
+/// Ends of epochs: 56 bytes for each stream and epoch.
+type Ends = BTreeMap<(StreamId, Epoch), u64>;
+
+/// What is known of them in a session. An agent may leave an epoch in the middle of it: what it is told is durable moves
+/// what was looked up before.
 #[derive(Default)]
-pub(super) struct LeftEpochs(Option<BTreeMap<(StreamId, Epoch), u64>>);
+pub(super) enum LeftEpochs {
+    /// Nobody asked.
+    #[default]
+    Unasked,
+    Known(Ends),
+    /// They are too many to be remembered: each is looked up when it is asked for.
+    TooMany,
+}
 
 impl LeftEpochs {
     /// The sequence after the last entry of an epoch that is archived, or was before it was deleted lawfully. 0: none.
@@ -22,29 +38,77 @@ impl LeftEpochs {
         stream: StreamId,
         epoch: Epoch,
     ) -> u64 {
-        let ends = self.0.get_or_insert_with(|| find(archive, agent));
-        ends.get(&(stream, epoch)).copied().unwrap_or(0)
+        if matches!(self, Self::Unasked) {
+            *self = find(archive, agent).map_or(Self::TooMany, Self::Known);
+        }
+        match self {
+            Self::Known(ends) => ends.get(&(stream, epoch)).copied().unwrap_or(0),
+            Self::Unasked | Self::TooMany => find_one(archive, stream, epoch),
+        }
+    }
+
+    /// Entries are durable of which the agent gets a receipt.
+    pub(super) fn note(&mut self, receipt: &Receipt) {
+        let Self::Known(ends) = self else {
+            return;
+        };
+        add(ends, receipt.stream, receipt.epoch, receipt.next.0);
+        if ends.len() > EPOCHS_MAX {
+            *self = Self::TooMany;
+        }
     }
 }
 
-fn find(archive: &Archive, agent: AgentId) -> BTreeMap<(StreamId, Epoch), u64> {
+fn add(ends: &mut Ends, stream: StreamId, epoch: Epoch, end: u64) {
+    let known = ends.entry((stream, epoch)).or_insert(0);
+    *known = end.max(*known);
+}
+
+/// All of an agent, unless they are too many.
+fn find(archive: &Archive, agent: AgentId) -> Option<Ends> {
     let streams = archive.streams_of(agent).into_iter();
     let streams: BTreeSet<StreamId> = streams.map(|stream| stream.id).collect();
-    let mut ends = BTreeMap::new();
-    let mut add = |stream: StreamId, epoch: Epoch, end: u64| {
-        let known = ends.entry((stream, epoch)).or_insert(0);
-        *known = end.max(*known);
-    };
+    let mut ends = Ends::new();
+    let is_whole = each(archive, &streams, |stream, epoch, end| {
+        add(&mut ends, stream, epoch, end);
+        ends.len() <= EPOCHS_MAX
+    });
+    is_whole.then_some(ends)
+}
+
+fn find_one(archive: &Archive, stream: StreamId, epoch: Epoch) -> u64 {
+    let mut found = 0;
+    each(archive, &BTreeSet::from([stream]), |_, of, end| {
+        if of == epoch {
+            found = end.max(found);
+        }
+        true
+    });
+    found
+}
+
+/// Shows every entry range of some streams that is archived, or was deleted lawfully, as long as `take` wants more. Whether
+/// it saw them all.
+fn each(
+    archive: &Archive,
+    streams: &BTreeSet<StreamId>,
+    mut take: impl FnMut(StreamId, Epoch, u64) -> bool,
+) -> bool {
     let found = archive.extents(|stream| streams.contains(&stream), EVER);
-    for extent in found.list {
-        add(extent.stream, extent.epoch, extent.sequences.1);
+    let archived = found.list.into_iter();
+    let mut archived = archived.map(|extent| (extent.stream, extent.epoch, extent.sequences.1));
+    if !archived.all(|(stream, epoch, end)| take(stream, epoch, end)) {
+        return false;
     }
     for (stream, ranges) in archive.pruned() {
-        if streams.contains(&stream) {
-            for range in ranges {
-                add(stream, range.epoch, range.sequences.1);
+        for range in ranges {
+            if streams.contains(&stream) && !take(stream, range.epoch, range.sequences.1) {
+                return false;
             }
         }
     }
-    ends
+    true
 }
+
+/// Epochs that are remembered, of all streams of an agent: 20 MiB. One that was never restored has one for each stream.
+const EPOCHS_MAX: usize = 300_000;

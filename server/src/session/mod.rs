@@ -1,8 +1,10 @@
 //! One agent's session at work: the [`Receiver`] between a socket and the writer.
 
 pub(crate) mod budget;
+pub(crate) mod held;
 mod left;
 pub(crate) mod receiver;
+mod statement;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,11 +17,11 @@ use scrinium_protocol::sl::handshake::Established;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use self::receiver::{Effect, Receiver};
-use crate::agents::{Accepted, Told};
+use crate::agents::{Accepted, Begun};
 use crate::clock;
 use crate::core::Core;
 use crate::ingest::{Outcome, Submission};
@@ -33,9 +35,10 @@ pub(crate) async fn run(
     established: Established,
 ) {
     let id = accepted.agent.id;
-    let (number, told) = core.agents.begin_session(id, address, clock::unix_us());
+    let begun = core.agents.begin_session(id, established.suite, address);
+    let number = begun.number;
     info!(agent = %id, "an agent connected");
-    let outcome = drive(&core, stream, accepted, established, told).await;
+    let outcome = drive(&core, stream, accepted, established, begun).await;
     let trouble = match outcome {
         Ok(reason) => {
             info!(agent = %id, reason, "an agent's session ended");
@@ -54,8 +57,15 @@ async fn drive(
     stream: TcpStream,
     accepted: Accepted,
     established: Established,
-    mut told: watch::Receiver<Told>,
+    begun: Begun,
 ) -> Result<String> {
+    let Begun {
+        mut told, older, ..
+    } = begun;
+    // One connection of an agent holds memory, and not as many as it makes.
+    if let Some(older) = older {
+        older.ended().await;
+    }
     // What an older session of this agent submitted must be settled before we state where it stands.
     let (barrier, settled) = oneshot::channel();
     submit(core, Submission::Barrier(barrier))?;
@@ -63,18 +73,60 @@ async fn drive(
     let mut receiver = Receiver::new(core.sessions.clone(), &accepted, established, clock::now())?;
     drop(accepted);
     let (reader, mut writer) = stream.into_split();
+    let mut end = told.clone();
     loop {
-        while let Some(effect) = receiver.poll_effect() {
+        let begun = clock::now();
+        while !told.borrow().ended
+            && let Some(effect) = receiver.poll_effect()
+        {
             // Boxed, here and below: what is rarely done is not kept by every idle session.
             Box::pin(carry_out(core, effect)).await?;
         }
-        if let Some(bytes) = receiver.poll_transmit() {
-            write(&mut writer, &bytes).await?;
+        while let Some(bytes) = receiver.poll_transmit(clock::now())? {
+            let is_written = tokio::select! {
+                biased;
+                _ = end.wait_for(|told| told.ended) => false,
+                written = write(&mut writer, &bytes) => {
+                    written?;
+                    true
+                }
+            };
+            if !is_written {
+                // A record may be cut: nothing more is written.
+                receiver.forget_submissions();
+                Box::pin(settle(core, &mut receiver)).await;
+                return Ok(TOLD.to_owned());
+            }
         }
+        receiver.was_busy(begun, clock::now());
         let deadline = receiver.poll_timeout();
         let has_room = receiver.has_room();
+        let has_next = receiver.has_next();
+        // What comes from outside and what time demands is looked at first, and again after every moment of work at what
+        // the agent sent: one that always says something, and has always something acknowledged, puts off neither its end nor its
+        // keep-alives.
         let ended = tokio::select! {
             biased;
+            changed = told.changed() => {
+                let now = *told.borrow_and_update();
+                if changed.is_err() || now.ended {
+                    // What it sent last is not wanted any more: it was not acknowledged.
+                    receiver.forget_submissions();
+                    Some(TOLD.to_owned())
+                } else {
+                    receiver.send_configuration(clock::now())?;
+                    None
+                }
+            }
+            () = tokio::time::sleep_until(deadline.into()) => {
+                // What came while the session was at work is heard first: that was no silence.
+                let heard = if has_room { read(&reader, &mut receiver) } else { Ok(()) };
+                if heard.is_err() {
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
+                }
+                heard?;
+                receiver.handle_timeout(clock::now(), clock::unix_us())?
+            }
             answer = next_answer(&mut receiver.waiting) => {
                 let answered = receiver.handle_answers(Some(answer), clock::now());
                 if answered.is_err() {
@@ -83,25 +135,23 @@ async fn drive(
                 answered?;
                 None
             }
-            readable = reader.readable(), if has_room => {
+            // It yields: others go on, and what is above is looked at with a fresh budget of the runtime.
+            () = tokio::task::yield_now(), if has_room && has_next => {
+                // Milliseconds of hashing and decompression: other sessions go on meanwhile.
+                let handled = tokio::task::block_in_place(|| handle_some(&mut receiver));
+                if handled.is_err() {
+                    Box::pin(finish(core, &mut receiver, &mut writer)).await;
+                }
+                handled?
+            }
+            readable = reader.readable(), if has_room && !has_next => {
                 readable?;
                 let read = read(&reader, &mut receiver);
                 if read.is_err() {
                     Box::pin(finish(core, &mut receiver, &mut writer)).await;
                 }
-                read?
-            }
-            changed = told.changed() => {
-                let now = *told.borrow_and_update();
-                if changed.is_err() || now.ended {
-                    Some("replaced by a newer session, disabled, or no longer allowed in clear".to_owned())
-                } else {
-                    receiver.send_configuration(clock::now())?;
-                    None
-                }
-            }
-            () = tokio::time::sleep_until(deadline.into()) => {
-                receiver.handle_timeout(clock::now(), clock::unix_us())?
+                read?;
+                None
             }
         };
         if let Some(reason) = ended {
@@ -113,13 +163,18 @@ async fn drive(
 
 /// What the session still wants done when it is over: alarms, and receipts of what is durable.
 async fn finish(core: &Core, receiver: &mut Receiver, writer: &mut OwnedWriteHalf) {
+    settle(core, receiver).await;
+    if let Some(bytes) = receiver.poll_farewell() {
+        let _gone = tokio::time::timeout(FAREWELL_MAX, write(writer, &bytes)).await;
+    }
+}
+
+/// The part of it that is for this server.
+async fn settle(core: &Core, receiver: &mut Receiver) {
     while let Some(effect) = receiver.poll_effect() {
         if let Err(error) = carry_out(core, effect).await {
             warn!(error = format!("{error:#}"), "a session could not finish");
         }
-    }
-    if let Some(bytes) = receiver.poll_transmit() {
-        let _gone = write(writer, &bytes).await;
     }
 }
 
@@ -136,7 +191,7 @@ async fn carry_out(core: &Core, effect: Effect) -> Result<()> {
 }
 
 /// Takes what the socket has, through a buffer that sessions share: an idle one has none.
-fn read(reader: &OwnedReadHalf, receiver: &mut Receiver) -> Result<Option<String>> {
+fn read(reader: &OwnedReadHalf, receiver: &mut Receiver) -> Result<()> {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
     }
@@ -144,12 +199,24 @@ fn read(reader: &OwnedReadHalf, receiver: &mut Receiver) -> Result<Option<String
         Ok(0) => bail!("the agent ended the connection without a close: truncated"),
         Ok(n) => {
             let bytes = buffer.get(..n).unwrap_or_default();
-            // Milliseconds of hashing and decompression: other sessions go on meanwhile.
-            tokio::task::block_in_place(|| receiver.handle_bytes(bytes, clock::now()))
+            // It decrypts: other sessions go on meanwhile.
+            tokio::task::block_in_place(|| receiver.take_bytes(bytes, clock::now()))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
         Err(error) => Err(error.into()),
     })
+}
+
+/// Handles what came, for a moment; one thing at least. Returns why the session is over, when it is on purpose.
+fn handle_some(receiver: &mut Receiver) -> Result<Option<String>> {
+    let until = clock::now() + MOMENT;
+    loop {
+        let ended = receiver.handle_next(clock::now())?;
+        let has_more = receiver.has_next() && receiver.has_room();
+        if ended.is_some() || !has_more || clock::now() >= until {
+            return Ok(ended);
+        }
+    }
 }
 
 /// Writes all of `bytes`. An agent that takes nothing for too long is gone: else its session would wait for it for ever,
@@ -180,6 +247,12 @@ fn submit(core: &Core, submission: Submission) -> Result<()> {
     tokio::task::block_in_place(|| core.ingest.send(submission).ok()).context("the writer stopped")
 }
 
+/// Why a session ended that was told to.
+const TOLD: &str = "replaced by a newer session, disabled, or no longer allowed in clear";
+/// How long what came is worked at before the session looks up: small batches are some tens, a large one is one.
+const MOMENT: Duration = Duration::from_millis(2);
 const READ_LEN: usize = 256 << 10;
+/// How long the last words of a session may take: a newer one of the same agent waits for that.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
 /// As long as a link of 8 KiB a second needs to empty a third of a large send buffer.
 const STALLED_MAX: Duration = Duration::from_secs(120);

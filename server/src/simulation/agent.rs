@@ -12,7 +12,7 @@ use scrinium_agent::shipper::{Order, Produced, Refused, Shipper};
 use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
 use scrinium_protocol::compress::Compressor;
 use scrinium_protocol::entry::{EntryFlags, EntryMeta};
-use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind, StreamName};
+use scrinium_protocol::identity::{StreamId, StreamKind, StreamName};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{
     AgentHello, AgentKeys, ExpectServerHello, FRAME_HEAD_LEN, FrameHead, Purpose, ServerHello,
@@ -55,24 +55,7 @@ impl Agent {
     /// A machine on which a token was just given.
     pub(super) fn new(dir: &Path, token: &Token) -> Result<Self> {
         let key = identity::prepare(dir)?;
-        let state = State {
-            agent: AgentId::default(),
-            address: token.address.clone(),
-            server_public: token.server_public,
-            noise: Secret::new(random()?),
-            signing: Secret::new(random()?),
-            credential: token.secret.clone(),
-            token: Some(token.id),
-            recovery: None,
-            server_signing: None,
-            central: None,
-            trial: None,
-            reverted: None,
-            epoch: Epoch(random()?),
-            behind: false,
-            positions: BTreeMap::new(),
-            receipts: BTreeMap::new(),
-        };
+        let state = State::new(token)?;
         drop(Identity::create(dir, &key, state)?);
         Ok(Self {
             dir: dir.to_owned(),

@@ -14,6 +14,7 @@
 
 mod agent;
 mod link;
+mod ranges;
 mod scale;
 mod server;
 mod world;

@@ -18,9 +18,9 @@ use scrinium_protocol::identity::{AgentId, Epoch, StreamId, StreamKind};
 use scrinium_segment::cipher::Cipher;
 use tokio::sync::oneshot;
 
-use crate::agents::Agents;
+use crate::agents::{Agents, Signer};
 use crate::archive::block::StoredBatch;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::archive::segment::{BLOCK_LEN, Introduced, Packing};
 use crate::archive::verify::{self, Scope};
 use crate::archive::{Archive, EVER};
@@ -65,6 +65,10 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     ingest.round(vec![Submission::Batch(BatchSubmission {
         agent: line.agent,
         encoded: batch.encoded(),
+        inside: Inside {
+            last_us: 0,
+            bytes: 0,
+        },
         batch,
         answer,
     })]);
@@ -78,10 +82,11 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
         times_us: EVER,
     };
     let claims = evidence::check(&volume, &signing.verifying_key(), &[], &expected(&archive));
-    let signers = [(
-        line.agent,
-        ("agent".to_owned(), signing.verifying_key().to_bytes()),
-    )];
+    let signer = Signer {
+        name: "agent".to_owned(),
+        keys: vec![signing.verifying_key().to_bytes()],
+    };
+    let signers = [(line.agent, signer)];
     let report = verify::verify(&archive, &signers.into(), claims, scope).unwrap();
     let verified = clock::now().duration_since(begun);
     assert!(report.whole, "{}", report.to_lines().join("\n"));
@@ -173,12 +178,12 @@ fn build(dir: &Path, signing: &SigningKey) {
             let introduced = Introduced {
                 agent: line.agent,
                 kind: StreamKind::File,
-                name: line.name.clone(),
+                name: line.name.as_str().into(),
             };
             let mut record = records.remove(&line.id).unwrap_or_else(|| {
                 new_stream(line.id, line.agent, StreamKind::File, line.name.clone())
             });
-            crate::archive::log::apply(&mut record, &batch.header, begin_us);
+            crate::archive::log::apply(&mut record, &batch.header, 0, begin_us);
             archive.define_stream(record.clone());
             archive.advance(vec![record.clone()]);
             records.insert(line.id, record);

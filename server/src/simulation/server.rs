@@ -26,6 +26,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::records::TokenRecord;
 use crate::ingest::{Ingest, LogLimits, Submission};
 use crate::session::budget::Rates;
+use crate::session::held::HeldBytes;
 use crate::session::receiver::{Effect, Receiver, Shared};
 use crate::volume::{Binding, Volume};
 
@@ -105,6 +106,7 @@ impl Server {
                 new_per_minute_max: 60_000,
             },
             rates: Rates::default(),
+            held: HeldBytes::default(),
         };
         self.process = Some(Process {
             shared,
@@ -165,7 +167,7 @@ impl Process {
         };
         let ended = self.advance(&mut connection, bytes, now, &mut out).err();
         self.connection = Some(connection);
-        self.collect(&mut out);
+        self.collect(now, &mut out);
         (out, ended)
     }
 
@@ -177,10 +179,8 @@ impl Process {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         if let Stage::Session(receiver, ..) = &mut connection.stage {
-            if let Some(reason) = receiver.handle_bytes(bytes, now)? {
-                bail!("closed: {reason}");
-            }
-            return Ok(());
+            receiver.take_bytes(bytes, now)?;
+            return handle_all(receiver, now);
         }
         connection.received.extend_from_slice(bytes);
         if matches!(connection.stage, Stage::Preamble) {
@@ -203,6 +203,7 @@ impl Process {
                     let (purpose, send) = expect.handle(&frame)?;
                     let token = match purpose {
                         Purpose::Connect => None,
+                        Purpose::Ask { .. } => bail!("no agent of the simulation asks"),
                         Purpose::Enrol { token } => Some(self.shared.agents.check_token(&token)?),
                     };
                     let (answer, expect) = send.answer(&ServerHello::Welcome { time_us: 0 })?;
@@ -215,11 +216,10 @@ impl Process {
                         Ok(stage) => connection.stage = stage,
                         Err(error) => {
                             if let Some(refused) = error.downcast_ref::<Refused>() {
-                                let raise = self.shared.agents.note_refusal(
-                                    &static_public,
-                                    refused,
-                                    address(),
-                                );
+                                let agents = &self.shared.agents;
+                                let raise = agents
+                                    .with_static(&static_public)
+                                    .and_then(|id| agents.note_refusal(id, refused, address()));
                                 self.alarms.extend(raise);
                                 let reason = refused.to_string();
                                 out.extend_from_slice(&refusal_frame(refused.code(), &reason));
@@ -259,7 +259,8 @@ impl Process {
         };
         let accepted = agents.accept(candidate, &proven)?;
         let id = accepted.agent.id;
-        let (number, _told) = agents.begin_session(id, address(), 0);
+        let begun = agents.begin_session(id, Suite::Encrypted, address());
+        let number = begun.number;
         // What an older session submitted is settled before this one states where it stands.
         self.commit();
         let receiver = Receiver::new(self.shared.clone(), &accepted, established, now)?;
@@ -267,7 +268,7 @@ impl Process {
     }
 
     /// What the session wants done, and to send.
-    fn collect(&mut self, out: &mut Vec<u8>) {
+    fn collect(&mut self, now: Instant, out: &mut Vec<u8>) {
         if let Some(Connection {
             stage: Stage::Session(receiver, ..),
             ..
@@ -281,7 +282,7 @@ impl Process {
                     Effect::Audit(..) | Effect::Unmet(_) => {}
                 }
             }
-            while let Some(bytes) = receiver.poll_transmit() {
+            while let Ok(Some(bytes)) = receiver.poll_transmit(now) {
                 out.extend_from_slice(&bytes);
             }
         }
@@ -306,7 +307,7 @@ impl Process {
             return (out, None);
         };
         let ended = receiver.handle_answers(None, now).err();
-        self.collect(&mut out);
+        self.collect(now, &mut out);
         (out, ended)
     }
 
@@ -320,13 +321,23 @@ impl Process {
             return (out, None);
         };
         let ended = match receiver.handle_timeout(now, 0) {
-            Ok(None) => None,
+            Ok(None) => handle_all(receiver, now).err(),
             Ok(Some(reason)) => Some(anyhow::anyhow!(reason)),
             Err(error) => Some(error),
         };
-        self.collect(&mut out);
+        self.collect(now, &mut out);
         (out, ended)
     }
+}
+
+/// Everything that came, one after the other.
+fn handle_all(receiver: &mut Receiver, now: Instant) -> Result<()> {
+    while receiver.has_next() {
+        if let Some(reason) = receiver.handle_next(now)? {
+            bail!("closed: {reason}");
+        }
+    }
+    Ok(())
 }
 
 fn take_frame(received: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {

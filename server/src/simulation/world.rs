@@ -18,7 +18,7 @@ use super::Sabotage;
 use super::agent::{Agent, File, line_of};
 use super::link::{Direction, Link};
 use super::server::Server;
-use crate::agents::NewAgent;
+use crate::agents::{Allowance, NewAgent};
 use crate::alarms::AlarmKind;
 use crate::archive::container::Access;
 use crate::catalogue::records::FIRST_TENANT;
@@ -134,7 +134,7 @@ impl World {
             tenant: FIRST_TENANT,
             by: "",
         };
-        let token = agents.make_token(&agent, "192.0.2.1:720", public, 3600)?;
+        let token = agents.make_token(&agent, "192.0.2.1:720", public, Allowance::once(3600))?;
         let agent = Agent::new(&dir.join("agent"), &token)?;
         #[expect(clippy::disallowed_methods, reason = "the epoch of virtual time")]
         let now = Instant::now();
@@ -188,7 +188,7 @@ impl World {
         let streams = server.shared.archive.streams();
         let mut durable = 0;
         for (id, stream) in &streams {
-            let file = self.files.iter().find(|file| file.name == stream.name);
+            let file = self.files.iter().find(|file| *file.name == *stream.name);
             let written = file.map_or(0, |file| file.lines.len() as u64);
             let bookmark = line_of(&stream.position.bookmark) as u64;
             ensure!(
@@ -298,7 +298,7 @@ impl World {
         };
         let streams = server.shared.archive.streams();
         let archived = |file: &File| {
-            let stream = streams.values().find(|stream| stream.name == file.name);
+            let stream = streams.values().find(|stream| *stream.name == *file.name);
             stream.map_or(0, |stream| stream.entries) == file.lines.len() as u64
         };
         agent.shipper.is_ready()
@@ -310,7 +310,7 @@ impl World {
     fn compare(&self) -> Result<()> {
         let server = self.server.process.as_ref().context("it runs")?;
         for stream in server.shared.archive.streams().values() {
-            let file = self.files.iter().find(|file| file.name == stream.name);
+            let file = self.files.iter().find(|file| *file.name == *stream.name);
             let file = file.context("a stream of no file")?;
             let mut exported = Vec::new();
             package::raw(

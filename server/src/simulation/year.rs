@@ -34,7 +34,7 @@ use tokio::sync::oneshot;
 use super::world::{Died, Random};
 use crate::agents::Agents;
 use crate::archive::container::Access;
-use crate::archive::log::new_stream;
+use crate::archive::log::{Inside, new_stream};
 use crate::archive::retention::{Due, Reason, SIGNED_AS, due, of_agent};
 use crate::archive::upkeep::Upkeep;
 use crate::archive::verify::Scope;
@@ -366,7 +366,7 @@ impl Year {
                 let process = year.process.as_mut().unwrap();
                 let (answer, mut rolled) = oneshot::channel();
                 process.ingest.round(vec![Submission::Roll(answer)]);
-                process.upkeep.seal(rolled.try_recv().unwrap());
+                process.upkeep.seal(rolled.try_recv().unwrap()).unwrap();
             });
             self.upset_the_clock(later);
             self.expire();
@@ -471,6 +471,7 @@ impl Year {
                 let record = new_stream(stream.id, owner, StreamKind::File, stream.name.clone());
                 round.push(Submission::Stream(record));
             }
+            let inside = Inside::built(&batch);
             let (batch, after) = batch.seal(
                 stream.id,
                 &stream.position,
@@ -484,6 +485,7 @@ impl Year {
                 agent: owner,
                 batch,
                 encoded,
+                inside,
                 answer,
             }));
             sent.push((n, after, lines, outcome));
@@ -588,7 +590,7 @@ impl Year {
             let process = year.process.as_mut().unwrap();
             let (answer, mut rolled) = oneshot::channel();
             process.ingest.round(vec![Submission::Roll(answer)]);
-            process.upkeep.seal(rolled.try_recv().unwrap());
+            process.upkeep.seal(rolled.try_recv().unwrap()).unwrap();
             let spans = process.time.spans();
             match of_agent(&process.archive, &process.policy, &spans, id, &reason) {
                 Ok(due) => {
@@ -753,6 +755,7 @@ fn agent_record(agent: u8, signing: &SigningKey) -> AgentRecord {
         site: "S".repeat(if agent == 1 { 66_000 } else { 0 }),
         static_public: [agent; 32],
         signing_public: signing.verifying_key().to_bytes(),
+        signing_before: Vec::new(),
         credential: StoredSecret(Secret::new([agent; 32])),
         credential_next: None,
         credential_superseded: None,

@@ -19,7 +19,7 @@ mod told;
 pub(crate) mod watch;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -33,6 +33,7 @@ use crate::agents::Agents;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{SpansRecord, Step, TimeRecord};
 use crate::clock::{self, Clocks, Day};
+use crate::waits;
 
 /// The server's time. There is one in a process.
 pub(crate) struct ServerTime {
@@ -251,7 +252,7 @@ impl ServerTime {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waits::lock(&self.state)
     }
 }
 

@@ -6,12 +6,16 @@ use super::confirmation::{AGENTS_MIN, STEP_US_MAX, Verdict, distance};
 use crate::catalogue::records::{Step, StepKind, TimeRecord};
 use crate::clock::Clocks;
 use crate::present::rfc3339;
+use crate::said::{Said as Sentence, said};
 
 /// Why what cannot be undone waits.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct Waits {
     /// One sentence or two.
     pub(crate) why: String,
+    /// The same for whoever reads it.
+    #[serde(skip)]
+    pub(crate) said: Sentence,
     /// Server time at which it goes on if nothing else happens; none when a person has to do something first.
     pub(crate) until_us: Option<u64>,
     /// Something happened that a person should know of; else nobody has confirmed the clock of a young server yet.
@@ -66,59 +70,42 @@ impl Waits {
         let (reason, until_us) = match verdict {
             Verdict::Kernel | Verdict::Agents { .. } | Verdict::Steady | Verdict::Still => {
                 let until_us = until(wait_left_us?);
-                let reason = format!(
-                    "It is confirmed now, and believed at {} if it is not set again",
-                    rfc3339(until_us)
-                );
+                let reason = said!("unconfirmed.believed", rfc3339(until_us));
                 (reason, Some(until_us))
             }
             Verdict::Held { left_us } => {
                 let until_us = until(left_us);
-                let reason = format!(
-                    "It is confirmed when it still stands so at {}",
-                    rfc3339(until_us)
-                );
+                let reason = said!("unconfirmed.held", rfc3339(until_us));
                 (reason, Some(until_us))
             }
             Verdict::Nobody { left_us } => {
                 let until_us = until(left_us);
-                let reason = format!(
-                    "It is confirmed when the kernel says that it is synchronised, when {AGENTS_MIN} agents' clocks agree with it, or when it has run steadily until {}",
-                    rfc3339(until_us)
-                );
+                let reason = said!("unconfirmed.nobody", AGENTS_MIN, rfc3339(until_us));
                 (reason, Some(until_us))
             }
             Verdict::Behind { floor_us, by_us } => {
-                let reason = format!(
-                    "It stands {} before {}, which is certain: it is confirmed when it has been set right, or has passed that",
-                    duration(by_us),
-                    rfc3339(floor_us)
-                );
+                let (by, floor) = (duration_said(by_us), rfc3339(floor_us));
+                let reason = said!("unconfirmed.behind", by, floor);
                 (reason, None)
             }
             Verdict::Unheard { left_us } => {
                 let until_us = until(left_us);
-                let reason = format!(
-                    "Agents' clocks contradicted it: it is confirmed when {AGENTS_MIN} agree with it, or when so many were not heard until {}",
-                    rfc3339(until_us)
-                );
+                let reason = said!("unconfirmed.unheard", AGENTS_MIN, rfc3339(until_us));
                 (reason, Some(until_us))
             }
             Verdict::Contradicted { agents, median_us } => {
-                let reason = format!(
-                    "{}: it is confirmed when it has been set right, or theirs have",
-                    contradiction(agents, median_us)
-                );
+                let reason = said!("unconfirmed.contradicted", contradiction(agents, median_us));
                 (reason, None)
             }
         };
-        let why = match step {
-            Some(step) => format!("{}. {reason}.", step.sentence()),
-            None => format!("this server's clock is not confirmed. {reason}."),
+        let said = match step {
+            Some(step) => said!("unconfirmed.step", step.said(), reason),
+            None => said!("unconfirmed.clock", reason),
         };
         let is_news = step.is_some() || until_us.is_none();
         Some(Self {
-            why,
+            why: said.to_string(),
+            said,
             until_us,
             is_news,
         })
@@ -127,33 +114,23 @@ impl Waits {
 
 impl Step {
     /// What happened, without its full stop.
-    pub(crate) fn sentence(&self) -> String {
+    pub(crate) fn said(&self) -> Sentence {
         let (by_us, way) = self.by();
         let (shown, expected) = (rfc3339(self.shown_us), rfc3339(self.expected_us));
+        let (by, at) = (duration_said(by_us), rfc3339(self.at_us));
         match self.kind {
-            StepKind::Set => format!(
-                "the clock was set {way} by {} at {}: it showed {shown} in place of {expected}",
-                duration(by_us),
-                rfc3339(self.at_us)
-            ),
-            StepKind::Behind => format!(
-                "when the server was started after {} the clock stood {} {way}: it showed {shown}, and had shown {expected} before",
-                rfc3339(self.at_us),
-                duration(by_us)
-            ),
-            StepKind::Ahead => format!(
-                "the clock went on by {} while the machine was off: it showed {shown} at the start, and {expected} before",
-                duration(by_us)
-            ),
+            StepKind::Set => said!("step.set", way, by, at, shown, expected),
+            StepKind::Behind => said!("step.behind", at, by, way, shown, expected),
+            StepKind::Ahead => said!("step.ahead", by, shown, expected),
         }
     }
 
-    fn by(&self) -> (u64, &'static str) {
+    fn by(&self) -> (u64, Sentence) {
         let by_us = self.shown_us.abs_diff(self.expected_us);
         let way = if self.shown_us > self.expected_us {
-            "forward"
+            said!("step.forward")
         } else {
-            "back"
+            said!("step.back")
         };
         (by_us, way)
     }
@@ -210,7 +187,7 @@ fn why(verdict: Verdict) -> String {
             duration(by_us),
             rfc3339(floor_us)
         ),
-        Verdict::Contradicted { agents, median_us } => contradiction(agents, median_us),
+        Verdict::Contradicted { agents, median_us } => contradiction(agents, median_us).to_string(),
         Verdict::Unheard { left_us } => format!(
             "agents' clocks contradicted the clock, and fewer than {AGENTS_MIN} were heard since; {} are left until they are given up",
             duration(left_us)
@@ -226,26 +203,33 @@ fn why(verdict: Verdict) -> String {
     }
 }
 
-fn contradiction(agents: usize, median_us: i64) -> String {
-    let way = if median_us > 0 { "behind" } else { "ahead of" };
-    format!(
-        "the clock is {} {way} the median of {agents} agents' clocks",
-        duration(median_us.unsigned_abs())
-    )
+fn contradiction(agents: usize, median_us: i64) -> Sentence {
+    let by = duration_said(median_us.unsigned_abs());
+    match median_us > 0 {
+        true => said!("unconfirmed.median_behind", by, agents),
+        false => said!("unconfirmed.median_ahead", by, agents),
+    }
 }
 
 /// A length of time as people say it.
 pub(crate) fn duration(us: u64) -> String {
+    duration_said(us).to_string()
+}
+
+/// The same for whoever reads it.
+pub(crate) fn duration_said(us: u64) -> Sentence {
     let seconds = us.saturating_add(500_000) / 1_000_000;
-    for (unit, name) in [(86_400, "days"), (3600, "hours"), (60, "minutes")] {
-        if seconds >= 2 * unit {
-            return format!("{} {name}", (seconds + unit / 2) / unit);
+    let of = |unit: u64| (seconds + unit / 2) / unit;
+    match seconds {
+        172_800.. => said!("lasts_for.days", of(86_400)),
+        7200.. => said!("lasts_for.hours", of(3600)),
+        120.. => said!("lasts_for.minutes", of(60)),
+        _ if us < STEP_US_MAX => {
+            let tenths = format!("{}.{}", us / 1_000_000, us / 100_000 % 10);
+            said!("lasts_for.seconds", tenths)
         }
+        _ => said!("lasts_for.seconds", seconds),
     }
-    if us < STEP_US_MAX {
-        return format!("{}.{} seconds", us / 1_000_000, us / 100_000 % 10);
-    }
-    format!("{seconds} seconds")
 }
 
 #[cfg(test)]

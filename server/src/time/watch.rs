@@ -4,29 +4,42 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::confirmation::distance;
-use super::told::duration;
+use super::told::duration_said;
 use crate::alarms::{AlarmKind, Raise};
 use crate::core::{Core, OWN_NAME};
+use crate::duties::keep::{Duty, Plan};
 use crate::present::rfc3339;
+use crate::said::said;
 
-/// Watches until the task is dropped.
-pub(crate) async fn run(core: Arc<Core>, offset_max: Duration) {
-    let offset_us_max = u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX);
-    let mut wrong = Wrong::of(core.alarms.standing(AlarmKind::AgentClock));
-    loop {
-        let looked = {
-            let core = core.clone();
-            tokio::task::spawn_blocking(move || core.time.look()).await
-        };
-        if looked.is_err() {
-            tracing::error!("looking at the clocks failed; it is tried again");
+/// Watches this machine's clocks and those of agents.
+pub(crate) struct Watch {
+    core: Arc<Core>,
+    offset_us_max: u64,
+    wrong: Wrong,
+}
+
+impl Watch {
+    pub(crate) fn new(core: Arc<Core>, offset_max: Duration) -> Self {
+        Self {
+            wrong: Wrong::of(core.alarms.standing(AlarmKind::AgentClock)),
+            core,
+            offset_us_max: u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX),
         }
-        tell_of_steps(&core).await;
-        tell_of_agents(&core, offset_us_max, &mut wrong).await;
-        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+impl Duty for Watch {
+    async fn round(&mut self) -> Result<()> {
+        let core = self.core.clone();
+        let looked = tokio::task::spawn_blocking(move || core.time.look()).await;
+        tell_of_steps(&self.core).await;
+        tell_of_agents(&self.core, self.offset_us_max, &mut self.wrong).await;
+        looked.context("looking at the clocks")?;
+        Ok(())
     }
 }
 
@@ -44,10 +57,7 @@ async fn tell_of_steps(core: &Core) {
             .raise(Raise {
                 kind: AlarmKind::ClockStepped,
                 agent: OWN_NAME.to_owned(),
-                text: format!(
-                    "{}. Nothing is deleted until the time is confirmed; what is received carries the server's own time meanwhile. See: scrinium-server status",
-                    step.sentence()
-                ),
+                text: said!("alarm_text.clock-stepped", step.said()),
                 key: format!("{}", step.at_us),
             })
             .await;
@@ -65,26 +75,26 @@ async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut Wrong) {
             Change::None => continue,
             Change::Ended => {
                 core.alarms
-                    .end(AlarmKind::AgentClock, &name, "its clock is right again")
+                    .end(AlarmKind::AgentClock, &name, said!("over.agent-clock"))
                     .await;
                 continue;
             }
             Change::Begun => {}
         }
-        let way = if offset_us > 0 { "ahead of" } else { "behind" };
-        let doubt = if is_confirmed {
-            ""
-        } else {
-            " This server's own clock is not confirmed: it may be the one that is wrong."
+        let by = duration_said(offset_us.unsigned_abs());
+        let wrong = match offset_us > 0 {
+            true => said!("alarm_text.agent-clock-ahead", by),
+            false => said!("alarm_text.agent-clock-behind", by),
+        };
+        let text = match is_confirmed {
+            true => wrong,
+            false => said!("alarm_text.agent-clock-doubt", wrong),
         };
         core.alarms
             .raise(Raise {
                 kind: AlarmKind::AgentClock,
                 agent: name,
-                text: format!(
-                    "its clock is {} {way} this server's: times of what it collects are off by as much. Set it right (NTP).{doubt}",
-                    duration(offset_us.unsigned_abs())
-                ),
+                text,
                 key: String::new(),
             })
             .await;
@@ -164,8 +174,12 @@ impl Seen {
 const PATIENCE_US: u64 = 5 * 1_000_000;
 /// No longer than that, and when it has been right for so long it begins anew.
 const PATIENCE_US_MAX: u64 = 60 * 60 * 1_000_000;
-/// How often the clocks are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+pub(crate) const PLAN: Plan = Plan {
+    point: "duty: clocks",
+    every: Duration::from_secs(2),
+    long: Duration::from_secs(60),
+    raises: false,
+};
 
 #[cfg(test)]
 mod tests {

@@ -58,12 +58,7 @@ impl Volume {
     pub(crate) fn create(dir: &Path, binding: &Binding) -> Result<(Self, Vec<Zeroizing<String>>)> {
         durable::create_dir(dir).with_context(|| format!("creating {}", dir.display()))?;
         let lock = DirLock::acquire(dir)?;
-        if dir.join(SLOTS_FILE).try_exists()? {
-            bail!(
-                "{} already holds a volume; choose another --data directory",
-                dir.display()
-            );
-        }
+        Self::check_new(dir)?;
         for sub in SUBDIRECTORIES {
             durable::create_dir(&dir.join(sub))?;
         }
@@ -82,6 +77,22 @@ impl Volume {
             _lock: lock,
         };
         Ok((volume, shares))
+    }
+
+    /// Whether a volume may be made in `dir`.
+    ///
+    /// # Errors
+    /// It holds one, or cannot be looked at.
+    pub(crate) fn check_new(dir: &Path) -> Result<()> {
+        let is_there = dir.join(SLOTS_FILE).try_exists();
+        let is_there = is_there.with_context(|| format!("looking into {}", dir.display()))?;
+        if is_there {
+            bail!(
+                "{} already holds a volume; choose another --data directory",
+                dir.display()
+            );
+        }
+        Ok(())
     }
 
     /// Opens the volume of this machine.

@@ -8,6 +8,7 @@ use data_encoding::HEXLOWER;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::key::derive;
 use scrinium_segment::lock::DirLock;
+use scrinium_segment::wrap::{unwrap, wrap};
 use scrinium_segment::{durable, machine, random};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -15,7 +16,6 @@ use zeroize::Zeroizing;
 
 use super::tpm::{self, SealedSecret};
 use super::{SLOTS_FILE, shares};
-use crate::wrap::{unwrap, wrap};
 
 /// The wrapped keys, as `volume.json` has them.
 #[derive(Deserialize, Serialize)]
@@ -119,13 +119,24 @@ impl Slots {
 
     pub(super) fn read(dir: &Path) -> Result<(DirLock, Self)> {
         let path = dir.join(SLOTS_FILE);
-        if !path.try_exists()? {
+        let is_there = path.try_exists().with_context(|| {
+            format!(
+                "looking into {}; run this as the user of the server, or as root",
+                dir.display()
+            )
+        })?;
+        if !is_there {
             bail!(
                 "{} holds no volume; make one with: scrinium-server init --data {0}",
                 dir.display()
             );
         }
-        let lock = DirLock::acquire(dir)?;
+        let lock = DirLock::acquire(dir).with_context(|| {
+            format!(
+                "locking {}: the server may be running on it as another user; run this as that user, or as root",
+                dir.display()
+            )
+        })?;
         Ok((lock, Self::parse(&path)?))
     }
 

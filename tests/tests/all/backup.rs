@@ -175,6 +175,74 @@ fn a_server_that_dies_while_it_makes_a_backup_leaves_the_one_before() {
     }
 }
 
+/// Who owns the directory of a backup laid links there: root removed what they led to, and wrote there.
+#[test]
+fn links_in_the_place_of_a_backup_lead_it_nowhere() {
+    let mut lab = Lab::start("backup-links");
+    ship_a_line(&mut lab, "web1", "MARKER of web1\n");
+    let aim = lab.dir.join("aim");
+    std::fs::create_dir_all(&aim).unwrap();
+    let names = [
+        "passwd",
+        "id_rsa",
+        "shadow-.0123456789abcdef",
+        "0000000000000099.seg",
+    ];
+    for name in names {
+        lab.write(&format!("aim/{name}"), b"root");
+    }
+    let whole = || {
+        let mut there: Vec<_> = std::fs::read_dir(&aim)
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        there.sort();
+        let mut names = names.map(std::ffi::OsString::from);
+        names.sort();
+        assert_eq!(there, names);
+    };
+    for part in ["archive", "evidence", "generations"] {
+        let _none = std::fs::remove_dir_all(target(&lab));
+        std::fs::create_dir_all(target(&lab)).unwrap();
+        std::os::unix::fs::symlink(&aim, target(&lab).join(part)).unwrap();
+        std::fs::create_dir_all(lab.dir.join("safe")).unwrap();
+        for words in [&[][..], &["--anew"]] {
+            let mut command = lab.server_command(&["backup", "create"]);
+            command
+                .arg("--to")
+                .arg(target(&lab))
+                .arg("--keys")
+                .arg(lab.dir.join("safe/keys"));
+            let done = command.args(words).output().unwrap();
+            let said = text(&done.stderr);
+            assert!(!done.status.success() && said.contains(part), "{said}");
+            assert!(said.contains("is a link or no directory"), "{said}");
+            whole();
+        }
+    }
+    // What others lay beside the objects stays, links to files too.
+    std::fs::remove_dir_all(target(&lab)).unwrap();
+    std::fs::create_dir_all(target(&lab).join("archive")).unwrap();
+    lab.write("target/archive/notes.txt", b"notes");
+    std::os::unix::fs::symlink(aim.join("passwd"), target(&lab).join("archive/link")).unwrap();
+    let mut command = lab.server_command(&["backup", "create", "--anew"]);
+    command
+        .arg("--to")
+        .arg(target(&lab))
+        .arg("--keys")
+        .arg(lab.dir.join("safe/keys"));
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    whole();
+    assert_eq!(
+        std::fs::read(target(&lab).join("archive/notes.txt")).unwrap(),
+        b"notes"
+    );
+    assert!(target(&lab).join("archive/link").is_symlink());
+    assert_eq!(std::fs::read(aim.join("passwd")).unwrap(), b"root");
+}
+
 fn create(lab: &Lab) -> Value {
     std::fs::create_dir_all(lab.dir.join("safe")).unwrap();
     let made = lab

@@ -1,12 +1,14 @@
 //! What an authority asks for is handed over: what matches and nothing else, for it alone, years later too.
 
 use std::io::{Read as _, Write as _};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use scrinium_tests::days::{Days, ship_a_line};
 use scrinium_tests::lab::{Lab, text};
 use scrinium_tests::package::{unpack, verify};
+use scrinium_tests::strangers::{connect, send};
 use scrinium_tests::wait_until;
 use scrinium_tests::writer::append;
 use serde_json::Value;
@@ -156,9 +158,9 @@ fn a_package_by_a_query_proves_what_matches_and_tells_nothing_of_the_rest() {
         (&["--query", "\"x"], "quote"),
         (
             &["--query", "x", "--from", "2026-02-01", "--to", "2026-01-01"],
-            "--from must be before --to",
+            "must be before --to",
         ),
-        (&["--query", "x", "--recipient", "age1x"], "--recipient"),
+        (&["--query", "x", "--recipient", "age1x"], "age recipient"),
         (&["--agent", "nobody", "--path", "y"], "no agent is named"),
     ] {
         let out = lab.dir.join("refused.tar");
@@ -283,6 +285,52 @@ fn a_source_whose_first_days_were_deleted_is_exported_with_the_certificate() {
         "{said}"
     );
     assert_eq!(lab.export("web1", &path), b"MARKERTWO of web1\n");
+}
+
+/// One datagram in the name of a sender took the place of all that its connection brought.
+#[test]
+fn a_name_that_streams_of_several_kinds_have_is_asked_about() {
+    let lab = Lab::start("export-kinds");
+    let sender = Ipv4Addr::new(127, 0, 0, 5);
+    let mut connection = connect(sender, lab.syslog_tcp).unwrap();
+    connection.write_all(b"<13>EVIDENCE of tcp\n").unwrap();
+    wait_until("it is archived", PATIENCE, || lab.count("EVIDENCE") == 1);
+    let source = ["--agent", "server", "--path", "127.0.0.5"];
+    let raw = |more: &[&str]| {
+        let words = ["export", "--format", "raw", "--out", "-"];
+        lab.server(&[&words[..], &source, more].concat())
+    };
+    assert_eq!(raw(&[]).stdout, b"<13>EVIDENCE of tcp\n");
+    let link = lab.server(&[&["export", "--link"][..], &source].concat());
+    assert!(link.status.success(), "{}", text(&link.stderr));
+    send(sender, lab.syslog_udp, "<13>SPOOFED innocent line");
+    wait_until("it is archived", PATIENCE, || lab.count("SPOOFED") == 1);
+    let refused = raw(&[]);
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && refused.stdout.is_empty());
+    let kinds = "several streams '127.0.0.5', of the kinds syslog-udp, syslog-tcp";
+    assert!(said.contains(kinds) && said.contains("--kind"), "{said}");
+    let tcp = raw(&["--kind", "syslog-tcp"]);
+    assert_eq!(
+        tcp.stdout,
+        b"<13>EVIDENCE of tcp\n",
+        "{}",
+        text(&tcp.stderr)
+    );
+    assert_eq!(
+        raw(&["--kind", "syslog-udp"]).stdout,
+        b"<13>SPOOFED innocent line\n"
+    );
+    let said = text(&raw(&["--kind", "syslog"]).stderr);
+    assert!(said.contains("is none of file, syslog-udp"), "{said}");
+    let said = text(&raw(&["--kind", "journal"]).stderr);
+    assert!(
+        said.contains("has no stream '127.0.0.5' of kind journal"),
+        "{said}"
+    );
+    // The link means what it meant when it was made.
+    let links = text(&lab.server(&["link", "list"]).stdout);
+    assert!(links.contains("server syslog-tcp 127.0.0.5"), "{links}");
 }
 
 fn holds(bytes: &[u8], needle: &[u8]) -> bool {

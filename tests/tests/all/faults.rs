@@ -61,6 +61,7 @@ fn j5_no_crash_between_two_steps_of_the_credential_roll_locks_an_agent_out() {
 fn j5_no_crash_during_enrolment_wastes_the_token() {
     for (side, point) in [
         (Side::Agent, "agent: enrolment durable"),
+        (Side::Agent, "agent: binding durable"),
         (Side::Server, "server: handshake proven"),
         (Side::Server, "server: next credential durable"),
     ] {
@@ -86,7 +87,7 @@ fn j5_no_crash_during_enrolment_wastes_the_token() {
             lab.wait_for_server_end(Duration::from_secs(20));
             lab.start_server();
         }
-        if point == "agent: enrolment durable" {
+        if matches!(side, Side::Agent) {
             // It is enrolled, and only did not say so.
             lab.adopt_agent("web1");
         } else {

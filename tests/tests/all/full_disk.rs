@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use scrinium_tests::lab::Lab;
-use scrinium_tests::{has_tool, pause, skipped, wait_until};
+use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::{has_tool, skipped, wait_until};
+
+use crate::health::ready;
 
 #[test]
 fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
@@ -46,10 +48,38 @@ fn a_full_disk_stops_acks_and_not_the_server_and_nothing_is_lost_or_doubled() {
         Duration::from_secs(30),
         || said("No space left"),
     );
-    pause(Duration::from_secs(3)); // it stays full for a while: several attempts fail
+    // It says so, to whoever asks without signing in, and to whoever administers it.
+    wait_until("it is not ready", Duration::from_secs(30), || {
+        let (status, said) = ready(&lab);
+        status == 503 && said.contains("entries cannot be archived")
+    });
+    let alarm = lab.wait_for_alarm("cannot-archive", "server");
+    // Whoever of log and catalogue meets it first.
+    let says = ["No space left", "disk is full"];
+    assert!(says.iter().any(|text| alarm.contains(text)), "{alarm}");
+    let _full = lab.wait_for_alarm("disk-full", "server");
+    let status = text(&lab.server(&["status", "--json"]).stdout);
+    assert!(
+        status.contains("\"failing\"") && status.contains("the disk takes no more"),
+        "{status}"
+    );
 
     std::fs::remove_file(&filler).unwrap();
     lab.wait_for_bytes("web1", &path, len, Duration::from_secs(90));
+    wait_until("it is ready again", Duration::from_secs(30), || {
+        ready(&lab).0 == 200
+    });
+    // What could not be written down then is in the trail now.
+    wait_until(
+        "the alarms are in the trail",
+        Duration::from_secs(30),
+        || {
+            let told: Vec<String> = lab.trail("alarm").iter().map(ToString::to_string).collect();
+            ["cannot-archive", "disk-full"]
+                .iter()
+                .all(|kind| told.iter().any(|line| line.contains(kind)))
+        },
+    );
     assert!(
         lab.export("web1", &path) == app.all,
         "archived and written differ"

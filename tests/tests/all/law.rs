@@ -6,7 +6,7 @@ use std::time::Duration;
 use scrinium_tests::console::Console;
 use scrinium_tests::days::{Days, ship_a_line};
 use scrinium_tests::lab::{Lab, PASSWORD, text};
-use scrinium_tests::wait_until;
+use scrinium_tests::{now, wait_until};
 use serde_json::Value;
 
 /// What goes beyond its category is not in force before three days are over, is shown, and is stopped by anybody.
@@ -285,6 +285,54 @@ fn a_removed_agent_is_gone_for_good_after_three_days() {
     assert_eq!(code, 0, "{report}");
     // The name is free again.
     let _token = lab.token("web1", lab.sl);
+}
+
+/// The deletion of an agent waits for the thread of the archive, which may compact for hours: nothing else that waits, and no
+/// command about it, waits behind it.
+#[test]
+fn an_act_that_takes_long_holds_up_no_other() {
+    let Some(mut days) = Days::start("law-long") else {
+        return;
+    };
+    account(&days.lab, "bob");
+    ship_a_line(&mut days.lab, "web1", "MARKERONE of web1\n");
+    let hang = (
+        "SCRINIUM_HANG".to_owned(),
+        "server: keys destroyed".to_owned(),
+    );
+    days.lab.server_environment.push(hang);
+    days.go_to(4);
+    let lab = &days.lab;
+    remove(lab, "web1");
+    let id = id_of(lab, "delete agent web1");
+    assert_eq!(approve(lab, &id, Some("bob")).status.code(), Some(4));
+    let words = [&["policy", "approve", &id][..], &person("admin", lab)].concat();
+    let mut long = lab.server_command(&words).spawn().unwrap();
+    wait_until("it is being done", PATIENCE, || {
+        !lab.trail("agent deletion").is_empty()
+    });
+    let stopped = lab.server(&["policy", "stop", &id]);
+    let said = text(&stopped.stderr);
+    assert!(said.contains("is being done now"), "{said}");
+    let begun = now();
+    waits(
+        lab,
+        &["policy", "class", "general", "--operations-days", "91"],
+    );
+    let other = id_of(lab, "operations read");
+    ok(lab, &["policy", "stop", &other]);
+    let took = now().duration_since(begun);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(long.try_wait().unwrap().is_none(), "it takes long");
+    long.kill().unwrap();
+    long.wait().unwrap();
+    days.lab.kill_server();
+    days.lab.server_environment.pop();
+    days.lab.start_server();
+    wait_until("it is done after all", PATIENCE, || {
+        pending(&days.lab).is_empty()
+    });
+    assert_eq!(days.lab.trail("agent deleted").len(), 1);
 }
 
 /// Asks for the removal of an agent, and says it again.

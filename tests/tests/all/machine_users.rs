@@ -429,3 +429,33 @@ cat /proc/$p/environ >/dev/null 2>&1; echo read $?; kill $p; wait $p";
     assert!(said.contains("read "), "{said} {}", text(&output.stderr));
     !said.contains("read 0")
 }
+
+/// Whoever writes an agent's configuration, the server too, could have it collect the keys with which it signs.
+#[test]
+fn the_agents_own_state_is_no_log_whatever_leads_there() {
+    let mut lab = Lab::start("machine-own");
+    let state = lab.state("web1");
+    let by_root = format!("/proc/thread-self/root{}", state.display());
+    symlink(&state, lab.dir.join("way")).unwrap();
+    let more = format!(
+        "[[source]]\nfile = \"{}/**\"\n[[source]]\nfile = \"{}/way/machine.json\"\n[[source]]\nfile = \"{by_root}/state.a\"\n",
+        state.display(),
+        lab.dir.display()
+    );
+    lab.add_agent("web1", lab.sl, &more);
+    let log = lab.log("app.log");
+    write(&log, "before\n");
+    lab.start_agent("web1");
+    lab.wait_for_bytes("web1", &log, 7, Duration::from_secs(30));
+    wait_until("it is said", Duration::from_secs(30), || {
+        lab.agent("web1")["sources"]
+            .to_string()
+            .contains("never collected")
+    });
+    write(&log, "after\n");
+    lab.wait_for_bytes("web1", &log, 13, Duration::from_secs(30));
+    for name in ["machine.json", "state.a", "state.b"] {
+        assert_eq!(lab.count(&format!("agent:web1 stream:{name}")), 0, "{name}");
+    }
+    assert_eq!(lab.count("agent:web1 stream:agent-web1"), 0);
+}

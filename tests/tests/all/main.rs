@@ -6,8 +6,11 @@
     reason = "a step that fails is a test that fails"
 )]
 
+mod alarms;
+mod as_it_is;
 mod backup;
 mod backup_elsewhere;
+mod beside;
 mod browser;
 mod central;
 mod ciphers;
@@ -26,13 +29,18 @@ mod flood;
 mod fsck;
 mod full_disk;
 mod fuzz_corpus;
+mod health;
+mod hostile_agent;
+mod hostile_session;
 mod identity;
 mod interop;
+mod joining;
 mod law;
 mod link;
 mod links;
 mod machine;
 mod machine_users;
+mod misbehaving;
 mod oracles;
 mod outage;
 mod package;
@@ -42,12 +50,14 @@ mod refusals;
 mod requests;
 mod retention;
 mod rotation;
+mod said;
 mod service;
 mod signals;
 mod signin;
 mod soak;
 mod sources;
 mod spool;
+mod states;
 mod statistics;
 mod stopped;
 mod strangers;

@@ -64,11 +64,20 @@ fn syslog_relayed_by_an_agent_is_conserved_through_an_outage() {
     wait_until("everything is archived", PATIENCE, || {
         lab.count("agent:site app") == 6000
     });
-    for (how, stream) in [
-        ("datagram", "127.0.0.1"),
-        ("socket", &format!("unix://{}", unix.display())),
+    for (how, stream, kind) in [
+        ("datagram", "127.0.0.1", "syslog-udp"),
+        ("connection", "127.0.0.1", "syslog-tcp"),
+        (
+            "socket",
+            &*format!("unix://{}", unix.display()),
+            "syslog-unix",
+        ),
     ] {
-        let archived = text(&lab.export("site", Path::new(stream)));
+        let exported = lab.server(&[
+            "export", "--agent", "site", "--path", stream, "--kind", kind, "--format", "raw",
+            "--out", "-",
+        ]);
+        let archived = text(&exported.stdout);
         let mut lines = archived.lines();
         for n in 0..2000 {
             let expected = format!("<11>Nov 22 10:00:00 gate app: {how} {n:05}");

@@ -106,6 +106,24 @@ fn what_a_displaced_sender_sent_is_kept() {
     wait_for_line(&lab, "halfmessage");
 }
 
+/// Refusals of this listener were told nobody.
+#[test]
+fn the_metrics_listener_says_whom_it_refused() {
+    let lab = Lab::start("strangers-metrics");
+    let held: Vec<TcpStream> = (0..12)
+        .filter_map(|_| connect(address(3), lab.metrics))
+        .collect();
+    let said = lab.wait_for_alarm("places-short", "");
+    assert!(
+        said.contains("The metrics listener did not serve everybody"),
+        "{said}"
+    );
+    drop(held);
+    let gone = lab.metric("scrinium_connections_displaced_total{listener=\"metrics\"} ");
+    let refused = lab.metric("scrinium_connections_refused_total{listener=\"metrics\"} ");
+    assert_eq!(gone + refused, 4, "of one address 8 are served");
+}
+
 /// 512 connections with half a form closed the console, the health check included, for as long as wanted.
 #[test]
 fn half_sent_forms_do_not_close_the_console() {

@@ -46,6 +46,7 @@ impl Command {
                     limit.as_secs()
                 )),
             };
+            sink.set_trouble(missing.clone());
             if let Some(missing) = missing
                 && !sink.put_item(Item::gap(&stream, &missing)).await
             {
@@ -73,6 +74,8 @@ impl Command {
         let (program, arguments) = self.words.split_first().context("it has no name")?;
         let mut child = tokio::process::Command::new(program)
             .args(arguments)
+            // A token of several uses is no business of other programs.
+            .env_remove("SCRINIUM_TOKEN")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -81,6 +84,9 @@ impl Command {
         let output = child.stdout.take().context("it has no output")?;
         let mut lines = Lines::new(BufReader::new(output));
         while let Some((bytes, goes_on)) = lines.next().await? {
+            if self.every.is_none() {
+                sink.set_trouble(None);
+            }
             let mut item = Item::line(stream, Vec::new());
             item.bytes = bytes;
             if goes_on {

@@ -60,7 +60,10 @@ impl Journal {
             if cursor != before {
                 complained = false;
                 pause = RESTART_MIN;
-            } else if !complained {
+            } else {
+                sink.set_trouble(Some(format!("the journal cannot be read: {error:#}")));
+            }
+            if cursor == before && !complained {
                 warn!(journal = %stream.name, error = format!("{error:#}"), "the journal cannot be read; trying again");
                 complained = true;
             }
@@ -95,12 +98,16 @@ impl Journal {
             let entry = match read.await {
                 Ok(entry) => entry?,
                 // Nothing to say, or hung?
-                Err(_) if self.last_cursor().await? == *cursor => continue,
+                Err(_) if self.last_cursor().await? == *cursor => {
+                    sink.set_trouble(None);
+                    continue;
+                }
                 Err(_) => bail!("journalctl is silent although there are new entries"),
             };
             let Some(entry) = entry else {
                 bail!("journalctl ended with {}", child.wait().await?);
             };
+            sink.set_trouble(None);
             let own = entry.text("__CURSOR");
             if let Some(expected) = expected.take()
                 && expected != own
@@ -145,6 +152,7 @@ impl Journal {
             .args(arguments)
             .arg("--") // whatever follows is no option
             .args(&self.matches)
+            .env_remove("SCRINIUM_TOKEN")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Once};
+use std::time::Instant;
 
 use scrinium_protocol::batch::BOOKMARK_LEN_MAX;
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
@@ -29,10 +30,11 @@ use scrinium_syslog::senders::{Placed, SenderLimits, Senders, is_sender};
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use self::queue::Queue;
 pub(crate) use self::queue::Sink;
+use self::queue::{Queue, Trouble};
 use super::file::Pass;
 use super::output::{Output, Positions};
+use super::standing::FeedStanding;
 use super::{Command, Context};
 use crate::clock;
 use crate::config::FeedSource;
@@ -166,6 +168,9 @@ pub(super) struct Feed {
     streams: BTreeMap<StreamId, Stream>,
     /// The items of one line for which there was no room yet.
     waiting: Option<Vec<Item>>,
+    /// When something came last, and why nothing does.
+    taken_at: Option<Instant>,
+    trouble: Trouble,
 }
 
 struct Stream {
@@ -188,6 +193,7 @@ impl Feed {
         waker: Waker,
     ) -> Self {
         let (sink, items) = queue::queue(ITEMS_MAX, waker);
+        let trouble = sink.trouble();
         let bookmark = source.stream().map(|stream| positions.bookmark(&stream));
         let bookmark = bookmark.unwrap_or_default();
         let task = {
@@ -202,11 +208,23 @@ impl Feed {
             says_end: false,
             streams: BTreeMap::new(),
             waiting: None,
+            taken_at: None,
+            trouble,
         }
     }
 
     pub(super) fn source(&self) -> &FeedSource {
         &self.source
+    }
+
+    /// How it does, unless it is the agent's own log, which nobody configured.
+    pub(super) fn standing(&self) -> Option<FeedStanding> {
+        let is_own = matches!(self.source, FeedSource::Own);
+        (!is_own && !self.ended).then(|| FeedStanding {
+            source: self.source.clone(),
+            taken_at: self.taken_at,
+            trouble: self.trouble.get(),
+        })
     }
 
     /// Nothing more comes in; what came is still sealed by the next passes. With `positions`, because the
@@ -241,7 +259,7 @@ impl Feed {
     /// Its streams may be opened again.
     pub(super) fn close(self, positions: &mut Positions) {
         for stream in self.streams.values() {
-            positions.close(&stream.output, false);
+            positions.close(&stream.output, None);
         }
     }
 
@@ -327,6 +345,9 @@ impl Feed {
                 }
             }
         }
+        if taken > 0 {
+            self.taken_at = Some(clock::now());
+        }
         if core::mem::take(&mut self.says_end) {
             for stream in self.streams.values_mut() {
                 stream.output.push_end();
@@ -343,7 +364,7 @@ impl Feed {
         }
         if self.streams.len() > STREAMS_MAX {
             for stream in core::mem::take(&mut self.streams).into_values() {
-                positions.close(&stream.output, false);
+                positions.close(&stream.output, None);
             }
         }
         match taken >= PASS_BYTES || context.stopped {

@@ -1,7 +1,7 @@
 //! The way from a source to its batches, bounded in entries and in bytes: a local user who sends the longest messages
 //! there are must not cost more memory than one who sends short ones.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(any(test, windows))]
 use std::time::Duration;
 
@@ -17,6 +17,18 @@ pub(crate) struct Sink {
     items: mpsc::Sender<Queued>,
     room: Arc<Semaphore>,
     waker: Waker,
+    trouble: Trouble,
+}
+
+/// Why nothing comes of a source, while that is so.
+#[derive(Clone, Default)]
+pub(super) struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl Trouble {
+    pub(super) fn get(&self) -> Option<String> {
+        let trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
 }
 
 /// Where they are taken from.
@@ -32,7 +44,13 @@ struct Queued {
 pub(super) fn queue(items_max: usize, waker: Waker) -> (Sink, Queue) {
     let (items, received) = mpsc::channel(items_max);
     let room = Arc::new(Semaphore::new(BYTES_MAX));
-    (Sink { items, room, waker }, Queue(received))
+    let sink = Sink {
+        items,
+        room,
+        waker,
+        trouble: Trouble::default(),
+    };
+    (sink, Queue(received))
 }
 
 impl Queue {
@@ -61,6 +79,20 @@ impl Queue {
 }
 
 impl Sink {
+    /// Says why nothing comes of the source, or that something does again.
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *self
+            .trouble
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Where that is read.
+    pub(super) fn trouble(&self) -> Trouble {
+        self.trouble.clone()
+    }
+
     /// Waits for room; `false` when the source is no longer wanted.
     pub(crate) async fn put_item(&self, item: Item) -> bool {
         let taken = tokio::select! {

@@ -63,8 +63,11 @@ impl Syslog {
         loop {
             match self.listen(&deny, &sink, &own).await {
                 Ok(()) => return,
-                Err(error) if complained => drop(error),
+                Err(error) if complained => {
+                    sink.set_trouble(Some(format!("syslog is not received: {error:#}")));
+                }
                 Err(error) => {
+                    sink.set_trouble(Some(format!("syslog is not received: {error:#}")));
                     warn!(source = %own.name, error = format!("{error:#}"), "syslog is not received; trying again");
                     complained = true;
                 }
@@ -93,6 +96,7 @@ impl Syslog {
             Self::Unix { .. } => bail!("there are no such sockets on this system"),
         };
         info!(source = %own.name, "listening for syslog");
+        sink.set_trouble(None);
         let text = format!(
             "listening on {} begins here; what was sent there while nobody listened was not collected, nor what an agent that was killed had not yet sent",
             own.name

@@ -2,34 +2,50 @@
 //!
 //! ```text
 //! generation: app.log.2.gz ─▶ app.log.1 ─▶ app.log     each read to its end before the next
+//! [survey] what lies there ─▶ [arrange] what comes next ─▶ [chain] ─▶ [read] entries ─▶ [leave] at its end
 //! ```
 //!
 //! Invariants:
 //! 1. The bytes of the entries, one after the other, are the bytes of the generations, one after the
 //!    other. What cannot be read is a gap entry.
-//! 2. A file is never known by its name, nor by its inode alone: [`Bookmark::is_of`] decides.
-//! 3. A line without its end is held back; after a moment it is sent as a fragment, and what completes
+//! 2. A file is never known by its name, nor by its inode alone: its content decides.
+//! 3. A file that is settled stays known, by a mark in every bookmark: it is not read again under another name, and
+//!    when it grows it is read on.
+//! 4. A line without its end is held back; after a moment it is sent as a fragment, and what completes
 //!    it later is linked to it.
 
-mod around;
+mod arrange;
+mod aside;
+mod chain;
+mod choice;
+mod leave;
 mod read;
+mod settled;
+mod survey;
+mod toll;
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use regex::bytes::Regex;
-use scrinium_protocol::entry::ENTRY_LEN_MAX;
 use scrinium_protocol::identity::StreamId;
-use tracing::{info, warn};
+use scrinium_protocol::sl::sources::SourceState;
+use tracing::warn;
 
+use self::aside::Aside;
+use self::chain::{Chain, Past, Role};
 use self::read::Read;
+use self::toll::Toll;
 use super::Context;
-use super::bookmark::{Bookmark, FileId};
-use super::follow::{Follow, is_deleted, look, look_within, open};
+use super::bookmark::{Bookmarks, FileId, Mark};
+use super::claims::Collected;
+use super::disk::{Disk, Seen};
+use super::findings::Finding;
+use super::follow::{Follow, look_within};
 use super::output::{Output, Positions};
-use super::records::Encoding;
 use super::resting::Rest;
 use super::trust;
 use crate::clock;
@@ -41,39 +57,63 @@ pub(crate) struct Place {
     pub(crate) root: PathBuf,
     /// What nothing may collect: generations beside the path may be forbidden although it is not.
     pub(crate) deny: Deny,
+    pub(super) disk: Arc<dyn Disk>,
 }
 
 /// The stream of one path.
 pub(crate) struct FileStream {
     output: Output,
-    path: PathBuf,
-    /// Below it links are followed by their owners.
-    root: PathBuf,
-    deny: Deny,
+    place: Place,
     /// A line that matches begins an entry of several lines.
     multiline: Option<Regex>,
     /// The sources ask for its old generations too: they are read first when nothing was read yet.
     history: bool,
-    /// When the agent began to look for files.
+    /// Since when its file is looked for.
     began: SystemTime,
-    /// The file at the path when it was looked at last, and its length.
-    seen: Option<(FileId, u64)>,
-    current: Option<Follow>,
-    /// Generations after the current one, oldest first; the file at the path comes after them.
-    queued: VecDeque<Follow>,
-    /// Renamed files whose writer may not have noticed yet.
-    lingering: Vec<Follow>,
-    /// Renamed files that were read to their ends, the latest last.
-    finished: VecDeque<Bookmark>,
+    /// What other streams read of its files before this one began.
+    inherited: Arc<Collected>,
+    /// Why the stream cannot be gone on with.
+    unreadable_bookmark: Option<String>,
+    state: State,
+    chain: Chain,
+    /// The file at the path when it was looked at last.
+    seen: Option<Seen>,
+    /// What a link at the path led to.
+    target: Option<PathBuf>,
     /// A copy is read to its end before the file it was made of, which was truncated.
     truncated: bool,
-    resumed: bool,
-    /// Closed after it was read to the end.
-    parked: bool,
+    /// When settled files are looked at the next time, and whether they were since the start.
+    look_back_at: Instant,
+    looked_back: bool,
+    /// When names beside the file changed last, before they were looked at.
+    changed: Vec<Option<SystemTime>>,
+    /// Files between the current one and the next may have come and gone.
+    may_miss: bool,
+    /// Files that turned up beside the current one, and are collected when they are still the same at the next look.
+    strangers: Vec<Seen>,
+    /// Generations that could not be read, of which that was said.
+    refused: BTreeSet<u64>,
+    aside: Aside,
+    /// There are more generations after those that are queued, before the file at the path.
+    more_comes: bool,
+    toll: Toll,
     /// When something was read of it last.
     read_at: Instant,
-    complained: bool,
+    /// Something was read since it was opened.
+    has_read: bool,
+    /// Why it cannot be read, once that was said.
+    complaint: Option<(SourceState, String)>,
     wanting: Wanting,
+}
+
+/// Whether the files are open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// They are to be found.
+    Closed,
+    /// The file at the path was read to its end, as it was then; it was closed at this time.
+    Parked(Seen, Instant),
+    Open,
 }
 
 /// Whether the configuration names the stream.
@@ -83,14 +123,6 @@ enum Wanting {
     /// Not any more, and that is still to be said.
     Ending,
     Ended,
-}
-
-/// Which of the files is being read.
-#[derive(Clone, Copy)]
-enum Role {
-    Current,
-    /// The renamed one at this place, taken out of its list.
-    Lingering(usize),
 }
 
 /// What a pass over a source came to; of several the last of these counts.
@@ -113,28 +145,46 @@ impl FileStream {
         multiline: Option<Regex>,
         history: bool,
         began: SystemTime,
+        now: Instant,
     ) -> Self {
-        let Place { path, root, deny } = place;
+        let bookmarks = Bookmarks::decode(&output.position().bookmark);
+        let (chain, unreadable_bookmark) = match bookmarks {
+            Ok(bookmarks) => (bookmarks.map(Chain::take_up).unwrap_or_default(), None),
+            Err(error) => (Chain::default(), Some(error.to_string())),
+        };
+        let seen = look_within(&*place.disk, &place.path, &place.root, None);
         Self {
             output,
-            seen: look_within(&path, &root, None).ok().flatten(),
-            path,
-            root,
-            deny,
+            seen: seen.ok().flatten(),
+            place,
             multiline,
             history,
             began,
-            current: None,
-            queued: VecDeque::new(),
-            lingering: Vec::new(),
-            finished: VecDeque::new(),
+            inherited: Arc::default(),
+            unreadable_bookmark,
+            state: State::Closed,
+            chain,
+            target: None,
             truncated: false,
-            resumed: false,
-            parked: false,
-            read_at: clock::now(),
-            complained: false,
+            look_back_at: now,
+            looked_back: false,
+            changed: Vec::new(),
+            may_miss: false,
+            strangers: Vec::new(),
+            refused: BTreeSet::new(),
+            aside: Aside::default(),
+            more_comes: false,
+            toll: Toll::default(),
+            read_at: now,
+            has_read: false,
+            complaint: None,
             wanting: Wanting::Wanted,
         }
+    }
+
+    /// Other streams read files up to here: this one goes on there.
+    pub(crate) fn inherit(&mut self, collected: &Arc<Collected>) {
+        self.inherited = collected.clone();
     }
 
     pub(crate) fn id(&self) -> StreamId {
@@ -143,34 +193,110 @@ impl FileStream {
 
     /// Should there be a file at the path again, the stream goes on: at the start of the file, if all of
     /// the one before was read and no name leads to that any more.
-    pub(crate) fn close(&self, positions: &mut Positions) {
-        let is_done = |follow: &Follow| is_deleted(follow) && follow.is_at_end().unwrap_or(false);
-        let is_read = self.current.as_ref().is_none_or(is_done);
-        let is_wanted = self.wanting == Wanting::Wanted;
-        let starts_anew = self.resumed && is_read && is_wanted && !self.history;
-        positions.close(&self.output, starts_anew);
+    pub(crate) fn close(&mut self, positions: &mut Positions) {
+        let is_done = |follow: &Follow| follow.is_deleted() && follow.is_at_end().unwrap_or(false);
+        if let Some(done) = self.chain.current.take_if(|current| is_done(current)) {
+            self.chain.settle(Past::lost(done.mark()));
+        }
+        if self.is_unread() && self.seen.is_none() {
+            return; // there were only old generations of a file that is not there
+        }
+        let is_known = !self.chain.is_new() && self.unreadable_bookmark.is_none();
+        let bookmarks = is_known.then(|| self.chain.bookmarks(None, self.output.in_line));
+        positions.close(&self.output, bookmarks);
+    }
+
+    /// Nothing was written for a while to a file that was renamed, of which there is no other yet: it needs no
+    /// descriptor, and is looked at from now on like the others that are settled.
+    fn leave(&mut self, context: &mut Context, now: Instant) {
+        self.seal(context);
+        if let Some(current) = self.chain.current.take() {
+            let mut past = Past::of(current, now);
+            past.close();
+            self.chain.settle(past);
+            self.look_back_at = now;
+        }
     }
 
     /// Whether the file called `id` is one this stream reads already.
     pub(crate) fn is_reading(&self, id: FileId) -> bool {
-        let known = self.known().map(|follow| follow.id);
-        let parked = self.seen.map(|(seen, _)| seen);
-        known.chain(parked).any(|known| known == id)
+        self.chain.is_reading(id)
+            || self.seen.is_some_and(|seen| seen.id == id)
+            || self
+                .chain
+                .closed
+                .as_ref()
+                .is_some_and(|closed| closed.id == id)
     }
 
-    /// The file at the path, when it was looked at last.
-    pub(crate) fn file_at_path(&self) -> Option<FileId> {
-        self.seen.map(|(id, _)| id)
+    /// Whether a link at its path leads to `path`: what is made there next is read by this stream.
+    pub(crate) fn leads_to(&self, path: &std::path::Path) -> bool {
+        let is_target = self.target.as_deref() == Some(path);
+        is_target && matches!(self.place.disk.read_link(&self.place.path), Ok(Some(_)))
     }
 
-    fn known(&self) -> impl Iterator<Item = &Follow> {
-        let older = self.queued.iter().chain(&self.lingering);
-        self.current.iter().chain(older)
+    /// Whether a link at its path led to `path`, and there is nothing now.
+    pub(crate) fn has_left(&self, path: &std::path::Path) -> bool {
+        let is_target = self.target.as_deref() == Some(path);
+        is_target && matches!(self.place.disk.look(&self.place.path), Ok(None))
+    }
+
+    /// Whether everything that it read is sealed.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.output.is_empty()
+    }
+
+    /// Whether the stream settled the file called `id`, and that is still its business: it knows the file where it is.
+    pub(crate) fn has_settled(&self, id: FileId, path: &std::path::Path) -> bool {
+        // Where nothing was collected, the number alone says nothing.
+        let is_it = |past: &Past| past.mark.key == id.key() && past.mark.offset > 0;
+        if !self.chain.past.iter().any(is_it) {
+            return false;
+        }
+        let is_beside = |own: &std::path::Path| {
+            let names = own.file_stem().zip(path.file_name());
+            let names =
+                names.map(|(stem, name)| (stem.as_encoded_bytes(), name.as_encoded_bytes()));
+            own.parent() == path.parent()
+                && names.is_some_and(|(stem, name)| name.starts_with(stem))
+        };
+        is_beside(&self.place.path) || self.target.as_deref().is_some_and(is_beside)
+    }
+
+    /// How far it read its files.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> {
+        let past = self.chain.past.iter();
+        let past = past.map(|past| {
+            past.open
+                .as_ref()
+                .map_or_else(|| past.mark.clone(), Follow::mark)
+        });
+        let closed = self.chain.closed.iter().map(Mark::from);
+        past.chain(closed)
+            .chain(self.chain.current.iter().map(Follow::mark))
+    }
+
+    /// The files it reads, see [`Self::is_reading`].
+    pub(super) fn reading(&self) -> impl Iterator<Item = FileId> {
+        let open = self.chain.open_ones().map(|follow| follow.id);
+        let closed = self.chain.closed.iter().map(|closed| closed.id);
+        open.chain(closed).chain(self.seen.map(|seen| seen.id))
+    }
+
+    /// What the file system called the files that it settled.
+    pub(super) fn settled(&self) -> impl Iterator<Item = u64> {
+        let past = self.chain.past.iter().filter(|past| past.mark.offset > 0);
+        past.map(|past| past.mark.key)
+    }
+
+    /// What a link at its path led to.
+    pub(super) fn target(&self) -> Option<&std::path::Path> {
+        self.target.as_deref()
     }
 
     /// Whether the configuration names this stream, and what it forbids.
     pub(crate) fn set_wanted(&mut self, wanted: bool, deny: &Deny) {
-        self.deny = deny.clone();
+        self.place.deny = deny.clone();
         self.wanting = match (wanted, self.wanting) {
             (true, _) => Wanting::Wanted,
             (false, Wanting::Wanted) => Wanting::Ending,
@@ -184,80 +310,76 @@ impl FileStream {
             return Pass::Blocked;
         }
         self.seal(context);
-        if self.output.position().bookmark.is_empty() {
-            self.wanting = Wanting::Ended; // nothing was collected
-            return Pass::Idle;
-        }
-        self.output.push_end();
-        match &self.current {
-            Some(_) => self.seal(context),
-            None => {
-                let bookmark = self.output.position().bookmark.clone();
-                self.output.seal(bookmark, context);
-            }
+        if !self.output.position().bookmark.is_empty() {
+            self.output.push_end();
+            self.seal(context);
         }
         self.wanting = Wanting::Ended;
         Pass::Idle
     }
 
-    /// Whether it is not wanted any more, or its file is gone and everything of it was read.
+    /// Whether it is not wanted any more, or its files are gone and everything of them was read.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        if self.wanting == Wanting::Ended {
-            return true;
-        }
+        // Of what was there before nobody waits for more.
+        let is_unread = self.is_unread();
+        let is_there = |past: &Past| past.path.is_some() && (!is_unread || past.mark.offset == 0);
+        let current = self.chain.current.as_ref();
+        let has_files = current.is_some_and(|current| !current.is_deleted())
+            || !self.refused.is_empty()
+            || self.chain.past.iter().any(is_there);
+        // What a link led to may have a stream of its own when the link is gone.
+        let has_files = has_files && self.target.is_none();
+        self.wanting == Wanting::Ended || (self.is_left(now) && !has_files)
+    }
+
+    /// Whether nothing of it was ever collected.
+    fn is_unread(&self) -> bool {
+        self.output.position().bookmark.is_empty() && self.output.is_empty()
+    }
+
+    /// Whether there is no file at its path, and everything of the others was read some time ago. Who has them open may
+    /// write to them still.
+    pub(crate) fn is_left(&self, now: Instant) -> bool {
         let over = |follow: &Follow| {
-            follow
-                .renamed
-                .is_some_and(|at| now.duration_since(at) > FORGET_AFTER)
+            let is_quiet = |at| now.duration_since(at) > FORGET_AFTER;
+            follow.renamed.is_some_and(is_quiet)
+                && follow.unfinished.is_none()
+                && follow.is_at_end().unwrap_or(false)
         };
-        self.resumed
+        self.state == State::Open
             && self.output.is_empty()
-            && self.queued.is_empty()
-            && self.lingering.is_empty()
-            && self.current.as_ref().is_none_or(over)
-            && !self.path.is_file()
+            && self.chain.queued.is_empty()
+            && self.chain.past.iter().all(|past| past.open.is_none())
+            && self.chain.current.as_ref().is_none_or(over)
+            && matches!(self.place.disk.look(&self.place.path), Ok(None))
+    }
+
+    /// When something was read of it last.
+    pub(crate) fn read_at(&self) -> Option<Instant> {
+        self.has_read.then_some(self.read_at)
+    }
+
+    /// Why what is at its path cannot be read.
+    pub(crate) fn trouble(&self) -> Option<Finding> {
+        let (state, complaint) = self.complaint.as_ref()?;
+        let path = &self.place.path;
+        Some(Finding::trouble(*state, path, complaint.clone()))
     }
 
     /// What is to be remembered of its file while the stream is closed, if all of it was read some time ago.
     pub(crate) fn rest(&self, now: Instant) -> Option<Rest> {
-        let (file, len) = self.seen?;
-        let rests = self.parked
-            && self.wanting == Wanting::Wanted
-            && !self.complained
+        let State::Parked(seen, _) = self.state else {
+            return None;
+        };
+        let rests = self.wanting == Wanting::Wanted
+            && self.complaint.is_none()
+            && !self.chain.has_room
             && self.output.is_empty()
             && now.duration_since(self.read_at) >= REST_AFTER;
         rests.then(|| Rest {
             stream: self.id(),
-            file,
-            len,
+            seen,
         })
-    }
-
-    /// Bytes on the disk that only we still hold there: of deleted files not read to the end.
-    pub(crate) fn deleted_bytes(&self) -> u64 {
-        let bytes = self.known().map(|follow| match is_deleted(follow) {
-            true => follow.content.len().ok().flatten().unwrap_or(0),
-            false => 0,
-        });
-        bytes.sum()
-    }
-
-    /// Lets deleted files go before they were read to the end; a gap entry says what that costs.
-    pub(crate) fn drop_deleted(&mut self) {
-        let all = self.current.take().into_iter().chain(self.queued.drain(..));
-        let (gone, kept): (Vec<Follow>, Vec<Follow>) = all.partition(is_deleted);
-        self.queued = kept.into();
-        self.current = self.queued.pop_front();
-        self.lingering.retain(|follow| !is_deleted(follow));
-        for follow in gone {
-            let len = follow.content.len().ok().flatten().unwrap_or(0);
-            let lost = len.saturating_sub(follow.offset);
-            warn!(stream = %self.id(), lost, "a deleted file was let go before it was read to the end; a gap entry says so");
-            self.output.push_gap(&format!(
-                "the file was deleted, and let go to free its disk space; bytes {} to {len} of it were not collected",
-                follow.offset
-            ));
-        }
     }
 
     /// Reads on.
@@ -265,96 +387,101 @@ impl FileStream {
         if self.wanting != Wanting::Wanted {
             return self.end(context);
         }
-        match self.try_pass(context, now) {
+        if self.toll.waits(now) {
+            return Pass::Idle;
+        }
+        let pass = self.try_pass(context, now);
+        self.toll.settle(now);
+        match pass {
             Ok(pass) => {
-                self.complained = false;
+                let cause =
+                    "there are so many names beside it that it is looked at only now and then";
+                let is_long = self.toll.is_long(now);
+                self.complaint = is_long.then(|| (SourceState::NotWalked, cause.to_owned()));
+                let is_quiet = now.duration_since(self.read_at) >= QUIET_CLOSE;
                 // What was unpacked is not unpacked once more for a moment's wait.
-                if context.parks && pass != Pass::Paced {
-                    self.park(pass, context);
+                if pass != Pass::Paced && (context.parks || (is_quiet && pass == Pass::Idle)) {
+                    self.park(pass, context, now);
+                }
+                if pass == Pass::Idle && self.is_left(now) {
+                    self.leave(context, now);
                 }
                 pass
             }
             Err(error) => {
-                if !self.complained {
+                if self.complaint.is_none() {
                     if trust::is_refusal(&error) {
                         if context.is_blocked() {
                             return Pass::Blocked;
                         }
-                        self.say_refused(&error, context);
+                        self.output
+                            .push_gap(&format!("{error}; what is at its end is not collected"));
+                        self.seal(context);
                     }
-                    let path = self.path.display();
+                    let path = self.place.path.display();
                     warn!(%path, %error, "a file cannot be read; trying again");
-                    self.complained = true;
+                    let state = match trust::is_refusal(&error) {
+                        true => SourceState::RefusedLink,
+                        false => SourceState::Unreadable,
+                    };
+                    self.complaint = Some((state, error.to_string()));
                 }
                 if error.kind() == io::ErrorKind::StaleNetworkFileHandle {
-                    self.reopen(context);
+                    // A file server that came back knows its files by other handles: what was read is found again
+                    // by its content.
+                    self.shut(context);
+                    self.chain.is_stale = true;
                 }
                 Pass::Idle
             }
         }
     }
 
-    /// Says in the stream that a link is at its path which is not followed.
-    fn say_refused(&mut self, error: &io::Error, context: &mut Context) {
-        self.output
-            .push_gap(&format!("{error}; what is at its end is not collected"));
-        match &self.current {
-            Some(_) => self.seal(context),
-            None => {
-                let bookmark = self.output.position().bookmark.clone();
-                self.output.seal(bookmark, context);
-            }
-        }
-    }
-
-    /// Opens a file at the path or beside it, unless that is forbidden.
-    fn open(&self, path: &Path) -> io::Result<Option<Follow>> {
-        if self.deny.forbids(path) {
-            return Ok(None);
-        }
-        open(path, &self.root)
-    }
-
     fn try_pass(&mut self, context: &mut Context, now: Instant) -> io::Result<Pass> {
-        let seen = match look_within(&self.path, &self.root, self.seen) {
+        let (disk, known) = (self.place.disk.clone(), self.seen.map(|seen| seen.id));
+        let seen = match look_within(&*disk, &self.place.path, &self.place.root, known) {
             Err(error) if cfg!(windows) => {
                 self.let_go(context)?;
                 return Err(error);
             }
-            // What was read before a link was laid there is read to its end.
-            Err(error) if trust::is_refusal(&error) && self.current.is_some() => None,
+            // What was read before is read to its end, whatever is at the path now.
+            Err(_) if self.chain.current.is_some() => None,
             seen => seen?,
         };
-        if !self.resumed {
+        match self.state {
+            State::Open => {}
             // A closed file that did not change needs no descriptor to know that.
-            if self.parked && seen == self.seen {
-                return Ok(Pass::Idle);
+            State::Parked(file, since) if seen == Some(file) => {
+                let is_due = self.chain.has_room && now.duration_since(since) >= ROOM_INTERVAL;
+                if !self.look_back(now)? && !is_due {
+                    return Ok(Pass::Idle);
+                }
+                self.resume(now)?;
             }
-            self.parked = false;
-            self.resume()?;
+            State::Closed | State::Parked(..) => self.resume(now)?,
         }
         self.seen = seen;
-        if self.current.is_none() {
-            self.current = match self.queued.pop_front() {
-                Some(next) => Some(next),
-                None => self.open(&self.path)?,
-            };
+        if self.chain.current.is_none() {
+            let next = self.chain.queued.pop_front();
+            if next.is_none() && seen.is_some() {
+                self.find_next(now)?;
+            }
+            self.chain.current = next.or_else(|| self.chain.queued.pop_front());
         }
         let mut taken = 0;
         while taken < PASS_BYTES && !context.stopped {
             if context.is_blocked() {
                 return Ok(Pass::Blocked);
             }
-            let is_packed = self
-                .current
-                .as_ref()
-                .is_some_and(|file| file.content.is_packed());
+            let current = self.chain.current.as_ref();
+            let is_packed = current.is_some_and(|file| file.content.is_packed());
             if is_packed && context.unpacking.is_used_up(clock::now()) {
                 return Ok(Pass::Paced);
             }
-            let Some(mut follow) = self.current.take() else {
-                // There is no file, and what is said about that is said at no place in one.
-                self.output.seal(Vec::new(), context);
+            let Some(mut follow) = self.chain.current.take() else {
+                self.look_back(now)?;
+                self.late(context, now)?;
+                self.seal(context);
                 return Ok(Pass::Idle);
             };
             let before = follow.offset;
@@ -364,17 +491,19 @@ impl FileStream {
                 context.unpacking.take(follow.offset - before);
             }
             if follow.offset > before {
-                self.read_at = now;
+                (self.read_at, self.has_read) = (now, true);
             }
-            self.current = Some(follow);
+            self.chain.current = Some(follow);
             match read? {
                 Read::More => {}
-                Read::Truncated => self.handle_truncation(context)?,
+                Read::Looking => return Ok(Pass::Busy),
+                Read::Truncated => self.handle_truncation(context, now)?,
                 Read::End => {
-                    if !self.handle_end(context, now)? {
-                        self.linger(context, now)?;
+                    let next = self.handle_end(context, now);
+                    if !matches!(next, Ok(true)) {
+                        let late = self.look_back(now).and_then(|_| self.late(context, now));
                         self.seal(context);
-                        return Ok(Pass::Idle);
+                        return next.and(late).map(|()| Pass::Idle);
                     }
                 }
             }
@@ -385,255 +514,56 @@ impl FileStream {
     /// On Windows the name of a deleted file may stay, and open no more, until everybody has let go of
     /// it. What was read is found again by its content, should it be another reason.
     fn let_go(&mut self, context: &mut Context) -> io::Result<()> {
-        let Some(current) = &self.current else {
+        let Some(current) = &self.chain.current else {
             return Ok(());
         };
-        if current.is_at_end()? && self.queued.is_empty() {
+        if current.is_at_end()? && self.chain.queued.is_empty() {
             self.finish_line(context);
-            self.seal(context);
-            self.current = None;
-            self.lingering.clear();
-            self.resumed = false;
+            self.shut(context);
         }
         Ok(())
     }
 
-    /// A file server that came back knows its files by other handles: what was read is found again by its
-    /// content.
-    fn reopen(&mut self, context: &mut Context) {
-        if self.current.is_some() {
-            self.seal(context);
+    /// Closes all files; they are found again by their content.
+    fn shut(&mut self, context: &mut Context) {
+        self.seal(context);
+        if let Some(current) = self.chain.current.take() {
+            self.chain.closed = Some(current.bookmark(self.output.in_line));
         }
-        self.current = None;
-        self.queued.clear();
-        self.lingering.clear();
-        self.resumed = false;
+        for next in core::mem::take(&mut self.chain.queued) {
+            // One that was settled before is known as that when it is found again.
+            if next.offset > 0 {
+                self.chain.settle(Past::lost(next.mark()));
+            }
+        }
+        for past in &mut self.chain.past {
+            past.close();
+        }
+        self.looked_back = false;
+        self.state = State::Closed;
     }
 
-    /// Closes a file that needs no open descriptor to be found again.
-    fn park(&mut self, pass: Pass, context: &mut Context) {
+    /// Closes a file that needs no open descriptor to be found again: where there are too many, and when it is quiet,
+    /// so that its file system can be unmounted.
+    fn park(&mut self, pass: Pass, context: &mut Context, now: Instant) {
         let is_plain = |follow: &Follow| follow.unfinished.is_none() && follow.renamed.is_none();
-        let can = self.current.as_ref().is_some_and(is_plain);
-        if !can || !self.queued.is_empty() {
+        let can = self.chain.current.as_ref().is_some_and(is_plain);
+        let is_late = self.chain.past.iter().any(|past| past.open.is_some());
+        if !can || !self.chain.queued.is_empty() || (is_late && !context.parks) {
             return;
         }
-        self.seal(context);
-        // Their late lines are looked for when this stream is opened again.
-        self.lingering.clear();
+        // Their late lines are looked for when this stream is opened again, and from time to time.
+        self.shut(context);
         self.output.shrink();
-        self.current = None;
-        self.resumed = false;
-        self.parked = pass == Pass::Idle;
-    }
-
-    /// Where this stream stands while `follow` is read.
-    fn bookmark(&self, follow: &Follow, role: Role) -> Vec<u8> {
-        let in_line = self.output.in_line;
-        let mut older: Vec<&Follow> = self.lingering.iter().collect();
-        let first = match role {
-            Role::Current => follow,
-            Role::Lingering(place) => {
-                older.insert(place.min(older.len()), follow);
-                self.current.as_ref().unwrap_or(follow)
-            }
-        };
-        let older = older.iter().rev().take(LINGERING_MAX);
-        let older = older.map(|follow| follow.bookmark(false));
-        let all: Vec<Bookmark> = core::iter::once(first.bookmark(in_line))
-            .chain(older)
-            .collect();
-        Bookmark::encode_all(&all)
-    }
-
-    /// The current file ends here: goes on to the next generation if there is one. Returns whether
-    /// there is more to read.
-    fn handle_end(&mut self, context: &mut Context, now: Instant) -> io::Result<bool> {
-        if !self.queued.is_empty() {
-            return self.go_to_next(context, now);
+        if let (Pass::Idle, Some(seen)) = (pass, self.seen) {
+            self.state = State::Parked(seen, now);
         }
-        let at_path = look(&self.path)?;
-        let Some(current) = &mut self.current else {
-            return Ok(false);
-        };
-        if at_path.is_some_and(|(id, _)| id == current.id) {
-            current.renamed = None;
-            return Ok(false);
-        }
-        let renamed = *current.renamed.get_or_insert(now);
-        let Some((_, len)) = at_path else {
-            return Ok(false); // renamed, and not yet created again
-        };
-        if len == 0 && now.duration_since(renamed) < SWITCH_AFTER {
-            return Ok(false);
-        }
-        self.queued = self.while_nothing_moves(|own| own.later_files(own.current.as_ref()))?;
-        Ok(!self.queued.is_empty())
-    }
-
-    /// Goes on to the next generation, once the writer has begun it or one after it: until then it may
-    /// still write to the current one. Returns whether there is more to read.
-    fn go_to_next(&mut self, context: &mut Context, now: Instant) -> io::Result<bool> {
-        let Some(current) = &mut self.current else {
-            return Ok(false);
-        };
-        // Nobody goes on writing to a copy.
-        let is_copy = self.truncated || current.content.is_packed();
-        let renamed = *current.renamed.get_or_insert(now);
-        if !is_copy && now.duration_since(renamed) < SWITCH_AFTER {
-            let mut begun = false;
-            for next in &self.queued {
-                begun = begun || next.content.len()? != Some(0);
-            }
-            if !begun {
-                return Ok(false);
-            }
-        }
-        // What it wrote to this one before is there now. Read once more to the end.
-        if !current.is_at_end()? {
-            return Ok(true);
-        }
-        self.finish_line(context);
-        let next = self.queued.pop_front();
-        if self.queued.is_empty() && core::mem::take(&mut self.truncated) {
-            self.output.push_gap(
-                "the file was truncated after it was copied; what was written to it between the two, if anything, was not collected",
-            );
-        }
-        self.seal(context);
-        if let Some(done) = core::mem::replace(&mut self.current, next) {
-            self.let_linger(done, now);
-        }
-        Ok(true)
-    }
-
-    /// A renamed file that was read to its end is watched for late lines; a compressed one has none.
-    fn let_linger(&mut self, done: Follow, now: Instant) {
-        self.finished.push_back(done.bookmark(false));
-        if self.finished.len() > FINISHED_MAX {
-            self.finished.pop_front();
-        }
-        if done.content.is_packed() {
-            return;
-        }
-        self.lingering.push(Follow {
-            renamed: Some(done.renamed.unwrap_or(now)),
-            ..done
-        });
-        if self.lingering.len() > LINGERING_MAX {
-            self.lingering.remove(0);
-        }
-    }
-
-    /// The file was truncated under us: what it held after our position may be in a copy beside it.
-    fn handle_truncation(&mut self, context: &mut Context) -> io::Result<()> {
-        self.seal(context);
-        let Some(current) = self.current.take() else {
-            return Ok(());
-        };
-        let bookmark = current.bookmark(self.output.in_line);
-        let own = current.id;
-        let copied = self.while_nothing_moves(|stream| {
-            let Some((copy, ..)) = stream.find(&bookmark, Some(own))? else {
-                return Ok(None);
-            };
-            // It may have been copied and truncated more than once since the last look.
-            let mut later = stream.later_files(Some(&copy))?;
-            later.retain(|follow| follow.id != own);
-            Ok(Some((copy, later)))
-        });
-        let copied = match copied {
-            Ok(copied) => copied,
-            Err(error) => {
-                self.current = Some(current);
-                return Err(error);
-            }
-        };
-        let again = Follow::new(current.content, own);
-        if let Some((mut copy, later)) = copied {
-            info!(stream = %self.id(), "a file was truncated; its copy is read to the end first");
-            copy.resume_at(&bookmark)?;
-            copy.renamed = Some(clock::now());
-            self.queued = later;
-            self.queued.push_back(again);
-            self.current = Some(copy);
-            self.truncated = true;
-            return Ok(());
-        }
-        warn!(stream = %self.id(), offset = bookmark.offset, "a file was truncated and no copy is beside it; a gap entry says so");
-        self.output.push_gap(&format!(
-            "the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected",
-            bookmark.offset
-        ));
-        self.current = Some(again);
-        Ok(())
-    }
-
-    /// The last line of a generation ends with its file.
-    fn finish_line(&mut self, context: &mut Context) {
-        let Some(mut follow) = self.current.take() else {
-            return;
-        };
-        let len = follow.unfinished.take().map_or(0, |(len, _)| len);
-        let mut window = vec![0; len.min(ENTRY_LEN_MAX)];
-        let got = follow.content.read_at(&mut window, follow.offset);
-        window.truncate(got.unwrap_or(0));
-        if !window.is_empty() {
-            let flags = Encoding::of(&follow.head).flags();
-            let (mut at, end) = (0, window.len());
-            let tail = core::mem::take(&mut follow.tail);
-            let time_us = clock::unix_us();
-            let role = Role::Current;
-            self.push_line(
-                &mut at,
-                end,
-                (flags, flags),
-                &window,
-                &mut follow,
-                role,
-                time_us,
-                context,
-            );
-            follow.tail = tail;
-            follow.go_on(window.get(..at).unwrap_or_default());
-        }
-        self.current = Some(follow);
-        self.output.close_line();
-    }
-
-    /// Reads what a slow writer still added to renamed files; lets them go after a quiet while.
-    fn linger(&mut self, context: &mut Context, now: Instant) -> io::Result<()> {
-        let mut outcome = Ok(());
-        let mut place = 0;
-        while place < self.lingering.len() && self.current.is_some() {
-            let mut follow = self.lingering.remove(place);
-            let before = follow.offset;
-            if !follow.is_at_end()? {
-                // What comes is of another file than the line that is open.
-                self.output.close_line();
-            }
-            let read = self.read(&mut follow, Role::Lingering(place), context, now);
-            outcome = outcome.and_then(|()| read.map(drop));
-            self.output.close_line();
-            if follow.offset > before {
-                follow.renamed = Some(now);
-            }
-            let quiet = follow
-                .renamed
-                .is_none_or(|at| now.duration_since(at) >= LINGER);
-            if !quiet {
-                self.lingering.insert(place, follow);
-                place += 1;
-            }
-        }
-        outcome
     }
 
     /// Seals what was collected, up to where the current file was read.
     fn seal(&mut self, context: &mut Context) {
-        if let Some(current) = &self.current
-            && !self.output.is_empty()
-        {
-            let bookmark = self.bookmark(current, Role::Current);
+        if !self.output.is_empty() {
+            let bookmark = self.chain.bookmarks(None, self.output.in_line);
             self.output.seal(bookmark, context);
         }
     }
@@ -641,15 +571,17 @@ impl FileStream {
 
 /// A file that is not read for so long rests, should there be many.
 const REST_AFTER: Duration = Duration::from_secs(2);
+/// A file that is not read for so long is closed: its file system may be unmounted then.
+const QUIET_CLOSE: Duration = Duration::from_secs(30);
+/// How often a closed file is looked into that has room for lines at its end: a mapped file's time may stand still.
+const ROOM_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes read from one file before the next file's turn.
 const PASS_BYTES: u64 = 4 << 20;
 /// A new, still empty file does not end the reading of the renamed one before this.
 const SWITCH_AFTER: Duration = Duration::from_secs(5);
-/// How long a renamed file is watched for late lines after the last one.
+/// How long a renamed file stays open after the last line that came late.
 const LINGER: Duration = Duration::from_secs(30);
-/// Renamed files watched at once; their bookmarks travel with every batch.
+/// Renamed files open at once.
 const LINGERING_MAX: usize = 4;
-/// Files remembered as read.
-const FINISHED_MAX: usize = 16;
-/// A file that is gone is forgotten after this.
+/// A file that was renamed, and is not made anew, is closed after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);

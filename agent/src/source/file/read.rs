@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use scrinium_protocol::entry::{ENTRY_LEN_MAX, EntryFlags};
 
-use super::{FileStream, Role};
+use super::FileStream;
+use super::chain::Role;
 use crate::clock;
 use crate::source::Context;
 use crate::source::content::PACKED_READ_LEN;
-use crate::source::follow::{Follow, Skipped};
+use crate::source::disk::Hole;
+use crate::source::follow::{BLOCK_LEN, Blank, Follow, HOLE_LEN_MIN};
 use crate::source::records::Encoding;
 
 /// What a read met.
@@ -18,8 +20,21 @@ pub(super) enum Read {
     More,
     /// The end of the file, as it is at this moment.
     End,
+    /// Zeros were looked at, and there may be more of them.
+    Looking,
     /// The bytes before the offset are not what they were: truncated or rewritten.
     Truncated,
+}
+
+/// How much of what was read is text.
+enum Text {
+    All,
+    /// So many bytes; behind them is nothing yet.
+    Until(usize),
+    /// So many bytes; behind them are zeros, and more.
+    Before(usize),
+    /// Nothing is known yet of what is behind zeros.
+    Looking,
 }
 
 impl FileStream {
@@ -31,18 +46,39 @@ impl FileStream {
         context: &mut Context,
         now: Instant,
     ) -> io::Result<Read> {
-        let len = follow.content.len()?;
+        let stat = match follow.content.is_packed() {
+            true => None, // only its end will tell how long it is
+            false => Some(follow.content.stat()?),
+        };
+        let len = stat.map(|stat| stat.len);
         if len.is_some_and(|len| len < follow.offset) {
             return Ok(Read::Truncated);
         }
-        if len == Some(follow.offset) || follow.is_unwritten(len) {
+        if len == Some(follow.offset) {
+            follow.blank = None;
+            // A line's start that was looked at is gone.
+            if follow.unfinished.is_some() {
+                return Ok(Read::Truncated);
+            }
+            follow.ended = stat.map(|stat| (stat.len, stat.modified));
             return Ok(Read::End);
         }
-        follow.unwritten = None;
+        // What was blank is so still, up to where the text goes on; at times all of it is looked at again.
+        let blank = follow.blank.filter(|blank| {
+            let is_old = now.duration_since(blank.since) >= BLANK_LASTS;
+            Some(blank.len) == len
+                && !(is_old && stat.is_some_and(|stat| stat.modified != blank.modified))
+        });
+        follow.blank = blank;
+        let blank = blank.filter(Blank::is_whole);
         let tail_len = follow.tail.len();
         let start = follow.offset - tail_len as u64;
         // Only a compressed file's length is not known.
         let wanted = len.map_or(PACKED_READ_LEN as u64, |len| len - start);
+        let wanted = match blank {
+            Some(blank) => wanted.min(blank.from.max(follow.offset) - start + PROBE_LEN),
+            None => wanted,
+        };
         let mut window = vec![0; usize::try_from(wanted).unwrap_or(usize::MAX).min(CHUNK_LEN)];
         let got = match follow.content.read_at(&mut window, start) {
             Err(error) if follow.content.is_packed() => {
@@ -61,31 +97,33 @@ impl FileStream {
         };
         let reached_end = got < window.len() || len.is_some_and(|len| start + got as u64 >= len);
         window.truncate(got);
-        if !window.starts_with(&follow.tail) {
+        if !window.starts_with(&follow.tail) || follow.is_rewritten(&window, start) {
             return Ok(Read::Truncated);
         }
         let fresh = window.get(tail_len..).unwrap_or_default();
         if fresh.len() >= HOLE_SEEN && fresh.iter().take(HOLE_SEEN).all(|&byte| byte == 0) {
             let from = follow.offset;
-            match follow.skip_hole()? {
-                Skipped::Nothing => {}
-                Skipped::Hole(hole) => {
-                    self.output.push_gap(&format!(
-                        "the file has a hole of {hole} bytes at byte {from}; nobody wrote them"
-                    ));
-                    return Ok(Read::More);
-                }
-                Skipped::Waits(hole) => {
-                    // Once for a file, however much is written there and wherever it goes on.
-                    if !core::mem::replace(&mut follow.says_no_unwritten, true) {
-                        self.output.push_gap(&format!(
-                            "the file has a hole of {hole} bytes from byte {from} to its end; nobody wrote them, and what is written there later is collected then"
-                        ));
-                    }
-                    return Ok(Read::End);
-                }
+            if let Some(hole) = follow.skip_hole() {
+                self.output.push_gap(&format!(
+                    "the file has a hole of {hole} bytes at byte {from}; nobody wrote them"
+                ));
+                return Ok(Read::More);
             }
         }
+        let mut reached_end = reached_end;
+        match self.text_of(follow, fresh, blank.is_some(), reached_end, now)? {
+            Text::All => {}
+            Text::Looking => return Ok(Read::Looking),
+            Text::Until(text) => {
+                reached_end = true;
+                window.truncate(tail_len + text);
+            }
+            Text::Before(text) => {
+                reached_end = false;
+                window.truncate(tail_len + text);
+            }
+        }
+        let fresh = window.get(tail_len..).unwrap_or_default();
         follow.learn_head(&window, start);
 
         let encoding = Encoding::of(&follow.head);
@@ -132,18 +170,94 @@ impl FileStream {
                         self.push_line(
                             &mut at, end, pieces, &window, follow, role, time_us, context,
                         );
-                        follow.unfinished = None;
+                        // Half of a character waits for the other half, or the end of the file.
+                        let left = window.len() - at;
+                        follow.unfinished = (left > 0).then_some((left, now));
                     }
                 }
                 _ => follow.unfinished = Some((rest, now)),
             }
         }
-        follow.move_to(at, tail_len, &window);
-        if reached_end {
-            Ok(Read::End)
-        } else {
-            Ok(Read::More)
+        if !reached_end && at == tail_len {
+            follow.blank = None; // a long line: more than a probe of it is to be seen
         }
+        follow.move_to(at, tail_len, &window);
+        match reached_end {
+            true => {
+                follow.ended = stat.map(|stat| (stat.len, stat.modified));
+                Ok(Read::End)
+            }
+            false => Ok(Read::More),
+        }
+    }
+
+    /// How much of `fresh`, which stands at the offset, is text: zeros up to the end of the file are room for lines to
+    /// come, unless they are few and the file is no block that somebody laid out.
+    fn text_of(
+        &mut self,
+        follow: &mut Follow,
+        fresh: &[u8],
+        is_blank: bool,
+        reached_end: bool,
+        now: Instant,
+    ) -> io::Result<Text> {
+        if fresh.last() != Some(&0) || follow.content.is_packed() {
+            return Ok(Text::All);
+        }
+        let mut text = fresh
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at + 1);
+        let len = follow.content.len()?.unwrap_or(0);
+        let is_room = |from: u64| {
+            self.chain.has_room || len - from >= ROOM_LEN_MIN || len.is_multiple_of(SECTOR_LEN)
+        };
+        // The second half of a UTF-16 character may be a zero.
+        let is_half = !(follow.offset + text as u64).is_multiple_of(2);
+        if text > 0 && is_half && Encoding::of(&follow.head) == Encoding::Utf16Le {
+            text += 1;
+        }
+        let from = follow.offset + text as u64;
+        if text == fresh.len() || (reached_end && !is_room(from)) {
+            return Ok(Text::All);
+        }
+        if !is_blank || follow.blank.is_none_or(|blank| blank.from > from) {
+            // Lines before the zeros do not wait for what is behind them.
+            let lines = Encoding::of(&follow.head).ends(
+                fresh.get(..text).unwrap_or_default(),
+                follow.offset,
+                self.multiline.as_ref(),
+            );
+            if !reached_end && !lines.is_empty() {
+                return Ok(Text::Before(text));
+            }
+            if let Some(found) = follow.look_for_text(from, now)? {
+                return Ok(match found < follow.offset + fresh.len() as u64 {
+                    true => Text::Before(0), // written this moment: it is read once more
+                    false => Text::All,
+                });
+            }
+            if !follow.blank.is_some_and(|blank| blank.is_whole()) {
+                return Ok(Text::Looking);
+            }
+        }
+        if let Some(blank) = &mut follow.blank {
+            blank.from = from;
+            self.chain.has_room = true;
+        }
+        let hole = len - from;
+        let is_hole = || {
+            let edge = from.next_multiple_of(BLOCK_LEN);
+            follow.content.after_hole(edge) == Some(Hole::ToTheEnd)
+        };
+        // Once for a file, however much is written there and wherever it goes on.
+        if !follow.says_no_unwritten && hole >= HOLE_LEN_MIN && is_hole() {
+            follow.says_no_unwritten = true;
+            self.output.push_gap(&format!(
+                "the file has a hole of {hole} bytes from byte {from} to its end; nobody wrote them, and what is written there later is collected then"
+            ));
+        }
+        Ok(Text::Until(text))
     }
 
     /// Puts `window[at..end]` into entries and moves `at` there; `flags` are those of its pieces and of
@@ -168,7 +282,8 @@ impl FileStream {
                 }
                 let tail_len = follow.tail.len();
                 follow.move_to(*at, tail_len, window);
-                let bookmark = self.bookmark(follow, role);
+                let reading = Some((role, &*follow));
+                let bookmark = self.chain.bookmarks(reading, self.output.in_line);
                 self.output.seal(bookmark, context);
                 // The window still begins where it did.
                 follow.move_back(*at, tail_len, window);
@@ -187,6 +302,14 @@ impl FileStream {
 
 /// Bytes read at once.
 const CHUNK_LEN: usize = 512 << 10;
+/// Bytes looked at behind the text of a file whose rest is zeros.
+const PROBE_LEN: u64 = 16 << 10;
+/// For so long zeros at the end of a file count as such without a look at all of them, although something was written.
+const BLANK_LASTS: Duration = Duration::from_secs(30);
+/// So many zeros at the end of a file are room for lines to come; fewer are the end of a character or a number. They are
+/// room too in a file that is laid out in sectors of a disk, and in a stream whose files had room before.
+const ROOM_LEN_MIN: u64 = 4;
+const SECTOR_LEN: u64 = 512;
 /// So many zeros at once may be a hole.
 const HOLE_SEEN: usize = 4 << 10;
 /// An unfinished line that did not grow for this long is sent as a fragment.

@@ -11,6 +11,7 @@ use super::{KEEP_ALIVE_MAX, KEEP_ALIVE_MIN};
 use crate::batch::{BatchHeader, StreamPosition};
 use crate::error::{Error, PeerMisbehaved};
 use crate::identity::{AgentId, Head, Sequence, StreamId, StreamKind};
+use crate::secret::Secret;
 use crate::sl::handshake::Established;
 use crate::sl::message::{
     Configuration, ConfigurationAnswer, KeepAlive, Lane, Message, Ready, Receipt,
@@ -39,6 +40,8 @@ pub enum AgentEvent {
     },
     /// The administrator's wishes; not yet verified.
     Configuration(Configuration),
+    /// The key of the state that was asked for.
+    StateKey(Secret<32>),
     /// Everything of the stream before `receipt.next` is durable: the spool may drop it.
     Acked(Receipt),
     /// The server ended the session.
@@ -63,6 +66,8 @@ pub struct AgentSession {
     backlog: Credits,
     events: VecDeque<AgentEvent>,
     silent: bool,
+    /// When the state of the queues is to be told next: whatever else is sent says nothing of it.
+    state_due: Instant,
 }
 
 #[derive(Debug)]
@@ -77,8 +82,10 @@ struct InFlight {
 impl AgentSession {
     #[must_use]
     pub fn new(established: Established, now: Instant) -> Self {
+        let channel = Channel::new(established, now);
         Self {
-            channel: Channel::new(established, now),
+            state_due: now + channel.keep_alive,
+            channel,
             heard: false,
             ready: None,
             in_flight: BTreeMap::new(),
@@ -168,6 +175,7 @@ impl AgentSession {
     /// # Errors
     /// [`PeerMisbehaved::KeyExhausted`] when the session is too old.
     pub fn send_keep_alive(&mut self, state: KeepAlive, now: Instant) -> Result<(), Error> {
+        self.state_due = now + self.channel.keep_alive;
         self.channel.send(&Message::KeepAlive(state), now)
     }
 
@@ -239,6 +247,8 @@ impl AgentSession {
                 let interval = u64::from(ready.keep_alive_ms);
                 self.channel.keep_alive =
                     Duration::from_millis(interval).clamp(KEEP_ALIVE_MIN, KEEP_ALIVE_MAX);
+                // The first state of a session goes out at once: the clock, and what waits.
+                self.state_due = now;
                 self.live = Credits::new(ready.live_bytes_max);
                 self.backlog = Credits::new(ready.backlog_bytes_max);
                 self.events.push_back(AgentEvent::Ready {
@@ -252,6 +262,9 @@ impl AgentSession {
                 self.events
                     .push_back(AgentEvent::Configuration(configuration));
             }
+            Message::StateKey(key) if self.ready.is_none() => {
+                self.events.push_back(AgentEvent::StateKey(key));
+            }
             Message::KeepAlive(_) => {}
             Message::Close { reason } => self.events.push_back(AgentEvent::Closed { reason }),
             Message::Enrolled { .. }
@@ -263,7 +276,8 @@ impl AgentSession {
             | Message::Renewal(_)
             | Message::Renewed
             | Message::Configuration(_)
-            | Message::ConfigurationAnswer(_) => {
+            | Message::ConfigurationAnswer(_)
+            | Message::StateKey(_) => {
                 return Err(PeerMisbehaved::UnexpectedMessage.into());
             }
         }
@@ -313,10 +327,11 @@ impl AgentSession {
         self.channel.keep_alive
     }
 
-    /// Whether the owner must call [`AgentSession::send_keep_alive`] now.
+    /// Whether the owner must call [`AgentSession::send_keep_alive`] now: at the start, and then every interval,
+    /// however much else is sent.
     #[must_use]
     pub fn is_keep_alive_due(&self, now: Instant) -> bool {
-        self.channel.is_keep_alive_due(now)
+        now >= self.state_due
     }
 
     /// Acts on every deadline that `now` has reached.
@@ -346,7 +361,7 @@ impl AgentSession {
     /// Returns when a deadline is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        self.channel.poll_timeout()
+        self.channel.silent_at().min(self.state_due)
     }
 
     /// Whether the server ended the session with an authenticated close.

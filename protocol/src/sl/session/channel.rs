@@ -184,6 +184,11 @@ impl Channel {
         now >= self.silent_at()
     }
 
+    /// What the peer says is only listened to from `now` on.
+    pub(super) fn defer_silence(&mut self, now: Instant) {
+        self.heard_at = self.heard_at.max(now);
+    }
+
     pub(super) fn is_keep_alive_due(&self, now: Instant) -> bool {
         now >= self.sent_at + self.keep_alive
     }
@@ -194,7 +199,7 @@ impl Channel {
 
     /// When the peer is gone if nothing is heard. A long record on a slow link takes its time, which
     /// is bounded by its length.
-    fn silent_at(&self) -> Instant {
+    pub(super) fn silent_at(&self) -> Instant {
         let on_the_way = u32::try_from(self.awaited).unwrap_or(u32::MAX) / SLOWEST_LINK;
         let on_the_way = Duration::from_secs(u64::from(on_the_way));
         self.heard_at + self.keep_alive * KEEP_ALIVES_MISSED_MAX + on_the_way

@@ -128,6 +128,35 @@ mod tests {
         );
     }
 
+    /// Whatever else it sends, an agent tells its state at the start of a session and then every interval.
+    #[test]
+    fn a_busy_agent_tells_its_state_as_often_as_an_idle_one() {
+        let mut link = Link::ready();
+        let mut told = Vec::new();
+        let start = link.now;
+        while link.now < start + KEEP_ALIVE_DEFAULT * 3 {
+            let receipt = receipt_of_a_batch(&mut link.agent, link.now);
+            link.send(&Message::Receipt(receipt));
+            if link.agent.is_keep_alive_due(link.now) {
+                told.push(link.now - start);
+                let state = KeepAlive::default();
+                link.agent.send_keep_alive(state, link.now).unwrap();
+            }
+            assert!(link.agent.poll_timeout() <= link.now + KEEP_ALIVE_DEFAULT);
+            link.exchange();
+            link.now += Duration::from_secs(1);
+        }
+        let expected = [0, 10, 20].map(Duration::from_secs);
+        assert_eq!(told, expected);
+    }
+
+    fn receipt_of_a_batch(agent: &mut AgentSession, now: Instant) -> Receipt {
+        let batch = batch();
+        let sent = agent.send_batch(Lane::Live, &batch.header, batch.encoded(), now);
+        sent.unwrap().unwrap();
+        receipt(&batch)
+    }
+
     #[test]
     fn silence_is_noticed_after_two_keep_alives() {
         let mut link = Link::ready();

@@ -87,6 +87,7 @@ impl ServerSession {
                 | Message::StreamState { .. }
                 | Message::Ready(_)
                 | Message::Configuration(_)
+                | Message::StateKey(_)
                 | Message::Renewal(_)
                 | Message::Renewed => return Err(PeerMisbehaved::UnexpectedMessage.into()),
             });
@@ -128,6 +129,17 @@ impl ServerSession {
     #[must_use]
     pub fn interference(&self) -> Option<Interference> {
         self.channel.interference
+    }
+
+    /// The owner did not listen until `now`: the agent may have said that it is there all the while.
+    pub fn defer_silence(&mut self, now: Instant) {
+        self.channel.defer_silence(now);
+    }
+
+    /// Whether there is a next event for the owner.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Returns the next bytes to write.

@@ -17,6 +17,9 @@ pub(crate) struct AgentRecord {
     pub(crate) static_public: [u8; 32],
     #[serde(with = "hex")]
     pub(crate) signing_public: [u8; 32],
+    /// Keys of states that were lost, the first one first, as hexadecimal text: what they signed can still be verified.
+    #[serde(default)]
+    pub(crate) signing_before: Vec<String>,
     /// The credential last proven, and the one given out since.
     pub(crate) credential: StoredSecret,
     pub(crate) credential_next: Option<StoredSecret>,
@@ -97,17 +100,33 @@ pub(crate) struct TokenRecord {
     #[serde(with = "hex")]
     pub(crate) id: [u8; 16],
     pub(crate) secret: StoredSecret,
+    /// What the agent will be called: of a token of several uses a pattern, see `agents/names.rs`.
     pub(crate) agent_name: String,
     pub(crate) site: String,
     #[serde(default = "first_tenant")]
     pub(crate) tenant: String,
     pub(crate) made_us: u64,
     pub(crate) expires_s: u64,
-    /// The static key of the agent that used it.
+    /// The static key of the agent that used it last.
     pub(crate) used_by: Option<String>,
     /// The account that made it; empty when the local command or an earlier version did.
     #[serde(default)]
     pub(crate) by: String,
+    /// How many agents it enrols, and has enrolled.
+    #[serde(default = "once")]
+    pub(crate) uses_max: u32,
+    #[serde(default)]
+    pub(crate) uses: u32,
+    /// The agent whose lost state the new one takes the place of; zeros: none.
+    #[serde(default, with = "hex")]
+    pub(crate) replaces: [u8; 16],
+    /// Nobody enrols with it any more.
+    #[serde(default)]
+    pub(crate) revoked: bool,
+}
+
+fn once() -> u32 {
+    1
 }
 
 impl Stored for TokenRecord {

@@ -1,6 +1,7 @@
 //! What is archived, what opens it, and what was deleted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::Codec as _;
@@ -8,7 +9,7 @@ use scrinium_protocol::evidence::interval::Reached;
 use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
 use serde::{Deserialize, Serialize};
 
-use super::{StoredSecret, codec, hex};
+use super::{StoredSecret, codec, hex, shared_text};
 use crate::catalogue::Stored;
 use crate::clock::Day;
 
@@ -21,7 +22,9 @@ pub(crate) struct StreamRecord {
     pub(crate) agent: AgentId,
     #[serde(with = "stream_kind")]
     pub(crate) kind: StreamKind,
-    pub(crate) name: String,
+    /// Shared by every copy: names may be long, and a stream is in several tables.
+    #[serde(with = "shared_text")]
+    pub(crate) name: Arc<str>,
     #[serde(with = "codec")]
     pub(crate) position: StreamPosition,
     pub(crate) entries: u64,

@@ -3,10 +3,12 @@
 mod acts;
 mod agents;
 mod archive;
+mod places;
 mod policy;
 mod time;
 mod waiting;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use scrinium_protocol::identity::AgentId;
@@ -21,6 +23,7 @@ pub(crate) use self::archive::{
     SegmentRecord, StampRecord, StreamRecord, TenantRecord, UnmetReceipt, VerificationRecord,
     WrappedKeys,
 };
+pub(crate) use self::places::PlaceRecord;
 pub(crate) use self::policy::{
     ClassRecord, ContractRecord, HoldRecord, OfficerRecord, PolicySettings, RuleRecord,
     RulesRecord, WishRecord, operations_days,
@@ -31,6 +34,7 @@ use super::Stored;
 use crate::alarms::AlarmKind;
 use crate::clock::Day;
 use crate::control::export::ExportRequest;
+use crate::said::Said;
 
 /// Binary values as lower-case hexadecimal text.
 mod hex {
@@ -71,6 +75,21 @@ mod codec {
         let text = String::deserialize(d)?;
         let bytes = HEXLOWER.decode(text.as_bytes()).map_err(D::Error::custom)?;
         T::decode(&bytes, "row").map_err(D::Error::custom)
+    }
+}
+
+/// A text that several records share.
+mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(d).map(Arc::from)
     }
 }
 
@@ -145,7 +164,11 @@ pub(crate) struct AlarmRecord {
     pub(crate) id: u64,
     pub(crate) kind: AlarmKind,
     pub(crate) agent: String,
+    /// In English: all that an earlier version wrote.
     pub(crate) text: String,
+    /// The same for a reader of any language.
+    #[serde(default)]
+    pub(crate) said: Option<Said>,
     pub(crate) key: String,
     pub(crate) first_us: u64,
     pub(crate) last_us: u64,
@@ -158,6 +181,14 @@ pub(crate) struct AlarmRecord {
     /// There were more.
     #[serde(default)]
     pub(crate) more_addresses: bool,
+    /// When it was over by itself, and why; 0 while it lasts.
+    #[serde(default)]
+    pub(crate) over_us: u64,
+    #[serde(default)]
+    pub(crate) over_why: Option<Said>,
+    /// The channels by which it left.
+    #[serde(default)]
+    pub(crate) told: BTreeSet<String>,
 }
 
 impl Stored for AlarmRecord {

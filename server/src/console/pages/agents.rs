@@ -9,19 +9,21 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
 use scrinium_protocol::shown;
 use scrinium_protocol::sl::message::KeepAlive;
+use scrinium_protocol::sl::sources::SourceReport;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::configuration::Editor;
-use super::{Frame, ago, encode, html, unwritten};
+use super::{Frame, ago, encode, html, refused};
 use crate::agents::Live;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
+use crate::console::given::Given;
 use crate::control::or_said;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::present::{self, human_bytes, rfc3339, state_of};
 
 #[derive(Template)]
@@ -102,8 +104,8 @@ impl Row {
         let now = clock::unix_us();
         let last = last_us;
         let state = &live.keep_alive;
-        let offset_ms = live.clock_offset_us / 1000;
-        let known = live.heard_us > 0;
+        let offset_ms = live.clock_offset_us.map(|offset_us| offset_us / 1000);
+        let known = live.state_us > 0;
         Self {
             name: agent.name.clone(),
             site: agent.site.clone(),
@@ -120,7 +122,7 @@ impl Row {
                 |us| ago(t, us, now),
             ),
             last_durable_at: last.map(rfc3339).unwrap_or_default(),
-            keep_alive: if known {
+            keep_alive: if live.heard_us > 0 {
                 ago(t, live.heard_us, now)
             } else {
                 "–".to_owned()
@@ -136,14 +138,13 @@ impl Row {
                 String::new()
             },
             cache: known.then(|| Cache::new(t, state)),
-            offset: if known {
-                format!("{offset_ms:+} ms")
-            } else {
-                "–".to_owned()
-            },
-            offset_is_large: offset_ms.unsigned_abs() > OFFSET_MS_MAX,
+            offset: offset_ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:+} ms")),
+            offset_is_large: offset_ms.is_some_and(|ms| ms.unsigned_abs() > OFFSET_MS_MAX),
             generation: agent.generation,
-            trouble: live.trouble().map(str::to_owned),
+            trouble: live.trouble().map(str::to_owned).or_else(|| {
+                let sources = live.sources_in_trouble();
+                (sources > 0).then(|| t.with("agents.attention", sources))
+            }),
             quarantine: agent.quarantine.as_ref().map(|seen| QuarantineRow {
                 reason: seen.reason.clone(),
                 host: seen.host_name.clone(),
@@ -186,8 +187,37 @@ struct AgentPage {
     fingerprint: Vec<(String, String)>,
     integrity_only: bool,
     editor: Editor,
+    reports: Vec<ReportRow>,
+    reports_more: u32,
     streams: Vec<StreamRow>,
     pages: Option<Pages>,
+}
+
+/// How one of its sources does, or something that was found about it.
+struct ReportRow {
+    source: String,
+    state: &'static str,
+    word: &'static str,
+    files: String,
+    path: String,
+    cause: String,
+}
+
+impl ReportRow {
+    fn new(t: Language, row: &SourceReport) -> Self {
+        let state = row.state.name();
+        Self {
+            source: row.source.clone(),
+            state: if row.needs_person { "bad" } else { state },
+            word: t.text(&format!("source.{state}")),
+            files: match row.files {
+                0 => String::new(),
+                files => t.number(u64::from(files)),
+            },
+            path: row.path.clone(),
+            cause: row.cause.clone(),
+        }
+    }
 }
 
 /// Where one is among the streams of an agent that has more than a page of them.
@@ -246,7 +276,7 @@ pub(crate) async fn detail(
         .iter()
         .map(|stream| StreamRow {
             kind: stream.kind.name(),
-            name: stream.name.clone(),
+            name: stream.name.to_string(),
             entries: t.number(stream.entries),
             missing: live
                 .marks
@@ -278,6 +308,13 @@ pub(crate) async fn detail(
         fingerprint: agent.fingerprint.clone(),
         integrity_only: agent.integrity_only,
         editor: Editor::new(t, agent, live),
+        reports: live
+            .sources
+            .rows
+            .iter()
+            .map(|row| ReportRow::new(t, row))
+            .collect(),
+        reports_more: live.sources.more,
         streams: rows,
         pages: Pages::new(t, page, count),
     })
@@ -298,14 +335,14 @@ pub(crate) async fn set_enabled(
 ) -> Response {
     let detail = json!({ "agent": name, "enabled": form.enabled });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent enabled", detail).await {
         return refused;
     }
     let done = core.agents.set_enabled(&name, form.enabled);
     let done = or_said(&core, &who.actor, "agent enabled", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }
 
 #[derive(Deserialize)]
@@ -329,14 +366,14 @@ pub(crate) async fn approve(
 ) -> Response {
     let detail = json!({ "agent": name });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     if let Err(refused) = act(&core, &who, &form.csrf, "agent approved", detail).await {
         return refused;
     }
     let done = core.agents.approve(&name, Some(form.since_us));
     let done = or_said(&core, &who.actor, "agent approved", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }
 
 /// Writes down what `who` is about to do; the answer when that must not go on.
@@ -351,22 +388,22 @@ pub(super) async fn act(
         return Err(StatusCode::FORBIDDEN.into_response());
     }
     let written = core.audit.note(&who.actor, action, detail).await;
-    written.map_err(|problem| {
-        let text = unwritten(who.language, problem);
-        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
-    })
+    written.map_err(|problem| refused(who.language, &problem.into()))
 }
 
-pub(super) fn outcome(done: anyhow::Result<()>, name: &str) -> Response {
+pub(super) fn outcome(t: Language, done: anyhow::Result<()>, name: &str) -> Response {
     match done {
         Ok(()) => Redirect::to(&format!("/agents/{}", encode(name))).into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(t, &error),
     }
 }
 
 /// The same for programs.
-pub(crate) async fn api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<Value> {
-    Json(present::agents_json(&core))
+pub(crate) async fn api(State(core): State<Arc<Core>>, who: SignedIn, given: Given) -> Response {
+    match given.only(&[]) {
+        Ok(()) => Json(present::agents_json(&core)).into_response(),
+        Err(error) => refused(who.language, &error),
+    }
 }
 
 /// Streams on one page of an agent.

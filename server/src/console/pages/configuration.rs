@@ -16,9 +16,9 @@ use crate::audit::long_text;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
 use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
+use crate::i18n::Language;
 
 /// The configuration of one agent, to be read and changed.
 pub(super) struct Editor {
@@ -129,7 +129,7 @@ pub(crate) async fn send(
     if let Err(error) =
         checked.and_then(|()| bounds::check_len("the configuration", &text, CONFIGURATION_LEN_MAX))
     {
-        return outcome(Err(error), &name);
+        return outcome(who.language, Err(error), &name);
     }
     let detail = json!({ "agent": name, "configuration": long_text(&text) });
     if let Err(refused) = act(&core, &who, &form.csrf, "agent configured", detail).await {
@@ -137,5 +137,5 @@ pub(crate) async fn send(
     }
     let done = core.agents.configure(&name, &text).map(drop);
     let done = or_said(&core, &who.actor, "agent configured", done).await;
-    outcome(done, &name)
+    outcome(who.language, done, &name)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use askama::Template;
 use axum::Form;
 use axum::extract::{Path, Query as UrlQuery, State};
@@ -10,16 +10,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
-use super::search::status_of;
-use super::{Frame, ago, html};
+use super::{Frame, ago, html, refused};
 use crate::catalogue::records::LinkRecord;
 use crate::clock::{self, DAY_US};
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
 use crate::control::export::ExportRequest;
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::links::{self, Fetched};
-use crate::present::format_time;
+use crate::present::{format_time, refusal};
+use crate::times::{self, Zone};
 
 #[derive(Template)]
 #[template(path = "downloads.html")]
@@ -56,7 +56,8 @@ pub(crate) struct Wish {
     q: String,
     agent: String,
     path: String,
-    /// Days, both included.
+    kind: String,
+    /// Days, both included, or times: the first one is included, the second is not.
     from: String,
     to: String,
     authority: String,
@@ -72,17 +73,15 @@ impl Wish {
 
     fn request(&self, language: Language) -> Result<ExportRequest> {
         let given = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
-        let day = |field, text: &str| {
-            let day = given(text).map(|text| text.parse::<clock::Day>());
-            day.transpose().context(field)
-        };
-        let begin = |day: clock::Day| day.begin_us();
+        let from = moment(language.text("downloads.from"), &self.from, 0)?;
+        let to = moment(language.text("downloads.to"), &self.to, DAY_US)?;
         Ok(ExportRequest {
             query: (!self.is_source()).then(|| self.q.clone()),
             agent: given(&self.agent),
             path: given(&self.path),
-            from_us: day(language.text("downloads.from"), &self.from)?.map(begin),
-            to_us: day(language.text("downloads.to"), &self.to)?.map(|day| begin(day) + DAY_US),
+            kind: given(&self.kind),
+            from_us: from,
+            to_us: to,
             authority: given(&self.authority),
             reference: given(&self.reference),
             purpose: given(&self.purpose),
@@ -90,6 +89,19 @@ impl Wish {
             ..ExportRequest::package(language)
         })
     }
+}
+
+/// A time in UTC as a form has it: a day, whose end is `day_us` after its beginning, or a time to the second.
+fn moment(field: &str, text: &str, day_us: u64) -> Result<Option<u64>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if let Ok(day) = text.parse::<clock::Day>() {
+        return Ok(Some(day.begin_us() + day_us));
+    }
+    let zone = Zone::named(field, None)?;
+    Ok(Some(times::parse(field, text, &zone)?.us))
 }
 
 /// The page; what another page knows is filled in.
@@ -117,7 +129,7 @@ pub(crate) async fn make(
     match made {
         Ok(_) => Redirect::to("/downloads").into_response(),
         Err(error) => {
-            let page = show(&core, &who, wish, Some(format!("{error:#}")));
+            let page = show(&core, &who, wish, Some(refusal(who.language, &error)));
             (StatusCode::UNPROCESSABLE_ENTITY, page).into_response()
         }
     }
@@ -151,7 +163,7 @@ pub(crate) async fn fetch(
             (StatusCode::GONE, format!("{text}\n")).into_response()
         }
         Ok(Fetched::Unknown) => StatusCode::NOT_FOUND.into_response(),
-        Err(error) => (status_of(&error), format!("{error:#}\n")).into_response(),
+        Err(error) => refused(who.language, &error),
     }
 }
 
@@ -172,7 +184,7 @@ pub(crate) async fn end(
     }
     match links::end(&core, &id, &who.actor).await {
         Ok(_) => Redirect::to("/downloads").into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}\n")).into_response(),
+        Err(error) => refused(who.language, &error),
     }
 }
 
@@ -190,7 +202,7 @@ fn show(core: &Core, who: &SignedIn, form: Wish, problem: Option<String>) -> Res
 }
 
 fn row(t: Language, link: &LinkRecord, now_us: u64) -> Row {
-    let day = |us: u64| format_time(us, "%Y-%m-%d %H:%M");
+    let day = |us: u64| format_time(us, "%Y-%m-%d %H:%M:%S");
     let request = &link.request;
     let begin = request.from_us.map_or_else(|| "…".to_owned(), day);
     let end = request.to_us.map_or_else(|| "…".to_owned(), day);

@@ -15,8 +15,10 @@ use tracing::error;
 
 use super::assets;
 use super::auth::SignedIn;
-use super::i18n::Language;
 use crate::audit::NotWritten;
+use crate::i18n::Language;
+use crate::index::turns::Busy;
+use crate::present::refusal;
 
 /// What every page shows around its content.
 pub(crate) struct Frame {
@@ -70,11 +72,16 @@ pub(crate) fn html(page: &impl Template) -> Response {
     }
 }
 
-/// Why what somebody wants is refused when it cannot be written down.
-pub(crate) fn unwritten(t: Language, problem: NotWritten) -> String {
-    match problem {
-        NotWritten::Unavailable => t.text("error.unwritable").to_owned(),
-        NotWritten::TooLong { .. } => problem.to_string(),
+/// A refusal of what is no page, in the words of who asked.
+pub(super) fn refused(t: Language, error: &anyhow::Error) -> Response {
+    (status_of(error), format!("{}\n", refusal(t, error))).into_response()
+}
+
+/// That there is no place now, or that nothing can be written down, is no fault of what was asked.
+pub(super) fn status_of(error: &anyhow::Error) -> StatusCode {
+    match error.is::<Busy>() || matches!(error.downcast_ref(), Some(NotWritten::Unavailable)) {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        false => StatusCode::UNPROCESSABLE_ENTITY,
     }
 }
 

@@ -6,29 +6,30 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::agents::{PlainForm, act};
 use super::waiting::WaitingRow;
-use super::{Frame, ago, html};
+use super::{Frame, ago, html, refused};
 use crate::answer::{self, Asked, account_of};
 use crate::archive::block::AHEAD_US_MAX;
 use crate::archive::container::Access;
 use crate::archive::disk_bytes;
 use crate::backup;
+use crate::catalogue::records::AlarmRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
-use crate::console::i18n::Language;
+use crate::console::given::Given;
 use crate::control::or_said;
 use crate::control::status;
 use crate::core::{Core, OWN_NAME};
+use crate::i18n::Language;
 use crate::index::query::Query;
 use crate::index::search::{Buckets, Found, Wanted};
-use crate::present::{self, AgentState, View, human_bytes, state_of};
+use crate::present::{self, AgentState, View, human_bytes, rfc3339, state_of};
 use crate::verification;
 
 #[derive(Template)]
@@ -56,6 +57,8 @@ struct OverviewPage {
     /// What alarms about the server itself name.
     own_name: &'static str,
     alarms: Vec<AlarmRow>,
+    /// What the server cannot do now, and what was met.
+    troubles: Vec<(&'static str, String)>,
     /// How many stand besides.
     alarms_more: Option<String>,
     /// What is done after a delay, unless somebody stops it.
@@ -79,14 +82,14 @@ impl AlarmRow {
     /// The newest, and how many more there are.
     fn standing(t: Language, core: &Core, now: u64) -> (Vec<Self>, usize) {
         let mut alarms = core.alarms.list();
-        alarms.retain(|alarm| alarm.acknowledged_by.is_none());
+        alarms.retain(AlarmRecord::is_standing);
         let more = alarms.len().saturating_sub(ALARMS_SHOWN);
         let shown = alarms
             .into_iter()
             .map(|alarm| Self {
                 id: alarm.id,
                 kind: t.text(&format!("alarm.{}", alarm.kind.name())),
-                text: alarm.said(),
+                text: alarm.said(t),
                 agent: alarm.agent,
                 last: ago(t, alarm.last_us, now),
                 times: (alarm.count > 1).then(|| t.with("alarm.times", alarm.count)),
@@ -116,13 +119,20 @@ pub(crate) async fn acknowledge(
     let done = core.alarms.acknowledge(id, &who.session.user);
     match or_said(&core, &who.actor, "alarm acknowledged", done).await {
         Ok(()) => Redirect::to("/").into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(who.language, &error),
     }
 }
 
 /// The alarms for programs.
-pub(crate) async fn alarms_api(State(core): State<Arc<Core>>, _who: SignedIn) -> Json<Value> {
-    Json(present::alarms_json(&core))
+pub(crate) async fn alarms_api(
+    State(core): State<Arc<Core>>,
+    who: SignedIn,
+    given: Given,
+) -> Response {
+    match given.only(&[]) {
+        Ok(()) => Json(present::alarms_json(&core, who.language)).into_response(),
+        Err(error) => refused(who.language, &error),
+    }
 }
 
 /// The page.
@@ -239,11 +249,25 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         attention,
         own_name: OWN_NAME,
         alarms,
+        troubles: troubles_said(t, &core),
         alarms_more: (more > 0).then(|| t.with("alarm.more", more)),
         waiting: WaitingRow::all(t, &core, &who.session.user, now),
         waits: waits_said(t, &core).await,
         address: core.address.clone(),
     })
+}
+
+/// What the server cannot do now, since when, and what was met.
+fn troubles_said(t: Language, core: &Core) -> Vec<(&'static str, String)> {
+    let standing = core.archive.troubles().list().into_iter();
+    let standing = standing.map(|standing| {
+        let what = t.text(&format!("trouble.{}", standing.trouble.name()));
+        (
+            what,
+            format!("{}: {}", rfc3339(standing.since_us), t.say(&standing.text)),
+        )
+    });
+    standing.collect()
 }
 
 /// What waits for the time, and why. That a young server's clock is not confirmed yet, and nothing is due, is no news.
@@ -261,7 +285,7 @@ async fn waits_said(t: Language, core: &Arc<Core>) -> Option<(String, String)> {
     } else {
         t.text("overview.deletion_would_wait").to_owned()
     };
-    Some((what, waits.why))
+    Some((what, t.say(&waits.said)))
 }
 
 /// When the last backup was made, or that none was.

@@ -8,11 +8,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::agents::PlainForm;
+use super::refused;
 use crate::console::auth::SignedIn;
-use crate::console::i18n::Language;
 use crate::control::waiting::{self, Asked};
 use crate::core::Core;
+use crate::i18n::Language;
 use crate::present::format_time;
+use crate::said::Said;
 
 /// One act, as the overview shows it.
 pub(super) struct WaitingRow {
@@ -45,9 +47,9 @@ impl WaitingRow {
                 .any(|voice| voice.is_account && voice.by == user),
             hindered: waiting
                 .hindered
-                .map(|hindered| t.with("waiting.hindered", hindered)),
+                .map(|hindered| t.with("waiting.hindered", t.say(&Said::from(hindered)))),
             id: waiting.id,
-            what: waiting.what,
+            what: t.say(&Said::from(waiting.what)),
         });
         rows.collect()
     }
@@ -63,7 +65,10 @@ pub(crate) async fn stop(
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    answer(waiting::stop(&core, &who.actor, &id, "").await)
+    answer(
+        who.language,
+        waiting::stop(&core, &who.actor, &id, "").await,
+    )
 }
 
 /// Says that this user wants it, too.
@@ -81,15 +86,15 @@ pub(crate) async fn agree(
             let text = waiting::explained(&core, &waits);
             (StatusCode::ACCEPTED, text).into_response()
         }
-        Ok(Asked::Done(_)) => answer(Ok(())),
-        Err(error) => answer(Err(error)),
+        Ok(Asked::Done(_)) => answer(who.language, Ok(())),
+        Err(error) => answer(who.language, Err(error)),
     }
 }
 
-fn answer(done: anyhow::Result<()>) -> Response {
+fn answer(t: Language, done: anyhow::Result<()>) -> Response {
     match done {
         Ok(()) => Redirect::to("/").into_response(),
-        Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error:#}")).into_response(),
+        Err(error) => refused(t, &error),
     }
 }
 

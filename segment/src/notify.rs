@@ -5,15 +5,16 @@ use std::time::Duration;
 
 /// The service manager's socket, if there is one.
 #[derive(Debug)]
-pub(crate) struct Notifier {
+pub struct Notifier {
     socket: Option<UnixDatagram>,
-    /// How often it wants to hear that we live.
-    pub(crate) watchdog: Option<Duration>,
+    /// How long it may hear nothing before it takes us for dead.
+    pub watchdog: Option<Duration>,
 }
 
 impl Notifier {
     /// From `NOTIFY_SOCKET` and `WATCHDOG_USEC`.
-    pub(crate) fn from_environment() -> Self {
+    #[must_use]
+    pub fn from_environment() -> Self {
         let connect = || {
             let path = std::env::var_os("NOTIFY_SOCKET")?;
             let socket = UnixDatagram::unbound().ok()?;
@@ -27,13 +28,19 @@ impl Notifier {
         Self {
             watchdog: micros
                 .filter(|_| socket.is_some())
-                .map(|micros| Duration::from_micros(micros) / 3),
+                .map(Duration::from_micros),
             socket,
         }
     }
 
+    /// How often we say that we live.
+    #[must_use]
+    pub fn watchdog_pause(&self) -> Option<Duration> {
+        Some(self.watchdog? / 3)
+    }
+
     /// Says `state`, such as `READY=1`.
-    pub(crate) fn say(&self, state: &str) {
+    pub fn say(&self, state: &str) {
         if let Some(socket) = &self.socket {
             // A manager that does not listen is not our trouble.
             drop(socket.send(state.as_bytes()));

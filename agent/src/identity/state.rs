@@ -1,25 +1,19 @@
-//! Who this agent is, and where its streams stood when that was last written down.
-//!
-//! One small sealed file in two slots. Its key is bound to this machine and to a random secret beside
-//! it, so a copied directory opens nowhere else.
+//! What is written down of an agent: who it is, and where its streams stood.
 //!
 //! `behind` says whether the server may know more than this file: it is set, durably, before the
 //! first batch that lies only in memory is sent. An agent that starts with it set reads nothing
 //! until the server has stated where each stream stands; one that starts without it goes on at once.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::message::{CONFIGURATION_LEN_MAX, Receipt};
-use scrinium_segment::slots::Slots;
-use scrinium_segment::{durable, fault, machine, random};
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use scrinium_protocol::token::Token;
+use scrinium_segment::random;
 
 /// What is written down. No field is shown by `Debug` that is secret.
 #[derive(Debug)]
@@ -68,106 +62,6 @@ pub struct Trial {
     pub previous: Option<Central>,
 }
 
-/// The state and the files it lives in.
-#[derive(Debug)]
-pub struct Identity {
-    slots: Slots,
-    pub state: State,
-}
-
-/// `machine.json`: which characteristics the key is bound to, and the random part of it.
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Binding {
-    characteristics: Vec<String>,
-    secret: String,
-}
-
-/// Prepares a state directory: makes it and its binding when they are not there. Returns its key.
-pub fn prepare(dir: &Path) -> Result<Secret<32>> {
-    durable::create_dir(dir).with_context(|| format!("creating {}", dir.display()))?;
-    if !dir.join(BINDING_FILE).try_exists()? {
-        let secret: [u8; 32] = random()?;
-        let binding = Binding {
-            characteristics: machine::characteristics()
-                .into_iter()
-                .map(|c| c.name.to_owned())
-                .collect(),
-            secret: secret.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
-        let text = Zeroizing::new(serde_json::to_vec(&binding)?);
-        durable::write_file(&dir.join(BINDING_FILE), &text)?;
-    }
-    key_of(dir)
-}
-
-/// The key of a state directory on this machine.
-pub fn key_of(dir: &Path) -> Result<Secret<32>> {
-    let path = dir.join(BINDING_FILE);
-    let text = std::fs::read(&path).with_context(|| {
-        format!(
-            "{} holds no agent; enrol one with: scrinium-agent enroll --token-file FILE --state {0}",
-            dir.display()
-        )
-    })?;
-    let binding: Binding =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    let mut secret = [0; 32];
-    for (i, byte) in secret.iter_mut().enumerate() {
-        let hex = binding.secret.get(i * 2..i * 2 + 2);
-        let parsed = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        *byte = parsed.with_context(|| format!("{} is damaged", path.display()))?;
-    }
-    match machine::bind(&binding.characteristics, &Secret::new(secret)) {
-        Ok(key) => Ok(key),
-        Err(missing) => bail!(
-            "{}: this state belongs to another machine ({missing}); enrol this one anew",
-            dir.display()
-        ),
-    }
-}
-
-impl Identity {
-    /// Opens the state of an enrolled agent.
-    pub fn open(dir: &Path, key: &Secret<32>) -> Result<Self> {
-        let (slots, bytes) = Slots::open(dir, STATE_NAME, key).with_context(|| {
-            format!("{}: the agent's state is damaged or belongs to another machine; enrol this one anew", dir.display())
-        })?;
-        let Some(bytes) = bytes else {
-            bail!(
-                "{} holds no agent; enrol one with: scrinium-agent enroll --token-file FILE --state {0}",
-                dir.display()
-            );
-        };
-        let state = State::decode(&bytes).context("the agent's state is of a newer version")?;
-        Ok(Self { slots, state })
-    }
-
-    /// Writes the state of an agent about to be enrolled.
-    pub fn create(dir: &Path, key: &Secret<32>, state: State) -> Result<Self> {
-        let (slots, _) = Slots::open(dir, STATE_NAME, key)?;
-        let mut identity = Self { slots, state };
-        identity.save()?;
-        Ok(identity)
-    }
-
-    /// From now on the server may know more than what is written down here: `behind`, durably.
-    pub(crate) fn note_behind(&mut self) -> Result<()> {
-        if !self.state.behind {
-            self.state.behind = true;
-            self.save()?;
-            fault::point("agent: behind durable");
-        }
-        Ok(())
-    }
-
-    /// Makes the state durable.
-    pub fn save(&mut self) -> Result<()> {
-        let bytes = Zeroizing::new(self.state.encode());
-        self.slots.save(&bytes).context("writing the agent's state")
-    }
-}
-
 impl Central {
     fn encode(central: Option<&Self>, out: &mut Vec<u8>) {
         let (version, text) =
@@ -184,7 +78,32 @@ impl Central {
 }
 
 impl State {
-    fn encode(&self) -> Vec<u8> {
+    /// What an agent has that is about to use a token.
+    ///
+    /// # Errors
+    /// The operating system gives no random bytes.
+    pub fn new(token: &Token) -> Result<Self> {
+        Ok(Self {
+            agent: AgentId::default(),
+            address: token.address.clone(),
+            server_public: token.server_public,
+            noise: Secret::new(random()?),
+            signing: Secret::new(random()?),
+            credential: token.secret.clone(),
+            token: Some(token.id),
+            recovery: None,
+            server_signing: None,
+            central: None,
+            trial: None,
+            reverted: None,
+            epoch: Epoch(random()?),
+            behind: false,
+            positions: BTreeMap::new(),
+            receipts: BTreeMap::new(),
+        })
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
         // Without what only this version knows it is what the one before wrote, which may run again.
         let is_older = self.trial.is_none() && self.reverted.is_none();
         let mut out = vec![if is_older { VERSION_OLDER } else { VERSION }];
@@ -225,7 +144,7 @@ impl State {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes);
         let version = r.u8("state version")?;
         anyhow::ensure!(
@@ -282,18 +201,16 @@ impl State {
     }
 }
 
-const BINDING_FILE: &str = "machine.json";
-const STATE_NAME: &str = "state";
 const VERSION: u8 = 3;
 const VERSION_OLDER: u8 = 2;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use scrinium_protocol::identity::{Head, Sequence};
 
     use super::*;
 
-    fn sample() -> State {
+    pub(in crate::identity) fn sample() -> State {
         let position = StreamPosition {
             epoch: Epoch([1; 16]),
             next: Sequence(9),

@@ -1,0 +1,148 @@
+//! Files that are settled: where they are now, whether they grew, and those of which nothing is to be collected.
+
+use std::io;
+use std::time::Instant;
+
+use tracing::debug;
+
+use super::chain::Past;
+use super::survey::{Found, Survey, What};
+use super::{FileStream, LINGERING_MAX};
+use crate::source::bookmark::Mark;
+
+impl FileStream {
+    /// Notes where settled files are, and opens those that grew.
+    pub(super) fn take_in(&mut self, survey: Survey, now: Instant) -> io::Result<()> {
+        self.say_foreign(survey.foreign);
+        let found = survey.beside.iter().filter_map(|found| match found.what {
+            What::Past(serial) => Some(serial),
+            What::Current | What::CopyOfCurrent | What::CopyOfPath | What::Unknown => None,
+        });
+        let found: Vec<u64> = found.collect();
+        for past in &mut self.chain.past {
+            if past.open.is_none() && !found.contains(&past.serial) {
+                (past.path, past.seen) = (None, None);
+                // Of others that are gone it is known that nobody wrote to them.
+                if core::mem::take(&mut past.mark.grew) {
+                    let offset = past.mark.offset;
+                    self.output.push_gap(&format!(
+                        "a rotated file that was still written to is gone, which was read up to byte {offset}; what was written to it after that, if anything, was not collected"
+                    ));
+                }
+            }
+        }
+        for found in survey.beside {
+            if let What::Past(serial) = found.what {
+                self.take_in_past(serial, found, now)?;
+            }
+        }
+        self.refuse(survey.unreadable, false);
+        Ok(())
+    }
+
+    pub(super) fn take_in_past(
+        &mut self,
+        serial: u64,
+        found: Found,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(past) = self.chain.past(serial) else {
+            return Ok(());
+        };
+        if let Some(open) = &mut past.open {
+            open.path = found.path;
+            return Ok(());
+        }
+        past.path = Some(found.path);
+        let Some(mut follow) = found.follow else {
+            // One that may not be read is looked at again: its number does not say what it holds.
+            past.seen = past.seen.filter(|seen| *seen == found.seen);
+            return Ok(());
+        };
+        // A copy of it, compressed perhaps, takes its place.
+        past.mark.key = found.seen.id.key();
+        past.seen = Some(found.seen);
+        let (offset, len) = (past.mark.offset, found.seen.len);
+        let has_more = offset != Mark::ALL
+            && match follow.content.is_packed() {
+                true => follow.has_after(offset),
+                false => len > offset,
+            };
+        if has_more {
+            follow.resume_at(past.mark.offset)?;
+            follow.grew = past.mark.grew;
+            debug!(path = %follow.path.display(), id = follow.id.inode, at = follow.offset, "a settled file grew");
+            follow.renamed = Some(now);
+            past.open = Some(follow);
+            self.close_late_ones();
+        }
+        Ok(())
+    }
+
+    /// No more files are open beside the current one than a few; the others are looked at again later.
+    pub(super) fn close_late_ones(&mut self) {
+        let mut open: Vec<(bool, Option<Instant>, &mut Past)> = Vec::new();
+        for past in &mut self.chain.past {
+            let Some(follow) = &past.open else { continue };
+            let has_more = follow.unfinished.is_some() || !follow.is_at_end().unwrap_or(true);
+            open.push((has_more, follow.renamed, past));
+        }
+        // What is read to its end makes room first, else nobody would ever come to the end of the others.
+        open.sort_by_key(|(has_more, renamed, _)| (*has_more, *renamed));
+        let many = open.len().saturating_sub(LINGERING_MAX);
+        for (_, _, past) in open.into_iter().take(many) {
+            past.close();
+        }
+    }
+
+    /// A copy of the current file that ends before where that was read: it was written to, and read, between the copy
+    /// and its truncation. All of the copy is collected then. It is the first of those that are new and not empty.
+    pub(super) fn pass_over_part(&mut self, survey: &mut Survey) -> io::Result<()> {
+        let closed = self.chain.closed.clone();
+        let current = self.chain.current.as_ref();
+        let Some(bookmark) = current.map(|follow| follow.bookmark(false)).or(closed) else {
+            return Ok(());
+        };
+        let head = current.map(|current| current.head.clone());
+        let mut is_first = true;
+        let forgotten = self.forgotten_until(survey);
+        for mut found in survey.unknown() {
+            let seen = found.seen;
+            let is_new = seen.len > 0 && forgotten.is_none_or(|time| seen.modified > time);
+            let is_part = match &mut found.follow {
+                Some(follow) if is_first && is_new => {
+                    is_first = false;
+                    follow.is_copy && follow.is_part_of(&bookmark, head.as_deref())?
+                }
+                Some(_) | None => false,
+            };
+            match is_part {
+                true => self.pass_over(found, survey)?,
+                false => survey.beside.push(found),
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that was there before the stream began.
+    pub(super) fn pass_over(&mut self, mut found: Found, survey: &mut Survey) -> io::Result<()> {
+        let mark = match found.follow.take() {
+            Some(mut follow) => {
+                follow
+                    .mark_of_all()
+                    .or_else(|error| match follow.content.is_packed() {
+                        true => Ok(Mark::of_id(follow.id)), // a damaged one
+                        false => Err(error),
+                    })?
+            }
+            None => Mark::of_id(found.seen.id),
+        };
+        found.what = What::Past(self.chain.settle(Past {
+            path: Some(found.path.clone()),
+            seen: Some(found.seen),
+            ..Past::lost(mark)
+        }));
+        survey.beside.push(found);
+        Ok(())
+    }
+}

@@ -1,0 +1,325 @@
+//! Streams for the files that were found, and none for those at rest.
+
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::debug;
+
+use super::bookmark::FileId;
+use super::claims::{self, Claims, Collected};
+use super::file::{FileStream, Place};
+use super::round::Met;
+use super::walker::Looked;
+use super::watching::News;
+use super::{AWAKE_MAX, Followed, Sources, discover, generations};
+use crate::clock;
+
+/// A file without a stream.
+struct New<'a> {
+    /// There was a stream of its name before.
+    is_known: bool,
+    path: &'a PathBuf,
+    source: usize,
+    file: Option<FileId>,
+}
+
+impl Sources {
+    /// Takes up what the walk found, and what the system says appeared and changed.
+    pub(super) fn look(&mut self, now: Instant) {
+        self.walker.review(now);
+        match self.walker.take() {
+            None => {}
+            Some(Looked::Part(files, met)) => {
+                self.met = Some(met);
+                self.take_up(&files, false);
+            }
+            Some(Looked::Whole(found)) => {
+                self.met = Some(found.met);
+                self.take_up(&found.files, true);
+                self.open_left(found.left, &found.files);
+            }
+        }
+        let took = clock::now().saturating_duration_since(now);
+        self.walker.took(took);
+        let News {
+            changed,
+            appeared,
+            is_partial,
+        } = self.watching.take();
+        if is_partial {
+            // What is not known to have changed is read when all are, a moment later: who changes very many names must not
+            // make all files be looked at all the time.
+            self.walker.hurry();
+        }
+        self.due.paths.extend(changed);
+        if !appeared.is_empty() {
+            self.meet(appeared);
+        }
+    }
+
+    /// Opens what appeared, without waiting for a walk: it may be gone by then. What needs more than a look at its own
+    /// name is left to the walk.
+    fn meet(&mut self, appeared: BTreeSet<PathBuf>) {
+        let mut files = BTreeMap::new();
+        for path in appeared {
+            if self.streams.contains_key(&path) {
+                continue;
+            }
+            let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+                continue; // gone again
+            };
+            let source = self.discovery.source_of(&path);
+            let is_plain = metadata.is_file()
+                && !self.resting.contains(&path)
+                && !generations::bases_of(&path).any(|base| self.discovery.wants(&base));
+            match source {
+                Some(source) if is_plain => {
+                    files.insert(path, source);
+                }
+                // A directory may hold files that are wanted.
+                None if metadata.is_file() => {}
+                _ => self.walker.hurry(),
+            }
+        }
+        if !files.is_empty() {
+            self.take_up(&files, false);
+        }
+    }
+
+    /// Opens the streams of files that are not there, of which there are other old generations than before: somebody may
+    /// write to those still, or nothing of them was read before they were renamed.
+    fn open_left(&mut self, mut left: BTreeSet<PathBuf>, found: &BTreeMap<PathBuf, usize>) {
+        // Of what is named outright nobody looked for more than itself.
+        let literal = (0..self.discovery.len()).filter_map(|source| self.discovery.literal(source));
+        let literal = literal.filter(|path| self.positions.knows_file(path));
+        left.extend(literal.filter(|path| !found.contains_key(path)));
+        left.retain(|path| !self.streams.contains_key(path) && !self.resting.contains(path));
+        let left: BTreeMap<PathBuf, Vec<u64>> = left
+            .into_iter()
+            .map(|path| {
+                let generations = generations::numbers_of(&*self.disk, &path);
+                (path, generations)
+            })
+            .collect();
+        let before = core::mem::replace(&mut self.left, left.clone());
+        let is_new = |path: &PathBuf, now: &Vec<u64>| before.get(path) != Some(now);
+        let mut new = left
+            .into_iter()
+            .filter(|(path, now)| is_new(path, now))
+            .peekable();
+        if new.peek().is_none() {
+            return;
+        }
+        let collected = self.collected();
+        for (path, _) in new {
+            if self.streams.len() >= AWAKE_MAX / 2 {
+                return;
+            }
+            let source = self.discovery.source_of(&path);
+            self.open(path, source, false, &collected);
+        }
+    }
+
+    /// Opens a stream for every file that has none. `is_whole` when these are all there are.
+    fn take_up(&mut self, found: &BTreeMap<PathBuf, usize>, is_whole: bool) {
+        if is_whole {
+            self.waits_for_room = false;
+        }
+        let new = self.new_among(found);
+        if !new.is_empty() {
+            self.open_new(new, found, is_whole);
+        }
+        if is_whole {
+            drop(self.resting.take_unless(|path| found.contains_key(path)));
+        }
+        let met = self.met.iter().flatten().enumerate();
+        let roots = met.filter(|(_, met): &(usize, &Met)| met.has_root);
+        let roots = roots.map(|(source, _)| self.discovery.area(source).0);
+        let parents = found.keys().filter_map(|path| path.parent());
+        self.watching.add(roots.chain(parents));
+    }
+
+    /// Files without a stream, and not at rest as they are now. Those of streams that began before come first: they know
+    /// whose the others are.
+    fn new_among<'a>(&self, found: &'a BTreeMap<PathBuf, usize>) -> Vec<New<'a>> {
+        let mut new = Vec::new();
+        for (path, &source) in found {
+            if self.streams.contains_key(path) {
+                continue;
+            }
+            self.context.beat.at(path);
+            let file = match self.disk.look(path) {
+                Ok(Some(seen)) if self.resting.is_unchanged(path, seen) => continue,
+                Ok(Some(seen)) => Some(seen.id),
+                Ok(None) => continue, // gone again
+                Err(_) => None,       // its stream will say so
+            };
+            new.push(New {
+                is_known: self.positions.knows_file(path),
+                path,
+                source,
+                file,
+            });
+        }
+        new.sort_by_key(|new| (!new.is_known, new.path));
+        new
+    }
+
+    fn open_new(&mut self, new: Vec<New<'_>>, found: &BTreeMap<PathBuf, usize>, is_whole: bool) {
+        let bases: LazyCell<BTreeSet<PathBuf>, _> = LazyCell::new(|| {
+            found
+                .keys()
+                .flat_map(|path| generations::bases_of(path))
+                .collect()
+        });
+        let collected = self.collected();
+        let mut claims = Claims::of(self.streams.values().map(|followed| &followed.stream));
+        for New {
+            is_known,
+            path,
+            source,
+            file,
+        } in new
+        {
+            if self.streams.contains_key(path) {
+                continue; // opened for an old generation of it
+            }
+            if self.streams.len() >= AWAKE_MAX {
+                self.waits_for_room = true;
+                continue;
+            }
+            self.context.beat.at(path);
+            if self.resting.contains(path) {
+                self.resting.remove(path);
+                claims.reading_of(file);
+                self.open_as((path, Some(source), false), &collected, &mut claims);
+                continue;
+            }
+            // What rested is somewhere else now: its stream knows what that means.
+            if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
+                let before = before.to_path_buf();
+                self.resting.remove(&before);
+                claims.reading_of(file);
+                self.open_as((&before, Some(source), false), &collected, &mut claims);
+                continue;
+            }
+            let knows = |own: &Path| self.discovery.wants(own) && self.positions.knows_file(own);
+            if claims::own_path(&*self.disk, path, knows).is_some() {
+                continue;
+            }
+            // Old generations belong to the stream of the file they were, and are read before it.
+            let is_there = |base: &Path| {
+                found.contains_key(base)
+                    || (!is_whole && self.discovery.wants(base) && base.is_file())
+            };
+            let was_there =
+                |base: &Path| self.discovery.wants(base) && self.positions.knows_file(base);
+            if let Some(base) = claims::base_of(path, is_there, was_there) {
+                if !is_there(&base) && !self.streams.contains_key(&base) {
+                    let source = self.discovery.source_of(&base);
+                    self.open_as((&base, source, false), &collected, &mut claims);
+                }
+                continue;
+            }
+            // A rotated file that matches a glob itself is still the stream it began as, and one file
+            // with two names is one stream.
+            let mut streams = self.streams.values().map(|followed| &followed.stream);
+            if file.is_some_and(|file| claims.is_anothers(&mut streams, file, path)) {
+                debug!("a followed file has another name");
+                continue;
+            }
+            if claims.is_target(path) && !self.end_left(path) {
+                continue;
+            }
+            if !is_known && !self.shares.take(path, clock::unix_us()) {
+                continue;
+            }
+            claims.reading_of(file);
+            let history = bases.contains(path);
+            self.open_as((path, Some(source), history), &collected, &mut claims);
+        }
+    }
+
+    /// Ends the stream of a link that led to `path` and is gone, before that of `path` begins: two would read on in the
+    /// same files when the link came back. Whether nothing stands in the way.
+    fn end_left(&mut self, path: &Path) -> bool {
+        let mut left = self.streams.iter();
+        let left = left.find(|(_, followed)| followed.has_left(path));
+        let Some((link, is_sealed)) = left.map(|(link, left)| (link.clone(), left.is_sealed()))
+        else {
+            return true;
+        };
+        if is_sealed && let Some(mut followed) = self.streams.remove(&link) {
+            followed.close(&mut self.positions);
+        }
+        is_sealed
+    }
+
+    /// How far streams collected files, those that are not open among them.
+    fn collected(&mut self) -> Arc<Collected> {
+        let (is_anew, bookmarks) = self.positions.closed();
+        if is_anew {
+            self.collected = Collected::default();
+        }
+        self.collected.note(bookmarks.into_iter());
+        let streams = self.streams.values().map(|followed| &followed.stream);
+        Arc::new(self.collected.with(streams))
+    }
+
+    fn open_as(
+        &mut self,
+        (path, source, history): (&Path, Option<usize>, bool),
+        collected: &Arc<Collected>,
+        claims: &mut Claims,
+    ) {
+        self.open(path.to_owned(), source, history, collected);
+        if let Some(followed) = self.streams.get(path) {
+            claims.add(&followed.stream);
+        }
+    }
+
+    /// Opens the stream of a path for the source that names it.
+    pub(super) fn open(
+        &mut self,
+        path: PathBuf,
+        source: Option<usize>,
+        history: bool,
+        inherited: &Arc<Collected>,
+    ) {
+        let output = self.positions.open(discover::stream_of(&path));
+        let multiline = source.and_then(|source| self.discovery.multiline(source));
+        let place = Place {
+            path: path.clone(),
+            root: self.discovery.root_of(source, &path),
+            deny: self.context.deny.clone(),
+            disk: self.disk.clone(),
+        };
+        let glob = source.map_or("", |source| self.discovery.glob(source));
+        let (began, now) = (self.since.of(glob), clock::now());
+        let mut stream = FileStream::new(output, place, multiline, history, began, now);
+        stream.inherit(inherited);
+        self.due.fresh.insert(path.clone());
+        self.streams.insert(path, Followed { stream, source });
+    }
+
+    /// Lets files that are read and quiet do without a stream; where there are so many, what was written late to renamed
+    /// ones is collected when there is a file at their path again.
+    pub(super) fn rest(&mut self, now: Instant) {
+        let (positions, resting) = (&mut self.positions, &mut self.resting);
+        self.streams.retain(|path, stream| {
+            if stream.is_left(now) {
+                stream.close(positions);
+                return false;
+            }
+            let Some(rest) = stream.rest(now) else {
+                return true;
+            };
+            stream.close(positions);
+            resting.insert(path, rest);
+            false
+        });
+    }
+}
