@@ -12,6 +12,7 @@
 mod kind;
 pub(crate) mod news;
 
+use core::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -239,20 +240,14 @@ impl Alarms {
             .or_default()
             .add(Change::Raised, &alarm);
         alarms.insert(alarm.id, alarm.clone());
-        if alarms.len() > ALARMS_MAX {
-            let oldest = alarms
-                .iter()
-                .find(|(_, alarm)| !alarm.is_standing())
-                .or_else(|| alarms.first_key_value())
-                .map(|(id, _)| *id);
-            if let Some(removed) = oldest.and_then(|id| alarms.remove(&id))
-                && let Err(error) = self.catalogue.write(|changes| changes.remove(&removed))
-            {
-                error!(
-                    error = format!("{error:#}"),
-                    "an old alarm could not be removed"
-                );
-            }
+        if alarms.len() > ALARMS_MAX
+            && let Some(removed) = least(alarms).and_then(|id| alarms.remove(&id))
+            && let Err(error) = self.catalogue.write(|changes| changes.remove(&removed))
+        {
+            error!(
+                error = format!("{error:#}"),
+                "an old alarm could not be removed"
+            );
         }
         Some((alarm, "alarm"))
     }
@@ -455,11 +450,29 @@ impl AlarmRecord {
     }
 }
 
+/// The one that makes room: the oldest that stands no more; else the oldest of the kind and agent that have the most, so
+/// that whoever makes up alarms makes room among them.
+fn least(alarms: &BTreeMap<u64, AlarmRecord>) -> Option<u64> {
+    let over = alarms.iter().find(|(_, alarm)| !alarm.is_standing());
+    if let Some((id, _)) = over {
+        return Some(*id);
+    }
+    let mut crowds: BTreeMap<(AlarmKind, &str), (usize, Reverse<u64>)> = BTreeMap::new();
+    for (id, alarm) in alarms {
+        let crowd = crowds
+            .entry((alarm.kind, &alarm.agent))
+            .or_insert((0, Reverse(*id)));
+        crowd.0 += 1;
+    }
+    let largest = crowds.into_values().max();
+    largest.map(|(_, Reverse(oldest))| oldest)
+}
+
 /// What the trail calls an alarm that came again.
 const AGAIN: &str = "alarm again";
 /// Addresses that an alarm has by name: the first one, and the last ones.
 const ADDRESSES_MAX: usize = 100;
-/// Past this many the oldest goes, acknowledged ones first.
+/// Past this many one goes, see [`least`].
 const ALARMS_MAX: usize = 1000;
 /// What waits in memory for the trail: about 2 MiB.
 const UNSAID_MAX: usize = 2000;
@@ -610,6 +623,29 @@ mod tests {
             said.ends_with("from 3 addresses, first from 127.0.0.1, last from 127.0.0.3."),
             "{said}"
         );
+    }
+
+    /// An agent that made up sources made the alarms of everybody else go.
+    #[test]
+    fn whoever_raises_very_many_makes_room_among_them() {
+        let alarms = alarms("crowd");
+        alarms.note(&raise("a token of somebody else"), None);
+        for n in 0..2 * ALARMS_MAX {
+            let made_up = Raise {
+                kind: AlarmKind::SourceTrouble,
+                agent: "evil1".into(),
+                text: Said::from("made up"),
+                key: n.to_string(),
+            };
+            alarms.note(&made_up, None);
+        }
+        let list = alarms.list();
+        assert_eq!(list.len(), ALARMS_MAX);
+        let stays = |alarm: &&AlarmRecord| alarm.kind == AlarmKind::TokenRefused;
+        assert_eq!(list.iter().filter(stays).count(), 1);
+        let made_up = list.iter().filter(|alarm| !stays(alarm));
+        let newest = made_up.map(|alarm| alarm.id).max();
+        assert_eq!(newest, list.iter().map(|alarm| alarm.id).max());
     }
 
     fn raise(text: &str) -> Raise {

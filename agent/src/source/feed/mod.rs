@@ -118,7 +118,10 @@ impl Waker {
 
     pub(super) fn wake(&self) {
         if !self.pending.swap(true, Ordering::AcqRel) {
-            let _stopping = self.commands.try_send(Command::Wake);
+            // A full channel wakes whoever reads it; one that ended needs nobody.
+            if self.commands.try_send(Command::Wake).is_err() {
+                self.pending.store(false, Ordering::Release);
+            }
         }
     }
 

@@ -261,6 +261,13 @@ impl FileStream {
         for follow in gone {
             let len = follow.content.len().ok().flatten().unwrap_or(0);
             let lost = len.saturating_sub(follow.offset);
+            // What was read of it is not read again, should a copy of it come.
+            if follow.offset > 0 {
+                self.chain.settle(Past::lost(follow.mark()));
+            }
+            if lost == 0 {
+                continue;
+            }
             warn!(stream = %self.id(), lost, "a deleted file was let go before it was read to the end; a gap entry says so");
             self.output.push_gap(&format!(
                 "the file was deleted, and let go to free its disk space; bytes {} to {len} of it were not collected",
