@@ -6,7 +6,7 @@
 //!
 //! Standard error may be a file on a full disk, a pipe whose reader is gone, or one whose reader hangs. A line that cannot
 //! be written is counted ([lost]), and said when lines can be written again. Whoever speaks waits for a full queue once,
-//! for [`PATIENCE`]; from then on lines are dropped until the thread gets on.
+//! for one second; from then on lines are dropped until the thread gets on.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -49,7 +49,7 @@ pub fn put(line: &[u8]) {
     SAYER.put(line, PATIENCE);
 }
 
-/// Waits until everything is said, for [`PATIENCE`] at most: the last words of a program.
+/// Waits until everything is said, for one second at most: the last words of a program.
 pub fn flush() {
     let state = SAYER.lock();
     let until = |state: &mut State| state.is_running && state.is_busy();

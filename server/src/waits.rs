@@ -6,7 +6,7 @@
 //!
 //! A few worker threads drive all sessions, pages and commands. One that waits for a write of the catalogue, or for a lock that
 //! is held while somebody else writes, drives nobody. Every lock of the server that is held over a write is taken by [`lock`],
-//! [`read`] or [`write`] (`structure.rs` looks after that), and the catalogue is read and written in [`off_worker`].
+//! [`read`] or [`write()`] (`structure.rs` looks after that), and the catalogue is read and written in [`off_worker`].
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,

@@ -30,7 +30,7 @@ pub struct Limits {
     pub places: usize,
     /// Of them from one IPv4 address or IPv6 /64; a /56 may have twice, a /48 four times as many.
     pub each: usize,
-    /// Of the places those that only known peers get. One in [`STRANGERS_SHARE`] is for strangers alone, whatever is said
+    /// Of the places those that only known peers get. One in `STRANGERS_SHARE` is for strangers alone, whatever is said
     /// here.
     pub kept: usize,
     /// Connections begun by one network, in the long run, and four times as many at once; none: any number.
@@ -342,7 +342,7 @@ impl Admission {
         self.lock().total.full += 1;
     }
 
-    /// Nothing could be accepted, for want of file descriptors. Whether that is to be said: once in [`SAID_EVERY`],
+    /// Nothing could be accepted, for want of file descriptors. Whether that is to be said: once in `SAID_EVERY`,
     /// however often something was accepted meanwhile.
     pub fn note_not_accepted(&self, now: Instant) -> bool {
         let mut state = self.lock();

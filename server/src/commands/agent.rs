@@ -42,7 +42,7 @@ pub(crate) enum Agent {
         /// configuration.
         #[arg(long)]
         address: Option<String>,
-        /// What the agent reaches it through, http://[USER@]HOST:PORT or socks5://[USER@]HOST:PORT.
+        /// What the agent reaches it through: http://HOST:PORT or socks5://HOST:PORT, with USER@ before HOST where it asks for a name.
         #[arg(long)]
         proxy: Option<String>,
         #[arg(long)]

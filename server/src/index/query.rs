@@ -9,7 +9,7 @@
 //! Everything must match. Quotes also go around values: `stream:"/var/log/app one.log"`. A word of twelve hexadecimal
 //! digits in pairs is a MAC address, and is found in every notation.
 //!
-//! What other products understand and this does not is refused, with what there is instead: see [`foreign`].
+//! What other products understand and this does not is refused, with what there is instead: see `foreign`.
 
 use std::collections::BTreeSet;
 
