@@ -80,6 +80,7 @@ impl Ending {
 
     /// Ends the process when it was told to end [`END_MAX`] ago.
     pub(crate) async fn cut_short(self) {
+        // What it waits for is that time itself: whoever ends before takes this task along.
         tokio::time::sleep(END_MAX).await;
         let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         let text = format!("after {} s: {stage}", END_MAX.as_secs());
@@ -102,6 +103,7 @@ pub(crate) async fn tell_manager(
     while !*stopped.borrow() {
         let pause = notifier.watchdog_pause().unwrap_or(Duration::MAX);
         tokio::select! {
+            // The manager wants a sign of life so often, whatever happens here.
             () = tokio::time::sleep(pause) => {
                 let limit = notifier.watchdog.unwrap_or(Duration::MAX);
                 let silent = beat.silent_for(clock::now(), limit);

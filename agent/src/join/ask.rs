@@ -32,6 +32,7 @@ pub(super) async fn until_granted(
                 }
             }
         }
+        // A person approves on the server, which calls nobody.
         tokio::time::sleep(crate::uplink::jittered(ASK_AGAIN)).await;
     }
 }

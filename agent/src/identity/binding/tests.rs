@@ -115,11 +115,11 @@ fn a_binding_is_renewed_for_what_the_machine_is_now() {
     let state = sample();
     let first = machine(&[("cpu-model", "second")]);
     let second = machine(&[("cpu-model", "second"), ("network-cards", "second")]);
-    for now in [&first, &second] {
-        let mut binding = here(&dir, now).unwrap();
-        assert!(binding.renew_on(now, 1, &state).unwrap());
-        assert!(!binding.renew_on(now, 1, &state).unwrap());
-        assert_eq!(here(&dir, now).unwrap().key(), &key);
+    for changed in [&first, &second] {
+        let mut binding = here(&dir, changed).unwrap();
+        assert!(binding.renew_on(changed, 1, &state).unwrap());
+        assert!(!binding.renew_on(changed, 1, &state).unwrap());
+        assert_eq!(here(&dir, changed).unwrap().key(), &key);
     }
     assert!(here(&dir, &machine(&[])).is_none());
     // Another number, another server address: it is written anew.

@@ -123,7 +123,7 @@ impl Sink {
                         .is_ok();
                 }
                 Err(_) if self.items.is_closed() => break false,
-                // The spool is full: it takes as long as it takes.
+                // The spool is full: it takes as long as it takes, and a semaphore wakes no thread that is not of the runtime.
                 Err(_) => std::thread::sleep(ROOM_RETRY),
             }
         };
