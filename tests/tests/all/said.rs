@@ -184,10 +184,11 @@ fn a_list_that_nobody_reads_to_its_end_is_no_error() {
         &["duties"],
     ] {
         let mut command = lab.server_command(words);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running = command.spawn().unwrap();
-        drop(running.stdout.take());
-        let ended = running.wait_with_output().unwrap();
+        // The reader is gone before the command begins: what it writes never finds room in the pipe.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer).stderr(Stdio::piped());
+        let ended = command.spawn().unwrap().wait_with_output().unwrap();
         assert_eq!(text(&ended.stderr), "", "{words:?}");
         assert_eq!(ended.status.code(), Some(141), "{words:?}");
     }
