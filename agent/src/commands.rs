@@ -20,7 +20,7 @@ use crate::ending;
 use crate::ending::Ending;
 use crate::identity::no_agent;
 use crate::inspect;
-use crate::join::{self, FirstToken};
+use crate::join::{self, FirstToken, Heeded};
 use crate::service::Action;
 use crate::shipper::Refused;
 use crate::signals;
@@ -238,13 +238,13 @@ fn first_token(token: Option<Zeroizing<String>>, file: Option<&Path>) -> Result<
 
 async fn run(dir: &Path, file: &ConfigFile, token: FirstToken<'_>) -> Result<()> {
     let (stop, mut stopped) = watch::channel(false);
-    let (reload, reloads) = mpsc::channel(1);
+    let (reload, mut reloads) = mpsc::channel(1);
     let ending = Ending::new(dir);
     // First of all: from here on no signal ends us as it would another program.
     // What was read from a file is read from it again: were that gone, the defaults would collect much else.
     let path = Config::file(file.config.as_deref());
     signals::watch(path, stop, reload, ending.clone())?;
-    let config = load(file)?;
+    let mut config = load(file)?;
     if !dir.try_exists()? {
         if token()?.is_none() {
             bail!(no_agent(dir));
@@ -263,7 +263,13 @@ async fn run(dir: &Path, file: &ConfigFile, token: FirstToken<'_>) -> Result<()>
         stopped.clone(),
         health.beat.clone(),
     ));
-    let found = join::agent(dir, &config, token, &status, &mut stopped).await?;
+    let heeded = &mut Heeded {
+        config: &mut config,
+        reloads: &mut reloads,
+        status: &status,
+        stop: &mut stopped,
+    };
+    let found = join::agent(dir, token, heeded).await?;
     let Some((identity, key)) = found else {
         return Ok(());
     };

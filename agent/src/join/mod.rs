@@ -18,7 +18,7 @@ use scrinium_protocol::secret::Secret;
 use scrinium_protocol::shown;
 use scrinium_protocol::token::Token;
 use scrinium_segment::durable;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -30,13 +30,20 @@ use crate::status::Status;
 /// gone, or nobody's to read.
 pub(crate) type FirstToken<'a> = &'a dyn Fn() -> Result<Option<Token>>;
 
+/// What a machine that has to ask goes by meanwhile: it may take days, and its server may move.
+pub(crate) struct Heeded<'a> {
+    /// The one that holds; another one after a reload.
+    pub(crate) config: &'a mut Config,
+    pub(crate) reloads: &'a mut mpsc::Receiver<Config>,
+    pub(crate) status: &'a watch::Sender<Status>,
+    pub(crate) stop: &'a mut watch::Receiver<bool>,
+}
+
 /// The agent of this directory, ready to work, and the key of its files; `None` when it was stopped before there was one.
 pub(crate) async fn agent(
     dir: &Path,
-    config: &Config,
     token: FirstToken<'_>,
-    status: &watch::Sender<Status>,
-    stop: &mut watch::Receiver<bool>,
+    heeded: &mut Heeded<'_>,
 ) -> Result<Option<(Identity, Secret<32>)>> {
     let (binding, token) = if dir.join("machine.json").try_exists()? {
         match Binding::open(dir)? {
@@ -48,7 +55,7 @@ pub(crate) async fn agent(
             }
             Opened::Elsewhere(elsewhere) => match of_several_uses(token) {
                 Some(token) => (make_room(dir, &elsewhere.in_words())?, Some(token)),
-                None => match wait(dir, elsewhere, config, status, stop).await? {
+                None => match wait(dir, elsewhere, heeded).await? {
                     Some(binding) => (binding, None),
                     None => return Ok(None),
                 },
@@ -67,7 +74,7 @@ pub(crate) async fn agent(
         );
     }
     let key = binding.key().clone();
-    identity.keep_binding(binding, config.machine_changes_max);
+    identity.keep_binding(binding, heeded.config.machine_changes_max);
     // What version 0.1.0 wrote stays until this program has proven itself: see `Shipper::review_binding`.
     if !identity.is_of_0_1() {
         match identity.renew_binding() {
@@ -128,9 +135,7 @@ pub(crate) fn make_room(dir: &Path, reason: &str) -> Result<Binding> {
 async fn wait(
     dir: &Path,
     elsewhere: Elsewhere,
-    config: &Config,
-    status: &watch::Sender<Status>,
-    stop: &mut watch::Receiver<bool>,
+    heeded: &mut Heeded<'_>,
 ) -> Result<Option<Binding>> {
     let words = elsewhere.in_words();
     let Some(asking) = &elsewhere.asking else {
@@ -143,12 +148,20 @@ async fn wait(
         reason = words,
         "the state does not open on this machine; the server is asked for its key until a person lets this machine in"
     );
-    let key = tokio::select! {
-        key = ask::until_granted(asking, config, |problem| {
-            let problem = Some(shown::sentence(&format!("{words}: {problem}")));
-            status.send_modify(|status| status.problem = problem);
-        }) => key,
-        () = stopped(stop) => return Ok(None),
+    let status = heeded.status;
+    let say = |problem: &str| {
+        let problem = Some(shown::sentence(&format!("{words}: {problem}")));
+        status.send_modify(|status| status.problem = problem);
+    };
+    let key = loop {
+        tokio::select! {
+            key = ask::until_granted(asking, heeded.config, say) => break key,
+            Some(config) = heeded.reloads.recv() => {
+                info!("the configuration was read again: the server is asked as it says");
+                *heeded.config = config;
+            }
+            () = stopped(heeded.stop) => return Ok(None),
+        }
     };
     info!("a person let this machine in: the state opens, and is bound to it from now on");
     elsewhere.open_with(&key).map(Some)

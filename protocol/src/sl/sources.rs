@@ -9,6 +9,8 @@
 //! A reader skips what follows the fields of a row that it knows, so that a later version may say more. An agent of
 //! an earlier version says none of this, and an earlier server reads none of it.
 
+use std::collections::BTreeSet;
+
 use crate::codec::{Reader, put_bytes16, truncated};
 use crate::error::InvalidMessage;
 
@@ -98,24 +100,35 @@ pub struct SourceReports {
 }
 
 impl SourceReports {
-    /// Those of `rows` that a keep-alive has room for, in their order: first of all those that need a person, then the
-    /// others; the rest is counted.
+    /// Those of `rows` that a keep-alive has room for, in their order: first of all one that needs a person of each
+    /// source and state, so that no source's long list leaves no room for another's trouble; then the others that need
+    /// a person, then the rest. What has no room is counted.
     #[must_use]
     pub fn bounded(rows: Vec<SourceReport>, more: u32) -> Self {
-        let mut order: Vec<(usize, SourceReport)> = rows.into_iter().enumerate().collect();
-        order.sort_by_key(|(place, row)| (!row.needs_person, *place));
-        let (mut len, total) = (0, order.len());
-        let mut fits = |row: &SourceReport| {
-            len += row.encoded().len() + ROW_HEADER_LEN;
-            len <= SOURCES_LEN_MAX
+        let mut said = BTreeSet::new();
+        let rank = |row: &SourceReport| match row.needs_person {
+            true if said.insert((row.source.clone(), row.state)) => 0,
+            true => 1,
+            false => 2,
         };
-        let taken = order.into_iter().take(SOURCES_MAX);
-        let mut taken: Vec<(usize, SourceReport)> =
-            taken.take_while(|(_, row)| fits(row)).collect();
-        taken.sort_by_key(|(place, _)| *place);
-        let left_out = u32::try_from(total - taken.len()).unwrap_or(u32::MAX);
+        let ranks: Vec<u8> = rows.iter().map(rank).collect();
+        let mut order: Vec<(u8, usize, SourceReport)> = (ranks.into_iter().zip(rows).enumerate())
+            .map(|(place, (rank, row))| (rank, place, row))
+            .collect();
+        order.sort_by_key(|(rank, place, _)| (*rank, *place));
+        let (mut len, mut count, total) = (0, 0, order.len());
+        order.retain(|(_, _, row)| {
+            let with_it = len + row.encoded_len() + ROW_HEADER_LEN;
+            let fits = count < SOURCES_MAX && with_it <= SOURCES_LEN_MAX;
+            if fits {
+                (len, count) = (with_it, count + 1);
+            }
+            fits
+        });
+        order.sort_by_key(|(_, place, _)| *place);
+        let left_out = u32::try_from(total - order.len()).unwrap_or(u32::MAX);
         Self {
-            rows: taken.into_iter().map(|(_, row)| row).collect(),
+            rows: order.into_iter().map(|(_, _, row)| row).collect(),
             more: more.saturating_add(left_out),
         }
     }
@@ -147,15 +160,25 @@ impl SourceReports {
 }
 
 impl SourceReport {
+    /// Its texts as they are sent.
+    fn texts(&self) -> [&str; 3] {
+        [
+            truncated(&self.source, SOURCE_LEN_MAX),
+            truncated(&self.path, PATH_LEN_MAX),
+            truncated(&self.cause, CAUSE_LEN_MAX),
+        ]
+    }
+
+    fn encoded_len(&self) -> usize {
+        let texts = self.texts();
+        FIXED_LEN + texts.iter().map(|text| 2 + text.len()).sum::<usize>()
+    }
+
     fn encoded(&self) -> Vec<u8> {
         let mut out = vec![self.state.to_byte(), u8::from(self.needs_person)];
         out.extend_from_slice(&self.files.to_be_bytes());
-        for (text, len_max) in [
-            (&self.source, SOURCE_LEN_MAX),
-            (&self.path, PATH_LEN_MAX),
-            (&self.cause, CAUSE_LEN_MAX),
-        ] {
-            put_bytes16(&mut out, truncated(text, len_max).as_bytes());
+        for text in self.texts() {
+            put_bytes16(&mut out, text.as_bytes());
         }
         out
     }
@@ -177,6 +200,8 @@ pub const SOURCES_MAX: usize = 64;
 /// Most bytes of all rows together: a keep-alive stays a small record on a narrow link, and ten thousand agents a small
 /// part of the server's memory.
 pub const SOURCES_LEN_MAX: usize = 8 << 10;
+/// State, whether it needs a person, and files of a row, in bytes.
+const FIXED_LEN: usize = 6;
 /// The length before each row, in bytes.
 const ROW_HEADER_LEN: usize = 2;
 /// Longest name, path and cause of a row, in bytes; what is longer is cut.
@@ -232,6 +257,33 @@ mod tests {
         let read = SourceReports::read(&mut Reader::new(&bytes)).unwrap();
         assert_eq!(read.more, bounded.more);
         assert_eq!(read.rows.len(), bounded.rows.len());
+    }
+
+    /// A source with many long paths in trouble leaves room for another source, and for its own other state.
+    #[test]
+    fn each_source_and_state_that_needs_a_person_is_said_once_before_any_is_said_twice() {
+        let mut rows: Vec<SourceReport> = (0..1000)
+            .map(|place| SourceReport {
+                path: format!("/{place}{}", "x".repeat(600)),
+                ..row("/home/**", SourceState::Unreadable, true)
+            })
+            .collect();
+        rows.push(row("/home/**", SourceState::NotWalked, true));
+        rows.push(row("/var/log/app.log", SourceState::Unreadable, true));
+        rows.push(row("/var/log/quiet.log", SourceState::Quiet, false));
+        let bounded = SourceReports::bounded(rows, 0);
+        let said = |source: &str, state| {
+            let is = |row: &&SourceReport| row.source == source && row.state == state;
+            bounded.rows.iter().filter(is).count()
+        };
+        assert_eq!(said("/var/log/app.log", SourceState::Unreadable), 1);
+        assert_eq!(said("/home/**", SourceState::NotWalked), 1);
+        assert!(said("/home/**", SourceState::Unreadable) > 5);
+        assert_eq!(bounded.rows.len() + bounded.more as usize, 1003);
+        assert!(bounded.rows.iter().all(|row| {
+            let encoded = row.encoded();
+            encoded.len() == row.encoded_len()
+        }));
     }
 
     /// What a later version adds to a row is skipped; one row or one byte too many is refused.

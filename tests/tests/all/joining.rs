@@ -134,9 +134,9 @@ fn j7_a_machine_that_is_another_one_goes_on_when_a_person_approves() {
     lab.start_agent("web1");
     lab.wait_for_bytes("web1", &log, 4, Duration::from_secs(20));
     lab.stop_server();
-    for n in 100..300 {
-        write_line(&lab, "app.log", &format!("in an outage {n}"));
-    }
+    // One write, so that the agent has read all of it when it has read enough of it.
+    let outage: Vec<String> = (100..300).map(|n| format!("in an outage {n}")).collect();
+    write_line(&lab, "app.log", &outage.join("\n"));
     let lines = std::fs::read(&log).unwrap();
     wait_until("it waits in the agent", Duration::from_secs(20), || {
         lab.agent_status("web1")
@@ -161,7 +161,16 @@ fn j7_a_machine_that_is_another_one_goes_on_when_a_person_approves() {
     // It can be stopped while it waits.
     lab.stop_agent("web1");
     lab.start_server();
+    // And told where its server is now.
+    let config = std::fs::read_to_string(lab.dir.join("web1.toml")).unwrap();
+    let nowhere = format!("{config}\n[server]\naddresses = [\"127.0.0.9:9\"]\n");
+    lab.write("web1.toml", nowhere.as_bytes());
     lab.spawn_agent("web1", "", &words(&other));
+    wait_until("it asks in vain", Duration::from_secs(20), || {
+        problem(&lab, "web1").contains("127.0.0.9:9")
+    });
+    lab.write("web1.toml", config.as_bytes());
+    crate::signals::signal(lab.agent_pid("web1"), "-HUP");
     let alarm = lab.wait_for_alarm("identity-used-twice", "web1");
     assert!(alarm.contains("does not open on its machine"), "{alarm}");
     assert_eq!(lab.agent("web1")["quarantine"]["approved"], false);

@@ -12,7 +12,7 @@ use scrinium_tests::{has_tool, skipped, wait_until};
 const PATIENCE: Duration = Duration::from_secs(30);
 const HARMLESS: [&str; 5] = ["-USR1", "-USR2", "-PIPE", "-ALRM", "-WINCH"];
 
-fn signal(pid: u32, which: &str) {
+pub(crate) fn signal(pid: u32, which: &str) {
     let sent = Command::new("kill")
         .args([which, &pid.to_string()])
         .status();
