@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use crate::said::{Arg, Said};
+use crate::said::{Arg, Refused, Said};
 
 /// A language of the console.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -111,7 +111,8 @@ impl Language {
     /// What an error says: a sentence of the catalogues in this language; anything else as the server's log has it, and
     /// that it is that.
     pub(crate) fn refusal(self, error: &anyhow::Error) -> String {
-        match (error.downcast_ref::<Said>(), self) {
+        let refused = error.downcast_ref().map(|Refused(said)| said);
+        match (refused.or_else(|| error.downcast_ref()), self) {
             (Some(said), _) => self.say(said),
             (None, Self::En) => format!("{error:#}"),
             (None, _) => self.with("refused.as_logged", format!("{error:#}")),

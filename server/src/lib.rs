@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = if error.is::<commands::UsageError>() {
                 2
-            } else if error.is::<control::Refused>() {
+            } else if error.is::<said::Refused>() {
                 4
             } else if error.is::<vital::PartFell>() {
                 vital::EXIT_CODE

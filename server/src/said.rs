@@ -62,10 +62,25 @@ impl Said {
     }
 }
 
+/// What policy or permission refuses, not what could not be done: commands end with exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(pub(crate) Said);
+
 /// Words of somebody else: the system's, or an earlier version's.
 impl From<String> for Said {
     fn from(text: String) -> Self {
         said!("as_said", text)
+    }
+}
+
+/// What fills a place, by itself: how records keep what earlier versions wrote as a text.
+impl From<Arg> for Said {
+    fn from(arg: Arg) -> Self {
+        match arg {
+            Arg::Said(said) => *said,
+            other @ (Arg::Text(_) | Arg::Number(_)) => Self::new("as_said", vec![other]),
+        }
     }
 }
 

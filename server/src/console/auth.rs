@@ -17,6 +17,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::back::Back;
+use super::given::Taken;
 use super::pages::{Frame, encode, html};
 use super::turns::Turns;
 use crate::accounts::devices::LIFE_S;
@@ -138,7 +139,7 @@ pub(crate) struct SignInQuery {
 /// The sign-in page.
 pub(crate) async fn sign_in_page(
     headers: HeaderMap,
-    UrlQuery(query): UrlQuery<SignInQuery>,
+    Taken(UrlQuery(query)): Taken<UrlQuery<SignInQuery>>,
 ) -> Response {
     html(&SignInPage::new(language_of(&headers), &query.back, None))
 }
@@ -164,7 +165,7 @@ pub(crate) async fn sign_in(
     State(core): State<Arc<Core>>,
     Peer(address): Peer,
     headers: HeaderMap,
-    Form(form): Form<SignInForm>,
+    Taken(Form(form)): Taken<Form<SignInForm>>,
 ) -> Response {
     let t = language_of(&headers);
     if is_foreign(&headers) {
@@ -328,7 +329,7 @@ pub(crate) struct CsrfForm {
 pub(crate) async fn sign_out(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Form(form): Form<CsrfForm>,
+    Taken(Form(form)): Taken<Form<CsrfForm>>,
 ) -> Response {
     if who.session.has_csrf(&form.csrf) {
         core.accounts.sign_out(&who.id);
@@ -348,7 +349,7 @@ pub(crate) struct LanguageForm {
 pub(crate) async fn language(
     State(core): State<Arc<Core>>,
     headers: HeaderMap,
-    Form(form): Form<LanguageForm>,
+    Taken(Form(form)): Taken<Form<LanguageForm>>,
 ) -> Response {
     let back = match Back::read(&form.back) {
         Back::Page(page) => page,

@@ -1,11 +1,63 @@
-//! What the query of a URL gives: every parameter has a meaning, or the request is refused and says which there are.
-
-use axum::extract::{FromRequestParts, Query};
-use axum::http::request::Parts;
+//! What a request gives: the query of a URL, a part of its path, a form. Every parameter has a meaning, or the request is refused
+//! in the words of who asks and says which there are.
 
 use anyhow::Result;
+use axum::Form;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse as _, Response};
+use serde::de::DeserializeOwned;
+use tracing::debug;
 
+use super::auth::language_of;
+use crate::i18n::Language;
 use crate::said::said;
+
+/// What a page asks for of a form, a path or a query. The library would say in English what is wrong with it.
+pub(crate) struct Taken<E>(pub(crate) E);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Taken<Form<T>> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let t = language_of(request.headers());
+        let given = Form::from_request(request, state).await;
+        given
+            .map(Self)
+            .map_err(|wrong| not_wanted(t, wrong.status(), &wrong.body_text()))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Taken<Path<T>> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let given = Path::from_request_parts(parts, state).await;
+        let t = language_of(&parts.headers);
+        given
+            .map(Self)
+            .map_err(|wrong| not_wanted(t, wrong.status(), &wrong.body_text()))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Taken<Query<T>> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let given = Query::from_request_parts(parts, state).await;
+        let t = language_of(&parts.headers);
+        given
+            .map(Self)
+            .map_err(|wrong| not_wanted(t, wrong.status(), &wrong.body_text()))
+    }
+}
+
+/// Nobody sees it who uses the pages as they are; what exactly is wrong is for who writes a program.
+fn not_wanted(t: Language, status: StatusCode, wrong: &str) -> Response {
+    debug!(wrong, "a request is not what a page asks for");
+    (status, format!("{}\n", t.text("refused.form"))).into_response()
+}
 
 /// The parameters of a request, as they stand.
 #[derive(Clone, Debug, Default)]

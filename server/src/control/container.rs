@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::policy::Person;
-use super::{Failure, Refused, audit_as, caller};
+use super::{Failure, audit_as, caller};
 use crate::archive::container::{Access, Opening};
 use crate::bounds::{self, ID_LEN_MAX, OPENED_MAX, REASON_LEN_MAX};
 use crate::catalogue::records::{Group, StoredSecret};
 use crate::clock::{self, Day};
 use crate::core::Core;
 use crate::present;
+use crate::said::{Refused, said};
 
 /// Which days.
 #[derive(Deserialize, Serialize)]
@@ -88,13 +89,13 @@ pub(super) async fn handle_open(
     for (group, key) in keys {
         if !core.archive.keys().opens(&group, &key.0) {
             audit_as(&core, &actor, "container not opened", detail).await?;
-            let text = format!("the key of {} does not open its container", group.day);
+            let text = said!("refused.container_key", group.day.to_string());
             return Err(Refused(text).into());
         }
         opened.insert(group, key.0);
     }
     if opened.is_empty() {
-        return Err(Refused("no day of that range is in the second container".into()).into());
+        return Err(Refused(said!("refused.container_none")).into());
     }
     audit_as(&core, &actor, "container opened", detail).await?;
     let word = core

@@ -53,6 +53,7 @@ use crate::i18n::Language;
 use crate::listener::ACCEPT_RETRY;
 use crate::notices;
 use crate::present;
+use crate::said::Refused;
 use crate::{times, verification};
 
 /// What `verify` asks.
@@ -242,7 +243,7 @@ impl Client {
         let text = response.into_body().collect().await?.to_bytes();
         let text = String::from_utf8_lossy(&text).into_owned();
         if status == StatusCode::FORBIDDEN {
-            return Err(Refused(text).into());
+            return Err(Refused(text.into()).into());
         }
         bail!("{text}");
     }
@@ -541,11 +542,6 @@ pub(crate) async fn or_said<T>(
 const LOCAL: &str = "local command";
 /// That no command can be taken is logged so often at most.
 const SAID_EVERY: Duration = Duration::from_secs(10);
-
-/// What policy or permission refuses: exit code 4.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(pub(crate) String);
 
 /// An error as the command prints it.
 pub(crate) struct Failure(anyhow::Error);

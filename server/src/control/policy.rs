@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::waiting::{self, Asked};
-use super::{Failure, Refused, audit_as, caller, or_said};
+use super::{Failure, audit_as, caller, or_said};
 use crate::accounts::SignInError;
 use crate::accounts::tries::Place;
 use crate::agents::check_name;
@@ -30,6 +30,7 @@ use crate::ingest::Submission;
 use crate::policy::waiting::DELAY_US;
 use crate::policy::{GRACE_DAYS, Policy, check_hold};
 use crate::present;
+use crate::said::{Refused, Said, said};
 
 /// Who acts: an account that proves itself, or whoever may open the socket.
 #[derive(Default, Deserialize, Serialize)]
@@ -110,13 +111,11 @@ impl Person {
             Ok(()) => return Ok(caller::account(&user)),
             Err(SignInError::Wrong(_)) => (
                 "sign-in refused: wrong name or password",
-                format!("--user '{known}': name or password is wrong"),
+                said!("refused.person", &known),
             ),
             Err(SignInError::TooSoon { seconds }) => (
                 "sign-in refused: too many wrong passwords",
-                format!(
-                    "--user '{known}': too many passwords were wrong; try again in {seconds} seconds"
-                ),
+                said!("refused.person_soon", &known, seconds),
             ),
         };
         let actor = Actor {
@@ -222,14 +221,18 @@ fn change(policy: &Policy, act: Act, actor: &Actor) -> Result<()> {
 }
 
 /// What no single person does at once (ADR 9), and its sentence: who asks for the same says the same.
-fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>> {
+fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, Said)>> {
     Ok(match act {
         Act::Class(change) => {
             let (class, why) = policy.changed_class(change)?;
             why.map(|why| {
-                let what = format!(
-                    "{why}; it will keep {} days, between {} and {}, and operations will read {}",
-                    class.keep_days, class.floor_days, class.ceiling_days, class.operations_days
+                let what = said!(
+                    "waiting.class",
+                    why,
+                    u64::from(class.keep_days),
+                    u64::from(class.floor_days),
+                    u64::from(class.ceiling_days),
+                    u64::from(class.operations_days)
                 );
                 (WaitingAct::Class(change.clone()), what)
             })
@@ -241,10 +244,8 @@ fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>
                 rules: rules.clone(),
                 before: policy.rules(),
             };
-            (
-                act,
-                format!("{why} (rules {})", digest.get(..16).unwrap_or_default()),
-            )
+            let digest = digest.get(..16).unwrap_or_default();
+            (act, said!("waiting.rules", why, digest))
         }),
         Act::Officer { officer } => {
             let before = policy.officers().into_iter();
@@ -252,7 +253,7 @@ fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>
             policy.check_officer(officer)?;
             before.next().filter(|before| before != officer).map(|_| {
                 let OfficerRecord { tenant, recipient } = officer;
-                let what = format!("the second container of {tenant} is opened by {recipient}");
+                let what = said!("waiting.officer", tenant, recipient);
                 (WaitingAct::Officer(officer.clone()), what)
             })
         }
@@ -270,16 +271,18 @@ fn what_waits(policy: &Policy, act: &Act) -> Result<Option<(WaitingAct, String)>
                     end: *end,
                     grace_days,
                 };
-                let what = format!(
-                    "all of tenant {tenant} is deleted, whose contract ended on {end} and was kept until {last}"
+                let what = said!(
+                    "waiting.contract",
+                    tenant,
+                    end.to_string(),
+                    last.to_string()
                 );
                 (act, what)
             })
         }
-        Act::TwoPersons { on: false } if policy.settings().two_persons => Some((
-            WaitingAct::OnePerson,
-            "deleting without a second person".to_owned(),
-        )),
+        Act::TwoPersons { on: false } if policy.settings().two_persons => {
+            Some((WaitingAct::OnePerson, said!("waiting.one_person")))
+        }
         Act::Contract { .. } | Act::TwoPersons { .. } | Act::Hold { .. } | Act::Release { .. } => {
             None
         }
@@ -349,14 +352,14 @@ pub(super) async fn handle_delete(
     if why.trim().is_empty() {
         return Err(anyhow::anyhow!("--reason must not be empty").into());
     }
-    let agent = core.agents.find(&name).with_context(|| {
+    let agent = core.agents.find(&name).ok_or_else(|| {
         let waiting = core.policy.waiting.list().into_iter();
         let mut removed = waiting.filter(|waiting| {
             matches!(&waiting.act, WaitingAct::Agent { name: removed, .. } if *removed == name)
         });
         match removed.next() {
             Some(waiting) => waiting::explained(&core, &waiting),
-            None => format!("no agent is named '{name}'"),
+            None => said!("refused.no_agent", &name),
         }
     })?;
     let streams = core.archive.streams_of(agent);
@@ -376,11 +379,11 @@ pub(super) async fn handle_delete(
         })));
     }
     let enabled = core.agents.get(agent).is_some_and(|agent| agent.enabled);
-    let what = format!("delete agent {name} ({word}), {entries} entries: {why}");
+    let what = said!("waiting.agent", &name, &word, entries, &why);
     // More may have come since the first person said it.
     let same = |waiting: &WaitingRecord| matches!(&waiting.act, WaitingAct::Agent { agent: id, why: said, .. } if *id == agent && *said == why);
     let known = core.policy.waiting.list().into_iter().find(same);
-    let what = known.map_or(what, |known| known.what);
+    let what = known.map_or(what, |known| known.what.into());
     let act = WaitingAct::Agent {
         agent,
         name: name.clone(),
@@ -394,7 +397,7 @@ pub(super) async fn handle_delete(
         }
         Asked::Waits(waits) => Ok(Json(json!({
             "agent": name, "waits": waits.id, "due": present::rfc3339(waits.due_us),
-            "said": waiting::explained(&core, &waits),
+            "said": caller::language().say(&waiting::explained(&core, &waits)),
         }))),
     }
 }

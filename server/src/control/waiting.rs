@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tracing::{error, warn};
 
 use super::policy::{Person, roll};
-use super::{Failure, Refused, audit_as};
+use super::{Failure, audit_as, caller};
 use crate::archive::retention::{self, Due, Reason};
 use crate::audit::Actor;
 use crate::bounds::{self, REASON_LEN_MAX};
@@ -25,8 +25,10 @@ use crate::catalogue::records::{PolicySettings, WaitingAct, WaitingRecord};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
+use crate::i18n::Language;
 use crate::policy::waiting::{DELAY_H, Doing, is_due, is_settled};
 use crate::present::rfc3339;
+use crate::said::{Arg, Refused, Said, said};
 
 /// What became of an act that was asked for.
 pub(crate) enum Asked {
@@ -41,7 +43,7 @@ type Turn<'a> = tokio::sync::MutexGuard<'a, ()>;
 /// Why a due act is not done now.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Hindered(String);
+struct Hindered(Said);
 
 /// Which act, and who stops it or agrees to it.
 #[derive(Deserialize, Serialize)]
@@ -57,7 +59,7 @@ pub(crate) async fn ask(
     core: &Arc<Core>,
     actor: &Actor,
     act: WaitingAct,
-    what: String,
+    what: Said,
 ) -> Result<Asked> {
     let waiting = &core.policy.waiting;
     let turn = waiting.turn.lock().await;
@@ -92,10 +94,7 @@ pub(crate) async fn agree(core: &Arc<Core>, actor: &Actor, id: &str) -> Result<A
     let turn = core.policy.waiting.turn.lock().await;
     let waiting = core.policy.waiting.get(id)?;
     if !actor.is_account {
-        return Err(Refused(
-            "a second person is an account that signs in: --user NAME --password-file FILE".into(),
-        )
-        .into());
+        return Err(Refused(said!("refused.second_person")).into());
     }
     agree_in_turn(core, actor, waiting, turn).await
 }
@@ -121,7 +120,10 @@ async fn agree_in_turn(
 /// Has an act done by nobody else from here on.
 fn begin(core: &Core, waiting: &WaitingRecord) -> Result<Doing, Refused> {
     let begun = core.policy.waiting.begin(&waiting.id);
-    begun.map_err(|error| Refused(format!("{}: {error}", waiting.what)))
+    begun.map_err(|error| {
+        let what = Said::from(waiting.what.clone());
+        Refused(said!("refused.what_waits", what, in_words(&error)))
+    })
 }
 
 /// Whether an account is a person's own since long enough before `since_us`.
@@ -240,10 +242,11 @@ async fn carry_out(
     let Err(error) = &done else {
         return done;
     };
-    let hindered = format!("{error:#}");
+    let hindered = Arg::from(in_words(error));
     let still_waits = core.policy.waiting.get(&waiting.id).is_ok();
     if still_waits && waiting.hindered.as_ref() != Some(&hindered) {
-        warn!(hindered, id = waiting.id, "what waits cannot be done now");
+        let error = format!("{error:#}");
+        warn!(error, id = waiting.id, "what waits cannot be done now");
         core.policy.waiting.save(WaitingRecord {
             hindered: Some(hindered),
             ..waiting.clone()
@@ -263,7 +266,7 @@ async fn do_it(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
         // It is no longer what was asked for, and will not be.
         let mut detail = said_of(core, waiting);
         if let Some(detail) = detail.as_object_mut() {
-            detail.insert("problem".into(), problem.clone().into());
+            detail.insert("problem".into(), problem.to_string().into());
         }
         audit_as(core, &Actor::of(OWN_NAME), "not done", detail).await?;
         policy.waiting.end(waiting)?;
@@ -288,14 +291,14 @@ async fn do_it(core: &Arc<Core>, waiting: &WaitingRecord) -> Result<u64> {
 }
 
 /// Why an act can no longer be done.
-fn why_not(core: &Core, act: &WaitingAct) -> Option<String> {
+fn why_not(core: &Core, act: &WaitingAct) -> Option<Said> {
     let policy = &core.policy;
     let problem = match act {
         WaitingAct::Class(change) => policy.changed_class(change).err(),
         WaitingAct::Rules { rules, before } => {
             let now = policy.rules();
             if now != *before && now != *rules {
-                return Some("the rules were changed meanwhile: ask again".to_owned());
+                return Some(said!("waiting.rules_changed"));
             }
             policy.changed_rules(rules).err()
         }
@@ -304,7 +307,7 @@ fn why_not(core: &Core, act: &WaitingAct) -> Option<String> {
         | WaitingAct::OnePerson
         | WaitingAct::Agent { .. } => None,
     };
-    problem.map(|problem| format!("{problem:#}"))
+    problem.map(|problem| in_words(&problem))
 }
 
 /// Destroys the keys of everything that is there of an agent, and forgets it.
@@ -378,16 +381,27 @@ pub(crate) fn refuse_held(core: &Core, agent: AgentId, name: &str) -> Result<(),
 
 fn held(name: &str, holding: &BTreeSet<String>) -> Refused {
     let holds: Vec<&str> = holding.iter().map(String::as_str).collect();
-    Refused(format!(
-        "agent '{name}' is under legal hold ({}); release it first: scrinium-server policy release NAME",
-        holds.join(", ")
-    ))
+    Refused(said!("refused.held", name, holds.join(", ")))
 }
 
-/// What the trail says of an act that waits.
+/// An error as it is kept with an act, for readers of any language.
+fn in_words(error: &anyhow::Error) -> Said {
+    let refused = error.downcast_ref().map(|Refused(said)| said);
+    let hindered = error.downcast_ref().map(|Hindered(said)| said);
+    let said = refused.or(hindered).or_else(|| error.downcast_ref());
+    said.cloned()
+        .unwrap_or_else(|| Said::from(format!("{error:#}")))
+}
+
+/// What the trail says of an act that waits, in English.
 fn said_of(core: &Core, waiting: &WaitingRecord) -> Value {
+    said_to(Language::En, core, waiting)
+}
+
+/// The same in the words of who asks.
+fn said_to(t: Language, core: &Core, waiting: &WaitingRecord) -> Value {
     json!({
-        "id": waiting.id, "what": waiting.what, "act": waiting.act, "wanted_by": waiting.wanted_by(),
+        "id": waiting.id, "what": t.say(&waiting.what.clone().into()), "act": waiting.act, "wanted_by": waiting.wanted_by(),
         "asked": rfc3339(waiting.since_us), "due": due_of(core, waiting),
     })
 }
@@ -401,9 +415,11 @@ fn due_of(core: &Core, waiting: &WaitingRecord) -> Option<String> {
 /// What waits, for commands and programs.
 pub(crate) fn list_json(core: &Core) -> Value {
     let waiting = core.policy.waiting.list().into_iter().map(|waiting| {
-        let mut said = said_of(core, &waiting);
+        let t = caller::language();
+        let mut said = said_to(t, core, &waiting);
         if let Some(said) = said.as_object_mut() {
-            said.insert("hindered".into(), waiting.hindered.into());
+            let hindered = waiting.hindered.map(|hindered| t.say(&hindered.into()));
+            said.insert("hindered".into(), hindered.into());
         }
         said
     });
@@ -411,19 +427,23 @@ pub(crate) fn list_json(core: &Core) -> Value {
 }
 
 /// What is answered to who asked for something that waits.
-pub(crate) fn explained(core: &Core, waiting: &WaitingRecord) -> String {
+pub(crate) fn explained(core: &Core, waiting: &WaitingRecord) -> Said {
     let WaitingRecord { id, what, .. } = waiting;
     let when = match due_of(core, waiting) {
-        Some(due) => format!("it is done {DELAY_H} hours after it was asked for, at {due}"),
-        None => "this takes two persons and is never done by time alone".to_owned(),
+        Some(due) => said!("waiting.when", DELAY_H, due),
+        None => said!("waiting.two_persons"),
     };
     let settled = waiting
         .voices
         .iter()
         .filter(|voice| voice.is_account && is_own(core, &voice.by, waiting.since_us));
-    format!(
-        "{what}: waits as {id}; {when}. Anybody entitled stops it: scrinium-server policy stop {id}. With two persons it is done at once ({} of 2 so far): scrinium-server policy approve {id} --user NAME --password-file FILE; a person is an account that signs in and was neither made nor given a password in the {DELAY_H} hours before",
-        settled.count()
+    said!(
+        "waiting.explained",
+        Said::from(what.clone()),
+        id,
+        when,
+        settled.count(),
+        DELAY_H
     )
 }
 

@@ -11,6 +11,7 @@ use super::is_own_class;
 use crate::agents::check_name;
 use crate::bounds::{self, NAME_LEN_MAX, REASON_LEN_MAX, STREAM_LEN_MAX};
 use crate::catalogue::records::{ClassRecord, HoldRecord, RuleRecord};
+use crate::said::{Said, said};
 
 /// Whether a class keeps to what every class keeps to.
 pub(super) fn check_bounds(class: &ClassRecord) -> Result<()> {
@@ -104,26 +105,33 @@ pub(super) fn why_class_waits(
     class: &ClassRecord,
     before: Option<&ClassRecord>,
     general: &ClassRecord,
-) -> Option<String> {
+) -> Option<Said> {
     let name = &class.name;
     if let Some(before) = before {
         if (class.floor_days, class.ceiling_days) != (before.floor_days, before.ceiling_days) {
-            return Some(format!(
-                "floor and ceiling of class '{name}' become {} and {} days",
-                class.floor_days, class.ceiling_days
+            return Some(said!(
+                "waiting.class_bounds",
+                name,
+                u64::from(class.floor_days),
+                u64::from(class.ceiling_days)
             ));
         }
     } else if class.ceiling_days > general.ceiling_days {
-        return Some(format!(
-            "the ceiling of the new class '{name}' is {} days, above the {} of '{}'",
-            class.ceiling_days, general.ceiling_days, general.name
+        return Some(said!(
+            "waiting.class_ceiling",
+            name,
+            u64::from(class.ceiling_days),
+            u64::from(general.ceiling_days),
+            &general.name
         ));
     }
     let read_days = before.unwrap_or(general).operations_days;
     (class.operations_days > read_days).then(|| {
-        format!(
-            "operations read class '{name}' for {} days instead of {read_days}",
-            class.operations_days
+        said!(
+            "waiting.class_read",
+            name,
+            u64::from(class.operations_days),
+            u64::from(read_days)
         )
     })
 }
@@ -135,7 +143,7 @@ pub(super) fn why_rules_wait(
     before: &[RuleRecord],
     classes: &BTreeMap<String, ClassRecord>,
     general: &ClassRecord,
-) -> Option<String> {
+) -> Option<Said> {
     let floor = |rule: &RuleRecord| {
         let class = classes.get(&rule.class);
         class.map_or(0, |class| class.floor_days)
@@ -146,9 +154,10 @@ pub(super) fn why_rules_wait(
         if class.ceiling_days > general.ceiling_days
             || class.operations_days > general.operations_days
         {
-            Some("is wider than")
+            Some(said!("waiting.rule_wider", &rule.class, &general.name))
         } else {
-            (class.floor_days < general.floor_days).then_some("may be deleted before")
+            (class.floor_days < general.floor_days)
+                .then(|| said!("waiting.rule_sooner", &rule.class, &general.name))
         }
     };
     let (new, old) = (places(rules), places(before));
@@ -165,10 +174,7 @@ pub(super) fn why_rules_wait(
             caught.all(|earlier| new.get(earlier).is_some_and(|&is| is < at))
         });
         if !still {
-            return Some(format!(
-                "a rule brings streams into class '{}', which {excess} '{}'",
-                rule.class, general.name
-            ));
+            return Some(excess);
         }
     }
     // A stream leaves a rule when the rule is gone, or when one before it catches the stream.
@@ -182,10 +188,10 @@ pub(super) fn why_rules_wait(
             })
         });
         if !still {
-            return Some(format!(
-                "streams leave class '{}', whose floor is {} days",
-                rule.class,
-                floor(rule)
+            return Some(said!(
+                "waiting.rule_leaves",
+                &rule.class,
+                u64::from(floor(rule))
             ));
         }
     }
@@ -259,7 +265,7 @@ mod tests {
         let classes: BTreeMap<_, _> = classes.into_iter().map(|c| (c.name.clone(), c)).collect();
         let short = [rule("short", "a*")];
         let why = why_rules_wait(&short, &[], &classes, &general).unwrap();
-        assert!(why.contains("may be deleted before"), "{why}");
+        assert_eq!(why.id, "waiting.rule_sooner");
         assert_eq!(why_rules_wait(&short, &short, &classes, &general), None);
         assert_eq!(why_rules_wait(&[], &short, &classes, &general), None);
     }

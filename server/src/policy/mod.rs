@@ -29,6 +29,7 @@ use crate::catalogue::records::{
 };
 use crate::clock::Day;
 use crate::core::OWN_NAME;
+use crate::said::Said;
 use crate::waits;
 
 /// Every class, rule and hold.
@@ -259,7 +260,7 @@ impl Policy {
     pub(crate) fn changed_class(
         &self,
         change: &ClassChange,
-    ) -> Result<(ClassRecord, Option<String>)> {
+    ) -> Result<(ClassRecord, Option<Said>)> {
         check_name("class", &change.name)?;
         let state = self.read();
         let general = state.classes.get(GENERAL_CLASS);
@@ -279,7 +280,7 @@ impl Policy {
     }
 
     /// Whether rules can be set, and why they have to wait, if they do.
-    pub(crate) fn changed_rules(&self, rules: &[RuleRecord]) -> Result<Option<String>> {
+    pub(crate) fn changed_rules(&self, rules: &[RuleRecord]) -> Result<Option<Said>> {
         let state = self.read();
         check_rules(rules, &state.classes)?;
         compiled(rules.to_vec())?;

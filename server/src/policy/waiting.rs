@@ -21,7 +21,7 @@ use scrinium_segment::random;
 use crate::audit::Actor;
 use crate::catalogue::records::{Voice, WaitingAct, WaitingRecord, WishRecord};
 use crate::catalogue::{Catalogue, Changes};
-use crate::said::said;
+use crate::said::{Said, said};
 use crate::waits;
 
 /// Every act that waits.
@@ -94,16 +94,20 @@ impl Waiting {
     }
 
     /// The same act, if it waits already.
-    pub(crate) fn find(&self, what: &str) -> Option<WaitingRecord> {
+    pub(crate) fn find(&self, what: &Said) -> Option<WaitingRecord> {
         let state = self.lock();
-        state.values().find(|waiting| waiting.what == what).cloned()
+        // One of an earlier version is in English.
+        let is_same = |waiting: &&WaitingRecord| {
+            Said::from(waiting.what.clone()).to_string() == what.to_string()
+        };
+        state.values().find(is_same).cloned()
     }
 
     /// An act that `actor` asks for at `now_us`; it does not wait before it is put.
     pub(crate) fn make(
         &self,
         act: WaitingAct,
-        what: String,
+        what: Said,
         needs_two: bool,
         actor: &Actor,
         now_us: u64,
@@ -115,7 +119,7 @@ impl Waiting {
         Ok(WaitingRecord {
             id: HEXLOWER.encode(&id),
             act,
-            what,
+            what: what.into(),
             voices: vec![voice(actor, now_us)],
             since_us: now_us,
             due_us: now_us.saturating_add(DELAY_US),

@@ -205,10 +205,16 @@ fn a_refusal_is_in_the_words_of_who_is_refused() {
     lab.add_agent("web1", address, "");
     lab.start_agent("web1");
     lab.wait_connected("web1");
+    // What waits is on the overview.
+    let waits = lab.server(&["policy", "class", "general", "--ceiling-days", "4000"]);
+    assert_eq!(waits.status.code(), Some(4), "{}", text(&waits.stderr));
     let mut seen = std::collections::BTreeMap::new();
     for language in ["en", "it", "fr"] {
         let console = Console::sign_in(&lab, PASSWORD).in_language(language);
         let mut said = Vec::new();
+        let overview = console.get("/");
+        let waits = between(&overview, "<li class=\"alarm waits\">", "</li>");
+        said.push(("what waits".to_owned(), between(&waits, "<b>", "</b>")));
         for query in [
             "user:alice",
             "a OR b",
@@ -348,6 +354,8 @@ fn a_refusal_is_in_the_words_of_who_is_refused() {
             ("/agents/nobody/enabled", &[("enabled", "true")]),
             ("/alarms/77/acknowledge", &[]),
             ("/waiting/none/stop", &[]),
+            ("/alarms/none/acknowledge", &[]),
+            ("/agents/web1/enabled", &[]),
             ("/downloads/none/end", &[]),
         ] {
             let (status, answer) = console.post("/downloads", path, fields);
@@ -361,6 +369,7 @@ fn a_refusal_is_in_the_words_of_who_is_refused() {
             &["agent", "disable", "nobody"],
             &["alarm", "acknowledge", "77"],
             &["alarm", "test"],
+            &["policy", "class", "general", "--ceiling-days", "4000"],
         ] {
             let mut command = lab.server_command(words);
             let asked = command

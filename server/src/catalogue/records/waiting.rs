@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{OfficerRecord, RuleRecord, codec};
 use crate::catalogue::Stored;
 use crate::clock::Day;
+use crate::said::Arg;
 
 /// An act that waits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -13,8 +14,8 @@ pub(crate) struct WaitingRecord {
     /// What people call it: eight hexadecimal digits.
     pub(crate) id: String,
     pub(crate) act: WaitingAct,
-    /// The same in a sentence.
-    pub(crate) what: String,
+    /// The same in a sentence; an English text in records of earlier versions.
+    pub(crate) what: Arg,
     /// Who wants it, whoever asked first.
     pub(crate) voices: Vec<Voice>,
     pub(crate) since_us: u64,
@@ -25,9 +26,9 @@ pub(crate) struct WaitingRecord {
     /// Two persons wanted it: it is done, and done again after a crash, until the last of it is durable.
     #[serde(default)]
     pub(crate) is_agreed: bool,
-    /// Why it was not done when it was due.
+    /// Why it was not done when it was due; an English text in records of earlier versions.
     #[serde(default)]
-    pub(crate) hindered: Option<String>,
+    pub(crate) hindered: Option<Arg>,
 }
 
 /// Somebody who wants it.

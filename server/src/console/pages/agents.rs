@@ -20,7 +20,7 @@ use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::AgentRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
-use crate::console::given::Given;
+use crate::console::given::{Given, Taken};
 use crate::control::or_said;
 use crate::core::Core;
 use crate::i18n::Language;
@@ -258,8 +258,8 @@ struct StreamRow {
 pub(crate) async fn detail(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(name): Path<String>,
-    UrlQuery(params): UrlQuery<DetailParams>,
+    Taken(Path(name)): Taken<Path<String>>,
+    Taken(UrlQuery(params)): Taken<UrlQuery<DetailParams>>,
 ) -> Response {
     let t = who.language;
     let agents = core.agents.list();
@@ -330,8 +330,8 @@ pub(crate) struct EnabledForm {
 pub(crate) async fn set_enabled(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(name): Path<String>,
-    Form(form): Form<EnabledForm>,
+    Taken(Path(name)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<EnabledForm>>,
 ) -> Response {
     let detail = json!({ "agent": name, "enabled": form.enabled });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {
@@ -361,8 +361,8 @@ pub(crate) struct ApproveForm {
 pub(crate) async fn approve(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(name): Path<String>,
-    Form(form): Form<ApproveForm>,
+    Taken(Path(name)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<ApproveForm>>,
 ) -> Response {
     let detail = json!({ "agent": name });
     if let Err(error) = bounds::check("agent name", &name, NAME_LEN_MAX) {

@@ -16,6 +16,7 @@ use crate::audit::long_text;
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::{AgentConfiguration, AgentRecord};
 use crate::console::auth::SignedIn;
+use crate::console::given::Taken;
 use crate::control::or_said;
 use crate::core::{Core, OWN_NAME};
 use crate::i18n::Language;
@@ -120,8 +121,8 @@ pub(crate) struct ConfigurationForm {
 pub(crate) async fn send(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(name): Path<String>,
-    Form(form): Form<ConfigurationForm>,
+    Taken(Path(name)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<ConfigurationForm>>,
 ) -> Response {
     // Browsers end lines as the network does.
     let text = form.text.replace("\r\n", "\n");

@@ -14,6 +14,7 @@ use super::{Frame, ago, html, refused};
 use crate::catalogue::records::LinkRecord;
 use crate::clock::{self, DAY_US};
 use crate::console::auth::SignedIn;
+use crate::console::given::Taken;
 use crate::control::export::ExportRequest;
 use crate::core::Core;
 use crate::i18n::Language;
@@ -108,7 +109,7 @@ fn moment(field: &str, text: &str, day_us: u64) -> Result<Option<u64>> {
 pub(crate) async fn page(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    UrlQuery(wish): UrlQuery<Wish>,
+    Taken(UrlQuery(wish)): Taken<UrlQuery<Wish>>,
 ) -> Response {
     show(&core, &who, wish, None)
 }
@@ -117,7 +118,7 @@ pub(crate) async fn page(
 pub(crate) async fn make(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Form(wish): Form<Wish>,
+    Taken(Form(wish)): Taken<Form<Wish>>,
 ) -> Response {
     if !who.session.has_csrf(&wish.csrf) {
         return StatusCode::FORBIDDEN.into_response();
@@ -144,8 +145,8 @@ pub(crate) struct Opened {
 pub(crate) async fn fetch(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(id): Path<String>,
-    UrlQuery(Opened { opening }): UrlQuery<Opened>,
+    Taken(Path(id)): Taken<Path<String>>,
+    Taken(UrlQuery(Opened { opening })): Taken<UrlQuery<Opened>>,
 ) -> Response {
     let link = core.links.list().into_iter().find(|link| link.id == id);
     match links::fetch(core, &id, opening, &who.actor).await {
@@ -176,8 +177,8 @@ pub(crate) struct EndForm {
 pub(crate) async fn end(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(id): Path<String>,
-    Form(form): Form<EndForm>,
+    Taken(Path(id)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<EndForm>>,
 ) -> Response {
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();

@@ -19,6 +19,7 @@ use crate::agents::{Allowance, NewAgent};
 use crate::bounds::{self, NAME_LEN_MAX};
 use crate::catalogue::records::FIRST_TENANT;
 use crate::console::auth::SignedIn;
+use crate::console::given::Taken;
 use crate::control::or_said;
 use crate::core::Core;
 use crate::i18n::Language;
@@ -117,7 +118,7 @@ fn an_hour() -> u64 {
 pub(crate) async fn make(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Form(form): Form<EnrolForm>,
+    Taken(Form(form)): Taken<Form<EnrolForm>>,
 ) -> Response {
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
@@ -173,8 +174,8 @@ async fn make_token(
 pub(crate) async fn replace(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(name): Path<String>,
-    Form(form): Form<PlainForm>,
+    Taken(Path(name)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<PlainForm>>,
 ) -> Response {
     let checked = bounds::check("agent name", &name, NAME_LEN_MAX);
     if let Err(error) =
@@ -215,8 +216,8 @@ pub(crate) async fn replace(
 pub(crate) async fn revoke(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(token): Path<String>,
-    Form(form): Form<PlainForm>,
+    Taken(Path(token)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<PlainForm>>,
 ) -> Response {
     let Some(id) = id_of(&token) else {
         return StatusCode::NOT_FOUND.into_response();
@@ -241,7 +242,7 @@ fn id_of(token: &str) -> Option<[u8; 16]> {
 pub(crate) async fn state(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(token): Path<String>,
+    Taken(Path(token)): Taken<Path<String>>,
 ) -> Response {
     let Some(id) = id_of(&token) else {
         return StatusCode::NOT_FOUND.into_response();

@@ -22,7 +22,7 @@ use crate::catalogue::records::AlarmRecord;
 use crate::clock;
 use crate::console::auth::SignedIn;
 use crate::console::chart::{Histogram, bucket_for};
-use crate::console::given::Given;
+use crate::console::given::{Given, Taken};
 use crate::control::or_said;
 use crate::control::status;
 use crate::core::{Core, OWN_NAME};
@@ -109,8 +109,8 @@ struct Latest {
 pub(crate) async fn acknowledge(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(id): Path<u64>,
-    Form(form): Form<PlainForm>,
+    Taken(Path(id)): Taken<Path<u64>>,
+    Taken(Form(form)): Taken<Form<PlainForm>>,
 ) -> Response {
     let detail = json!({ "id": id });
     if let Err(refused) = act(&core, &who, &form.csrf, "alarm acknowledged", detail).await {

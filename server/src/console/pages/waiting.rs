@@ -10,11 +10,11 @@ use axum::response::{IntoResponse, Redirect, Response};
 use super::agents::PlainForm;
 use super::refused;
 use crate::console::auth::SignedIn;
+use crate::console::given::Taken;
 use crate::control::waiting::{self, Asked};
 use crate::core::Core;
 use crate::i18n::Language;
 use crate::present::format_time;
-use crate::said::Said;
 
 /// One act, as the overview shows it.
 pub(super) struct WaitingRow {
@@ -47,9 +47,9 @@ impl WaitingRow {
                 .any(|voice| voice.is_account && voice.by == user),
             hindered: waiting
                 .hindered
-                .map(|hindered| t.with("waiting.hindered", t.say(&Said::from(hindered)))),
+                .map(|hindered| t.with("waiting.hindered", t.say(&hindered.into()))),
             id: waiting.id,
-            what: t.say(&Said::from(waiting.what)),
+            what: t.say(&waiting.what.into()),
         });
         rows.collect()
     }
@@ -59,8 +59,8 @@ impl WaitingRow {
 pub(crate) async fn stop(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(id): Path<String>,
-    Form(form): Form<PlainForm>,
+    Taken(Path(id)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<PlainForm>>,
 ) -> Response {
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
@@ -75,8 +75,8 @@ pub(crate) async fn stop(
 pub(crate) async fn agree(
     State(core): State<Arc<Core>>,
     who: SignedIn,
-    Path(id): Path<String>,
-    Form(form): Form<PlainForm>,
+    Taken(Path(id)): Taken<Path<String>>,
+    Taken(Form(form)): Taken<Form<PlainForm>>,
 ) -> Response {
     if !who.session.has_csrf(&form.csrf) {
         return StatusCode::FORBIDDEN.into_response();
@@ -84,7 +84,7 @@ pub(crate) async fn agree(
     match waiting::agree(&core, &who.actor, &id).await {
         Ok(Asked::Waits(waits)) => {
             let text = waiting::explained(&core, &waits);
-            (StatusCode::ACCEPTED, text).into_response()
+            (StatusCode::ACCEPTED, who.language.say(&text)).into_response()
         }
         Ok(Asked::Done(_)) => answer(who.language, Ok(())),
         Err(error) => answer(who.language, Err(error)),
