@@ -73,7 +73,10 @@ fn what_goes_beyond_its_category_waits_is_shown_and_is_stopped() {
     assert_eq!(pending(lab).len(), 3);
     let console = Console::sign_in(lab, PASSWORD);
     let page = console.get("/");
-    assert!(page.contains("/stop\"") && page.contains("30,000"), "{page}");
+    assert!(
+        page.contains("/stop\"") && page.contains("30,000"),
+        "{page}"
+    );
     assert_eq!(lab.trail("asked, and waits").len(), 3);
 
     // Anybody stops it: at the console, or by command.

@@ -225,9 +225,13 @@ fn channels_of_the_event_log_are_collected_across_a_kill_and_a_lost_bookmark() {
         return;
     };
     rig.enrol("C:/lab/state");
-    let source = "[[source]]\nevent_log = 'Security'\n[[source]]\nevent_log = 'Absent'\n";
+    let others = ["Application", "System", "Acme-Sync/Operational"];
+    let mut source = "[[source]]\nevent_log = 'Absent'\n".to_owned();
+    for channel in others.iter().chain(&["Security"]) {
+        source += &format!("[[source]]\nevent_log = '{channel}'\n");
+    }
     write(rig.path("lab/agent.toml"), source).unwrap();
-    let events = |from: u32, to: u32| {
+    let events_of = |computer: &str, from: u32, to: u32| {
         let event = |id: u32| {
             let provider = if id.is_multiple_of(2) {
                 "Known"
@@ -235,12 +239,28 @@ fn channels_of_the_event_log_are_collected_across_a_kill_and_a_lost_bookmark() {
                 "Removed"
             };
             format!(
-                "{id}\t<Event xmlns='http://schemas.microsoft.com/win/2004/08/events/event'><System><Provider Name='{provider}'/><EventID>4624</EventID><Level>2</Level><TimeCreated SystemTime='2026-11-22T08:15:01.1234567Z'/><EventRecordID>{id}</EventRecordID><Execution ProcessID='4' ThreadID='5'/><Computer>DC01</Computer></System><EventData><Data Name='order'>n{id:05}</Data></EventData></Event>\n"
+                "{id}\t<Event xmlns='http://schemas.microsoft.com/win/2004/08/events/event'><System><Provider Name='{provider}'/><EventID>4624</EventID><Level>2</Level><TimeCreated SystemTime='2026-11-22T08:15:01.1234567Z'/><EventRecordID>{id}</EventRecordID><Execution ProcessID='4' ThreadID='5'/><Computer>{computer}</Computer></System><EventData><Data Name='order'>n{id:05}</Data></EventData></Event>\n"
             )
         };
         (from..to).map(event).collect::<String>()
     };
+    let events = |from, to| events_of("DC01", from, to);
+    create_dir_all(rig.path("events/Acme-Sync")).unwrap();
+    let write_others = |rig: &Rig, from, to| {
+        for (number, channel) in others.iter().enumerate() {
+            let more = events_of(&format!("PC{number}"), from, to);
+            rig.write(&format!("events/{channel}.txt"), &more);
+        }
+    };
+    // Each is a stream of its own, under its name.
+    let wait_for_others = |rig: &Rig, count| {
+        for (number, channel) in others.iter().enumerate() {
+            let query = format!("agent:win1 stream:{channel} PC{number}");
+            wait_until(channel, PATIENCE, || rig.lab.count(&query) == count);
+        }
+    };
     rig.write("events/Security.txt", &events(1, 101));
+    write_others(&rig, 1, 11);
     rig.run_agent();
     wait_until("they are archived", PATIENCE, || {
         rig.lab.count("agent:win1 DC01") == 100
@@ -264,12 +284,16 @@ fn channels_of_the_event_log_are_collected_across_a_kill_and_a_lost_bookmark() {
             .contains("] <Event xmlns")
     );
 
+    wait_for_others(&rig, 10);
+
     rig.kill_agent();
     rig.write("events/Security.txt", &events(101, 201));
+    write_others(&rig, 11, 21);
     rig.run_agent();
     wait_until("the next are archived", PATIENCE, || {
         rig.lab.count("agent:win1 DC01") == 200
     });
+    wait_for_others(&rig, 20);
     assert!(rig.lab.verify().1.contains("; 0 gap entries"));
 
     rig.kill_agent();
