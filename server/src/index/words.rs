@@ -1,7 +1,7 @@
 //! Which words may be in a batch of the log, where batches are small: a few bits each, in memory.
 //!
 //! ```text
-//! batch that comes ─▶ its tokens ([super::filter]) ─▶ 256 bits beside its place ─▶ a search reads what may have its words
+//! batch that comes ─▶ its tokens ([super::filter]) ─▶ 128 bits beside its place ─▶ a search reads what may have its words
 //! ```
 //!
 //! A log has no filters until it is sealed, and is read as a whole. That takes long where it has very many batches of a few short
@@ -70,8 +70,9 @@ fn probes(hash: u64) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
-/// 256 bits, of which two are a token's: of 80 tokens one in five that are not there seems to be, of 20 one in fifty.
-const WORDS: usize = 4;
+/// 128 bits, of which two are a token's: beside 40 others one in five that are not there seems to be, beside 20 one in
+/// fourteen.
+const WORDS: usize = 2;
 /// Bytes of a batch whose words are noted: some microseconds, of the fifty that the signature alone takes.
 const BYTES_MAX: usize = 4 << 10;
 /// The same for each of its entries, whose leaves of the Merkle tree take ten times as long.
