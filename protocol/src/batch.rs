@@ -342,10 +342,16 @@ impl BatchBuilder {
         self.time_last_us
     }
 
-    /// Bytes of the entries that were added, without anything around them.
+    /// The bytes of the entries that were added, without anything around them.
     #[must_use]
-    pub fn bytes_len(&self) -> usize {
-        self.bytes.len()
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many were added.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count as usize
     }
 
     /// Seals what was collected: it follows `position`, leaves the source at `bookmark`, and is

@@ -182,6 +182,7 @@ impl Running {
             ingest::LogLimits {
                 bytes_max: config.log_bytes_max,
                 age_max: config.log_age_max,
+                entries_max: ingest::LOG_ENTRIES_MAX,
             },
         )?;
         let (local_queue, entries) = mpsc::channel(local::QUEUE_MAX);

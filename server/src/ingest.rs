@@ -99,11 +99,12 @@ pub(crate) fn start(
     Ok((queue, thread))
 }
 
-/// When a log is finished: at this length or at this age, whichever comes first.
+/// When a log is finished: at this length, at this age, or with so many entries, whichever comes first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogLimits {
     pub(crate) bytes_max: u64,
     pub(crate) age_max: Duration,
+    pub(crate) entries_max: u64,
 }
 
 /// The writer.
@@ -127,6 +128,7 @@ struct ActiveLog {
     begun: Instant,
     /// Bytes made durable by the last good sync.
     committed: u64,
+    entries: u64,
 }
 
 /// A batch appended in this round.
@@ -255,15 +257,11 @@ impl Ingest {
                                 answer(submission.answer, Outcome::NotWritten);
                                 continue;
                             };
-                            let Inside { last_us, bytes } = submission.inside;
-                            apply(&mut stream, &submission.batch.header, bytes, received_us);
+                            let inside = submission.inside;
+                            let header = &submission.batch.header;
+                            apply(&mut stream, header, inside.bytes, received_us);
                             streams.insert(id, stream);
-                            let shown = LogBatch::new(
-                                &submission.batch.header,
-                                place,
-                                received_us,
-                                last_us,
-                            );
+                            let shown = LogBatch::new(header, place, received_us, inside);
                             appended.push(Appended { submission, shown });
                         }
                     }
@@ -335,6 +333,7 @@ impl Ingest {
         received_us: u64,
     ) -> Option<scrinium_segment::Place> {
         let log = self.log.as_mut()?;
+        log.entries += u64::from(submission.batch.header.count);
         let head = log_head(received_us, submission.agent);
         log.writer
             .append(RECORD_BATCH, &[&head, &submission.encoded])
@@ -455,12 +454,14 @@ impl Ingest {
         self.begin_log();
     }
 
-    fn roll_if_due(&mut self) {
+    pub(crate) fn roll_if_due(&mut self) {
         let due = match &self.log {
             None => true,
             Some(log) => {
                 let old = clock::now().duration_since(log.begun) >= self.limits.age_max;
-                log.writer.len() >= self.limits.bytes_max || (old && !log.writer.is_empty())
+                log.writer.len() >= self.limits.bytes_max
+                    || log.entries >= self.limits.entries_max
+                    || (old && !log.writer.is_empty())
             }
         };
         if due {
@@ -509,6 +510,7 @@ impl Ingest {
             shown,
             begun: clock::now(),
             committed,
+            entries: 0,
         });
         // The sealer looks for logs before this one; if it is busy, it hears of the next.
         let _busy = self.finished_logs.try_send(Work::Finished(number));
@@ -534,6 +536,10 @@ fn answer(to: oneshot::Sender<Outcome>, outcome: Outcome) {
     let _ended = to.send(outcome);
 }
 
+/// A log is finished with so many entries, whatever its length is: a search reads all of a log, and only what is sealed has
+/// filters. Of a byte each, which compress to next to nothing, a log of 64 MiB would have a thousand million. Of ordinary
+/// lines the length comes first.
+pub(crate) const LOG_ENTRIES_MAX: u64 = 1 << 24;
 /// Submissions waiting for the writer.
 const QUEUE_MAX: usize = 64;
 /// Most submissions made durable by one sync.

@@ -342,6 +342,11 @@ impl Admission {
         self.lock().total.full += 1;
     }
 
+    /// A connection was refused because its address has its share of something behind this.
+    pub fn note_over_share(&self) {
+        self.lock().total.over_share += 1;
+    }
+
     /// Nothing could be accepted, for want of file descriptors. Whether that is to be said: once in `SAID_EVERY`,
     /// however often something was accepted meanwhile.
     pub fn note_not_accepted(&self, now: Instant) -> bool {

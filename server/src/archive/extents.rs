@@ -16,6 +16,7 @@ use super::log::Log;
 use super::segment::{Block, Index, digest_of};
 use crate::catalogue::records::{Group, SegmentRecord};
 use crate::clock::{DAY_US, Day};
+use crate::index::words::Words;
 
 /// Indexes of segments, as many as were used last.
 #[derive(Default)]
@@ -52,6 +53,7 @@ enum Source {
     Log {
         log: Arc<Log>,
         place: Place,
+        words: Words,
     },
     Segment {
         segment: Arc<SegmentRecord>,
@@ -114,6 +116,7 @@ impl Archive {
                         source: Source::Log {
                             log: log.clone(),
                             place: batch.place,
+                            words: batch.words,
                         },
                     });
                 }
@@ -180,7 +183,7 @@ impl Archive {
     /// Reads the batches of an extent.
     pub(crate) fn read(&self, extent: &Extent, access: &Access) -> Result<Vec<StoredBatch>> {
         match &extent.source {
-            Source::Log { log, place } => Ok(vec![log.read(*place)?]),
+            Source::Log { log, place, .. } => Ok(vec![log.read(*place)?]),
             Source::Segment {
                 segment,
                 index,
@@ -317,6 +320,14 @@ impl Extent {
                 block,
             } => Some((segment, index.blocks.get(*block)?)),
             Source::Log { .. } => None,
+        }
+    }
+
+    /// Which words may be in it, of a batch of the log.
+    pub(crate) fn words(&self) -> Option<&Words> {
+        match &self.source {
+            Source::Log { words, .. } => Some(words),
+            Source::Segment { .. } => None,
         }
     }
 

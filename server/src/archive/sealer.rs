@@ -43,6 +43,10 @@ pub(super) fn seal(upkeep: &Upkeep, log: &Log) -> Result<()> {
     for (order, shown) in (0..).zip(log.batches()) {
         // Read at its place, root and all: a batch that cannot be read keeps its log.
         let batch = log.read(shown.place)?;
+        ensure!(
+            batch.entries.root() == batch.header.root,
+            "the Merkle root of a batch of log {number:016x} does not match its entries"
+        );
         entries += u64::from(batch.header.count);
         sealing.add(batch, (number, order))?;
     }

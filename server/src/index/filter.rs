@@ -100,7 +100,7 @@ pub fn tokens(text: &[u8]) -> Vec<(u64, usize)> {
 }
 
 /// Calls `each` with the hash and the end of every token that counts.
-fn for_each_token(bytes: &[u8], mut each: impl FnMut(u64, usize)) {
+pub(super) fn for_each_token(bytes: &[u8], mut each: impl FnMut(u64, usize)) {
     let mut word = Word::default();
     let mut address = Address::default();
     for (at, &byte) in bytes.iter().enumerate() {

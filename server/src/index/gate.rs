@@ -7,7 +7,7 @@
 //! A thread that pauses holds no block. Time that passes meanwhile is not the search's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -27,6 +27,8 @@ struct Turn {
     held: RwLock<ScanTurn>,
     runtime: Handle,
     cancelled: Cancelled,
+    /// No place came for very long: none of the threads waits for one again.
+    given_up: OnceLock<Busy>,
 }
 
 /// While it is there, its thread works, and the place is not given on.
@@ -51,6 +53,7 @@ impl Gate {
                 held: RwLock::new(held),
                 runtime,
                 cancelled,
+                given_up: OnceLock::new(),
             }),
             waited_us: AtomicU64::new(0),
         }
@@ -59,11 +62,14 @@ impl Gate {
     /// Before the next piece of work, by a thread that is in none: waits where others are to search first.
     ///
     /// # Errors
-    /// No place came for very long.
+    /// No place came for very long, to this thread or to another one of the search.
     pub(crate) fn step(&self) -> Result<Working<'_>, Busy> {
         let Some(turn) = &self.turn else {
             return Ok(Working(None));
         };
+        if let Some(busy) = turn.given_up.get() {
+            return Err(*busy);
+        }
         let held = turn.held.read().unwrap_or_else(PoisonError::into_inner);
         if !held.is_due() {
             return Ok(Working(Some(held)));
@@ -72,6 +78,9 @@ impl Gate {
         {
             // From here on no thread of this search works; the first one here gives on.
             let mut held = turn.held.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(busy) = turn.given_up.get() {
+                return Err(*busy);
+            }
             if held.is_due() && !turn.cancelled.is_set() {
                 let begun = clock::now();
                 let given = turn.runtime.block_on(async {
@@ -83,7 +92,9 @@ impl Gate {
                 let waited = clock::now().duration_since(begun).as_micros();
                 let waited = u64::try_from(waited).unwrap_or(u64::MAX);
                 self.waited_us.fetch_add(waited, Ordering::Relaxed);
-                given?;
+                if let Err(busy) = given {
+                    return Err(*turn.given_up.get_or_init(|| busy));
+                }
             }
         }
         let held = turn.held.read().unwrap_or_else(PoisonError::into_inner);
@@ -153,6 +164,42 @@ mod tests {
         assert!(gate.waited() > Duration::ZERO);
         let soon = clock::now() + Duration::from_millis(1);
         assert!(!gate.is_past(Some(soon)), "its time goes on later");
+    }
+
+    /// Each thread of a search waited for ten minutes, one after the other, and then the next page of it did.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn where_no_place_comes_one_thread_waits_and_all_end() {
+        let wait_max = Duration::from_millis(20);
+        let turns = Turns::waiting(wait_max);
+        let mut gates = Vec::new();
+        for account in ["a", "b", "c", "d"] {
+            let answer = turns.answer(account).await.unwrap();
+            let scan = answer.scan().await.unwrap();
+            let gate = Gate::new(scan, Handle::current(), Cancelled::default());
+            gates.push((answer, gate));
+        }
+        let answer = turns.answer("e").await.unwrap();
+        tokio::time::sleep(SLICE).await;
+        let gate = &gates[0].1;
+        let next = tokio::spawn(async move { answer.scan_again().await.unwrap() });
+        while turns.searches_waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let waited = tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| {
+                let steps: Vec<_> = (0..8)
+                    .map(|_| scope.spawn(|| gate.step().map(drop)))
+                    .collect();
+                for step in steps {
+                    assert!(matches!(step.join().unwrap(), Err(Busy::AllScans)));
+                }
+            });
+            assert!(matches!(gate.step().map(drop), Err(Busy::AllScans)));
+            gate.waited()
+        });
+        let once = wait_max * 20;
+        assert!(waited >= once && waited < once * 2, "{waited:?}");
+        drop(next.await.unwrap());
     }
 
     #[test]

@@ -17,3 +17,4 @@ pub mod query;
 pub(crate) mod reading;
 pub(crate) mod search;
 pub(crate) mod turns;
+pub(crate) mod words;

@@ -257,7 +257,7 @@ fn holds(name: &str, text: &str) -> bool {
     name.contains(text) || name.to_lowercase().contains(&text.to_lowercase())
 }
 
-/// Leaves out the extents whose filter says that nothing matches; with `gaps`, those that may hold what a
+/// Leaves out the extents whose filter, or whose words, say that nothing matches; with `gaps`, those that may hold what a
 /// collector says is missing stay, and so do all when it `is_over`.
 pub(crate) fn exclude_by_filter(
     archive: &Archive,
@@ -273,6 +273,11 @@ pub(crate) fn exclude_by_filter(
     if tokens.is_empty() {
         return;
     }
+    extents.retain(|extent| {
+        extent
+            .words()
+            .is_none_or(|words| words.may_hold(&tokens) || gaps && words.may_hold(&gap))
+    });
     // Segment by segment, so that one file is open at a time, however many the archive has.
     let mut of_segment: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (at, extent) in extents.iter().enumerate() {

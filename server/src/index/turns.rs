@@ -149,7 +149,7 @@ impl Turns {
         Self::waiting(WAIT_MAX)
     }
 
-    fn waiting(wait_max: Duration) -> Self {
+    pub(super) fn waiting(wait_max: Duration) -> Self {
         Self {
             answers: Arc::new(Semaphore::new(ANSWERS_MAX - FIRST_ANSWERS)),
             first_answers: Arc::new(Semaphore::new(FIRST_ANSWERS)),
@@ -289,10 +289,10 @@ async fn in_time<T>(
 /// Who uses the control socket.
 pub(crate) const LOCAL: &str = "local";
 /// Answers at once: each holds a page of lines, or what an export is made with.
-const ANSWERS_MAX: usize = 16;
-/// Of these for accounts that are given no other. Four accounts that read slowly hold 13 places, and it takes seven to
-/// hold all.
-const FIRST_ANSWERS: usize = 4;
+const ANSWERS_MAX: usize = 12 + FIRST_ANSWERS;
+/// Of these for accounts that are given no other: as many people as ask at once. Accounts that read as slowly as they may
+/// hold the other twelve and one of these each, and a page of the smallest size with it: it takes 35 of them to hold all.
+const FIRST_ANSWERS: usize = 32;
 /// Of one account, or of the local user, who has as many of his own.
 const ANSWERS_OF_ONE_MAX: usize = 4;
 /// How long a search holds its place while others wait for one: five accounts that search without end have a sixth one wait
@@ -415,11 +415,11 @@ mod tests {
         // Everybody else is given an answer at once, and a second one is not.
         let begun = crate::clock::now();
         let mut first = Vec::new();
-        for account in ["e", "f", "g"] {
-            first.push(turns.answer(account).await.unwrap());
+        for number in 1..FIRST_ANSWERS {
+            first.push(turns.answer(&format!("e{number}")).await.unwrap());
         }
         assert!(crate::clock::now().duration_since(begun) < Duration::from_millis(20));
-        assert!(matches!(turns.answer("e").await, Err(Busy::AllAnswers)));
+        assert!(matches!(turns.answer("e1").await, Err(Busy::AllAnswers)));
         assert!(matches!(turns.answer("h").await, Err(Busy::AllAnswers)));
         // Nor do they take those places by ending some of theirs and asking again.
         first.pop();

@@ -16,9 +16,9 @@ use anyhow::Result;
 use scrinium_syslog::admission::{Admission, Counts, Limits};
 use scrinium_syslog::senders::UNKNOWN_SENDERS;
 use scrinium_syslog::tcp_limits;
-use tokio::sync::Semaphore;
 use tracing::warn;
 
+use super::seats::Seats;
 use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 use crate::config::{Connections, Handshakes};
@@ -31,7 +31,7 @@ pub(crate) struct Doors {
     /// Handshakes of agents.
     pub(crate) sl: Arc<Admission>,
     /// Agents that shook hands.
-    pub(crate) sessions: Arc<Semaphore>,
+    pub(crate) sessions: Arc<Seats>,
     pub(crate) console: Arc<Admission>,
     pub(crate) syslog: Arc<Admission>,
     /// All listeners of `listen.metrics` together.
@@ -72,7 +72,7 @@ impl Doors {
                 per_second: Some(handshakes.per_second),
                 rests_after: HANDSHAKE_RESTS_AFTER,
             }),
-            sessions: Arc::new(Semaphore::new(sessions)),
+            sessions: Seats::new(sessions),
             console: Admission::new(Limits {
                 places: console,
                 each: connections.console_each_max.min(console),

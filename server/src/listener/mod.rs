@@ -2,6 +2,7 @@
 //! of any listener is said there as well. [`doors`] are the limits of this server.
 
 pub(crate) mod doors;
+pub(crate) mod seats;
 pub(crate) mod sl;
 
 use std::net::SocketAddr;

@@ -30,6 +30,7 @@ use crate::alarms::{AlarmKind, Raise};
 use crate::audit::Actor;
 use crate::catalogue::records::TokenRecord;
 use crate::core::Core;
+use crate::listener::seats::NoSeat;
 use crate::refusals::{self, Refusal, What};
 use crate::said::said;
 use crate::{clock, session};
@@ -46,9 +47,16 @@ pub(crate) async fn run(core: Arc<Core>, suite: Suite, listener: TcpListener) {
             debug!(%address, "not admitted");
             continue;
         };
-        let Ok(session) = core.doors.sessions.clone().try_acquire_owned() else {
-            core.doors.sl.note_full();
-            continue;
+        let session = match core.doors.sessions.take(address.ip()) {
+            Ok(session) => session,
+            Err(NoSeat::Full) => {
+                core.doors.sl.note_full();
+                continue;
+            }
+            Err(NoSeat::OverShare) => {
+                core.doors.sl.note_over_share();
+                continue;
+            }
         };
         let core = core.clone();
         sessions.spawn(async move {

@@ -17,6 +17,7 @@ pub(super) struct About {
     pub(super) gaps: u64,
     pub(super) bytes: u64,
     pub(super) in_no_interval: u64,
+    pub(super) gaps_left_out: u64,
 }
 
 #[derive(Template)]
@@ -32,6 +33,8 @@ struct Sheet<'a> {
     gaps: String,
     /// Of entries that no interval was published over; `None` if there are none.
     open: Option<String>,
+    /// Statements of gaps that are not shown; `None` if there are none.
+    left_out: Option<String>,
     streams: Vec<Row<'a>>,
     /// Name, length and SHA-256.
     members: Vec<(&'a str, String, &'a str)>,
@@ -91,6 +94,7 @@ pub(super) fn sheet(
         bytes: t.number(about.bytes),
         gaps: t.number(about.gaps),
         open: (about.in_no_interval > 0).then(|| t.number(about.in_no_interval)),
+        left_out: (about.gaps_left_out > 0).then(|| t.number(about.gaps_left_out)),
         streams: streams.collect(),
         members: files.collect(),
     };

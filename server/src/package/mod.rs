@@ -17,6 +17,7 @@
 //! by a query shows the entries that match, and of the others only that they are there.
 
 mod custody;
+mod gaps;
 mod parts;
 mod proofs;
 mod selection;
@@ -215,13 +216,14 @@ impl PackageWriter<'_> {
             gaps: sum(|total| total.gaps),
             bytes: sum(|total| total.bytes),
             in_no_interval: proofs::count_open(&streams),
+            gaps_left_out: self.selection.gaps_left_out().values().sum(),
         };
         let files: Vec<&File> = members.iter().flat_map(|member| &member.files).collect();
         let sheet = custody::sheet(paper, &about, &streams, &files)?;
         members.insert(0, Member::of("custody.html", sheet)?);
         let files = members.iter().flat_map(|member| &member.files);
         let listed = files.map(|file| (file.name.clone(), file.to_json()));
-        let manifest = json!({
+        let mut manifest = json!({
             "format": "scrinium-package-3",
             "made": about.made,
             "server": about.server,
@@ -235,6 +237,9 @@ impl PackageWriter<'_> {
             "streams": streams,
             "members": listed.collect::<serde_json::Map<_, _>>(),
         });
+        if let Some(manifest) = manifest.as_object_mut().filter(|_| about.gaps_left_out > 0) {
+            manifest.insert("gaps_left_out".into(), self.gaps_left_out());
+        }
         let manifest = serde_json::to_vec_pretty(&manifest)?;
         let signed = [SIGNED_AS.as_bytes(), &manifest].concat();
         let signature = HEXLOWER.encode(&self.core.signing.sign(&signed).to_bytes());
@@ -245,6 +250,16 @@ impl PackageWriter<'_> {
             self.content(member, &mut tar)?;
         }
         tar.finish()
+    }
+
+    /// Statements of gaps that are not shown, by the name of their agent.
+    fn gaps_left_out(&self) -> Value {
+        let left_out = self.selection.gaps_left_out().iter();
+        let named = left_out.map(|(agent, gaps)| {
+            let name = self.names.get(agent).cloned();
+            (name.unwrap_or_else(|| agent.to_string()), json!(gaps))
+        });
+        Value::Object(named.collect())
     }
 
     /// The members that hold the entries, and what is in them by stream.

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use scrinium_protocol::entry::EntryMeta;
 use scrinium_protocol::identity::{AgentId, StreamId};
 
+use super::gaps::{Budgets, Ends, Seen};
 use crate::archive::block::StoredBatch;
 use crate::archive::container::Access;
 use crate::archive::{Archive, EVER, Extent, is_out_of_descriptors};
@@ -64,6 +65,7 @@ impl Wanted {
 /// What is shown.
 pub(super) struct Selection {
     query: Query,
+    gaps: Ends,
     pub(super) runs: Vec<Run>,
     /// Every extent of the streams.
     extents: BTreeMap<StreamId, Vec<Extent>>,
@@ -120,13 +122,21 @@ impl Selection {
         reading.step()?;
         let extents = readable_extents(archive, &streams, &query)?;
         let mut runs = Vec::new();
+        let mut gaps = Ends::default();
+        let mut matching = Matching {
+            archive,
+            query: &query,
+            access,
+            reading,
+            budgets: Budgets::default(),
+            gaps: &mut gaps,
+        };
         for (&id, extents) in &extents {
             let stream = archive.stream(id).context("a stream of the archive")?;
             if is_whole_stream {
                 runs.extend(whole_stream(&stream, extents));
             } else {
-                let found = matching(archive, &stream, extents, &query, access, reading);
-                runs.extend(found?);
+                runs.extend(matching.runs(&stream, extents)?);
             }
         }
         // Runs of one stream stay in its order.
@@ -136,9 +146,15 @@ impl Selection {
         });
         Ok(Self {
             query,
+            gaps,
             runs,
             extents,
         })
+    }
+
+    /// What agents say is missing and is not shown, because they say so much: how many statements of each.
+    pub(super) fn gaps_left_out(&self) -> &BTreeMap<AgentId, u64> {
+        self.gaps.left_out()
     }
 
     /// Makes every run reach to where the server sealed it, if it did.
@@ -220,8 +236,10 @@ impl Selection {
             // A run ends with a signature: batches before it may have lost theirs.
             let mut is_signed = true;
             let (first, last) = run.extents;
+            let stream = run.stream.id;
             let extents = self.extents_of(run).get(first..=last);
-            for extent in extents.context("the extents of a run")? {
+            let extents = extents.context("the extents of a run")?;
+            for (number_of_extent, extent) in (run.extents.0..).zip(extents) {
                 reading.step()?;
                 for batch in &archive.read(extent, access)? {
                     reading.step()?;
@@ -240,8 +258,11 @@ impl Selection {
                     is_signed = batch.header.is_signed();
                     let mut lines = Vec::new();
                     let is_over = || reading.is_over();
+                    let at = (number_of_extent, first);
                     let end = for_each_line(&self.query, batch, true, is_over, |line| {
-                        lines.push(line);
+                        if self.gaps.shows(&self.query, stream, at, &line) {
+                            lines.push(line);
+                        }
                     });
                     ensure!(end.is_continue(), "a batch was not read to its end");
                     each(&Piece {
@@ -319,47 +340,60 @@ fn whole_stream(stream: &StreamRecord, extents: &[Extent]) -> Vec<Run> {
     runs
 }
 
-/// The runs of one stream with something that matches.
-fn matching(
-    archive: &Archive,
-    stream: &StreamRecord,
-    extents: &[Extent],
-    query: &Query,
-    access: &Access,
-    reading: &Reading,
-) -> Result<Vec<Run>> {
-    let (from, to) = times_of(query);
-    let in_time = |extent: &&Extent| extent.times_us.0 <= to && from <= extent.times_us.1;
-    let mut candidates: Vec<Extent> = extents.iter().filter(in_time).cloned().collect();
-    for extent in &candidates {
-        ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
-    }
-    reading.step()?;
-    let is_over = || reading.is_over();
-    exclude_by_filter(archive, query, true, access, is_over, &mut candidates);
-    let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
-    let mut runs: Vec<Run> = Vec::new();
-    for (at, extent) in extents.iter().enumerate() {
-        if !wanted.contains(&extent.order) {
-            continue;
+/// Looks for what matches, stream by stream.
+struct Matching<'a> {
+    archive: &'a Archive,
+    query: &'a Query,
+    access: &'a Access,
+    reading: &'a Reading,
+    budgets: Budgets,
+    gaps: &'a mut Ends,
+}
+
+impl Matching<'_> {
+    /// The runs of one stream with something that matches, or that its agent says is missing.
+    fn runs(&mut self, stream: &StreamRecord, extents: &[Extent]) -> Result<Vec<Run>> {
+        let Self {
+            archive,
+            query,
+            access,
+            reading,
+            ..
+        } = *self;
+        let (from, to) = times_of(query);
+        let in_time = |extent: &&Extent| extent.times_us.0 <= to && from <= extent.times_us.1;
+        let mut candidates: Vec<Extent> = extents.iter().filter(in_time).cloned().collect();
+        for extent in &candidates {
+            ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
         }
         reading.step()?;
-        for batch in &archive.read(extent, access)? {
-            reading.step()?;
-            let mut found = false;
-            let end = for_each_line(query, batch, true, is_over, |_| found = true);
-            ensure!(end.is_continue(), "a batch was not read to its end");
-            if !found {
+        let is_over = || reading.is_over();
+        exclude_by_filter(archive, query, true, access, is_over, &mut candidates);
+        let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
+        let mut runs: Vec<Run> = Vec::new();
+        for (at, extent) in extents.iter().enumerate() {
+            if !wanted.contains(&extent.order) {
                 continue;
             }
-            let (first, end) = (batch.header.first.0, batch.header.next().0);
-            match runs.last_mut() {
-                Some(run) if goes_on(run, extents, at) => run.reach(at, end),
-                _ => runs.push(Run::new(stream, extent, at, (first, end))),
+            reading.step()?;
+            for batch in &archive.read(extent, access)? {
+                reading.step()?;
+                let mut seen = Seen::default();
+                let end = for_each_line(query, batch, true, is_over, |line| seen.add(query, &line));
+                ensure!(end.is_continue(), "a batch was not read to its end");
+                let (first, end) = (batch.header.first.0, batch.header.next().0);
+                let whose = (stream.agent, stream.id);
+                if !self.budgets.take(whose, (at, first), &seen, self.gaps) {
+                    continue;
+                }
+                match runs.last_mut() {
+                    Some(run) if goes_on(run, extents, at) => run.reach(at, end),
+                    _ => runs.push(Run::new(stream, extent, at, (first, end))),
+                }
             }
         }
+        Ok(runs)
     }
-    Ok(runs)
 }
 
 /// Whether extent `at` is near enough to a run, and everything between is there.

@@ -229,6 +229,7 @@ mod tests {
             inside: Inside {
                 last_us: 1,
                 bytes: 1,
+                words: crate::index::words::Words::ANY,
             },
         }
     }

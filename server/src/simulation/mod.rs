@@ -17,6 +17,7 @@ mod link;
 mod ranges;
 mod scale;
 mod server;
+mod tiny;
 mod world;
 mod year;
 

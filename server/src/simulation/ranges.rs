@@ -30,7 +30,7 @@ use crate::index::cancelled::Cancelled;
 use crate::index::gate::Gate;
 use crate::index::query::Query;
 use crate::index::search::{Search, Wanted};
-use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
+use crate::ingest::{BatchSubmission, Ingest, LOG_ENTRIES_MAX, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
 use crate::simulation::world::Random;
 use crate::time::ServerTime;
@@ -96,6 +96,7 @@ impl Rig {
         let limits = LogLimits {
             bytes_max: 64 << 20,
             age_max: Duration::from_secs(3600),
+            entries_max: LOG_ENTRIES_MAX,
         };
         let ingest = Ingest::new(archive.clone(), self.signing.clone(), finished, limits);
         self.process = Some(Process {

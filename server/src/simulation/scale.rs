@@ -27,7 +27,8 @@ use crate::archive::{Archive, EVER};
 use crate::catalogue::records::{ArchiveMark, Group};
 use crate::clock::{self, DAY_US, Day};
 use crate::evidence::{self, Evidence};
-use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
+use crate::index::words::Words;
+use crate::ingest::{BatchSubmission, Ingest, LOG_ENTRIES_MAX, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
 use crate::volume::{Binding, Volume};
 
@@ -56,6 +57,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
     let limits = LogLimits {
         bytes_max: 64 << 20,
         age_max: Duration::from_secs(3600),
+        entries_max: LOG_ENTRIES_MAX,
     };
     let mut ingest = Ingest::new(archive.clone(), signing.clone(), finished, limits).unwrap();
     let mut line = Line::new(0, signing.clone());
@@ -68,6 +70,7 @@ fn a_year_of_a_hundred_gigabytes_starts_at_once_and_is_verified_in_seconds() {
         inside: Inside {
             last_us: 0,
             bytes: 0,
+            words: Words::ANY,
         },
         batch,
         answer,

@@ -24,7 +24,7 @@ use crate::alarms::Raise;
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::TokenRecord;
-use crate::ingest::{Ingest, LogLimits, Submission};
+use crate::ingest::{Ingest, LOG_ENTRIES_MAX, LogLimits, Submission};
 use crate::session::budget::Rates;
 use crate::session::held::HeldBytes;
 use crate::session::receiver::{Effect, Receiver, Shared};
@@ -94,6 +94,7 @@ impl Server {
             LogLimits {
                 bytes_max: 1 << 20,
                 age_max: Duration::from_secs(3600),
+                entries_max: LOG_ENTRIES_MAX,
             },
         )?;
         let shared = Shared {

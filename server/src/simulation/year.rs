@@ -45,7 +45,7 @@ use crate::catalogue::records::{
 };
 use crate::clock::{self, DAY_US, Day, VIRTUAL, VirtualClocks};
 use crate::evidence::{self, Evidence};
-use crate::ingest::{BatchSubmission, Ingest, LogLimits, Outcome, Submission};
+use crate::ingest::{BatchSubmission, Ingest, LOG_ENTRIES_MAX, LogLimits, Outcome, Submission};
 use crate::policy::Policy;
 use crate::time::ServerTime;
 use crate::volume::{Binding, Volume};
@@ -284,6 +284,7 @@ impl Year {
             LogLimits {
                 bytes_max: 64 << 20,
                 age_max: core::time::Duration::from_secs(3600),
+                entries_max: LOG_ENTRIES_MAX,
             },
         )
         .unwrap();

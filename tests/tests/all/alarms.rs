@@ -6,8 +6,9 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
+use scrinium_protocol::sl::message::KeepAlive;
 use scrinium_protocol::token::Token;
-use scrinium_tests::client::refused_tokens;
+use scrinium_tests::client::{Client, refused_tokens};
 use scrinium_tests::console::Console;
 use scrinium_tests::lab::{Lab, PASSWORD, free_address, text};
 use scrinium_tests::peers::MailServer;
@@ -92,6 +93,71 @@ fn a_configuration_that_is_not_taken_is_an_alarm_until_one_is() {
     wait_until("the alarm ends", Duration::from_secs(30), || {
         standing(&lab, "configuration-rejected").is_empty()
     });
+}
+
+/// A cache that is nearly full is one alarm until it has room again, however it goes to and fro meanwhile.
+#[test]
+fn a_cache_that_is_nearly_full_is_one_alarm_until_it_has_room() {
+    let lab = Lab::start("alarms-cache");
+    let token = Token::parse(&lab.token("web1", lab.sl)).unwrap();
+    let mut client = Client::enrol(&token, lab.sl, 1);
+    wait_until("it is let in", Duration::from_secs(20), || {
+        client.breathe().1 && client.is_ready
+    });
+    // It lives on while it is waited for.
+    let mut say_until = |disk_bytes: u64, is_so: &dyn Fn() -> bool| {
+        let state = KeepAlive {
+            disk_bytes,
+            disk_bytes_max: 100,
+            ..KeepAlive::default()
+        };
+        // What it says by itself in between says nothing of a cache.
+        wait_until("it is seen", Duration::from_secs(30), || {
+            let said = client.session.send_keep_alive(state.clone(), now());
+            said.unwrap();
+            assert!(client.breathe().1);
+            is_so()
+        });
+    };
+    let stands = || standing(&lab, "cache-full").len() == 1;
+    say_until(96, &stands);
+    say_until(90, &stands);
+    say_until(97, &stands);
+    say_until(70, &|| standing(&lab, "cache-full").is_empty());
+    let all = of_kind(&lab, "cache-full");
+    assert_eq!((all.len(), &all[0]["count"]), (1, &1.into()));
+    let said = all[0]["text"].as_str().unwrap();
+    assert!(said.contains("96 %"), "{said}");
+}
+
+/// Datagrams that come while nobody takes them are lost, and that is an alarm with their number.
+#[test]
+fn datagrams_that_are_dropped_are_an_alarm() {
+    let lab = Lab::start("alarms-datagrams");
+    let signal = |name: &str| {
+        let pid = lab.server_pid().to_string();
+        assert!(
+            Command::new("kill")
+                .args([name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let datagram = vec![b'x'; 60_000];
+    signal("-STOP");
+    // More than the largest receive buffer takes.
+    for _ in 0..2000 {
+        let _full = socket.send_to(&datagram, lab.syslog_udp);
+    }
+    signal("-CONT");
+    // It is looked at every few seconds.
+    wait_until("it is an alarm", Duration::from_secs(30), || {
+        !of_kind(&lab, "datagrams-dropped").is_empty()
+    });
+    let said = lab.wait_for_alarm("datagrams-dropped", "server");
+    assert!(said.contains("datagrams of syslog"), "{said}");
 }
 
 /// An alarm leaves as a letter, as an object for a program, and as a line of syslog, and a test shows that they would.

@@ -11,7 +11,7 @@ use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 use scrinium_tests::client::Client;
 use scrinium_tests::hostile::{Stream, enrol};
 use scrinium_tests::lab::{Lab, text};
-use scrinium_tests::package::verify;
+use scrinium_tests::package::{Parts, verify};
 use scrinium_tests::strangers::connect;
 use scrinium_tests::{now, wait_until};
 
@@ -267,6 +267,61 @@ fn gap_entries_amid_lines_leave_packages_of_others_whole() {
     assert!(found.lines().all(|line| !line.contains("gap x")), "{found}");
     assert_eq!(lab.verify().0, 0);
 }
+
+/// What agents say is missing is in every package that may be about it, and one of them said it a million times.
+#[test]
+fn an_agent_that_says_very_often_what_is_missing_does_not_fill_packages_of_others() {
+    let lab = Lab::start("hostile-many-gaps");
+    let mut client = enrol(&lab);
+    let mut honest = connect(Ipv4Addr::new(127, 0, 0, 7), lab.syslog_tcp).unwrap();
+    honest.write_all(b"<13>evidence of others\n").unwrap();
+    let gaps = vec![(&b"gap\n"[..], EntryFlags::GAP); 4096];
+    let mut stream = Stream::new(&client, "/gaps.log");
+    stream.open(&mut client);
+    for _ in 0..BATCHES_OF_GAPS {
+        stream.send_entries(&mut client, &gaps);
+        assert!(client.breathe().1);
+    }
+    let last = [
+        (&b"evidence of its own\n"[..], EntryFlags::NONE),
+        (b"gap\n", EntryFlags::GAP),
+        (b"gap: evidence\n", EntryFlags::GAP),
+    ];
+    stream.send_entries(&mut client, &last);
+    wait_until("all is archived", PATIENCE, || {
+        assert!(client.breathe().1);
+        lab.count("evidence") == 3
+    });
+    let package = lab.dir.join("package.tar");
+    let path = package.to_str().unwrap();
+    let request = [
+        "export",
+        "--query",
+        "evidence",
+        "--authority",
+        "A",
+        "--out",
+        path,
+    ];
+    let done = lab.server(&request);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let (code, said) = verify(&package, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    // The first ten thousand of it and the rest of a batch; what matches is shown, however much came before.
+    let parts = Parts::of(&std::fs::read(&package).unwrap());
+    let manifest = parts.manifest();
+    let left_out = (BATCHES_OF_GAPS - 3) * 4096 + 1;
+    assert_eq!(manifest["gaps_left_out"]["evil1"], left_out, "{manifest}");
+    assert_eq!(
+        (&manifest["lines"], &manifest["gaps"]),
+        (&2.into(), &(3 * 4096 + 1).into())
+    );
+    let sheet = text(parts.get("custody.html"));
+    assert!(sheet.contains("more statements that something is missing are not shown"));
+}
+
+/// More than a package shows of one agent, by far.
+const BATCHES_OF_GAPS: usize = 20;
 
 /// What the agent's page says is wrong.
 fn trouble(lab: &Lab) -> String {
