@@ -18,6 +18,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::filter::{is_token_byte, tokens};
 use super::foreign;
+use crate::bounds::QUERY_LEN_MAX;
 use crate::said::said;
 use crate::time::spans::Spans;
 
@@ -290,7 +291,6 @@ fn compile(pattern: &str) -> Result<Regex> {
 /// A byte of no token, or the beginning; see [`is_token_byte`].
 const WORD_BEGINS: &str = r"(?:\A|[^0-9A-Za-z_\x80-\xFF])";
 const WORD_ENDS: &str = r"(?:[^0-9A-Za-z_\x80-\xFF]|\z)";
-const QUERY_LEN_MAX: usize = 4096;
 /// Bytes of one word or phrase: every one of them may be compared with every byte of the archive.
 const TERM_LEN_MAX: usize = 256;
 const TERMS_MAX: usize = 32;
