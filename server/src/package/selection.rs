@@ -31,6 +31,8 @@ pub(crate) struct Wanted {
     pub(crate) stream: Option<StreamId>,
     /// The lines that match, and what collectors say is missing in that time.
     pub(crate) query: Query,
+    /// Nothing of a batch that was received later, Unix µs: agents that were away bring what they collected before.
+    pub(crate) received_until_us: Option<u64>,
 }
 
 impl Wanted {
@@ -40,6 +42,7 @@ impl Wanted {
         Self {
             stream: Some(stream),
             query: Query::default(),
+            received_until_us: None,
         }
     }
 
@@ -57,13 +60,14 @@ impl Wanted {
 
     /// Whether it is all of one stream.
     pub(super) fn is_whole_stream(&self) -> bool {
-        self.stream.is_some() && self.query.is_everything()
+        self.stream.is_some() && self.query.is_everything() && self.received_until_us.is_none()
     }
 }
 
 /// What is shown.
 pub(super) struct Selection {
     query: Query,
+    received_until_us: u64,
     pub(super) runs: Vec<Run>,
     /// Every extent of the streams.
     extents: BTreeMap<StreamId, Vec<Extent>>,
@@ -117,6 +121,7 @@ impl Selection {
         let is_whole_stream = wanted.is_whole_stream();
         let streams = wanted.streams(archive, names);
         let query = wanted.query;
+        let received_until_us = wanted.received_until_us.unwrap_or(u64::MAX);
         reading.step()?;
         let extents = readable_extents(archive, &streams, &query)?;
         let mut runs = Vec::new();
@@ -125,8 +130,13 @@ impl Selection {
             if is_whole_stream {
                 runs.extend(whole_stream(&stream, extents));
             } else {
-                let found = matching(archive, &stream, extents, &query, access, reading);
-                runs.extend(found?);
+                let found = Matching {
+                    query: &query,
+                    received_until_us,
+                    access,
+                    reading,
+                };
+                runs.extend(found.runs(archive, &stream, extents)?);
             }
         }
         // Runs of one stream stay in its order.
@@ -136,6 +146,7 @@ impl Selection {
         });
         Ok(Self {
             query,
+            received_until_us,
             runs,
             extents,
         })
@@ -240,10 +251,13 @@ impl Selection {
                     is_signed = batch.header.is_signed();
                     let mut lines = Vec::new();
                     let is_over = || reading.is_over();
-                    let end = for_each_line(&self.query, batch, true, is_over, |line| {
-                        lines.push(line);
-                    });
-                    ensure!(end.is_continue(), "a batch was not read to its end");
+                    // One that came later is shown without its entries, as one in which nothing was found.
+                    if batch.received_us <= self.received_until_us {
+                        let end = for_each_line(&self.query, batch, true, is_over, |line| {
+                            lines.push(line);
+                        });
+                        ensure!(end.is_continue(), "a batch was not read to its end");
+                    }
                     each(&Piece {
                         number,
                         run,
@@ -319,47 +333,64 @@ fn whole_stream(stream: &StreamRecord, extents: &[Extent]) -> Vec<Run> {
     runs
 }
 
-/// The runs of one stream with something that matches.
-fn matching(
-    archive: &Archive,
-    stream: &StreamRecord,
-    extents: &[Extent],
-    query: &Query,
-    access: &Access,
-    reading: &Reading,
-) -> Result<Vec<Run>> {
-    let (from, to) = times_of(query);
-    let in_time = |extent: &&Extent| extent.times_us.0 <= to && from <= extent.times_us.1;
-    let mut candidates: Vec<Extent> = extents.iter().filter(in_time).cloned().collect();
-    for extent in &candidates {
-        ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
-    }
-    reading.step()?;
-    let is_over = || reading.is_over();
-    exclude_by_filter(archive, query, true, access, is_over, &mut candidates);
-    let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
-    let mut runs: Vec<Run> = Vec::new();
-    for (at, extent) in extents.iter().enumerate() {
-        if !wanted.contains(&extent.order) {
-            continue;
+/// What is looked for in streams.
+struct Matching<'a> {
+    query: &'a Query,
+    received_until_us: u64,
+    access: &'a Access,
+    reading: &'a Reading,
+}
+
+impl Matching<'_> {
+    /// The runs of one stream with something that matches.
+    fn runs(
+        &self,
+        archive: &Archive,
+        stream: &StreamRecord,
+        extents: &[Extent],
+    ) -> Result<Vec<Run>> {
+        let Self {
+            query,
+            received_until_us,
+            access,
+            reading,
+        } = *self;
+        let (from, to) = times_of(query);
+        let in_time = |extent: &&Extent| extent.times_us.0 <= to && from <= extent.times_us.1;
+        let mut candidates: Vec<Extent> = extents.iter().filter(in_time).cloned().collect();
+        for extent in &candidates {
+            ensure!(may_read(archive, extent, access), IN_SECOND_CONTAINER);
         }
         reading.step()?;
-        for batch in &archive.read(extent, access)? {
-            reading.step()?;
-            let mut found = false;
-            let end = for_each_line(query, batch, true, is_over, |_| found = true);
-            ensure!(end.is_continue(), "a batch was not read to its end");
-            if !found {
+        let is_over = || reading.is_over();
+        exclude_by_filter(archive, query, true, access, is_over, &mut candidates);
+        let wanted: BTreeSet<(u64, u32)> = candidates.iter().map(|extent| extent.order).collect();
+        let mut runs: Vec<Run> = Vec::new();
+        for (at, extent) in extents.iter().enumerate() {
+            if !wanted.contains(&extent.order) {
                 continue;
             }
-            let (first, end) = (batch.header.first.0, batch.header.next().0);
-            match runs.last_mut() {
-                Some(run) if goes_on(run, extents, at) => run.reach(at, end),
-                _ => runs.push(Run::new(stream, extent, at, (first, end))),
+            reading.step()?;
+            for batch in &archive.read(extent, access)? {
+                reading.step()?;
+                if batch.received_us > received_until_us {
+                    continue;
+                }
+                let mut found = false;
+                let end = for_each_line(query, batch, true, is_over, |_| found = true);
+                ensure!(end.is_continue(), "a batch was not read to its end");
+                if !found {
+                    continue;
+                }
+                let (first, end) = (batch.header.first.0, batch.header.next().0);
+                match runs.last_mut() {
+                    Some(run) if goes_on(run, extents, at) => run.reach(at, end),
+                    _ => runs.push(Run::new(stream, extent, at, (first, end))),
+                }
             }
         }
+        Ok(runs)
     }
-    Ok(runs)
 }
 
 /// Whether extent `at` is near enough to a run, and everything between is there.
