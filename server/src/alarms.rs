@@ -13,7 +13,7 @@ mod kind;
 pub(crate) mod news;
 
 use core::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -21,10 +21,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
-pub(crate) use self::kind::{AlarmKind, Severity};
+pub(crate) use self::kind::{AlarmKind, Known, Severity};
 use self::news::{Change, News};
-use crate::archive::troubles::{Trouble, Troubles};
-use crate::audit::Audit;
+use crate::audit::Actor;
 use crate::bounds::ALARM_LEN_MAX;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::AlarmRecord;
@@ -32,6 +31,7 @@ use crate::clock;
 use crate::core::OWN_NAME;
 use crate::i18n::Language;
 use crate::said::{Said, said};
+use crate::unsaid::Unsaid;
 use crate::waits;
 
 /// An alarm to be raised.
@@ -48,9 +48,7 @@ pub(crate) struct Raise {
 /// All alarms.
 pub(crate) struct Alarms {
     catalogue: Arc<Catalogue>,
-    audit: Audit,
-    /// Whether the archive takes entries now.
-    troubles: Arc<Troubles>,
+    trail: Arc<Unsaid>,
     state: Mutex<State>,
 }
 
@@ -61,18 +59,10 @@ struct State {
     news: BTreeMap<AlarmKind, News>,
     /// Alarms that the catalogue does not have as they are.
     unwritten: BTreeSet<u64>,
-    /// What the trail does not have yet: action and detail.
-    unsaid: VecDeque<(&'static str, Value)>,
-    /// What found no room there.
-    unsaid_lost: u64,
 }
 
 impl Alarms {
-    pub(crate) fn load(
-        catalogue: Arc<Catalogue>,
-        audit: Audit,
-        troubles: Arc<Troubles>,
-    ) -> Result<Self> {
+    pub(crate) fn load(catalogue: Arc<Catalogue>, trail: Arc<Unsaid>) -> Result<Self> {
         let alarms = catalogue.load::<AlarmRecord>()?;
         let state = State {
             alarms: alarms.into_iter().map(|alarm| (alarm.id, alarm)).collect(),
@@ -80,24 +70,26 @@ impl Alarms {
         };
         Ok(Self {
             catalogue,
-            audit,
-            troubles,
+            trail,
             state: Mutex::new(state),
         })
     }
 
     /// Raises an alarm; counts it when the same one stands already.
     pub(crate) async fn raise(&self, raise: Raise) {
-        self.raise_of(raise, None).await;
+        let noted = self.note(&raise, None);
+        self.tell_noted(noted).await;
     }
 
     /// The same of what came from an address: whatever addresses it comes from, it is one alarm.
     pub(crate) async fn raise_from(&self, raise: Raise, from: IpAddr) {
-        self.raise_of(raise, Some(from.to_canonical())).await;
+        let noted = self.note(&raise, Some(from.to_canonical()));
+        self.tell_noted(noted).await;
     }
 
-    async fn raise_of(&self, raise: Raise, from: Option<IpAddr>) {
-        let Some((alarm, action)) = self.note(&raise, from) else {
+    /// Writes into the log and the trail what [`Alarms::note`] says is to be said.
+    pub(crate) async fn tell_noted(&self, noted: Option<Noted>) {
+        let Some(Noted(alarm, action)) = noted else {
             return;
         };
         warn!(
@@ -116,23 +108,8 @@ impl Alarms {
         self.tell(action, detail).await;
     }
 
-    /// Writes into the trail. Where that takes nothing now, it is kept in memory and written later; an entry that the
-    /// trail took after all is then there twice.
-    async fn tell(&self, action: &'static str, detail: Value) {
-        let is_stuck = !self.lock().unsaid.is_empty() || self.troubles.has(Trouble::Archiving);
-        if is_stuck || !self.audit.record(OWN_NAME, action, detail.clone()).await {
-            let mut state = self.lock();
-            if state.unsaid.len() < UNSAID_MAX {
-                state.unsaid.push_back((action, detail));
-            } else {
-                state.unsaid_lost += 1;
-            }
-            drop(state);
-            error!(
-                action,
-                "the audit trail takes nothing now; it is written there later"
-            );
-        }
+    async fn tell(&self, action: &str, detail: Value) {
+        self.trail.tell(&Actor::of(OWN_NAME), action, detail).await;
     }
 
     /// Writes what could not be written when it happened. `false` while something waits.
@@ -145,32 +122,12 @@ impl Alarms {
                 state.unwritten.remove(&id);
             }
         }
-        loop {
-            let Some((action, detail)) = self.lock().unsaid.front().cloned() else {
-                break;
-            };
-            if self.troubles.has(Trouble::Archiving)
-                || !self.audit.record(OWN_NAME, action, detail).await
-            {
-                return false;
-            }
-            self.lock().unsaid.pop_front();
-        }
-        let lost = self.lock().unsaid_lost;
-        if lost > 0 {
-            let detail = json!({ "count": lost });
-            let action = "alarms that could not be written down";
-            if !self.audit.record(OWN_NAME, action, detail).await {
-                return false;
-            }
-            self.lock().unsaid_lost -= lost;
-        }
-        self.lock().unwritten.is_empty()
+        self.trail.write_down().await && self.lock().unwritten.is_empty()
     }
 
     /// Notes the alarm. Returns it, and what the trail calls it, when it is new, or has come twice as often as when it was
     /// last said.
-    fn note(&self, raise: &Raise, from: Option<IpAddr>) -> Option<(AlarmRecord, &'static str)> {
+    pub(crate) fn note(&self, raise: &Raise, from: Option<IpAddr>) -> Option<Noted> {
         let now = clock::unix_us();
         let said = raise.text.clone().cut(ALARM_LEN_MAX);
         let mut state = self.lock();
@@ -180,13 +137,18 @@ impl Alarms {
             news,
             ..
         } = &mut *state;
-        let standing = alarms.values_mut().find(|alarm| {
-            alarm.is_standing()
-                && alarm.kind == raise.kind
-                && alarm.agent == raise.agent
-                && alarm.key == raise.key
-        });
-        if let Some(alarm) = standing {
+        let is_it = |alarm: &AlarmRecord| {
+            let is_known = alarm.is_standing()
+                || !alarm.is_over()
+                    && match raise.kind.known() {
+                        Known::Never => false,
+                        Known::ByKey => true,
+                        Known::BySaid => raise.key == MORE || alarm.text == said.to_string(),
+                    };
+            is_known && raise.is_of(alarm)
+        };
+        if let Some(alarm) = alarms.values_mut().find(|alarm| is_it(alarm)) {
+            let was_seen = !alarm.is_standing();
             alarm.count += 1;
             alarm.last_us = now;
             alarm.text = said.to_string();
@@ -194,9 +156,11 @@ impl Alarms {
             if let Some(from) = from {
                 alarm.came_from(from);
             }
-            news.entry(alarm.kind)
-                .or_default()
-                .add(Change::Again, alarm);
+            if !was_seen {
+                news.entry(alarm.kind)
+                    .or_default()
+                    .add(Change::Again, alarm);
+            }
             // Counted in memory and shown. The first is durable and said, and then each time it has become twice as many.
             if !alarm.count.is_power_of_two() {
                 return None;
@@ -206,7 +170,7 @@ impl Alarms {
                 error!(error, "the count of an alarm could not be made durable");
                 unwritten.insert(alarm.id);
             }
-            return Some((alarm.clone(), AGAIN));
+            return Some(Noted(alarm.clone(), AGAIN));
         }
         let mut alarm = AlarmRecord {
             id: alarms.last_key_value().map_or(1, |(id, _)| id + 1),
@@ -249,25 +213,33 @@ impl Alarms {
                 "an old alarm could not be removed"
             );
         }
-        Some((alarm, "alarm"))
+        Some(Noted(alarm, "alarm"))
     }
 
-    /// The agents of which an alarm of a kind stands.
-    pub(crate) fn standing(&self, kind: AlarmKind) -> BTreeSet<String> {
-        let state = self.lock();
-        let alarms = state.alarms.values();
-        let standing = alarms.filter(|alarm| alarm.is_standing() && alarm.kind == kind);
-        standing.map(|alarm| alarm.agent.clone()).collect()
-    }
-
-    /// Agent and key of each alarm of a kind that is not over, seen or not.
-    pub(crate) fn lasting(&self, kind: AlarmKind) -> BTreeSet<(String, String)> {
+    /// Agent and key of each alarm of a kind that is not over, seen or not, and when it was raised last, Unix µs. What a duty
+    /// has told is here, and not in its memory alone: the server may have been restarted since.
+    pub(crate) fn lasting(&self, kind: AlarmKind) -> BTreeMap<(String, String), u64> {
         let state = self.lock();
         let alarms = state.alarms.values();
         let lasting = alarms.filter(|alarm| !alarm.is_over() && alarm.kind == kind);
         lasting
-            .map(|alarm| (alarm.agent.clone(), alarm.key.clone()))
+            .map(|alarm| ((alarm.agent.clone(), alarm.key.clone()), alarm.last_us))
             .collect()
+    }
+
+    /// The keys of those of the server itself.
+    pub(crate) fn lasting_of_server(&self, kind: AlarmKind) -> BTreeSet<String> {
+        let lasting = self.lasting(kind).into_keys();
+        let of_server = lasting.filter(|(agent, _)| agent == OWN_NAME);
+        of_server.map(|(_, key)| key).collect()
+    }
+
+    /// Whether an alarm of the same agent and key says the same, and is not over.
+    pub(crate) fn says(&self, raise: &Raise) -> bool {
+        let text = raise.text.clone().cut(ALARM_LEN_MAX).to_string();
+        let state = self.lock();
+        let mut alarms = state.alarms.values();
+        alarms.any(|alarm| !alarm.is_over() && raise.is_of(alarm) && alarm.text == text)
     }
 
     /// What happened to alarms since this was asked last.
@@ -275,12 +247,19 @@ impl Alarms {
         core::mem::take(&mut self.lock().news)
     }
 
-    /// The alarms that stand and did not leave by `channel`: a server that was stopped before they could.
-    pub(crate) fn untold(&self, channel: &str) -> BTreeMap<AlarmKind, News> {
+    /// The alarms that stand and did not leave by `channel`, which is one of a `way`: a server that was stopped before they could. What is news
+    /// still is not among them: it leaves as that.
+    pub(crate) fn untold(&self, channel: &str, way: &str) -> BTreeMap<AlarmKind, News> {
         let state = self.lock();
         let mut untold: BTreeMap<AlarmKind, News> = BTreeMap::new();
         for alarm in state.alarms.values() {
-            if alarm.is_standing() && !alarm.told.contains(channel) {
+            let is_news = state
+                .news
+                .get(&alarm.kind)
+                .is_some_and(|news| news.ids.contains(&alarm.id));
+            // Earlier versions wrote down the way, whoever it led to.
+            let is_told = alarm.told.contains(channel) || alarm.told.contains(way);
+            if alarm.is_standing() && !is_told && !is_news {
                 let news = untold.entry(alarm.kind).or_default();
                 news.add(Change::Raised, alarm);
             }
@@ -289,7 +268,7 @@ impl Alarms {
     }
 
     /// Notes that alarms left by `channel`.
-    pub(crate) fn told(&self, ids: &BTreeSet<u64>, channel: &'static str) {
+    pub(crate) fn told(&self, ids: &BTreeSet<u64>, channel: &str) {
         let mut state = self.lock();
         let mut changed = Vec::new();
         for id in ids {
@@ -308,6 +287,7 @@ impl Alarms {
             state.unwritten.extend(changed.iter().map(|alarm| alarm.id));
         }
     }
+
     /// What was wrong with `agent` is over: its alarms of this kind stand no longer.
     pub(crate) async fn end(&self, kind: AlarmKind, agent: &str, why: Said) {
         self.end_those(|alarm| alarm.kind == kind && alarm.agent == agent, &why)
@@ -321,6 +301,14 @@ impl Alarms {
         self.end_those(is_it, &why).await;
     }
 
+    /// Those of the server itself of things that are not looked at any more, known by their keys, are over.
+    pub(crate) async fn end_all_but(&self, kind: AlarmKind, kept: &BTreeSet<String>) {
+        for key in self.lasting_of_server(kind).difference(kept) {
+            let over = said!("over.unkept");
+            self.end_of(kind, OWN_NAME, key, over).await;
+        }
+    }
+
     async fn end_those(&self, is_one: impl Fn(&AlarmRecord) -> bool, why: &Said) {
         let lasting: Vec<u64> = {
             let state = self.lock();
@@ -332,6 +320,7 @@ impl Alarms {
             let Some(alarm) = self.end_one(id, why) else {
                 continue;
             };
+            // Also of one that somebody has seen: the trail says how long it lasted.
             let detail = json!({
                 "id": alarm.id, "kind": alarm.kind.name(), "agent": alarm.agent,
                 "text": why.to_string(),
@@ -340,8 +329,7 @@ impl Alarms {
         }
     }
 
-    /// Ends one in memory, and in the catalogue as soon as that takes it. None when somebody had seen it, or it is gone:
-    /// nobody waits to hear that it is over.
+    /// Ends one in memory, and in the catalogue as soon as that takes it. None when it is gone.
     fn end_one(&self, id: u64, why: &Said) -> Option<AlarmRecord> {
         let mut state = self.lock();
         let State {
@@ -351,7 +339,6 @@ impl Alarms {
             ..
         } = &mut *state;
         let ended = alarms.get_mut(&id)?;
-        let was_seen = !ended.is_standing();
         ended.over_us = clock::unix_us();
         ended.over_why = Some(why.clone());
         if let Err(error) = self.catalogue.put(ended) {
@@ -360,7 +347,7 @@ impl Alarms {
             unwritten.insert(id);
         }
         news.entry(ended.kind).or_default().add(Change::Over, ended);
-        (!was_seen).then(|| ended.clone())
+        Some(ended.clone())
     }
 
     /// Notes that `user` has seen alarm `id`.
@@ -386,6 +373,16 @@ impl Alarms {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         waits::lock(&self.state)
+    }
+}
+
+/// An alarm that is to be told of, and what the trail calls what became of it.
+#[derive(Debug)]
+pub(crate) struct Noted(AlarmRecord, &'static str);
+
+impl Raise {
+    fn is_of(&self, alarm: &AlarmRecord) -> bool {
+        alarm.kind == self.kind && alarm.agent == self.agent && alarm.key == self.key
     }
 }
 
@@ -468,14 +465,14 @@ fn least(alarms: &BTreeMap<u64, AlarmRecord>) -> Option<u64> {
     largest.map(|(_, Reverse(oldest))| oldest)
 }
 
+/// The key of the alarm that counts what is over the limit of a day, whatever its sentence says now.
+pub(crate) const MORE: &str = "more";
 /// What the trail calls an alarm that came again.
 const AGAIN: &str = "alarm again";
 /// Addresses that an alarm has by name: the first one, and the last ones.
 const ADDRESSES_MAX: usize = 100;
 /// Past this many one goes, see [`least`].
 const ALARMS_MAX: usize = 1000;
-/// What waits in memory for the trail: about 2 MiB.
-const UNSAID_MAX: usize = 2000;
 
 #[cfg(test)]
 mod tests;

@@ -338,7 +338,8 @@ impl Answer {
             }
             self.send().await?;
             let next = tokio::select! {
-                next = self.turn.scan() => next,
+                // It had one already: what was begun is not lost to a crowd.
+                next = self.turn.scan_again() => next,
                 () = self.chunks.closed() => return Ok(()),
             };
             match next {

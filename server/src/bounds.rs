@@ -83,7 +83,7 @@ pub(crate) const REASON_LEN_MAX: usize = 1000;
 pub(crate) const REFERENCE_LEN_MAX: usize = 256;
 /// Names of streams, and patterns of them, bytes: as long as an agent may say.
 pub(crate) const STREAM_LEN_MAX: usize = 4096;
-/// Queries, bytes: where they enter, and where they are read.
+/// Queries, bytes, of searches, exports, links and holds: where they enter, and where they are read.
 pub(crate) const QUERY_LEN_MAX: usize = 4096;
 /// What names an opening, a link, or an act that waits, bytes: the server made it, and none it makes is longer.
 pub(crate) const ID_LEN_MAX: usize = 128;

@@ -39,8 +39,10 @@ use crate::session::budget::Rates;
 use crate::session::held::HeldBytes;
 use crate::session::receiver::Shared;
 use crate::time::ServerTime;
+use crate::unsaid::Unsaid;
 use crate::vital::{Fallen, Vital};
 use crate::volume::{Volume, rest};
+use crate::waits::Places;
 use crate::{clock, config, ingest, local, self_signed};
 
 /// What every task of the server shares.
@@ -68,6 +70,10 @@ pub(crate) struct Core {
     pub(crate) refusals: Refusals,
     pub(crate) links: Links,
     pub(crate) audit: Audit,
+    /// What happened, for the trail, now or when that takes something again.
+    pub(crate) unsaid: Arc<Unsaid>,
+    /// Who may work at what may wait for a disk.
+    pub(crate) at_work: Places,
     pub(crate) ingest: ingest::Queue,
     pub(crate) upkeep: UpkeepQueue,
     pub(crate) noise: KeyPair,
@@ -201,6 +207,7 @@ impl Running {
         );
         let local_task = tokio::spawn(vital.clone().watched("local", local));
         let audit = Audit::new(local_queue.clone());
+        let unsaid = Arc::new(Unsaid::new(audit.clone(), archive.troubles().clone()));
         let core = Core {
             evidence,
             time,
@@ -214,7 +221,8 @@ impl Running {
                 held: HeldBytes::default(),
             },
             agents,
-            alarms: Alarms::load(catalogue.clone(), audit.clone(), archive.troubles().clone())?,
+            alarms: Alarms::load(catalogue.clone(), unsaid.clone())?,
+            unsaid,
             channels: config.channels.clone(),
             dropped: Arc::default(),
             duties,
@@ -222,6 +230,7 @@ impl Running {
             refusals: Refusals::default(),
             links: Links::load(catalogue.clone())?,
             audit,
+            at_work: Places::new(),
             archive,
             policy,
             catalogue,
@@ -428,3 +437,36 @@ pub(crate) const OWN_NAME: &str = "server";
 const WORK_MAX: usize = 16;
 const STEP: Duration = Duration::from_millis(10);
 const STEPS_MAX: u32 = 500;
+
+/// A server on a new volume, for tests of what stands on it.
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::volume::Binding;
+
+    /// A volume in a directory of its own, with what `fill` writes into its catalogue.
+    pub(crate) fn new_volume(name: &str, fill: impl FnOnce(&Catalogue)) -> PathBuf {
+        let name = format!("scrinium-core-{name}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        drop(std::fs::remove_dir_all(&dir));
+        let (volume, _shares) = Volume::create(&dir, &Binding::default()).unwrap();
+        let catalogue = make_catalogue(&volume).unwrap();
+        make_keys(&catalogue, &["localhost".to_owned()]).unwrap();
+        fill(&catalogue);
+        dir
+    }
+
+    /// Opens it as the server does.
+    pub(crate) fn running(dir: &Path) -> Running {
+        running_with(dir, "")
+    }
+
+    /// The same, as is configured.
+    pub(crate) fn running_with(dir: &Path, config: &str) -> Running {
+        let config = Config::parse(config).unwrap();
+        let volume = Volume::open(dir).unwrap();
+        Running::open(volume, "localhost:720".into(), &config, false).unwrap()
+    }
+}

@@ -32,10 +32,18 @@ pub(crate) struct Health {
 
 impl Health {
     pub(crate) fn new(core: Arc<Core>) -> Self {
+        // What was told before the server was restarted ends too.
+        let now = clock::now();
+        let told = Trouble::ALL.into_iter().filter(|trouble| {
+            alarm_of(*trouble).is_some_and(|kind| {
+                let lasting = core.alarms.lasting_of_server(kind);
+                lasting.contains(trouble.name())
+            })
+        });
         Self {
+            told: told.map(|trouble| (trouble, now)).collect(),
             core,
             forecast: Forecast::default(),
-            told: BTreeMap::new(),
             panics: 0,
         }
     }
@@ -135,7 +143,7 @@ impl Duty for Health {
     async fn round(&mut self) -> Result<()> {
         let looked = self.look().await;
         self.tell().await;
-        if self.core.archive.troubles().is_ready() {
+        if self.core.archive.troubles().takes_entries() {
             let _rest_waits = self.core.alarms.write_down().await;
         }
         looked
@@ -172,3 +180,39 @@ const CALM: Duration = Duration::from_secs(60);
 const FORECAST_MIN: Duration = Duration::from_secs(7 * 86_400);
 /// With less than one part in so many of the file descriptors free, a person is to raise the limit.
 const DESCRIPTORS_PART: u64 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::tests::{new_volume, running};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_stood_before_a_restart_ends_and_what_waits_is_written_while_logs_are_not_sealed()
+    {
+        let dir = new_volume("health", |_| {});
+        let running = running(&dir);
+        let core = running.core.clone();
+        let before = Health::new(core.clone());
+        let (kind, name) = (AlarmKind::CannotSeal, Trouble::Sealing.name());
+        before.raise(kind, name, Said::from("x")).await;
+        // The server is restarted, and it seals.
+        let mut health = Health::new(core.clone());
+        let calm = clock::now().checked_sub(CALM).unwrap();
+        health.told.values_mut().for_each(|stood| *stood = calm);
+        health.tell().await;
+        assert!(core.alarms.lasting(kind).is_empty());
+        // An alarm while the disk takes nothing; then it takes something, and still nothing is sealed.
+        let troubles = core.archive.troubles();
+        troubles.meet(Trouble::Archiving, "No space left on device");
+        health
+            .raise(AlarmKind::CannotArchive, "", Said::from("x"))
+            .await;
+        troubles.meet(Trouble::Sealing, "x");
+        troubles.end(Trouble::Archiving);
+        health.round().await.unwrap();
+        assert!(core.unsaid.take().is_empty());
+        drop((core, before, health));
+        running.close().await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

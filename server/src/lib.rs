@@ -56,6 +56,7 @@ mod statistics;
 mod stopped;
 mod time;
 mod times;
+mod unsaid;
 mod verification;
 mod vital;
 mod volume;

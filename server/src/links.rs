@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Invariants:
-//! 1. A link holds no entry. What was deleted since it was made is in no download; what came since is not either.
+//! 1. A link holds no entry. What was deleted since it was made is in no download; what was received since is not either,
+//!    whenever it was collected.
 //! 2. A download is in the audit trail, and counted, before its first byte.
 //! 3. Every account has places of its own: what one makes takes none of another's. Accounts are made by hand, and few.
 
@@ -133,6 +134,7 @@ pub(crate) async fn make(
     }
     let now_us = clock::unix_us();
     request.to_us = Some(request.to_us.unwrap_or(now_us).min(now_us));
+    request.received_until_us = Some(now_us);
     request.settle(core)?;
     let word: [u8; 20] = random()?;
     let link = LinkRecord {
@@ -167,6 +169,8 @@ pub(crate) async fn fetch(
     audit(&core, by, "link used", &link).await?;
     let request = ExportRequest {
         opening,
+        // Version 0.1.0 did not write it into the request.
+        received_until_us: Some(link.made_us),
         ..link.request
     };
     let body = export::begin(core.clone(), request, by).await?;
@@ -210,9 +214,62 @@ const OVER_OF_ONE_MAX: usize = 200;
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+    use scrinium_protocol::entry::EntryFlags;
+    use scrinium_protocol::identity::StreamKind;
     use scrinium_protocol::secret::Secret;
+    use tokio::sync::oneshot;
 
     use super::*;
+    use crate::core::Running;
+    use crate::core::tests::{new_volume, running};
+    use crate::local::LocalEntry;
+
+    /// Received now, and collected when `time_us` says.
+    async fn receive(running: &Running, text: &str, time_us: u64) {
+        let (durable, done) = oneshot::channel();
+        let entry = LocalEntry {
+            kind: StreamKind::Audit,
+            name: "audit".into(),
+            connection: 0,
+            time_us,
+            flags: EntryFlags::NONE,
+            bytes: text.into(),
+            durable: Some(durable),
+            room: None,
+        };
+        assert!(running.local.send(entry).await.is_ok());
+        done.await.unwrap();
+    }
+
+    /// An agent that was away brings what it collected before the link was made.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_link_gives_nothing_that_was_received_after_it_was_made() {
+        let dir = new_volume("links", |_| {});
+        let running = running(&dir);
+        let core = running.core.clone();
+        let hour_ago_us = clock::unix_us() - 3_600_000_000;
+        receive(&running, "before the link\n", hour_ago_us).await;
+        let by = Actor::of("admin");
+        let mut request = ExportRequest::package(crate::i18n::Language::En);
+        request.format = "raw".into();
+        request.query = Some("link".into());
+        let link = make(&core, request, &by).await.unwrap();
+        receive(&running, "behind the link\n", hour_ago_us + 1).await;
+        let fetched = fetch(core.clone(), &link.id, None, &by).await.unwrap();
+        let Fetched::Package(body) = fetched else {
+            panic!("it gives nothing")
+        };
+        let text = body.collect().await.unwrap().to_bytes();
+        let text = String::from_utf8_lossy(&text);
+        assert!(
+            text.contains("before the link") && !text.contains("behind the link"),
+            "{text}"
+        );
+        drop(core);
+        running.close().await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 
     #[test]
     fn an_account_fills_its_own_places_and_links_that_are_over_make_room() {

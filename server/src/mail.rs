@@ -51,11 +51,12 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Sends one letter to each of `to`.
+    /// Sends one letter. Whoever writes to several remembers who got it: one who is refused keeps it from nobody else, and gives
+    /// nobody else one twice.
     ///
     /// # Errors
-    /// The relay is away, or refuses one of them.
-    pub(crate) async fn send(&self, to: &[Mailbox], letter: &Letter) -> Result<()> {
+    /// The relay is away, or refuses whom it is to.
+    pub(crate) async fn send(&self, to: &Mailbox, letter: &Letter) -> Result<()> {
         let credentials = match &self.account {
             None => None,
             Some((name, file)) => {
@@ -67,10 +68,8 @@ impl Relay {
             }
         };
         let transport = self.transport(credentials)?;
-        for mailbox in to {
-            let sent = transport.send(self.message(mailbox, letter)?).await;
-            sent.with_context(|| format!("{} for {}", self.url, mailbox.email))?;
-        }
+        let sent = transport.send(self.message(to, letter)?).await;
+        sent.with_context(|| format!("{} for {}", self.url, to.email))?;
         Ok(())
     }
 

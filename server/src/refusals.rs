@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::alarms::{AlarmKind, Raise};
 use crate::audit::{Actor, NotWritten};
@@ -160,6 +160,20 @@ impl Refusals {
     }
 }
 
+/// The same of whom nobody asks for a password: what is not written down now is written later.
+pub(crate) async fn note_late(core: &Core, refusal: Refusal<'_>) {
+    let (is_single, _) = core.refusals.count(&refusal, clock::unix_us());
+    if is_single {
+        let Refusal {
+            actor,
+            action,
+            detail,
+            ..
+        } = refusal;
+        core.unsaid.tell(actor, action, detail).await;
+    }
+}
+
 /// Writes a refusal down, alone or in a sum, and raises an alarm when they are many.
 pub(crate) async fn note(core: &Core, refusal: Refusal<'_>) -> Result<(), NotWritten> {
     let (what, from) = (refusal.what, refusal.from);
@@ -219,12 +233,8 @@ pub(crate) async fn write_sums(core: &Core, all: bool) {
             "accounts": sum.names.to_json(),
             "actions": sum.actions.to_json(),
         });
-        if !core.audit.record(OWN_NAME, what.action(), detail).await {
-            error!(
-                refused = sum.count,
-                "a sum of refusals could not be written to the audit stream"
-            );
-        }
+        let by = Actor::of(OWN_NAME);
+        core.unsaid.tell(&by, what.action(), detail).await;
     }
     for sum in core.agents.news_due(all) {
         let action = sum.news.action();
@@ -235,13 +245,7 @@ pub(crate) async fn write_sums(core: &Core, all: bool) {
             "from": rfc3339(sum.first_us),
             "to": rfc3339(sum.last_us),
         });
-        if !core.audit.record("agent", action, detail).await {
-            error!(
-                agent = sum.agent,
-                counted = sum.count,
-                "a sum of what an agent said could not be written to the audit stream"
-            );
-        }
+        core.unsaid.tell(&Actor::of("agent"), action, detail).await;
     }
 }
 

@@ -126,11 +126,15 @@ pub(crate) async fn begin(core: &Arc<Core>, local: &LocalQueue) -> Result<()> {
     publish(core).await?;
     tell_refusals(core).await;
     let last = core.catalogue.load::<RunRecord>()?.pop();
+    let started_us = clock::unix_us();
+    let absences = absence::untold(core, last.as_ref(), started_us);
     core.catalogue.put(&RunRecord {
         version: VERSION.to_owned(),
-        started_us: clock::unix_us(),
+        started_us,
         ended: None,
+        absences: absences.clone(),
     })?;
+    // At this point the time without the server is durable; if we die now, the next start tells it.
     fault::point("server: start noted");
     let last_end = match &last {
         None => "not known: the first start, or the last one was of an earlier version".to_owned(),
@@ -159,7 +163,7 @@ pub(crate) async fn begin(core: &Arc<Core>, local: &LocalQueue) -> Result<()> {
             warn!("the start is not written down yet: the archive takes nothing now")
         }
     }
-    absence::tell(core, local, last.as_ref()).await;
+    absence::tell(core, local, absences).await;
     Ok(())
 }
 
@@ -206,6 +210,26 @@ pub(crate) async fn end(core: &Core, by: &str) {
             error = format!("{error:#}"),
             "the next start will say that this one did not end in order"
         );
+    }
+}
+
+/// Keeps what the trail did not take to the end, for the next start.
+pub(crate) fn keep_unsaid(core: &Core) {
+    let acts = core.unsaid.take();
+    if acts.is_empty() {
+        return;
+    }
+    let count = acts.len();
+    match keep(&core.volume, acts) {
+        Ok(()) => warn!(
+            count,
+            "what the audit trail did not take is written there at the next start"
+        ),
+        Err(error) => error!(
+            count,
+            error = format!("{error:#}"),
+            "what the audit trail did not take could not be kept"
+        ),
     }
 }
 

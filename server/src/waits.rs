@@ -8,11 +8,48 @@
 //! is held while somebody else writes, drives nobody. Every lock of the server that is held over a write is taken by [`lock`],
 //! [`read`] or [`write()`] (`structure.rs` looks after that), and the catalogue is read and written in [`off_worker`].
 
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{
     Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
 };
 
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Places for what may wait, of those who are very many: sessions, and agents that shake hands. A thread that waits is one of
+/// the runtime's [`THREADS_MAX`], and without any it drives nobody. Who has no place waits as a task.
+#[derive(Debug)]
+pub(crate) struct Places(Semaphore);
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place<'a>(
+    #[expect(dead_code, reason = "it is held")] Option<SemaphorePermit<'a>>,
+);
+
+impl Places {
+    pub(crate) fn new() -> Self {
+        Self(Semaphore::new(PLACES))
+    }
+
+    /// Waits for a place. It is not kept while its holder waits for somebody's network.
+    pub(crate) async fn take(&self) -> Place<'_> {
+        // It is never closed.
+        Place(self.0.acquire().await.ok())
+    }
+}
+
+/// Hands something to a thread that takes it from a queue of bounded length, and waits while that is full; in one of the
+/// `places`. None when that thread is gone.
+pub(crate) async fn send<T>(queue: &SyncSender<T>, what: T, places: &Places) -> Option<()> {
+    let what = match queue.try_send(what) {
+        Ok(()) => return Some(()),
+        Err(TrySendError::Full(what)) => what,
+        Err(TrySendError::Disconnected(_)) => return None,
+    };
+    let _place = places.take().await;
+    off_worker(|| queue.send(what).ok())
+}
 
 /// Does what may wait. Outside of the server's runtime it is just done.
 pub(crate) fn off_worker<T>(work: impl FnOnce() -> T) -> T {
@@ -56,6 +93,12 @@ pub(crate) fn write<T>(shared: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
         }
     }
 }
+
+/// Threads that wait at once for those who are very many. More would wait for the same disk.
+const PLACES: usize = 64;
+/// Threads of the runtime that wait, or do what takes long: [`PLACES`], a few hundred browsers, and searches. Each is a few
+/// tens of KiB while it is there.
+pub(crate) const THREADS_MAX: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -123,6 +166,41 @@ mod tests {
         // Outside of a runtime, and in one of a single thread, it is just done.
         assert_eq!(std::thread::spawn(|| off_worker(|| 5)).join().unwrap(), 5);
         std::fs::remove_file(&path).unwrap();
+    }
+
+    /// A writer that takes nothing, and more sessions that have something for it than the runtime has threads.
+    #[test]
+    fn very_many_who_wait_for_the_writer_leave_threads_for_everybody_else() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(PLACES + 16)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (queue, taken) = sync_channel::<usize>(1);
+        let places = Arc::new(Places::new());
+        runtime.block_on(async {
+            let mut waiting = tokio::task::JoinSet::new();
+            for n in 0..500 {
+                let (queue, places) = (queue.clone(), places.clone());
+                waiting.spawn(async move { send(&queue, n, &places).await.unwrap() });
+            }
+            drop(queue);
+            // Each yields until all of them have begun to wait: then others are driven, and get a thread to wait with.
+            for _ in 0..1000 {
+                tokio::spawn(tokio::task::yield_now()).await.unwrap();
+            }
+            let done = tokio::task::spawn_blocking(|| 7);
+            assert_eq!(done.await.unwrap(), 7);
+            let mut seen: Vec<usize> = tokio::task::spawn_blocking(move || taken.iter().collect())
+                .await
+                .unwrap();
+            while let Some(sent) = waiting.join_next().await {
+                sent.unwrap();
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..500).collect::<Vec<_>>());
+        });
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive};
 use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 
 use super::{Agents, News, Rival, State};
-use crate::alarms::{AlarmKind, Raise};
+use crate::alarms::{AlarmKind, MORE, Raise};
 use crate::clock;
 use crate::said::{Said, said};
 
@@ -192,7 +192,7 @@ impl Agents {
         for raise in &mut sources {
             if state.over(id, News::Sources) > 0 {
                 // One alarm that counts, whatever names it makes up.
-                raise.key = "more".to_owned();
+                raise.key = MORE.to_owned();
                 raise.text = said!(
                     "alarm_text.sources-more",
                     News::Sources.a_day(),
@@ -200,6 +200,9 @@ impl Agents {
                 );
             }
         }
+        let is_interference = |says: &String| says.starts_with(INTERFERENCE);
+        let is_over = trouble.as_ref().is_some_and(|says| !is_interference(says))
+            && state.over(id, News::Troubles) > 0;
         let Some(agent) = state.agents.get(&id) else {
             return Vec::new();
         };
@@ -226,8 +229,15 @@ impl Agents {
         let trouble = trouble.map(|problem| Raise {
             kind: AlarmKind::AgentTrouble,
             agent: agent.name.clone(),
-            text: said!("alarm_text.agent-trouble", problem),
-            key: String::new(),
+            text: match is_over {
+                false => said!("alarm_text.agent-trouble", problem),
+                true => said!("alarm_text.agent-troubles", News::Troubles.a_day(), problem),
+            },
+            // Whatever it says, further ones of a day are one alarm that counts.
+            key: match is_over {
+                false => String::new(),
+                true => MORE.to_owned(),
+            },
         });
         twice.into_iter().chain(trouble).chain(sources).collect()
     }

@@ -18,7 +18,7 @@ mod live;
 mod names;
 mod news;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -55,6 +55,8 @@ struct State {
     tokens: BTreeMap<[u8; 16], TokenRecord>,
     live: BTreeMap<AgentId, Live>,
     sessions: BTreeMap<AgentId, (u64, watch::Sender<Told>)>,
+    /// Sessions that were told to end for a newer one, and have not yet.
+    ending: BTreeMap<AgentId, Vec<watch::Sender<Told>>>,
     session_counter: u64,
     /// Who was refused because the agent is connected, until that is proven or over.
     rivals: BTreeMap<AgentId, Rival>,
@@ -77,18 +79,21 @@ pub(crate) struct Begun {
     pub(crate) number: u64,
     /// The signal that ends it.
     pub(crate) told: watch::Receiver<Told>,
-    /// The session of the same agent that it takes the place of.
-    pub(crate) older: Option<Older>,
+    /// The sessions of the same agent that it takes the place of.
+    pub(crate) older: Older,
 }
 
-/// A session that was told to end because a newer one has come.
+/// Sessions that were told to end because a newer one has come. Several: one that waits for a disk does not end, and the one
+/// that waited for it has gone.
 #[derive(Debug)]
-pub(crate) struct Older(watch::Sender<Told>);
+pub(crate) struct Older(Vec<watch::Sender<Told>>);
 
 impl Older {
-    /// Waits until it has ended: it holds nothing any more, and submits nothing.
+    /// Waits until they have ended: they hold nothing any more, and submit nothing.
     pub(crate) async fn ended(self) {
-        self.0.closed().await;
+        for session in self.0 {
+            session.closed().await;
+        }
     }
 }
 
@@ -145,10 +150,16 @@ impl Agents {
             configurations: 0,
         });
         let older = state.sessions.insert(id, (number, tell));
-        let older = older.map(|(_, older)| {
+        let ending = state.ending.entry(id).or_default();
+        if let Some((_, older)) = older {
             older.send_modify(|told| told.ended = true);
-            Older(older)
-        });
+            ending.push(older);
+        }
+        ending.retain(|session| !session.is_closed());
+        let older = Older(ending.clone());
+        if ending.is_empty() {
+            state.ending.remove(&id);
+        }
         state.rivals.remove(&id);
         let live = state.live.entry(id).or_default();
         live.begin_session(address, clock::unix_us());
@@ -306,6 +317,13 @@ impl Agents {
         shown.collect()
     }
 
+    /// The names of those that may connect.
+    pub(crate) fn enabled_names(&self) -> BTreeSet<String> {
+        let state = self.lock();
+        let enabled = state.agents.values().filter(|agent| agent.enabled);
+        enabled.map(|agent| agent.name.clone()).collect()
+    }
+
     pub(crate) fn is_connected(&self, id: AgentId) -> bool {
         let state = self.lock();
         state.live.get(&id).is_some_and(|live| live.connected)
@@ -433,3 +451,40 @@ impl Agents {
 
 /// How long what an agent's clock showed says something of it.
 const CLOCK_FRESH_US: u64 = 600_000_000;
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// The oldest waits for a disk, the one behind it has gone: the newest waits for the oldest all the same.
+    #[test]
+    fn a_session_waits_for_all_older_ones_and_not_for_the_last_alone() {
+        let path = std::env::temp_dir().join(format!("scrinium-older-{}.db", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let key = scrinium_protocol::secret::Secret::new([1; 32]);
+        let catalogue = Catalogue::create(&path, &key).unwrap();
+        catalogue.put(&AgentRecord::named("web1", 1, 0)).unwrap();
+        let agents = Agents::load(Arc::new(catalogue), 0).unwrap();
+        let id = AgentId([1; 16]);
+        let begin = || agents.begin_session(id, Suite::Encrypted, "192.0.2.1:5".parse().unwrap());
+        let oldest = begin();
+        assert!(oldest.older.ended().now_or_never().is_some());
+        let middle = begin();
+        assert!(oldest.told.borrow().ended && middle.older.ended().now_or_never().is_none());
+        let newest = begin();
+        assert!(middle.told.borrow().ended);
+        drop(middle.told);
+        agents.end_session(id, middle.number, None);
+        let mut ended = Box::pin(newest.older.ended());
+        assert!((&mut ended).now_or_never().is_none());
+        drop(oldest.told);
+        assert!(ended.now_or_never().is_some());
+        drop(newest.told);
+        let last = begin();
+        assert!(last.older.ended().now_or_never().is_some());
+        assert!(agents.lock().ending.is_empty());
+        std::fs::remove_file(path).unwrap();
+    }
+}

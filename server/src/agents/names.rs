@@ -283,17 +283,6 @@ mod tests {
     }
 
     fn agent(name: &str, id: u8, enrolled_us: u64) -> AgentRecord {
-        let zero = "00".repeat(32);
-        let mut agent: AgentRecord = serde_json::from_value(serde_json::json!({
-            "id": HEX16, "name": name, "site": "", "static_public": zero, "signing_public": zero,
-            "credential": zero, "credential_next": null, "credential_superseded": null, "generation": 0,
-            "enabled": true, "token_id": HEX16, "enrolled_us": enrolled_us, "host_name": "", "version": "",
-            "os": "", "fingerprint": [],
-        }))
-        .unwrap();
-        agent.id = AgentId([id; 16]);
-        agent
+        AgentRecord::named(name, id, enrolled_us)
     }
-
-    const HEX16: &str = "00000000000000000000000000000000";
 }

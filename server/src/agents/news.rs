@@ -23,6 +23,10 @@ pub(crate) enum News {
     Answers,
     /// A source that needs a person.
     Sources,
+    /// What it says it suffers from.
+    Troubles,
+    /// Its cache is full.
+    Caches,
     /// It came with another machine, or with a state of before.
     Arrivals,
     /// A record of its session was altered, doubled or left out on the way.
@@ -35,8 +39,11 @@ impl News {
     /// How many are written in a day.
     pub(crate) fn a_day(self) -> u64 {
         match self {
-            // A configuration that is taken up, taken back and taken up again every hour; and changes of a machine.
-            Self::Answers | Self::Arrivals | Self::Interference => 24,
+            // A configuration that is taken up, taken back and taken up again every hour; changes of a machine; what an agent
+            // suffers from, and has room again, every hour.
+            Self::Answers | Self::Arrivals | Self::Interference | Self::Troubles | Self::Caches => {
+                24
+            }
             // All sources that an agent tells of, in each state.
             Self::Sources => 256,
             // A server that was restored has to name what it lost: of so many streams each, of all others how many.
@@ -49,6 +56,8 @@ impl News {
         match self {
             Self::Answers => "configured, in sum",
             Self::Sources => "sources in trouble, in sum",
+            Self::Troubles => "agent in trouble, in sum",
+            Self::Caches => "cache of an agent full, in sum",
             Self::Arrivals => "machine changed or state of before, in sum",
             Self::Interference => "interference on the wire, in sum",
             Self::Unmet => "receipts for entries that are missing, in sum",

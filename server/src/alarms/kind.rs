@@ -148,6 +148,57 @@ impl AlarmKind {
     }
 }
 
+/// Whether what is raised is an alarm that somebody has seen, and that is not over yet: that one is counted then, and nobody is
+/// told anew. A server that was restarted says again what lasts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Known {
+    /// It happens, and each time is new.
+    Never,
+    /// It lasts: its agent and key say what.
+    ByKey,
+    /// It lasts, and its sentence says what.
+    BySaid,
+}
+
+impl AlarmKind {
+    pub(crate) fn known(self) -> Known {
+        match self {
+            Self::AgentSilent
+            | Self::SourceTrouble
+            | Self::AgentClock
+            | Self::CannotArchive
+            | Self::CannotSeal
+            | Self::CannotDelete
+            | Self::DiskFull
+            | Self::DiskShort
+            | Self::DescriptorsShort
+            | Self::DutyFailed
+            | Self::CertificateEnds
+            | Self::CacheFull
+            | Self::AlarmsNotSent => Known::ByKey,
+            Self::AgentTrouble
+            | Self::EvidenceStopped
+            | Self::BackupFailed
+            | Self::ConfigurationRejected => Known::BySaid,
+            Self::IdentityUsedTwice
+            | Self::WrongCredential
+            | Self::ConflictingBatch
+            | Self::TokenRefused
+            | Self::ClockStepped
+            | Self::ArchiveDamaged
+            | Self::Interference
+            | Self::ReceiptUnmet
+            | Self::PlacesShort
+            | Self::ManySenders
+            | Self::TooManyStreams
+            | Self::SignInsRefused
+            | Self::ProgramFault
+            | Self::MachineChanged
+            | Self::DatagramsDropped => Known::Never,
+        }
+    }
+}
+
 /// How soon a person must look at an alarm.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Severity {

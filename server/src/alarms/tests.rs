@@ -1,6 +1,8 @@
 //! What is counted, ended, told and kept of alarms.
 
 use super::*;
+use crate::archive::troubles::Trouble;
+use crate::audit::Audit;
 
 #[test]
 fn what_comes_from_many_addresses_is_one_alarm_with_the_first_and_the_last() {
@@ -32,16 +34,16 @@ fn what_comes_from_many_addresses_is_one_alarm_with_the_first_and_the_last() {
     );
     // The count of a restart is behind by a factor of two at most.
     let Alarms {
-        catalogue, audit, ..
+        catalogue, trail, ..
     } = alarms;
-    let again = Alarms::load(catalogue, audit, Arc::default()).unwrap();
+    let again = Alarms::load(catalogue, trail).unwrap();
     assert_eq!(again.list().remove(0).count, 1024);
 }
 
 #[test]
 fn the_text_of_an_alarm_is_bounded() {
     let alarms = alarms("long");
-    let (alarm, _) = alarms.note(&raise(&"x".repeat(100_000)), None).unwrap();
+    let Noted(alarm, _) = alarms.note(&raise(&"x".repeat(100_000)), None).unwrap();
     assert!(alarm.text.len() <= ALARM_LEN_MAX + '…'.len_utf8());
 }
 
@@ -69,7 +71,7 @@ async fn an_alarm_has_the_text_of_now_is_over_by_itself_and_is_new_the_next_time
     assert_eq!((list.len(), list[0].count), (2, 1));
     // Seen by somebody it is not new, and it still can be over.
     alarms.acknowledge(list[0].id, "anna").unwrap();
-    assert!(alarms.standing(AlarmKind::TokenRefused).is_empty());
+    assert!(!alarms.list()[0].is_standing());
     assert_eq!(alarms.lasting(AlarmKind::TokenRefused).len(), 1);
     alarms
         .end(AlarmKind::TokenRefused, "", said!("over.backup"))
@@ -97,14 +99,16 @@ fn what_did_not_leave_before_a_stop_leaves_after_it() {
     assert_eq!(alarms.take_news().len(), 1);
     assert!(alarms.take_news().is_empty());
     let Alarms {
-        catalogue, audit, ..
+        catalogue, trail, ..
     } = alarms;
-    let again = Alarms::load(catalogue.clone(), audit.clone(), Arc::default()).unwrap();
-    let untold = again.untold("mail");
+    let again = Alarms::load(catalogue.clone(), trail.clone()).unwrap();
+    let untold = again.untold("mail", "mail");
     assert_eq!(untold.len(), 1);
     again.told(&untold[&AlarmKind::TokenRefused].ids, "mail");
-    let again = Alarms::load(catalogue, audit, Arc::default()).unwrap();
-    assert!(again.untold("mail").is_empty() && !again.untold("webhook").is_empty());
+    let again = Alarms::load(catalogue, trail).unwrap();
+    assert!(
+        again.untold("mail", "mail").is_empty() && !again.untold("webhook", "webhook").is_empty()
+    );
 }
 
 #[test]
@@ -185,5 +189,60 @@ fn alarms(name: &str) -> Alarms {
     let key = scrinium_protocol::secret::Secret::new([1; 32]);
     let catalogue = Arc::new(Catalogue::create(&path, &key).unwrap());
     let (queue, _entries) = tokio::sync::mpsc::channel(1);
-    Alarms::load(catalogue, Audit::new(queue), Arc::default()).unwrap()
+    let trail = Unsaid::new(Audit::new(queue), Arc::default());
+    Alarms::load(catalogue, Arc::new(trail)).unwrap()
+}
+
+/// A server that is restarted raises again what lasts: who has seen it is not told anew.
+#[tokio::test]
+async fn what_lasts_and_was_seen_is_no_new_alarm_and_its_end_is_in_the_trail() {
+    let alarms = alarms("lasts");
+    let lasting = |kind, text: &str| Raise {
+        kind,
+        agent: "web1".into(),
+        ..raise(text)
+    };
+    for kind in [AlarmKind::AgentSilent, AlarmKind::AgentTrouble] {
+        alarms.note(&lasting(kind, "one"), None);
+    }
+    alarms.note(&raise("a token"), None);
+    for alarm in alarms.list() {
+        alarms.acknowledge(alarm.id, "anna").unwrap();
+    }
+    alarms.take_news();
+    let Alarms {
+        catalogue, trail, ..
+    } = alarms;
+    let again = Alarms::load(catalogue, trail).unwrap();
+    again.note(&lasting(AlarmKind::AgentSilent, "since another time"), None);
+    again.note(&lasting(AlarmKind::AgentTrouble, "one"), None);
+    assert_eq!(again.list().len(), 3);
+    assert!(again.take_news().is_empty(), "nobody is told");
+    // Another trouble is news, and so is what does not last.
+    again.note(&lasting(AlarmKind::AgentTrouble, "two"), None);
+    again.note(&raise("a token"), None);
+    assert_eq!(again.list().len(), 5);
+    assert_eq!(again.take_news().len(), 2);
+    // The trail hears of the end, seen or not: here it takes nothing, and that waits.
+    let over = said!("over.heard", "now");
+    again.end(AlarmKind::AgentSilent, "web1", over).await;
+    let waiting = again.trail.take();
+    let [ended] = &*waiting else {
+        panic!("{waiting:?}")
+    };
+    assert_eq!(ended.action, "alarm ended");
+}
+
+/// What happens between the start and the first message is told once.
+#[test]
+fn what_is_news_is_not_untold_besides() {
+    let alarms = alarms("once");
+    alarms.note(&raise("one"), None);
+    assert!(alarms.untold("mail", "mail").is_empty());
+    assert_eq!(alarms.take_news().len(), 1);
+    // It did not leave.
+    assert_eq!(alarms.untold("mail", "mail").len(), 1);
+    // An earlier version remembered the way, and not to whom.
+    alarms.told(&BTreeSet::from([1]), "mail");
+    assert!(alarms.untold("mail ops@example.org", "mail").is_empty());
 }

@@ -148,6 +148,12 @@ impl Troubles {
         !self.lock().keys().any(|trouble| trouble.stops_work())
     }
 
+    /// Whether the archive takes entries, whatever else does not work.
+    pub(crate) fn takes_entries(&self) -> bool {
+        let standing = self.lock();
+        !standing.contains_key(&Trouble::Archiving) && !standing.contains_key(&Trouble::Disk)
+    }
+
     /// What keeps the server from its work.
     pub(crate) fn stoppers(&self) -> Vec<Trouble> {
         let standing = self.lock();
@@ -185,6 +191,13 @@ mod tests {
         assert!(!troubles.is_ready());
         troubles.end_if_quiet(Trouble::Archiving, Duration::ZERO);
         assert!(troubles.is_ready());
+        assert!(troubles.takes_entries());
+        troubles.meet(Trouble::Sealing, "x");
+        assert!(!troubles.is_ready() && troubles.takes_entries());
+        troubles.meet(Trouble::Disk, "x");
+        assert!(!troubles.takes_entries());
+        troubles.end(Trouble::Disk);
+        troubles.end(Trouble::Sealing);
         troubles.end(Trouble::DiskShort);
         assert!(troubles.list().is_empty());
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use ed25519_dalek::VerifyingKey;
 use scrinium_protocol::batch::{BatchHeader, Relation, StreamPosition};
-use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
+use scrinium_protocol::identity::{AgentId, Epoch, Sequence, StreamId};
 use scrinium_segment::{Kind, segment_name, segment_numbers};
 use serde::{Deserialize, Serialize};
 
@@ -153,7 +153,7 @@ struct Run<'a> {
     /// What was deleted lawfully.
     pruned: BTreeMap<StreamId, Vec<PrunedRange>>,
     /// Streams whose unmet receipt was met since.
-    met: BTreeSet<StreamId>,
+    met: BTreeSet<(StreamId, Epoch)>,
     scope: Scope,
 }
 
@@ -416,7 +416,8 @@ impl Run<'_> {
                 receipt.head,
             ) == (stream, after.epoch, after.next.0, after.head)
         });
-        self.met.extend(met.map(|receipt| receipt.stream));
+        self.met
+            .extend(met.map(|receipt| (receipt.stream, receipt.epoch)));
         self.positions.insert(stream, after);
     }
 
@@ -445,7 +446,7 @@ impl Run<'_> {
             "stream {}: entries {first} to {last} were missing when their agent showed its receipt",
             receipt.name
         );
-        if self.met.contains(&receipt.stream) {
+        if self.met.contains(&(receipt.stream, receipt.epoch)) {
             self.report
                 .notes
                 .push(format!("{said}, and came again as the receipt says"));

@@ -357,8 +357,32 @@ impl Changes<'_> {
         self.insert(T::KIND, &name, &value)
     }
 
+    /// The row of that name, as it is now.
+    pub(crate) fn get<T: Stored>(&self, name: &[u8]) -> Result<Option<T>> {
+        let name = self.catalogue.hashed_name(T::KIND, name);
+        let mut statement = self
+            .transaction
+            .prepare("SELECT value FROM item WHERE kind = ?1 AND name = ?2")?;
+        let sealed: Option<Vec<u8>> = statement
+            .query_row(params![T::KIND, &name[..]], |row| row.get(0))
+            .optional()?;
+        let Some(sealed) = sealed else {
+            return Ok(None);
+        };
+        let value = self.catalogue.open_value(T::KIND, &name, &sealed)?;
+        let row = serde_json::from_slice(&value);
+        Ok(Some(
+            row.context("a row of the catalogue is of a newer version")?,
+        ))
+    }
+
     pub(crate) fn remove<T: Stored>(&self, row: &T) -> Result<()> {
-        let name = self.catalogue.hashed_name(T::KIND, &row.name());
+        self.remove_named::<T>(&row.name())
+    }
+
+    /// Removes the row of that name, if there is one.
+    pub(crate) fn remove_named<T: Stored>(&self, name: &[u8]) -> Result<()> {
+        let name = self.catalogue.hashed_name(T::KIND, name);
         self.take_out(T::KIND, &name)?;
         self.transaction
             .prepare("DELETE FROM item WHERE kind = ?1 AND name = ?2")?

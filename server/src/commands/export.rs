@@ -79,6 +79,7 @@ impl Export {
             query: self.query,
             from_us,
             to_us,
+            received_until_us: None,
             format: self.format,
             table: self.table,
             language: self.language,

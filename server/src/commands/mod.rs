@@ -49,7 +49,7 @@ use crate::i18n::Language;
 use crate::present::human_bytes;
 use crate::times::{Range, Zone};
 use crate::volume::{Binding, Volume};
-use crate::{console, stopped};
+use crate::{console, stopped, waits};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
@@ -248,6 +248,7 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
+            .max_blocking_threads(waits::THREADS_MAX)
             .build()?;
         let outcome = runtime.block_on(self.command.run());
         runtime.shutdown_timeout(Duration::from_secs(2));

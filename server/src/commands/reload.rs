@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use tracing::{error, info, warn};
 
 use crate::alarms::{AlarmKind, Raise};
+use crate::audit::Actor;
 use crate::config::Config;
 use crate::console::tls::{Shown, installed};
 use crate::core::{Core, OWN_NAME};
@@ -58,8 +59,9 @@ impl Reload {
                     "the configuration was not read again: what was in force stays"
                 );
                 let detail = json!({ "error": &error });
-                core.audit
-                    .record(ACTOR, "configuration not taken", detail)
+                let by = Actor::of(ACTOR);
+                core.unsaid
+                    .tell(&by, "configuration not taken", detail)
                     .await;
                 let raise = Raise {
                     kind: AlarmKind::ConfigurationRejected,
@@ -97,8 +99,9 @@ impl Reload {
             );
         }
         let detail = json!({ "certificate": is_shown, "after_a_restart": changed });
-        core.audit
-            .record(ACTOR, "configuration read again", detail)
+        let by = Actor::of(ACTOR);
+        core.unsaid
+            .tell(&by, "configuration read again", detail)
             .await;
     }
 }

@@ -1,5 +1,6 @@
 //! `scrinium-server run`: every listener on an open volume, until a signal.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -11,24 +12,26 @@ use scrinium_protocol::route::{Address, Route};
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::notify::Notifier;
 use scrinium_segment::process::HARMLESS_SIGNALS;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::info;
 
 use super::reload::Reload;
+use crate::alarms::AlarmKind;
 use crate::backup::schedule::{self, Schedule};
 use crate::catalogue::copies::{self, Copying};
 use crate::certificates::{self, Publishing};
 use crate::config::Config;
 use crate::console::tls::Keeping;
 use crate::control::waiting::WhatWaits;
-use crate::core::{Core, Running, host_name};
+use crate::core::{Core, OWN_NAME, Running, host_name};
 use crate::duties::keep::{Duty, Plan, keep};
 use crate::evidence::Intervals;
 use crate::health::{self, Health};
 use crate::listener::doors::{self, Telling};
 use crate::local::{Room, SyslogSink};
 use crate::refusals::{self, Sums};
+use crate::said::said;
 use crate::silence::{self, Silence};
 use crate::statistics::{self, Statistics};
 use crate::verification::{self, Nightly};
@@ -40,7 +43,7 @@ use crate::{console, control, evidence, listener, notices, self_signed, stopped,
 pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let hangup = signal(SignalKind::hangup())?;
     for number in HARMLESS_SIGNALS {
         // It stays handled when nobody listens any more.
         drop(signal(SignalKind::from_raw(number))?);
@@ -50,15 +53,13 @@ pub(crate) async fn run(dir: &Path, config: Config, file: Option<PathBuf>) -> Re
     let mut server = Server::start(dir, config).await?;
     notifier.say("READY=1");
     info!(data = %dir.display(), "the server is ready");
+    server.heed(hangup, reload);
     let alive = tokio::spawn(say_alive(notifier.clone()));
-    let signal = loop {
-        tokio::select! {
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
-            _ = hangup.recv() => reload.run(&server.running.core, &server.shown).await,
-            // Nothing is drained: what would drain it is what fell.
-            fell = server.first_fallen() => return Err(fell.into()),
-        }
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        // Nothing is drained: what would drain it is what fell.
+        fell = server.first_fallen() => return Err(fell.into()),
     };
     info!(signal, "stopping");
     notifier.say("STOPPING=1");
@@ -175,6 +176,7 @@ impl Server {
             core: &running.core,
             vital,
             tasks: &mut tasks,
+            names: BTreeSet::new(),
         };
         keep.duty(health::PLAN, Health::new);
         keep.duty(doors::PLAN, Telling::new);
@@ -204,12 +206,27 @@ impl Server {
         keep.duty(evidence::plan(config.interval), move |core| {
             Intervals::new(core, elsewhere.clone())
         });
+        let duties = keep.names;
+        end_unkept(&running.core, &duties).await;
         Ok(Self {
             running,
             tasks,
             console: console_address,
             shown,
         })
+    }
+
+    /// Reads the configuration again at each signal. A file on a disk that does not answer keeps no other signal from being heard.
+    fn heed(&mut self, mut hangup: Signal, reload: Reload) {
+        let (core, shown) = (self.running.core.clone(), self.shown.clone());
+        let read = async move {
+            while hangup.recv().await.is_some() {
+                reload.run(&core, &shown).await;
+            }
+        };
+        let vital = self.running.vital.clone();
+        self.tasks
+            .spawn(vital.endless("reading the configuration", read));
     }
 
     /// Stops from the beginning of the pipe: listeners, then what is in it drains to the disk. `by` is what ends it.
@@ -219,6 +236,7 @@ impl Server {
         let alarms = self.running.core.alarms.write_down();
         let _rest_is_lost = tokio::time::timeout(PATIENCE, alarms).await;
         refusals::write_sums(&self.running.core, true).await;
+        stopped::keep_unsaid(&self.running.core);
         stopped::end(&self.running.core, by).await;
         let socket = self.running.core.data_dir().join("control.sock");
         self.running.close().await;
@@ -235,16 +253,33 @@ impl Server {
     }
 }
 
+/// Ends the alarms of what the last run of the server did, and this one does not, or did not yet take: a configuration that was
+/// refused was read now.
+async fn end_unkept(core: &Core, duties: &BTreeSet<String>) {
+    let alarms = &core.alarms;
+    alarms.end_all_but(AlarmKind::DutyFailed, duties).await;
+    if core.backup.is_none() {
+        let none = BTreeSet::new();
+        alarms.end_all_but(AlarmKind::BackupFailed, &none).await;
+    }
+    notices::end_unkept(core).await;
+    let over = said!("over.configuration");
+    let kind = AlarmKind::ConfigurationRejected;
+    alarms.end(kind, OWN_NAME, over).await;
+}
+
 /// Begins duties.
 struct Keeper<'a> {
     core: &'a Arc<Core>,
     vital: &'a Vital,
     tasks: &'a mut JoinSet<()>,
+    names: BTreeSet<String>,
 }
 
 impl Keeper<'_> {
     /// Keeps a duty, which is made of the core, and made anew after a panic.
     fn duty<D: Duty>(&mut self, plan: Plan, make: impl Fn(Arc<Core>) -> D + Send + 'static) {
+        self.names.insert(plan.name().to_owned());
         let core = self.core.clone();
         let made_of = core.clone();
         let kept = keep(core, plan, move || make(made_of.clone()));

@@ -333,7 +333,7 @@ pub(crate) async fn sign_out(
 ) -> Response {
     if who.session.has_csrf(&form.csrf) {
         core.accounts.sign_out(&who.id);
-        drop(core.audit.note(&who.actor, "signed out", json!({})).await);
+        core.unsaid.tell(&who.actor, "signed out", json!({})).await;
     }
     Redirect::to("/sign-in").into_response()
 }

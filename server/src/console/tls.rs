@@ -18,6 +18,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::alarms::{AlarmKind, Raise};
+use crate::audit::Actor;
 use crate::catalogue::records::ServerKeys;
 use crate::clock::{self, DAY_US};
 use crate::core::{Core, OWN_NAME, load_keys};
@@ -173,9 +174,10 @@ impl Keeping {
         let detail = json!({ "sha256": sha256, "until": until });
         self.shown.show(certified);
         self.seen = Some(now);
+        let by = Actor::of(OWN_NAME);
         self.core
-            .audit
-            .record(OWN_NAME, "console certificate replaced", detail)
+            .unsaid
+            .tell(&by, "console certificate replaced", detail)
             .await;
         Ok(())
     }
@@ -184,17 +186,19 @@ impl Keeping {
     async fn tell_of_its_end(&mut self) -> Result<()> {
         let ends_us = certificate_ends_us(self.shown.now().end_entity_cert()?)?;
         let now_us = clock::unix_us();
-        if ends_us.saturating_sub(now_us) >= ALARM_DAYS * DAY_US {
-            if self.told.take().is_some() {
-                let kind = AlarmKind::CertificateEnds;
-                self.core
-                    .alarms
-                    .end(kind, OWN_NAME, said!("over.certificate"))
-                    .await;
+        let ends_soon = ends_us.saturating_sub(now_us) < ALARM_DAYS * DAY_US;
+        // Of a certificate that is shown no longer it is over, also when the server was restarted for that.
+        let (alarms, kind) = (&self.core.alarms, AlarmKind::CertificateEnds);
+        let told = alarms.lasting_of_server(kind);
+        for key in &told {
+            if !ends_soon || *key != ends_us.to_string() {
+                let over = said!("over.certificate");
+                alarms.end_of(kind, OWN_NAME, key, over).await;
             }
-            return Ok(());
         }
-        if self.told.replace(ends_us) == Some(ends_us) {
+        let is_told = self.told == Some(ends_us) || told.contains(&ends_us.to_string());
+        self.told = ends_soon.then_some(ends_us);
+        if !ends_soon || is_told {
             return Ok(());
         }
         let place = match self.shown.files() {
@@ -213,7 +217,7 @@ impl Keeping {
         self.core
             .alarms
             .raise(Raise {
-                kind: AlarmKind::CertificateEnds,
+                kind,
                 agent: OWN_NAME.to_owned(),
                 text,
                 key: ends_us.to_string(),
@@ -276,8 +280,9 @@ async fn own(
             "made the console's self-signed certificate; compare its SHA-256 with what the browser shows"
         );
         let detail = json!({ "why": why, "sha256": sha256, "until": until, "names": names });
-        core.audit
-            .record(OWN_NAME, "console certificate made", detail)
+        let by = Actor::of(OWN_NAME);
+        core.unsaid
+            .tell(&by, "console certificate made", detail)
             .await;
     }
     Ok((why.is_some(), certified(&keys, provider)?.0))
@@ -299,3 +304,31 @@ const OWN_EVERY: Duration = Duration::from_secs(6 * 3600);
 const FILES_EVERY: Duration = Duration::from_secs(5);
 /// A certificate that ends sooner is an alarm.
 const ALARM_DAYS: u64 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::tests::{new_volume, running};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_alarm_of_a_certificate_ends_when_another_one_is_shown_after_a_restart() {
+        let dir = new_volume("certificate", |_| {});
+        let running = running(&dir);
+        let core = running.core.clone();
+        let names = ["localhost".to_owned()];
+        let (_, shown) = config(&core, None, &names).await.unwrap();
+        let raise = Raise {
+            kind: AlarmKind::CertificateEnds,
+            agent: OWN_NAME.to_owned(),
+            text: said!("alarm_text.certificate-own"),
+            key: "1800000000000000".to_owned(),
+        };
+        core.alarms.raise(raise).await;
+        let mut keeping = Keeping::new(core.clone(), names.into(), shown);
+        keeping.tell_of_its_end().await.unwrap();
+        assert!(core.alarms.lasting(AlarmKind::CertificateEnds).is_empty());
+        drop((core, keeping));
+        running.close().await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

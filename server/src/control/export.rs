@@ -46,6 +46,8 @@ pub(crate) struct ExportRequest {
     /// Collected at or after, and before: Unix µs.
     pub(crate) from_us: Option<u64>,
     pub(crate) to_us: Option<u64>,
+    /// Nothing that was received later, Unix µs: a link gives what was there when it was made.
+    pub(crate) received_until_us: Option<u64>,
     /// `raw` or `package`.
     pub(crate) format: String,
     /// `csv`, `json` or `none`.
@@ -244,7 +246,11 @@ impl ExportRequest {
             other => bail!("--format '{other}' must be raw or package"),
         };
         Ok(Order {
-            wanted: Wanted { stream, query },
+            wanted: Wanted {
+                stream,
+                query,
+                received_until_us: self.received_until_us,
+            },
             form,
             recipient: recipient?,
         })

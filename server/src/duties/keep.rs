@@ -43,7 +43,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         self.point.strip_prefix(POINT).unwrap_or(self.point)
     }
 }
@@ -53,7 +53,9 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
     let name = plan.name();
     let mut duty = make();
     let mut panics = 0_u32;
-    let mut is_alarmed = false;
+    // One that was told before the server was restarted ends too.
+    let lasting = core.alarms.lasting_of_server(AlarmKind::DutyFailed);
+    let mut is_alarmed = lasting.contains(name);
     loop {
         core.duties.begin(name, plan.every);
         let begun = clock::now();
@@ -70,6 +72,7 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
                 Err(_) if is_late => {}
                 Err(_) => {
                     is_late = true;
+                    is_alarmed = true;
                     let text = said!("alarm_text.duty-late", name, plan.long.as_secs());
                     raise(&core, name, text).await;
                 }
@@ -102,7 +105,7 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
         let passed = clock::now().duration_since(begun);
         let wait = wait.saturating_sub(passed).max(wait.min(REST_MIN));
         match core.duties.end(name, ended, wait) {
-            None if is_alarmed || is_late => {
+            None if is_alarmed => {
                 is_alarmed = false;
                 let end =
                     core.alarms
@@ -118,7 +121,7 @@ pub(crate) async fn keep<D: Duty>(core: Arc<Core>, plan: Plan, make: impl Fn() -
                     "a duty failed; it is tried again"
                 );
                 // Where entries cannot be written, that is the alarm.
-                let is_told = plan.raises || !core.archive.troubles().is_ready();
+                let is_told = plan.raises || !core.archive.troubles().takes_entries();
                 if is_panic || (failing.times >= FAILURES_MIN && !is_told) {
                     is_alarmed = true;
                     let since = rfc3339(failing.since_us);
@@ -153,3 +156,58 @@ const PANIC_WAIT: Duration = Duration::from_secs(1);
 const PANIC_DOUBLINGS_MAX: u32 = 16;
 /// Between two rounds, however long one takes.
 const REST_MIN: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::tests::{new_volume, running};
+
+    /// Takes long and fails, and then is done each time.
+    struct Slow(u32);
+
+    impl Duty for Slow {
+        async fn round(&mut self) -> Result<()> {
+            self.0 += 1;
+            if self.0 > 1 {
+                return Ok(());
+            }
+            tokio::time::sleep(PLAN.long.saturating_mul(3)).await;
+            anyhow::bail!("it took long, and failed")
+        }
+    }
+
+    const PLAN: Plan = Plan {
+        point: "duty: of a test",
+        every: Duration::from_millis(10),
+        long: Duration::from_millis(20),
+        raises: false,
+    };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_alarm_of_a_duty_ends_however_it_began_and_after_a_restart() {
+        let dir = new_volume("duties", |_| {});
+        let running = running(&dir);
+        let core = running.core.clone();
+        let is_over = |count: usize| {
+            let alarms = core.alarms.list();
+            alarms.len() == count && alarms.iter().all(|alarm| alarm.is_over())
+        };
+        let task = tokio::spawn(keep(core.clone(), PLAN, || Slow(0)));
+        while !is_over(1) {
+            tokio::task::yield_now().await;
+        }
+        task.abort();
+        drop(task.await);
+        // One of the last run of the server.
+        raise(&core, PLAN.name(), Said::from("it failed")).await;
+        let task = tokio::spawn(keep(core.clone(), PLAN, || Slow(1)));
+        while !is_over(2) {
+            tokio::task::yield_now().await;
+        }
+        task.abort();
+        drop(task.await);
+        drop(core);
+        running.close().await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -14,6 +14,13 @@ pub(crate) fn is_url(url: &str) -> bool {
     parsed.is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
 }
 
+/// Who is asked. Of a URL the rest may be a secret, or a name and a password: it is in no message.
+pub(crate) fn host_of(url: &str) -> String {
+    let url = Url::parse(url).ok();
+    let host = url.as_ref().and_then(Url::host_str);
+    host.unwrap_or_default().to_owned()
+}
+
 /// Posts `body` and reads what is answered.
 ///
 /// # Errors
@@ -31,7 +38,12 @@ pub(crate) async fn post(url: &str, content_type: &str, body: Vec<u8>) -> Result
     let status = response.status();
     ensure!(status.is_success(), "it answered {status}");
     let mut answer = Vec::new();
-    while let Some(chunk) = response.chunk().await.context("reading its answer")? {
+    loop {
+        let chunk = response.chunk().await;
+        let chunk = chunk.map_err(reqwest::Error::without_url);
+        let Some(chunk) = chunk.context("reading its answer")? else {
+            break;
+        };
         answer.extend_from_slice(&chunk);
         ensure!(answer.len() <= ANSWER_LEN_MAX, "its answer is too long");
     }
@@ -49,6 +61,10 @@ mod tests {
     fn only_urls_that_can_be_asked_are_taken() {
         assert!(is_url("http://tsa.example/tsr") && is_url("http://127.0.0.1:3161"));
         assert!(is_url("https://tsa.example"));
+        assert_eq!(
+            host_of("https://me:secret@tsa.example:1/T0/key?a=1"),
+            "tsa.example"
+        );
         assert!(!is_url("ftp://tsa.example") && !is_url("tsa.example") && !is_url(""));
     }
 }

@@ -1,8 +1,13 @@
 //! A checkpoint a day, by mail: a copy in a mailbox is out of reach of whoever has this machine.
+//!
+//! ```text
+//! checkpoint ─▶ a letter to each ─▶ [Mailed]: the day, and while somebody was refused, who got it
+//! ```
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lettre::message::Mailbox;
 use scrinium_segment::durable;
 
@@ -40,10 +45,11 @@ impl Correspondence {
             Some(_) => with_token.clone(),
             None => format!("{day}\n"),
         };
-        let before = std::fs::read(&file).unwrap_or_default();
-        if before == now.as_bytes() || before == with_token.as_bytes() {
+        let before = std::fs::read_to_string(&file).unwrap_or_default();
+        if before == now || before == with_token {
             return Ok(());
         }
+        let mut mailed = Mailed::parse(&before, &now);
         let stem = format!("{name}-{day}");
         let mut text = format!(
             "Keep this message. It lets you tell later, without trusting the archive or whoever runs it, whether anything\n\
@@ -65,10 +71,75 @@ impl Correspondence {
             text,
             enclosed: files,
         };
-        self.relay.send(&self.to, &letter).await?;
+        let mut refused = Vec::new();
+        for to in &self.to {
+            let name = to.email.to_string();
+            if mailed.to.contains(&name) {
+                continue;
+            }
+            match self.relay.send(to, &letter).await {
+                Ok(()) => {
+                    mailed.to.insert(name);
+                    durable::write_file(&file, mailed.in_part().as_bytes())?;
+                }
+                Err(error) => refused.push(format!("{error:#}")),
+            }
+        }
+        if !refused.is_empty() {
+            bail!("{}", refused.join("; "));
+        }
         Ok(durable::write_file(&file, now.as_bytes())?)
+    }
+}
+
+/// Who got a letter that not everybody got.
+struct Mailed {
+    /// The line of a letter that everybody got.
+    whole: String,
+    to: BTreeSet<String>,
+}
+
+impl Mailed {
+    /// As the file says it of the same letter; nobody of another one.
+    fn parse(text: &str, whole: &str) -> Self {
+        let mailed = Self {
+            whole: whole.to_owned(),
+            to: BTreeSet::new(),
+        };
+        let to = text.strip_prefix(&mailed.in_part()).unwrap_or_default();
+        Self {
+            to: to.lines().map(str::to_owned).collect(),
+            ..mailed
+        }
+    }
+
+    fn in_part(&self) -> String {
+        let names = self.to.iter().map(|name| format!("{name}\n"));
+        let names: String = names.collect();
+        format!("{}, in part\n{names}", self.whole.trim_end())
     }
 }
 
 /// The day of the last letter.
 const MAILED_FILE: &str = "mailed";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_got_a_letter_is_known_until_there_is_another_letter() {
+        let mut mailed = Mailed::parse("2026-01-30\n", "2026-01-31\n");
+        assert!(mailed.to.is_empty());
+        mailed.to.insert("a@example.org".into());
+        mailed.to.insert("b@example.org".into());
+        let text = mailed.in_part();
+        assert_ne!(text, "2026-01-31\n");
+        assert_eq!(Mailed::parse(&text, "2026-01-31\n").to, mailed.to);
+        assert!(
+            Mailed::parse(&text, "2026-01-31 with its token\n")
+                .to
+                .is_empty()
+        );
+    }
+}

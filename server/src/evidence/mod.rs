@@ -306,7 +306,8 @@ impl Evidence {
             let note = signed.note.clone().into_bytes();
             if let Err(error) = http::post(url, "text/plain; charset=utf-8", note).await {
                 failed.push(format!(
-                    "a checkpoint was signed and did not reach the witness {url}: {error:#}. The next one is sent all the same."
+                    "a checkpoint was signed and did not reach the witness {}: {error:#}. The next one is sent all the same.",
+                    http::host_of(url)
                 ));
             }
         }
@@ -317,7 +318,8 @@ impl Evidence {
             && let Err(error) = self.stamp(url, &signed.note, now_us).await
         {
             failed.push(format!(
-                "no time-stamp token came from {url}: {error:#}. It is asked again."
+                "no time-stamp token came from {}: {error:#}. It is asked again.",
+                http::host_of(url)
             ));
         }
         if let Some(correspondence) = &elsewhere.correspondence {

@@ -63,14 +63,16 @@ impl Duty for Intervals {
             .clone()
             .filter(|failed| self.told.as_ref() != Some(failed))
         {
-            core.alarms
-                .raise(Raise {
-                    kind: AlarmKind::EvidenceStopped,
-                    agent: OWN_NAME.to_owned(),
-                    text: said!("alarm_text.evidence-stopped", failed),
-                    key: String::new(),
-                })
-                .await;
+            let raise = Raise {
+                kind: AlarmKind::EvidenceStopped,
+                agent: OWN_NAME.to_owned(),
+                text: said!("alarm_text.evidence-stopped", failed),
+                key: String::new(),
+            };
+            // The same was told before a restart.
+            if self.told.is_some() || !core.alarms.says(&raise) {
+                core.alarms.raise(raise).await;
+            }
         }
         if failed.is_none() {
             if self.told.is_some() {

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::agents::{Accepted, News, Proven, Refused};
-use crate::alarms::{AlarmKind, Raise};
+use crate::alarms::{AlarmKind, MORE, Raise};
 use crate::audit::Actor;
 use crate::catalogue::records::TokenRecord;
 use crate::core::Core;
@@ -115,7 +115,10 @@ async fn handshake(
 
     let token = match purpose {
         Purpose::Connect | Purpose::Ask { .. } => Ok(None),
-        Purpose::Enrol { token } => core.agents.check_token(&token).map(Some),
+        Purpose::Enrol { token } => {
+            let _place = core.at_work.take().await;
+            core.agents.check_token(&token).map(Some)
+        }
     };
     let token = match token {
         Ok(token) => token,
@@ -168,7 +171,8 @@ async fn handshake(
                     .as_ref()
                     .is_some_and(|token| token.replaces != [0; 16]);
                 let action = if replaced { "replaced" } else { "enrolled" };
-                core.audit.record("agent", action, detail).await;
+                let by = Actor::of("agent");
+                core.unsaid.tell(&by, action, detail).await;
             }
             note_changes(core, &accepted, address).await;
             Ok(Some((accepted, established)))
@@ -223,12 +227,14 @@ async fn finish(
     expect: ExpectAgentHello,
 ) -> Result<(Accepted, Established), Refused> {
     let static_public = arrival.static_public;
+    let place = core.at_work.take().await;
     let (_, credentials) = core.agents.candidates(token.clone(), static_public)?;
+    drop(place);
     let (hello, used, established) = expect
         .handle(frame, &credentials)
         .map_err(|_| Refused::WrongCredential)?;
     let proven = arrival.proven(&credentials, used, &hello, &established)?;
-    let accepted = unless_in_use(|| {
+    let accepted = unless_in_use(core, || {
         let (candidate, _) = core.agents.candidates(token.clone(), static_public)?;
         core.agents.accept(candidate, &proven)
     });
@@ -263,10 +269,18 @@ impl Arrival<'_> {
 }
 
 /// Tries until the agent is not connected any more, for a moment.
-async fn unless_in_use<T>(mut attempt: impl FnMut() -> Result<T, Refused>) -> Result<T, Refused> {
+async fn unless_in_use<T>(
+    core: &Core,
+    mut attempt: impl FnMut() -> Result<T, Refused>,
+) -> Result<T, Refused> {
     let deadline = clock::now() + INCUMBENT_MAX;
     loop {
-        match attempt() {
+        // It may write the catalogue.
+        let attempted = {
+            let _place = core.at_work.take().await;
+            attempt()
+        };
+        match attempted {
             Err(Refused::InUse) if clock::now() < deadline => {
                 tokio::time::sleep(INCUMBENT_STEP).await;
             }
@@ -291,7 +305,8 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
     }
     if !accepted.changed.is_empty() && over == 0 {
         let detail = detail(json!(accepted.changed));
-        core.audit.record("agent", "machine changed", detail).await;
+        let by = Actor::of("agent");
+        core.unsaid.tell(&by, "machine changed", detail).await;
     }
     // What a person approved is known to one.
     if (1..=core.agents.changes_max()).contains(&accepted.changed.len()) {
@@ -300,13 +315,14 @@ async fn note_changes(core: &Core, accepted: &Accepted, address: SocketAddr) {
             kind: AlarmKind::MachineChanged,
             agent: agent.name.clone(),
             text: said!("alarm_text.machine-changed", &names, address.to_string()),
-            key: if over == 0 { names } else { "more".to_owned() },
+            key: if over == 0 { names } else { MORE.to_owned() },
         };
         core.alarms.raise(raise).await;
     }
     if agent.restored && over == 0 {
         let detail = detail(json!("restored from a copy; a new epoch begins"));
-        core.audit.record("agent", "rollback", detail).await;
+        let by = Actor::of("agent");
+        core.unsaid.tell(&by, "rollback", detail).await;
     }
 }
 
@@ -332,9 +348,7 @@ async fn note_refused(core: &Core, what: What, action: &str, detail: Value, from
         detail,
         from,
     };
-    if let Err(error) = refusals::note(core, refusal).await {
-        warn!(%error, "a refusal could not be written to the audit stream");
-    }
+    refusals::note_late(core, refusal).await;
 }
 
 async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>> {

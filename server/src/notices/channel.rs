@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lettre::message::Mailbox;
-use reqwest::Url;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -66,6 +65,30 @@ impl Channel {
         }
     }
 
+    /// The same way for each who gets something by it: one whom the relay refuses keeps no letter from the others, and gives none
+    /// of them one twice.
+    pub(super) fn each(&self) -> Vec<Self> {
+        let Way::Mail { relay, to } = &self.way else {
+            return vec![self.clone()];
+        };
+        let each = to.iter().map(|to| Self {
+            way: Way::Mail {
+                relay: relay.clone(),
+                to: vec![to.clone()],
+            },
+            ..self.clone()
+        });
+        each.collect()
+    }
+
+    /// The word, and of mail to whom: what is remembered to have been told, and what an alarm calls it.
+    pub(super) fn full_name(&self) -> String {
+        match self.way {
+            Way::Mail { .. } => format!("{} {}", self.name(), self.to()),
+            Way::Webhook(_) | Way::Syslog { .. } => self.name().to_owned(),
+        }
+    }
+
     /// Who or what it goes to. What of a URL may be a secret is not in it.
     pub(crate) fn to(&self) -> String {
         match &self.way {
@@ -73,11 +96,7 @@ impl Channel {
                 let to: Vec<String> = to.iter().map(|to| to.email.to_string()).collect();
                 to.join(", ")
             }
-            Way::Webhook(url) => {
-                let url = Url::parse(url).ok();
-                let host = url.as_ref().and_then(Url::host_str);
-                host.unwrap_or_default().to_owned()
-            }
+            Way::Webhook(url) => http::host_of(url),
             Way::Syslog { address, .. } => address.clone(),
         }
     }
@@ -99,7 +118,11 @@ impl Channel {
                     text: message.text.clone(),
                     enclosed: Vec::new(),
                 };
-                relay.send(to, &letter).await
+                // One at a time, see [`Channel::each`].
+                for to in to {
+                    relay.send(to, &letter).await?;
+                }
+                Ok(())
             }
             Way::Webhook(url) => {
                 let body = serde_json::to_vec(&message.json)?;

@@ -12,7 +12,7 @@
 mod channel;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,16 +32,22 @@ use crate::said::said;
 /// The duty.
 pub(crate) struct Sending {
     core: Arc<Core>,
-    queues: Vec<Queue>,
+    /// Of each mailbox one.
+    queues: Vec<(Channel, Queue)>,
 }
 
 impl Sending {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         let now = clock::now();
-        let queues = core.channels.iter().map(|channel| {
+        // What was told before the server was restarted ends too.
+        let failed = core.alarms.lasting_of_server(AlarmKind::AlarmsNotSent);
+        let queues = core.channels.iter().flat_map(Channel::each);
+        let queues = queues.map(|channel| {
             let mut queue = Queue::new(now);
-            queue.add(core.alarms.untold(channel.name()), channel);
-            queue
+            let name = channel.full_name();
+            queue.is_alarmed = failed.contains(&name);
+            queue.add(core.alarms.untold(&name, channel.name()), &channel);
+            (channel, queue)
         });
         Self {
             queues: queues.collect(),
@@ -54,11 +60,11 @@ impl Duty for Sending {
     async fn round(&mut self) -> Result<()> {
         let core = self.core.clone();
         let news = core.alarms.take_news();
-        for (channel, queue) in core.channels.iter().zip(&mut self.queues) {
+        for (channel, queue) in &mut self.queues {
             queue.add(news.clone(), channel);
         }
         // One that does not answer holds the others up for one message at most.
-        let rounds = core.channels.iter().zip(&mut self.queues);
+        let rounds = self.queues.iter_mut();
         let rounds = rounds.map(|(channel, queue)| send_due(&core, channel, queue));
         futures_util::future::join_all(rounds).await;
         Ok(())
@@ -72,7 +78,7 @@ async fn send_due(core: &Core, channel: &Channel, queue: &mut Queue) {
     if due.is_empty() {
         return;
     }
-    let name = channel.name();
+    let name = &*channel.full_name();
     let message = Message::new(core, channel.language, &due);
     match channel.send(&message).await {
         Ok(()) => {
@@ -80,6 +86,9 @@ async fn send_due(core: &Core, channel: &Channel, queue: &mut Queue) {
             core.alarms.told(&ids.collect(), name);
             if queue.failures > 0 {
                 info!(channel = name, "alarms leave again");
+            }
+            if queue.is_alarmed {
+                queue.is_alarmed = false;
                 let over = said!("over.sent");
                 core.alarms
                     .end_of(AlarmKind::AlarmsNotSent, OWN_NAME, name, over)
@@ -97,6 +106,7 @@ async fn send_due(core: &Core, channel: &Channel, queue: &mut Queue) {
                 "alarms could not be sent; it is tried again"
             );
             if queue.failures == FAILURES_MIN {
+                queue.is_alarmed = true;
                 let raise = Raise {
                     kind: AlarmKind::AlarmsNotSent,
                     agent: OWN_NAME.to_owned(),
@@ -118,6 +128,8 @@ struct Queue {
     /// Nothing is sent before.
     free_at: Instant,
     failures: u32,
+    /// The alarm that it does not work lasts.
+    is_alarmed: bool,
 }
 
 impl Queue {
@@ -127,6 +139,7 @@ impl Queue {
             told: BTreeMap::new(),
             free_at: now,
             failures: 0,
+            is_alarmed: false,
         }
     }
 
@@ -186,6 +199,14 @@ impl Queue {
     }
 }
 
+/// Ends the alarms of channels that are not configured any more.
+pub(crate) async fn end_unkept(core: &Core) {
+    let kept = core.channels.iter().flat_map(Channel::each);
+    let kept: BTreeSet<String> = kept.map(|channel| channel.full_name()).collect();
+    let kind = AlarmKind::AlarmsNotSent;
+    core.alarms.end_all_but(kind, &kept).await;
+}
+
 /// What became of a test of one channel.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Tested {
@@ -205,7 +226,7 @@ pub(crate) async fn test(core: &Core) -> Result<Vec<Tested>> {
         bail!(said!("refused.no_channel"));
     }
     let mut tested = Vec::new();
-    for channel in &core.channels {
+    for channel in core.channels.iter().flat_map(Channel::each) {
         let message = Message::test(core, channel.language);
         let sent = channel.send(&message).await;
         tested.push(Tested {
@@ -343,5 +364,98 @@ mod tests {
         assert!((20..40).contains(&tries), "{tries}");
         queue.add(news(AlarmKind::DiskFull, 5..7), &channel);
         assert_eq!(queue.due(now + RETRY_MAX)[&AlarmKind::DiskFull].raised, 7);
+    }
+
+    /// A relay of mail that refuses everybody called `gone`; who got a letter is sent to `got`.
+    async fn relay(listener: tokio::net::TcpListener, got: tokio::sync::mpsc::Sender<String>) {
+        use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+        while let Ok((stream, _)) = listener.accept().await {
+            let got = got.clone();
+            tokio::spawn(async move {
+                let (reader, mut writer) = stream.into_split();
+                let mut lines = tokio::io::BufReader::new(reader).lines();
+                let (mut to, mut is_letter) = (String::new(), false);
+                writer.write_all(b"220 relay\r\n").await.unwrap();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let answer = match &*line {
+                        "." => {
+                            is_letter = false;
+                            got.try_send(to.clone()).unwrap();
+                            "250 taken"
+                        }
+                        _ if is_letter => continue,
+                        line if line.starts_with("RCPT TO:<gone@") => "550 nobody is called so",
+                        line if line.starts_with("RCPT TO:") => {
+                            to = line.replace("RCPT TO:", "");
+                            "250 good"
+                        }
+                        "DATA" => {
+                            is_letter = true;
+                            "354 go on"
+                        }
+                        "QUIT" => "221 bye",
+                        _ => "250 good",
+                    };
+                    if writer
+                        .write_all(format!("{answer}\r\n").as_bytes())
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_mailbox_that_is_refused_keeps_no_letter_from_the_others_and_gives_them_none_twice()
+    {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (got, mut letters) = tokio::sync::mpsc::channel(64);
+        let relaying = tokio::spawn(relay(listener, got));
+        let dir = crate::core::tests::new_volume("mailboxes", |_| {});
+        let config = format!(
+            "[mail]\nrelay = \"smtp://{address}\"\nfrom = \"scrinium@example.org\"\n\
+             [alarms]\nmail_to = [\"ada@example.org\", \"gone@example.org\", \"bob@example.org\"]\n"
+        );
+        let running = crate::core::tests::running_with(&dir, &config);
+        let core = running.core.clone();
+        let raise = |key: &str| Raise {
+            kind: AlarmKind::DiskFull,
+            agent: OWN_NAME.to_owned(),
+            text: "x".into(),
+            key: key.to_owned(),
+        };
+        core.alarms.raise(raise("1")).await;
+        let mut sending = Sending::new(core.clone());
+        for _ in 0..4 {
+            sending.round().await.unwrap();
+            // It may be tried again at once.
+            let now = clock::now();
+            sending
+                .queues
+                .iter_mut()
+                .for_each(|(_, queue)| queue.free_at = now);
+        }
+        let mut told = Vec::new();
+        while let Ok(to) = letters.try_recv() {
+            told.push(to);
+        }
+        told.sort();
+        assert!(told.len() <= 4, "{told:?}");
+        // The second letter of a mailbox that works tells that another one does not.
+        told.dedup();
+        assert_eq!(told, ["<ada@example.org>", "<bob@example.org>"]);
+        let failed = core.alarms.lasting_of_server(AlarmKind::AlarmsNotSent);
+        assert_eq!(failed, BTreeSet::from(["mail gone@example.org".to_owned()]));
+        let alarm = core.alarms.list().pop().unwrap();
+        let expected = ["mail ada@example.org", "mail bob@example.org"].map(str::to_owned);
+        assert_eq!(alarm.told, BTreeSet::from(expected));
+        drop((core, sending));
+        relaying.abort();
+        running.close().await;
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

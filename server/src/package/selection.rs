@@ -32,6 +32,8 @@ pub(crate) struct Wanted {
     pub(crate) stream: Option<StreamId>,
     /// The lines that match, and what collectors say is missing in that time.
     pub(crate) query: Query,
+    /// Nothing of a batch that was received later, Unix µs: agents that were away bring what they collected before.
+    pub(crate) received_until_us: Option<u64>,
 }
 
 impl Wanted {
@@ -41,6 +43,7 @@ impl Wanted {
         Self {
             stream: Some(stream),
             query: Query::default(),
+            received_until_us: None,
         }
     }
 
@@ -58,7 +61,7 @@ impl Wanted {
 
     /// Whether it is all of one stream.
     pub(super) fn is_whole_stream(&self) -> bool {
-        self.stream.is_some() && self.query.is_everything()
+        self.stream.is_some() && self.query.is_everything() && self.received_until_us.is_none()
     }
 }
 
@@ -66,6 +69,7 @@ impl Wanted {
 pub(super) struct Selection {
     query: Query,
     gaps: Ends,
+    received_until_us: u64,
     pub(super) runs: Vec<Run>,
     /// Every extent of the streams.
     extents: BTreeMap<StreamId, Vec<Extent>>,
@@ -119,6 +123,7 @@ impl Selection {
         let is_whole_stream = wanted.is_whole_stream();
         let streams = wanted.streams(archive, names);
         let query = wanted.query;
+        let received_until_us = wanted.received_until_us.unwrap_or(u64::MAX);
         reading.step()?;
         let extents = readable_extents(archive, &streams, &query)?;
         let mut runs = Vec::new();
@@ -126,6 +131,7 @@ impl Selection {
         let mut matching = Matching {
             archive,
             query: &query,
+            received_until_us,
             access,
             reading,
             budgets: Budgets::default(),
@@ -147,6 +153,7 @@ impl Selection {
         Ok(Self {
             query,
             gaps,
+            received_until_us,
             runs,
             extents,
         })
@@ -259,12 +266,15 @@ impl Selection {
                     let mut lines = Vec::new();
                     let is_over = || reading.is_over();
                     let at = (number_of_extent, first);
-                    let end = for_each_line(&self.query, batch, true, is_over, |line| {
-                        if self.gaps.shows(&self.query, stream, at, &line) {
-                            lines.push(line);
-                        }
-                    });
-                    ensure!(end.is_continue(), "a batch was not read to its end");
+                    // One that came later is shown without its entries, as one in which nothing was found.
+                    if batch.received_us <= self.received_until_us {
+                        let end = for_each_line(&self.query, batch, true, is_over, |line| {
+                            if self.gaps.shows(&self.query, stream, at, &line) {
+                                lines.push(line);
+                            }
+                        });
+                        ensure!(end.is_continue(), "a batch was not read to its end");
+                    }
                     each(&Piece {
                         number,
                         run,
@@ -344,6 +354,7 @@ fn whole_stream(stream: &StreamRecord, extents: &[Extent]) -> Vec<Run> {
 struct Matching<'a> {
     archive: &'a Archive,
     query: &'a Query,
+    received_until_us: u64,
     access: &'a Access,
     reading: &'a Reading,
     budgets: Budgets,
@@ -356,6 +367,7 @@ impl Matching<'_> {
         let Self {
             archive,
             query,
+            received_until_us,
             access,
             reading,
             ..
@@ -378,6 +390,9 @@ impl Matching<'_> {
             reading.step()?;
             for batch in &archive.read(extent, access)? {
                 reading.step()?;
+                if batch.received_us > received_until_us {
+                    continue;
+                }
                 let mut seen = Seen::default();
                 let end = for_each_line(query, batch, true, is_over, |line| seen.add(query, &line));
                 ensure!(end.is_continue(), "a batch was not read to its end");

@@ -9,10 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::{Result, bail};
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::sl::message::Receipt;
 
-use crate::archive::{Archive, EVER};
+use crate::archive::{Archive, EVER, is_out_of_descriptors};
 
 /// Ends of epochs: 56 bytes for each stream and epoch.
 type Ends = BTreeMap<(StreamId, Epoch), u64>;
@@ -31,18 +32,21 @@ pub(super) enum LeftEpochs {
 
 impl LeftEpochs {
     /// The sequence after the last entry of an epoch that is archived, or was before it was deleted lawfully. 0: none.
+    ///
+    /// # Errors
+    /// There is no file descriptor to look with: that says nothing of the archive.
     pub(super) fn end(
         &mut self,
         archive: &Archive,
         agent: AgentId,
         stream: StreamId,
         epoch: Epoch,
-    ) -> u64 {
+    ) -> Result<u64> {
         if matches!(self, Self::Unasked) {
-            *self = find(archive, agent).map_or(Self::TooMany, Self::Known);
+            *self = find(archive, agent)?.map_or(Self::TooMany, Self::Known);
         }
         match self {
-            Self::Known(ends) => ends.get(&(stream, epoch)).copied().unwrap_or(0),
+            Self::Known(ends) => Ok(ends.get(&(stream, epoch)).copied().unwrap_or(0)),
             Self::Unasked | Self::TooMany => find_one(archive, stream, epoch),
         }
     }
@@ -65,26 +69,26 @@ fn add(ends: &mut Ends, stream: StreamId, epoch: Epoch, end: u64) {
 }
 
 /// All of an agent, unless they are too many.
-fn find(archive: &Archive, agent: AgentId) -> Option<Ends> {
+fn find(archive: &Archive, agent: AgentId) -> Result<Option<Ends>> {
     let streams = archive.streams_of(agent).into_iter();
     let streams: BTreeSet<StreamId> = streams.map(|stream| stream.id).collect();
     let mut ends = Ends::new();
     let is_whole = each(archive, &streams, |stream, epoch, end| {
         add(&mut ends, stream, epoch, end);
         ends.len() <= EPOCHS_MAX
-    });
-    is_whole.then_some(ends)
+    })?;
+    Ok(is_whole.then_some(ends))
 }
 
-fn find_one(archive: &Archive, stream: StreamId, epoch: Epoch) -> u64 {
+fn find_one(archive: &Archive, stream: StreamId, epoch: Epoch) -> Result<u64> {
     let mut found = 0;
     each(archive, &BTreeSet::from([stream]), |_, of, end| {
         if of == epoch {
             found = end.max(found);
         }
         true
-    });
-    found
+    })?;
+    Ok(found)
 }
 
 /// Shows every entry range of some streams that is archived, or was deleted lawfully, as long as `take` wants more. Whether
@@ -93,22 +97,45 @@ fn each(
     archive: &Archive,
     streams: &BTreeSet<StreamId>,
     mut take: impl FnMut(StreamId, Epoch, u64) -> bool,
-) -> bool {
+) -> Result<bool> {
     let found = archive.extents(|stream| streams.contains(&stream), EVER);
+    check_looked(found.damaged.iter().map(|(_, error)| error))?;
     let archived = found.list.into_iter();
     let mut archived = archived.map(|extent| (extent.stream, extent.epoch, extent.sequences.1));
     if !archived.all(|(stream, epoch, end)| take(stream, epoch, end)) {
-        return false;
+        return Ok(false);
     }
     for (stream, ranges) in archive.pruned() {
         for range in ranges {
             if streams.contains(&stream) && !take(stream, range.epoch, range.sequences.1) {
-                return false;
+                return Ok(false);
             }
         }
     }
-    true
+    Ok(true)
+}
+
+/// Refuses to say what is there where it could not be looked at. What is damaged has nothing for anybody: that is missing.
+fn check_looked<'a>(mut errors: impl Iterator<Item = &'a anyhow::Error>) -> Result<()> {
+    if errors.any(is_out_of_descriptors) {
+        bail!("the server has no file descriptor left to look into the archive");
+    }
+    Ok(())
 }
 
 /// Epochs that are remembered, of all streams of an agent: 20 MiB. One that was never restored has one for each stream.
 const EPOCHS_MAX: usize = 300_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_descriptors_is_no_missing_entry_and_damage_is() {
+        let lack = anyhow::Error::from(std::io::Error::from_raw_os_error(24)).context("opening");
+        let damage = anyhow::anyhow!("its digest is another");
+        assert!(check_looked([&damage].into_iter()).is_ok());
+        let refused = check_looked([&damage, &lack].into_iter()).unwrap_err();
+        assert!(refused.to_string().contains("file descriptor"));
+    }
+}

@@ -24,8 +24,9 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(core: Arc<Core>, offset_max: Duration) -> Self {
+        let lasting = core.alarms.lasting(AlarmKind::AgentClock).into_keys();
         Self {
-            wrong: Wrong::of(core.alarms.standing(AlarmKind::AgentClock)),
+            wrong: Wrong::of(lasting.map(|(name, _)| name).collect()),
             core,
             offset_us_max: u64::try_from(offset_max.as_micros()).unwrap_or(u64::MAX),
         }
@@ -69,6 +70,10 @@ async fn tell_of_steps(core: &Core) {
 async fn tell_of_agents(core: &Core, offset_us_max: u64, wrong: &mut Wrong) {
     let (reference_us, is_confirmed) = core.time.reference_us();
     let boot_us = crate::clock::boot_us();
+    for name in wrong.forget_all_but(&core.agents.enabled_names()) {
+        let over = said!("over.gone");
+        core.alarms.end(AlarmKind::AgentClock, &name, over).await;
+    }
     for (_, name, shown_us) in core.agents.named_clocks(boot_us) {
         let offset_us = distance(shown_us, reference_us);
         match wrong.look(&name, offset_us.unsigned_abs() <= offset_us_max, boot_us) {
@@ -128,6 +133,13 @@ impl Wrong {
     fn of(standing: BTreeSet<String>) -> Self {
         let seen = |name| (name, Seen::standing());
         Self(standing.into_iter().map(seen).collect())
+    }
+
+    /// Forgets those that are deleted or disabled: nobody says how their clocks are. Returns whose alarms stand.
+    fn forget_all_but(&mut self, enabled: &BTreeSet<String>) -> Vec<String> {
+        let gone = self.0.extract_if(.., |name, _| !enabled.contains(name));
+        let standing = gone.filter(|(_, seen)| seen.stands);
+        standing.map(|(name, _)| name).collect()
     }
 
     fn look(&mut self, name: &str, is_right: bool, now_us: u64) -> Change {
@@ -200,6 +212,16 @@ mod tests {
         assert_eq!(wrong.look("web1", true, right_us), Change::Ended);
         assert_eq!(wrong.look("web1", true, right_us + 1), Change::None);
         assert!(wrong.0.is_empty());
+    }
+
+    #[test]
+    fn who_is_gone_has_no_clock_and_is_told_anew_when_it_is_back() {
+        let mut wrong = Wrong::of(BTreeSet::from(["web1".to_owned(), "web2".to_owned()]));
+        let enabled = BTreeSet::from(["web2".to_owned()]);
+        assert_eq!(wrong.forget_all_but(&enabled), ["web1"]);
+        assert!(wrong.forget_all_but(&enabled).is_empty());
+        assert_eq!(wrong.look("web1", false, 7), Change::Begun);
+        assert_eq!(wrong.look("web2", false, 7), Change::None);
     }
 
     /// It was raised before the server was restarted.

@@ -197,3 +197,22 @@ fn a_server_shows_its_new_certificate_after_sighup_and_says_what_needs_a_restart
     assert!(shows("second"));
     assert!(!lab.server_has_ended());
 }
+
+/// Its file lies where nothing answers: a stop is heard all the same.
+#[test]
+fn a_server_whose_configuration_does_not_answer_stops_when_it_is_told_to() {
+    if !has_tool("mkfifo") {
+        skipped("mkfifo");
+        return;
+    }
+    let mut lab = Lab::start("hup-fifo");
+    let file = lab.dir.join("server.toml");
+    std::fs::remove_file(&file).unwrap();
+    let made = Command::new("mkfifo").arg(&file).status();
+    assert!(made.unwrap().success());
+    signal(lab.server_pid(), "-HUP");
+    // Whoever opens the other end waits until the server has opened this one.
+    let writer = File::options().write(true).open(&file).unwrap();
+    lab.stop_server();
+    drop(writer);
+}

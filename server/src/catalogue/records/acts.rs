@@ -47,6 +47,19 @@ pub(crate) struct RunRecord {
     pub(crate) started_us: u64,
     /// When it ended in order, Unix µs, and by what.
     pub(crate) ended: Option<(u64, String)>,
+    /// Times without the server of which the sources of syslog have no gap entry yet, the first one first.
+    #[serde(default)]
+    pub(crate) absences: Vec<AbsenceRecord>,
+}
+
+/// A time without the server.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct AbsenceRecord {
+    /// Unix µs.
+    pub(crate) from_us: u64,
+    pub(crate) to_us: u64,
+    /// How it ended before, in words.
+    pub(crate) how: String,
 }
 
 impl Stored for RunRecord {

@@ -136,3 +136,22 @@ impl Stored for TokenRecord {
         self.id.to_vec()
     }
 }
+
+#[cfg(test)]
+impl AgentRecord {
+    /// One that only has a name.
+    pub(crate) fn named(name: &str, id: u8, enrolled_us: u64) -> Self {
+        let (zero, none) = ("00".repeat(32), "00".repeat(16));
+        let agent = serde_json::json!({
+            "id": none, "name": name, "site": "", "static_public": zero, "signing_public": zero,
+            "credential": zero, "credential_next": null, "credential_superseded": null, "generation": 0,
+            "enabled": true, "token_id": none, "enrolled_us": enrolled_us, "host_name": "", "version": "",
+            "os": "", "fingerprint": [],
+        });
+        let agent: Self = serde_json::from_value(agent).unwrap();
+        Self {
+            id: AgentId([id; 16]),
+            ..agent
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use anyhow::Result;
 use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::codec::Codec as _;
 use scrinium_protocol::evidence::interval::Reached;
@@ -10,7 +11,7 @@ use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
 use serde::{Deserialize, Serialize};
 
 use super::{StoredSecret, codec, hex, shared_text};
-use crate::catalogue::Stored;
+use crate::catalogue::{Changes, Stored};
 use crate::clock::Day;
 
 /// A stream and where it stood when the last log was archived.
@@ -203,7 +204,8 @@ impl Stored for LossRecord {
     }
 }
 
-/// Entries that an agent holds a receipt for, and that were not there when it showed it. By stream.
+/// Entries that an agent holds a receipt for, and that were not there when it showed it. By stream and epoch: one that an agent
+/// left is missing as well as the one it is in.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct UnmetReceipt {
     #[serde(with = "codec")]
@@ -225,11 +227,40 @@ fn no_head() -> Head {
     Head([0; 32])
 }
 
+impl UnmetReceipt {
+    /// Writes it down beside what is known of the same epoch: the first that is missing, and the last receipt.
+    pub(crate) fn keep(self, changes: &Changes<'_>) -> Result<()> {
+        let mut row = self;
+        if let Some(before) = changes.get::<Self>(&row.name())? {
+            row = row.joined(before);
+        }
+        // Version 0.1.0 had one row for each stream.
+        let of_stream = row.stream.encoded();
+        if let Some(before) = changes.get::<Self>(&of_stream)?
+            && before.epoch == row.epoch
+        {
+            row = row.joined(before);
+            changes.remove_named::<Self>(&of_stream)?;
+        }
+        changes.put(&row)
+    }
+
+    fn joined(self, other: Self) -> Self {
+        let first = self.sequences.0.min(other.sequences.0);
+        let mut last = match self.sequences.1 >= other.sequences.1 {
+            true => self,
+            false => other,
+        };
+        last.sequences.0 = first;
+        last
+    }
+}
+
 impl Stored for UnmetReceipt {
     const KIND: u8 = 33;
 
     fn name(&self) -> Vec<u8> {
-        self.stream.encoded()
+        [self.stream.encoded(), self.epoch.encoded()].concat()
     }
 }
 
@@ -453,5 +484,66 @@ mod stream_kind {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<StreamKind, D::Error> {
         let byte = u8::deserialize(d)?;
         StreamKind::from_byte(byte).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scrinium_protocol::secret::Secret;
+
+    use super::*;
+    use crate::catalogue::Catalogue;
+
+    /// An agent that was restored twice shows a receipt of each epoch; one of them took the place of the other.
+    #[test]
+    fn each_epoch_of_a_stream_has_its_own_missing_entries_and_the_most_that_was_shown() {
+        let path = std::env::temp_dir().join(format!("scrinium-unmet-{}.db", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let catalogue = Catalogue::create(&path, &Secret::new([1; 32])).unwrap();
+        let keep = |epoch: u8, sequences: (u64, u64)| {
+            let row = unmet(epoch, sequences);
+            catalogue.write(|changes| row.keep(changes)).unwrap();
+        };
+        // As version 0.1.0 wrote it.
+        let old = unmet(1, (3, 9));
+        catalogue
+            .write(|changes| changes.put(&OfStream(old)))
+            .unwrap();
+        keep(1, (5, 20));
+        keep(2, (0, 100));
+        keep(2, (7, 50));
+        let mut rows = catalogue.load::<UnmetReceipt>().unwrap();
+        rows.sort_by_key(|row| row.epoch);
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| (row.epoch.0[0], row.sequences))
+            .collect();
+        assert_eq!(rows, [(1, (3, 20)), (2, (0, 100))]);
+        let rows = catalogue.load::<UnmetReceipt>().unwrap();
+        let last = rows.iter().find(|row| row.epoch.0[0] == 2).unwrap();
+        assert_eq!(last.head, Head([100; 32]), "the head of the last one");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    fn unmet(epoch: u8, sequences: (u64, u64)) -> UnmetReceipt {
+        UnmetReceipt {
+            stream: StreamId([7; 16]),
+            agent: AgentId([1; 16]),
+            name: "/var/log/x".into(),
+            epoch: Epoch([epoch; 16]),
+            sequences,
+            head: Head([u8::try_from(sequences.1).unwrap(); 32]),
+        }
+    }
+
+    #[derive(Deserialize, Serialize)]
+    struct OfStream(UnmetReceipt);
+
+    impl Stored for OfStream {
+        const KIND: u8 = UnmetReceipt::KIND;
+
+        fn name(&self) -> Vec<u8> {
+            self.0.stream.encoded()
+        }
     }
 }

@@ -15,7 +15,7 @@ use scrinium_protocol::identity::AgentId;
 use scrinium_protocol::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub(crate) use self::acts::{LateActRecord, RestRecord, RunRecord};
+pub(crate) use self::acts::{AbsenceRecord, LateActRecord, RestRecord, RunRecord};
 pub(crate) use self::agents::{AgentConfiguration, AgentRecord, Quarantine, TokenRecord};
 pub(crate) use self::archive::{
     AckedRecord, ArchiveMark, BackupRecord, CertificateRecord, ChainRecord, Group, GroupKeys,

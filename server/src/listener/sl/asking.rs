@@ -30,7 +30,7 @@ pub(super) async fn grant(
         .handle(frame, &credentials)
         .map_err(|_| Refused::WrongCredential)?;
     let proven = arrival.proven(&credentials, used, &hello, &established)?;
-    let granted = unless_in_use(|| core.agents.grant_state_key(agent, &proven)).await;
+    let granted = unless_in_use(core, || core.agents.grant_state_key(agent, &proven)).await;
     if matches!(granted, Err(Refused::InUse)) {
         core.agents.note_rival(agent, &proven);
     }

@@ -9,6 +9,7 @@ use super::{Effect, Receiver};
 use crate::agents::{Answered, News, interference_with};
 use crate::alarms::{AlarmKind, Raise};
 use crate::said::said;
+use crate::silence::ANSWERS;
 
 impl Receiver {
     /// An alarm and an entry of the trail, with what was seen and how far the session had come.
@@ -79,7 +80,7 @@ impl Receiver {
                 kind: AlarmKind::AgentTrouble,
                 agent: self.name(),
                 text: said!("alarm_text.answers", News::Answers.a_day()),
-                key: "answers".to_owned(),
+                key: ANSWERS.to_owned(),
             }));
         }
     }

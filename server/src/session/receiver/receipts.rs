@@ -11,10 +11,11 @@ use anyhow::{Result, bail};
 use scrinium_protocol::identity::{Epoch, Head, StreamId, StreamKind};
 use scrinium_protocol::sl::message::Receipt;
 use serde_json::json;
+use tracing::warn;
 
 use super::{Effect, Receiver};
 use crate::agents::News;
-use crate::alarms::{AlarmKind, Raise};
+use crate::alarms::{AlarmKind, MORE, Raise};
 use crate::catalogue::records::UnmetReceipt;
 use crate::said::said;
 
@@ -29,7 +30,16 @@ impl Receiver {
             Some(stream) if stream.position.epoch == receipt.epoch => stream.position.next.0,
             Some(_) => {
                 let (archive, agent) = (&self.shared.archive, self.agent);
-                self.left.end(archive, agent, receipt.stream, receipt.epoch)
+                let looked = self.left.end(archive, agent, receipt.stream, receipt.epoch);
+                match looked {
+                    Ok(end) => end,
+                    Err(error) => {
+                        // The agent keeps it, and shows it in its next session.
+                        let error = format!("{error:#}");
+                        warn!(agent = %agent, error, "whether a receipt is met could not be looked up");
+                        return Ok(());
+                    }
+                }
             }
             None => 0,
         };
@@ -98,7 +108,7 @@ impl Receiver {
             kind: AlarmKind::ReceiptUnmet,
             agent: self.name(),
             text: said!("alarm_text.receipts-unmet", News::Unmet.a_day()),
-            key: "more".to_owned(),
+            key: MORE.to_owned(),
         }));
         // The row is a write: it says how many they are at least.
         if counted.is_power_of_two() {
