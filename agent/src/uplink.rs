@@ -316,7 +316,7 @@ impl Uplink {
     fn handle_deadline(&mut self) -> Result<()> {
         let now = clock::now();
         self.shipper.reports = self.health.reports();
-        self.shipper.hang = self.health.hang(now);
+        self.shipper.hung_at = self.health.hung_at(now);
         self.shipper.handle_timeout(now, clock::unix_us())
     }
 

@@ -18,6 +18,7 @@ use crate::core::Core;
 use crate::i18n::Language;
 use crate::index::hits::Hit;
 use crate::index::turns::Busy;
+use crate::said::Said;
 
 /// What is shown of one entry.
 pub(crate) struct View {
@@ -257,10 +258,10 @@ pub(crate) fn agents_json(core: &Core) -> Value {
             "cache_lasts_s": Some(live.keep_alive.cache_lasts_s).filter(|&lasts| lasts > 0),
             "clock_offset_ms": live.clock_offset_us.map(|offset_us| offset_us / 1000),
             "credential_generation": agent.generation,
-            "trouble": live.trouble(),
+            "trouble": live.trouble().map(|trouble| trouble.to_string()),
             "integrity_only": agent.integrity_only,
             "quarantine": agent.quarantine.as_ref().map(|seen| json!({
-                "reason": seen.reason,
+                "reason": Said::from(seen.reason.clone()).to_string(),
                 "address": seen.address,
                 "host": seen.host_name,
                 "since": rfc3339(seen.since_us),

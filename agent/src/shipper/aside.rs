@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use scrinium_protocol::identity::{StreamId, StreamKind};
+use scrinium_protocol::sl::message::NO_STREAMS;
 use tracing::{error, warn};
 
 /// What the server takes no new streams for.
@@ -66,12 +67,10 @@ impl Aside {
     /// What the server is told of it.
     pub(super) fn problem(&self) -> Option<String> {
         let (_, limit) = self.refused.as_ref()?;
-        Some(match self.lost_entries {
-            0 => format!("new streams wait, because the server takes no more of them: {limit}"),
-            lost => format!(
-                "new streams wait, because the server takes no more of them: {limit}; {lost} entries of senders and commands are lost"
-            ),
-        })
+        Some(format!(
+            "{NO_STREAMS}{} entries are lost; {limit}",
+            self.lost_entries
+        ))
     }
 }
 
@@ -92,7 +91,7 @@ mod tests {
         aside.refuse("two are enough", now);
         assert!(aside.has(new) && !aside.has(old));
         aside.give_up(StreamKind::File, "/a", 5);
-        assert!(!aside.problem().unwrap().contains("lost"));
+        assert!(aside.problem().unwrap().contains(" 0 entries"));
         aside.give_up(StreamKind::SyslogUdp, "192.0.2.1", 7);
         let problem = aside.problem().unwrap();
         assert!(

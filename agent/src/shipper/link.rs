@@ -9,7 +9,9 @@ use scrinium_protocol::batch::StreamPosition;
 use scrinium_protocol::identity::{Sequence, StreamId};
 use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::handshake::{Established, RefusalCode, refusal_of};
-use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive, MARKS_MAX, refused_stream};
+use scrinium_protocol::sl::message::{
+    DISK, HANG, INTERFERENCE, KeepAlive, MARKS_MAX, refused_stream,
+};
 use scrinium_protocol::sl::session::{AgentEvent, AgentSession};
 use scrinium_protocol::sl::sources::SourceReports;
 use scrinium_segment::fault;
@@ -142,19 +144,17 @@ impl Shipper {
                 disk_bytes_max: fill.disk_bytes_max,
                 cache_lasts_s: self.cache_lasts.map_or(0, |lasts| lasts.as_secs()),
                 marks,
-                problem: match (
-                    self.disk_problem.as_ref().or(self.hang.as_ref()),
-                    &self.interference,
-                ) {
-                    (Some(problem), _) => problem.clone(),
-                    (None, Some(seen)) => format!("{INTERFERENCE}{seen}"),
-                    (None, None) => self.aside.problem().unwrap_or_default(),
+                problem: match (&self.disk_problem, &self.hung_at, &self.interference) {
+                    (Some(error), ..) => format!("{DISK}{error}"),
+                    (None, Some(path), _) => format!("{HANG}{path}"),
+                    (None, None, Some(seen)) => format!("{INTERFERENCE}{seen}"),
+                    (None, None, None) => self.aside.problem().unwrap_or_default(),
                 },
                 sources: (link.told.as_ref() != Some(&self.reports))
                     .then(|| (*self.reports).clone()),
             };
             link.told = Some(self.reports.clone());
-            if self.disk_problem.is_none() && self.hang.is_none() {
+            if self.disk_problem.is_none() && self.hung_at.is_none() {
                 self.interference = None;
             }
             link.session.send_keep_alive(state, now)?;

@@ -143,7 +143,7 @@ pub struct Shipper {
     pub produced_bytes: u64,
     /// How the sources do, and that their thread hangs: as their owner knows, before a keep-alive is due.
     pub reports: Arc<SourceReports>,
-    pub hang: Option<String>,
+    pub hung_at: Option<String>,
     /// When what the state is bound to is looked after.
     migration: Migration,
 }
@@ -204,7 +204,7 @@ impl Shipper {
             aside: Aside::default(),
             produced_bytes: 0,
             reports: Arc::default(),
-            hang: None,
+            hung_at: None,
             migration: Migration::default(),
         };
         // When the last stop left nothing unsaid the sources go on at once, else when the server has

@@ -174,12 +174,21 @@ impl Health {
         self.reports.borrow().clone()
     }
 
+    /// Where the thread that reads hangs; empty when that is not known.
+    pub(crate) fn hung_at(&self, now: Instant) -> Option<String> {
+        let (_, path) = self.beat.silent_for(now, HUNG_AFTER)?;
+        Some(match path.as_os_str().is_empty() {
+            true => String::new(),
+            false => shown(&path),
+        })
+    }
+
     /// That the thread that reads hangs, and where.
     pub(crate) fn hang(&self, now: Instant) -> Option<String> {
-        let (_, path) = self.beat.silent_for(now, HUNG_AFTER)?;
-        let at = match path.as_os_str().is_empty() {
-            true => String::new(),
-            false => format!(", since it looked at {}", shown(&path)),
+        let at = self.hung_at(now)?;
+        let at = match at.is_empty() {
+            true => at,
+            false => format!(", since it looked at {at}"),
         };
         Some(format!(
             "the thread that reads hangs{at}: nothing is collected"

@@ -187,6 +187,12 @@ impl Codec for Receipt {
 
 /// What the problem of an agent begins with that saw somebody interfere on the way.
 pub const INTERFERENCE: &str = "interference: ";
+/// Of one whose disk refuses what it must take; the words of its system follow.
+pub const DISK: &str = "disk: ";
+/// Of one whose thread that reads gives no sign of life; what it looked at last follows, if anything is known.
+pub const HANG: &str = "hangs: ";
+/// Of one whose new streams the server does not take; how many entries are lost, and then the limit, follow.
+pub const NO_STREAMS: &str = "streams wait: ";
 
 /// Why a session is closed whose agent wants a stream more than it may have; see [`refused_stream`].
 #[must_use]

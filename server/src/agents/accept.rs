@@ -26,7 +26,7 @@ use super::{Agents, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::{AgentRecord, Quarantine, StoredSecret, TokenRecord};
 use crate::clock;
-use crate::said::{Said, said};
+use crate::said::{Arg, Said, said};
 
 /// Why a handshake is refused; told to the agent in these words.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub(crate) enum Refused {
     #[error("this enrolment token was revoked; make a new one with: scrinium-server agent enroll")]
     RevokedToken,
     #[error("{0}; make a new token with: scrinium-server agent enroll")]
-    Name(String),
+    Name(Said),
     #[error("this agent is not known to the server; enrol it again")]
     UnknownAgent,
     #[error("the credential or the token is wrong")]
@@ -54,7 +54,7 @@ pub(crate) enum Refused {
     #[error(
         "quarantined: {0}. An administrator lets it in on the agent's page, or with: scrinium-server agent approve NAME"
     )]
-    Quarantined(String),
+    Quarantined(Said),
     #[error("another process of this agent is connected; this one is let in when that one is gone")]
     InUse,
     #[error("this agent may not send in clear: scrinium-server agent integrity-only NAME --allow")]
@@ -75,13 +75,13 @@ impl Refused {
             Self::UsedUpToken => said!("token.used_up"),
             Self::RevokedToken => said!("token.revoked"),
             Self::WrongCredential => said!("token.credential"),
-            Self::Quarantined(why) => said!("token.quarantined", why),
-            Self::Name(_)
-            | Self::UnknownAgent
-            | Self::InUse
-            | Self::SuiteNotAllowed
-            | Self::Disabled
-            | Self::Unavailable => Said::from(self.to_string()),
+            Self::Quarantined(why) => why.clone(),
+            Self::Name(why) => said!("token.name", why.clone()),
+            Self::UnknownAgent => said!("token.agent"),
+            Self::InUse => said!("token.in_use"),
+            Self::SuiteNotAllowed => said!("token.suite"),
+            Self::Disabled => said!("token.disabled"),
+            Self::Unavailable => said!("token.unavailable"),
         }
     }
 
@@ -263,9 +263,11 @@ impl Agents {
         }
         let changed = changed_components(&agent.fingerprint, &seen);
         let reason = match held {
-            Held::Superseded => Some("a credential was used that had already been replaced: the state of this agent was copied, or restored from a copy".to_owned()),
-            Held::Recovery => Some("the rolling credential is not the one this server knows: the state of the agent, or of the server, was restored from a copy".to_owned()),
-            Held::Next | Held::Current if changed.len() > self.changes_max => Some(format!("too much of the machine changed: {}", changed.join(", "))),
+            Held::Superseded => Some(said!("quarantine.superseded")),
+            Held::Recovery => Some(said!("quarantine.recovery")),
+            Held::Next | Held::Current if changed.len() > self.changes_max => {
+                Some(said!("quarantine.machine", changed.join(", ")))
+            }
             Held::Next | Held::Current => None,
         };
         if let Some(reason) = reason {
@@ -292,11 +294,11 @@ impl Agents {
         state: &mut State,
         mut agent: AgentRecord,
         proven: &Proven<'_>,
-        reason: String,
+        reason: Said,
         fingerprint: Vec<(String, String)>,
     ) -> Refused {
         let seen = Quarantine {
-            reason: reason.clone(),
+            reason: reason.clone().into(),
             address: proven.address.to_string(),
             host_name: proven.hello.host_name.clone(),
             fingerprint,
@@ -304,7 +306,7 @@ impl Agents {
             approved: false,
         };
         let is_new = agent.quarantine.as_ref().is_none_or(|known| {
-            known.reason != seen.reason || known.fingerprint != seen.fingerprint
+            !known.is_because_of(&reason) || known.fingerprint != seen.fingerprint
         });
         if is_new {
             agent.quarantine = Some(seen);
@@ -381,16 +383,13 @@ impl Agents {
         let mut state = self.lock();
         let agent = state.agents.get(&id)?.clone();
         let live = state.live.entry(agent.id).or_default();
-        let incumbent = live
-            .address
-            .map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
-        let reason = if let Refused::Quarantined(reason) = refused {
-            reason.clone()
-        } else {
-            refused.to_string()
-        };
+        let incumbent = live.address.map_or_else(
+            || Arg::from(said!("token.nowhere")),
+            |at| at.to_string().into(),
+        );
+        let reason = refused.said();
         if !matches!(refused, Refused::InUse) {
-            live.trouble = Some(format!("{reason} ({address})"));
+            live.trouble = Some(said!("token.from", reason.clone(), address.to_string()));
             live.refused = true;
         }
         let kind = match refused {
@@ -413,13 +412,13 @@ impl Agents {
             agent: agent.name,
             text: said!(
                 "alarm_text.refused",
-                refused.said(),
+                reason.clone(),
                 address.to_string(),
                 incumbent,
                 &agent.host_name
             ),
             // Another reason is another alarm; another address is not.
-            key: reason,
+            key: reason.to_string(),
         })
     }
 }

@@ -10,6 +10,7 @@ use scrinium_segment::key::{asking_credential, state_key};
 
 use super::accept::{changed_components, hex_fingerprint};
 use super::{Agents, Proven, Refused};
+use crate::said::said;
 
 impl Agents {
     /// The credential with which an agent asks; none of an agent that is not known, or was enrolled by no program that
@@ -51,15 +52,11 @@ impl Agents {
             return Ok(state_key(&recovery.0));
         }
         let changed = changed_components(&agent.fingerprint, &seen);
-        let differs = if changed.is_empty() {
-            "nothing that the server knows".to_owned()
-        } else {
-            changed.join(", ")
-        };
         // Short: with what a person is to do it must fit into a refusal.
-        let reason = format!(
-            "its state does not open on its machine ({differs} changed): moved, or it is a copy"
-        );
+        let reason = match changed.is_empty() {
+            true => said!("quarantine.asks"),
+            false => said!("quarantine.asks_changed", changed.join(", ")),
+        };
         Err(self.quarantine(&mut state, agent, proven, reason, seen))
     }
 }

@@ -458,7 +458,10 @@ pub(super) fn new_agent(
             .and_then(|()| check_unused(&token.agent_name, others()))
             .map(|()| token.agent_name.clone()),
     };
-    let name = name.map_err(|error| Refused::Name(error.to_string()))?;
+    let name = name.map_err(|error| {
+        let said = error.downcast_ref::<Said>().cloned();
+        Refused::Name(said.unwrap_or_else(|| Said::from(error.to_string())))
+    })?;
     if repeated.is_none() {
         token.uses += 1;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
 use scrinium_protocol::sl::in_force::Setting;
-use scrinium_protocol::sl::message::{INTERFERENCE, KeepAlive};
+use scrinium_protocol::sl::message::{DISK, HANG, INTERFERENCE, KeepAlive, NO_STREAMS};
 use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
 
 use super::{Agents, News, Rival, State};
@@ -37,11 +37,11 @@ pub(crate) struct Live {
     /// What it does and who said so, in its own words; empty when it never said.
     pub(crate) in_force: Arc<[Setting]>,
     /// Why its last session broke, or why the server refused it.
-    pub(crate) trouble: Option<String>,
+    pub(crate) trouble: Option<Said>,
     /// The server refused it.
     pub(crate) refused: bool,
     /// Which limits hold it up, and what that means.
-    limits: BTreeMap<Limit, String>,
+    limits: BTreeMap<Limit, Said>,
 }
 
 /// What may hold an agent up while the rest of it goes on.
@@ -67,7 +67,7 @@ impl Live {
     }
 
     /// A limit holds it up, in words.
-    pub(super) fn reach(&mut self, limit: Limit, said: String) {
+    pub(super) fn reach(&mut self, limit: Limit, said: Said) {
         self.limits.insert(limit, said);
     }
 
@@ -128,11 +128,34 @@ impl Live {
     }
 
     /// What is wrong with it: as we see it, else as it says.
-    pub(crate) fn trouble(&self) -> Option<&str> {
+    pub(crate) fn trouble(&self) -> Option<Said> {
         let says = Some(self.keep_alive.problem.as_str());
         let says = says.filter(|says| !says.is_empty() && !says.starts_with(INTERFERENCE));
-        let limit = self.limits.values().next().map(String::as_str);
-        self.trouble.as_deref().or(limit).or(says)
+        let seen = self
+            .trouble
+            .as_ref()
+            .or_else(|| self.limits.values().next());
+        seen.cloned().or_else(|| says.map(said_by_agent))
+    }
+}
+
+/// What an agent suffers from, for readers of any language. One of an earlier or later version is quoted.
+fn said_by_agent(problem: &str) -> Said {
+    if let Some(error) = problem.strip_prefix(DISK) {
+        return said!("agent_says.disk", error);
+    }
+    if let Some(path) = problem.strip_prefix(HANG) {
+        return match path {
+            "" => said!("agent_says.hangs"),
+            path => said!("agent_says.hangs_at", path),
+        };
+    }
+    let waits = problem.strip_prefix(NO_STREAMS);
+    let lost = waits.and_then(|waits| waits.split_once(' ')?.0.parse::<u64>().ok());
+    match lost {
+        Some(0) => said!("agent_says.streams"),
+        Some(lost) => said!("agent_says.streams_lost", lost),
+        None => Said::from(problem),
     }
 }
 
@@ -148,7 +171,7 @@ pub(crate) fn interference_with(agent: &str, seen: &str) -> Raise {
 
 impl Agents {
     /// A limit holds an agent up, in words; or not any longer.
-    pub(crate) fn limit(&self, id: AgentId, limit: Limit, said: Option<String>) {
+    pub(crate) fn limit(&self, id: AgentId, limit: Limit, said: Option<Said>) {
         if let Some(live) = self.lock().live.get_mut(&id) {
             match said {
                 Some(said) => live.reach(limit, said),
@@ -230,8 +253,12 @@ impl Agents {
             kind: AlarmKind::AgentTrouble,
             agent: agent.name.clone(),
             text: match is_over {
-                false => said!("alarm_text.agent-trouble", problem),
-                true => said!("alarm_text.agent-troubles", News::Troubles.a_day(), problem),
+                false => said!("alarm_text.agent-trouble", said_by_agent(&problem)),
+                true => said!(
+                    "alarm_text.agent-troubles",
+                    News::Troubles.a_day(),
+                    said_by_agent(&problem)
+                ),
             },
             // Whatever it says, further ones of a day are one alarm that counts.
             key: match is_over {
@@ -311,5 +338,28 @@ mod tests {
         assert!(live.hear_sources("web1", reports(&[good])).is_empty());
         assert_eq!(live.sources_in_trouble(), 0);
         assert_eq!(live.hear_sources("web1", reports(&[bad])).len(), 1);
+    }
+
+    #[test]
+    fn what_an_agent_suffers_from_is_worded_for_who_reads_and_an_unknown_one_is_quoted() {
+        use crate::i18n::Language::{En, Fr, It};
+        for (problem, words) in [
+            (format!("{DISK}ENOSPC"), "ENOSPC"),
+            (HANG.to_owned(), "nothing is collected"),
+            (format!("{HANG}/mnt/x.log"), "/mnt/x.log"),
+            (
+                format!("{NO_STREAMS}0 entries are lost; two"),
+                "new streams",
+            ),
+            (format!("{NO_STREAMS}7 entries are lost; two"), "7 entries"),
+        ] {
+            let said = said_by_agent(&problem);
+            let [en, it, fr] = [En, It, Fr].map(|t| t.say(&said));
+            assert!(en.contains(words), "{en}");
+            assert!(en != it && it != fr && en != fr, "{en} {it} {fr}");
+        }
+        for problem in ["something of another version", NO_STREAMS] {
+            assert_eq!(En.say(&said_by_agent(problem)), problem);
+        }
     }
 }

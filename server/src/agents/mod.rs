@@ -38,7 +38,7 @@ use crate::bounds;
 use crate::catalogue::records::{AgentConfiguration, AgentRecord, TokenRecord};
 use crate::catalogue::{Catalogue, Changes};
 use crate::clock;
-use crate::said::said;
+use crate::said::{Said, said};
 use crate::waits;
 
 /// All agents and tokens.
@@ -171,7 +171,7 @@ impl Agents {
     }
 
     /// Notes that a session ended.
-    pub(crate) fn end_session(&self, id: AgentId, number: u64, trouble: Option<String>) {
+    pub(crate) fn end_session(&self, id: AgentId, number: u64, trouble: Option<Said>) {
         let mut state = self.lock();
         if state
             .sessions

@@ -15,6 +15,7 @@ use scrinium_protocol::sl::message::ConfigurationAnswer;
 use super::live::Limit;
 use super::{Agents, State};
 use crate::clock::{self, DAY_US};
+use crate::said::{Said as Sentence, said};
 
 /// What costs a write, an entry of the trail or an alarm each time an agent says something else.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -228,11 +229,8 @@ impl Agents {
 }
 
 /// What the agent's page says.
-pub(crate) fn said_of_answers(counted: u64) -> String {
-    format!(
-        "it changed its answer to its configuration more than {} times in a day; {counted} further answers of this day were counted and are in the audit trail in sums",
-        News::Answers.a_day()
-    )
+pub(crate) fn said_of_answers(counted: u64) -> Sentence {
+    said!("agent_says.answers", News::Answers.a_day(), counted)
 }
 
 /// What is over the limit of a day is one entry so often, µs.

@@ -9,11 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
 use scrinium_protocol::sl::message::Receipt;
 
 use crate::archive::{Archive, EVER, is_out_of_descriptors};
+use crate::said::said;
 
 /// Ends of epochs: 56 bytes for each stream and epoch.
 type Ends = BTreeMap<(StreamId, Epoch), u64>;
@@ -118,7 +119,7 @@ fn each(
 /// Refuses to say what is there where it could not be looked at. What is damaged has nothing for anybody: that is missing.
 fn check_looked<'a>(mut errors: impl Iterator<Item = &'a anyhow::Error>) -> Result<()> {
     if errors.any(is_out_of_descriptors) {
-        bail!("the server has no file descriptor left to look into the archive");
+        return Err(said!("session.no_descriptors").into());
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use scrinium_protocol::sl::handshake::Established;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
@@ -26,6 +26,7 @@ use crate::audit::Actor;
 use crate::clock;
 use crate::core::Core;
 use crate::ingest::{Outcome, Submission};
+use crate::said::said;
 use crate::waits::{self, Place};
 
 /// Runs the session to its end.
@@ -50,7 +51,8 @@ pub(crate) async fn run(
         }
         Err(error) => {
             warn!(agent = %id, error = format!("{error:#}"), "an agent's session broke");
-            Some(format!("{error:#}"))
+            let broke = || said!("session.broke", format!("{error:#}"));
+            Some(error.downcast_ref().cloned().unwrap_or_else(broke))
         }
     };
     let _place = core.at_work.take().await;
@@ -253,7 +255,7 @@ fn read(reader: &OwnedReadHalf, receiver: &mut Receiver) -> Result<()> {
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
     }
     BUFFER.with_borrow_mut(|buffer| match reader.try_read(buffer) {
-        Ok(0) => bail!("the agent ended the connection without a close: truncated"),
+        Ok(0) => Err(said!("session.truncated").into()),
         Ok(n) => {
             let bytes = buffer.get(..n).unwrap_or_default();
             // It decrypts: other sessions go on meanwhile.
@@ -330,7 +332,7 @@ async fn unless_over<T>(
         biased;
         _ = told.wait_for(|told| told.ended) => Ok(None),
         done = something => Ok(Some(done)),
-        () = gone(stream) => bail!("the agent went while an older session of it was still ending"),
+        () = gone(stream) => Err(said!("session.went").into()),
     }
 }
 

@@ -294,7 +294,7 @@ impl Receiver {
                 self.session.renew(ephemeral, now)?;
             }
             ServerEvent::Closed { reason } => return Ok(Some(reason)),
-            ServerEvent::PeerSilent => bail!("nothing was heard for two keep-alives"),
+            ServerEvent::PeerSilent => return Err(said!("session.silent").into()),
         }
         Ok(None)
     }
@@ -435,10 +435,7 @@ impl Receiver {
             return;
         }
         let (count, per_minute) = (self.held.len(), self.budget.per_minute());
-        let why = format!(
-            "they come faster than limits.agent_new_streams_per_minute_max, {per_minute}. Everything else of it is archived as before"
-        );
-        let said = format!("{count} new streams wait: {why}");
+        let said = said!("agent_says.new_streams", count, per_minute);
         agents.limit(self.agent, Limit::NewStreams, Some(said));
         if !core::mem::replace(&mut self.is_held_said, true) {
             self.effects.push_back(Effect::Raise(Raise {

@@ -50,7 +50,7 @@ fn answers_that_change_again_and_again_are_counted_and_not_written() {
     wait_until("all are read, and counted", PATIENCE, || {
         assert!(client.breathe().1);
         // The first one is free, 24 changes are written.
-        trouble(&lab).contains("2975 further answers")
+        trouble(&lab).contains("2,975 further answers")
     });
     assert_eq!(lab.trail("configured").len(), 25);
     let said = lab.wait_for_alarm("agent-trouble", "evil1");

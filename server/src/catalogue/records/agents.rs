@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FIRST_TENANT, StoredSecret, codec, hex};
 use crate::catalogue::Stored;
+use crate::said::{Arg, Said};
 
 /// An enrolled agent.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -67,12 +68,19 @@ fn first_tenant() -> String {
 /// What was seen of somebody refused until a person approves.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Quarantine {
-    pub(crate) reason: String,
+    pub(crate) reason: Arg,
     pub(crate) address: String,
     pub(crate) host_name: String,
     pub(crate) fingerprint: Vec<(String, String)>,
     pub(crate) since_us: u64,
     pub(crate) approved: bool,
+}
+
+impl Quarantine {
+    /// Whether it stands for this reason. Records of earlier versions have the English words.
+    pub(crate) fn is_because_of(&self, reason: &Said) -> bool {
+        Said::from(self.reason.clone()).to_string() == reason.to_string()
+    }
 }
 
 /// What an administrator wants an agent to do, and what it said to that.

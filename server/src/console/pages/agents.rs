@@ -141,12 +141,12 @@ impl Row {
             offset: offset_ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:+} ms")),
             offset_is_large: offset_ms.is_some_and(|ms| ms.unsigned_abs() > OFFSET_MS_MAX),
             generation: agent.generation,
-            trouble: live.trouble().map(str::to_owned).or_else(|| {
+            trouble: live.trouble().map(|said| t.say(&said)).or_else(|| {
                 let sources = live.sources_in_trouble();
                 (sources > 0).then(|| t.with("agents.attention", sources))
             }),
             quarantine: agent.quarantine.as_ref().map(|seen| QuarantineRow {
-                reason: seen.reason.clone(),
+                reason: t.say(&seen.reason.clone().into()),
                 host: seen.host_name.clone(),
                 address: seen.address.clone(),
                 since: rfc3339(seen.since_us),

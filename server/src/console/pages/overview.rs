@@ -146,7 +146,7 @@ pub(crate) async fn page(State(core): State<Arc<Core>>, who: SignedIn) -> Respon
         let state = state_of(agent, live, &core);
         *states.entry(state.name()).or_default() += 1;
         if !matches!(state, AgentState::Connected | AgentState::Disabled) {
-            let detail = live.trouble().map(str::to_owned).unwrap_or_else(|| {
+            let detail = live.trouble().map(|said| t.say(&said)).unwrap_or_else(|| {
                 if live.heard_us > 0 {
                     ago(t, live.heard_us, now)
                 } else {
