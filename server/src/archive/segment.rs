@@ -31,7 +31,7 @@ use super::block::{self, StoredBatch, order_us};
 use super::keys::Keyring;
 use crate::catalogue::records::{Group, SegmentRecord};
 use crate::clock::Day;
-use crate::index::filter::FilterBuilder;
+use crate::index::filter::{FilterBuilder, GAP_WORD};
 
 /// What lies where in a segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -314,6 +314,9 @@ struct OpenBlock {
 fn filter_of(batches: &[StoredBatch]) -> Vec<u8> {
     let mut filter = FilterBuilder::new();
     for batch in batches {
+        if batch.entries.iter().any(|(meta, _)| meta.flags.is_gap()) {
+            filter.add(GAP_WORD);
+        }
         if batch.entries.is_text() {
             filter.add(batch.entries.bytes());
         } else {
