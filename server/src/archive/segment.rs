@@ -292,6 +292,7 @@ pub(crate) struct SegmentBuilder<'a> {
     /// A block is closed at this many raw bytes.
     block_len: usize,
     open: BTreeMap<StreamId, OpenBlock>,
+    /// What the open blocks take of memory.
     open_bytes: usize,
     blocks: Vec<Block>,
     filters: Vec<Vec<u8>>,
@@ -303,6 +304,7 @@ struct OpenBlock {
     batches: Vec<StoredBatch>,
     /// Bytes of their bodies.
     len: usize,
+    entries: usize,
     order: (u64, u32),
     epoch: Epoch,
     sequences: (u64, u64),
@@ -386,6 +388,7 @@ impl<'a> SegmentBuilder<'a> {
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {
             batches: Vec::new(),
             len: 0,
+            entries: 0,
             order,
             epoch: header.epoch,
             sequences: (header.first.0, header.first.0),
@@ -398,21 +401,22 @@ impl<'a> SegmentBuilder<'a> {
             block.times_us.1.max(last_us),
         );
         block.head = header.head();
-        let len = batch.entries.raw().len();
-        self.open_bytes += len;
-        block.len += len;
+        block.len += batch.entries.raw().len();
+        block.entries += batch.entries.len();
+        self.open_bytes += batch.entries.memory();
         // A block ends with a signature: the batches before it may have lost theirs.
         let is_signed = header.is_signed();
         let logs = self.logs.get_or_insert((order.0, order.0));
         *logs = (logs.0.min(order.0), logs.1.max(order.0));
         block.batches.push(batch);
-        if block.len >= self.block_len && is_signed {
+        let is_full = block.len >= self.block_len || block.entries >= BLOCK_ENTRIES;
+        if is_full && is_signed {
             self.close(id)?;
         }
         Ok(())
     }
 
-    /// Raw bytes of blocks not yet full.
+    /// What blocks that are not yet full take of memory.
     pub(crate) fn open_bytes(&self) -> usize {
         self.open_bytes
     }
@@ -429,7 +433,8 @@ impl<'a> SegmentBuilder<'a> {
         let Some(block) = self.open.remove(&stream) else {
             return Ok(());
         };
-        self.open_bytes -= block.len;
+        let batches = block.batches.iter();
+        self.open_bytes -= batches.map(|batch| batch.entries.memory()).sum::<usize>();
         let raw = block::encode(&block.batches);
         let key = self.keys.for_writing(&self.group, stream)?;
         let packed = self.compressor.compress(&raw);
@@ -492,6 +497,9 @@ impl<'a> SegmentBuilder<'a> {
 
 /// A block is closed at so many raw bytes: larger ones compress better, smaller ones are read faster.
 pub(crate) const BLOCK_LEN: usize = 4 << 20;
+/// Or at so many entries: of a few bytes each they are far more work, and memory, than their bytes. Ordinary lines fill a block
+/// by their bytes long before.
+const BLOCK_ENTRIES: usize = 1 << 17;
 const RECORD_BLOCK: u8 = 1;
 const RECORD_FILTER: u8 = 2;
 const RECORD_INDEX: u8 = 3;
