@@ -18,7 +18,6 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
 use scrinium_protocol::compress::{Compressor, decompress};
-use scrinium_protocol::entry::view;
 use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::secret::Secret;
@@ -32,6 +31,8 @@ use super::keys::Keyring;
 use crate::catalogue::records::{Group, SegmentRecord};
 use crate::clock::Day;
 use crate::index::filter::{FilterBuilder, GAP_WORD};
+use crate::index::lines::{Line, for_each_line};
+use crate::index::query::Query;
 
 /// What lies where in a segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -312,9 +313,11 @@ struct OpenBlock {
     head: Head,
 }
 
-/// The filter over every entry's text.
+/// The filter over every line's text, as a search reads it: where entries are not the text themselves, the pieces of a line are
+/// read as one.
 fn filter_of(batches: &[StoredBatch]) -> Vec<u8> {
     let mut filter = FilterBuilder::new();
+    let every = Query::default();
     for batch in batches {
         if batch.entries.iter().any(|(meta, _)| meta.flags.is_gap()) {
             filter.add(GAP_WORD);
@@ -322,9 +325,8 @@ fn filter_of(batches: &[StoredBatch]) -> Vec<u8> {
         if batch.entries.is_text() {
             filter.add(batch.entries.bytes());
         } else {
-            for (meta, bytes) in batch.entries.iter() {
-                filter.add(&view(bytes, meta.flags));
-            }
+            let add = |line: Line<'_>| filter.add(&line.text);
+            let _to_its_end = for_each_line(&every, batch, false, || false, add);
         }
     }
     filter.build()
@@ -504,3 +506,42 @@ const RECORD_BLOCK: u8 = 1;
 const RECORD_FILTER: u8 = 2;
 const RECORD_INDEX: u8 = 3;
 const INDEX_VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+    use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+
+    use super::*;
+    use crate::index::filter::may_hold;
+
+    /// One line in the batch is not UTF-8, and a word of another one came in two pieces.
+    #[test]
+    fn a_word_in_two_pieces_is_in_the_filter_beside_lines_of_any_encoding() {
+        let (agent, stream) = (AgentId([1; 16]), StreamId([2; 16]));
+        let mut builder = BatchBuilder::new();
+        for (bytes, flags) in [
+            (&b"caf\xe9\n"[..], EntryFlags::NONE),
+            (b"enter the passw", EntryFlags::FRAGMENT),
+            (b"ord\n", EntryFlags::NONE),
+            (b"a piece", EntryFlags::FRAGMENT),
+            (b"gap: of it\n", EntryFlags::GAP),
+        ] {
+            assert!(builder.push(bytes, EntryMeta { time_us: 1, flags }));
+        }
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let start = StreamPosition::start(agent, stream, Epoch::default());
+        let mut compressor = Compressor::new(1);
+        let (batch, _) = builder.seal(stream, &start, Vec::new(), &key, &mut compressor);
+        let filter = filter_of(&[StoredBatch {
+            received_us: 1,
+            agent,
+            entries: batch.open().unwrap(),
+            header: batch.header,
+        }]);
+        let holds = |text: &str| may_hold(&filter, &Query::parse(text).unwrap().tokens());
+        assert!(holds("password") && holds("café") && holds("piece") && holds("gap"));
+        assert!(!holds("passw") && !holds("absent"));
+    }
+}
