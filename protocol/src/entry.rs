@@ -163,6 +163,12 @@ impl Entries {
         &self.raw
     }
 
+    /// What they take of memory, bytes: of entries of a few bytes it is nearly all their places.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.raw.len() + self.table.len() * size_of::<(EntryMeta, Range<usize>)>()
+    }
+
     /// Whether every entry is UTF-8: its own [`view`].
     #[must_use]
     pub fn is_text(&self) -> bool {

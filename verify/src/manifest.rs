@@ -26,6 +26,9 @@ pub(crate) struct Manifest {
     pub(crate) entries: u64,
     pub(crate) gaps: u64,
     pub(crate) bytes: u64,
+    /// Statements of gaps that are not shown, by agent.
+    #[serde(default)]
+    pub(crate) gaps_left_out: BTreeMap<String, u64>,
     pub(crate) streams: Vec<StreamPart>,
     #[serde(deserialize_with = "each_once")]
     members: BTreeMap<String, Described>,

@@ -355,6 +355,12 @@ impl Teller<'_> {
                 manifest.gaps
             ));
         }
+        for (agent, gaps) in &manifest.gaps_left_out {
+            self.not_proven(format!(
+                "what {gaps} more gap entries of {} say: they are not shown",
+                shown::name(agent)
+            ));
+        }
         if self.format == Format::Two {
             self.not_proven(
                 "when the files in the package were written: packages of 0.1.0 do not sign their times",

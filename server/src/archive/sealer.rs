@@ -172,5 +172,5 @@ const PACKING: Packing = Packing {
     level: 3,
     block_len: BLOCK_LEN,
 };
-/// Most raw bytes of blocks not yet full.
-const OPEN_BYTES_MAX: usize = 64 << 20;
+/// Most that blocks which are not yet full take of memory, bytes.
+const OPEN_BYTES_MAX: usize = 96 << 20;

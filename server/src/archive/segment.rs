@@ -18,7 +18,6 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use scrinium_protocol::codec::{Codec as _, Reader, put_bytes16};
 use scrinium_protocol::compress::{Compressor, decompress};
-use scrinium_protocol::entry::view;
 use scrinium_protocol::identity::{AgentId, Epoch, Head, StreamId, StreamKind};
 use scrinium_protocol::kdf::sha256;
 use scrinium_protocol::secret::Secret;
@@ -31,7 +30,9 @@ use super::block::{self, StoredBatch, order_us};
 use super::keys::Keyring;
 use crate::catalogue::records::{Group, SegmentRecord};
 use crate::clock::Day;
-use crate::index::filter::FilterBuilder;
+use crate::index::filter::{FilterBuilder, GAP_WORD};
+use crate::index::lines::{Line, for_each_line};
+use crate::index::query::Query;
 
 /// What lies where in a segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -292,6 +293,7 @@ pub(crate) struct SegmentBuilder<'a> {
     /// A block is closed at this many raw bytes.
     block_len: usize,
     open: BTreeMap<StreamId, OpenBlock>,
+    /// What the open blocks take of memory.
     open_bytes: usize,
     blocks: Vec<Block>,
     filters: Vec<Vec<u8>>,
@@ -303,6 +305,7 @@ struct OpenBlock {
     batches: Vec<StoredBatch>,
     /// Bytes of their bodies.
     len: usize,
+    entries: usize,
     order: (u64, u32),
     epoch: Epoch,
     sequences: (u64, u64),
@@ -310,16 +313,20 @@ struct OpenBlock {
     head: Head,
 }
 
-/// The filter over every entry's text.
+/// The filter over every line's text, as a search reads it: where entries are not the text themselves, the pieces of a line are
+/// read as one.
 fn filter_of(batches: &[StoredBatch]) -> Vec<u8> {
     let mut filter = FilterBuilder::new();
+    let every = Query::default();
     for batch in batches {
+        if batch.entries.iter().any(|(meta, _)| meta.flags.is_gap()) {
+            filter.add(GAP_WORD);
+        }
         if batch.entries.is_text() {
             filter.add(batch.entries.bytes());
         } else {
-            for (meta, bytes) in batch.entries.iter() {
-                filter.add(&view(bytes, meta.flags));
-            }
+            let add = |line: Line<'_>| filter.add(&line.text);
+            let _to_its_end = for_each_line(&every, batch, false, || false, add);
         }
     }
     filter.build()
@@ -383,6 +390,7 @@ impl<'a> SegmentBuilder<'a> {
         let block = self.open.entry(id).or_insert_with(|| OpenBlock {
             batches: Vec::new(),
             len: 0,
+            entries: 0,
             order,
             epoch: header.epoch,
             sequences: (header.first.0, header.first.0),
@@ -395,21 +403,22 @@ impl<'a> SegmentBuilder<'a> {
             block.times_us.1.max(last_us),
         );
         block.head = header.head();
-        let len = batch.entries.raw().len();
-        self.open_bytes += len;
-        block.len += len;
+        block.len += batch.entries.raw().len();
+        block.entries += batch.entries.len();
+        self.open_bytes += batch.entries.memory();
         // A block ends with a signature: the batches before it may have lost theirs.
         let is_signed = header.is_signed();
         let logs = self.logs.get_or_insert((order.0, order.0));
         *logs = (logs.0.min(order.0), logs.1.max(order.0));
         block.batches.push(batch);
-        if block.len >= self.block_len && is_signed {
+        let is_full = block.len >= self.block_len || block.entries >= BLOCK_ENTRIES;
+        if is_full && is_signed {
             self.close(id)?;
         }
         Ok(())
     }
 
-    /// Raw bytes of blocks not yet full.
+    /// What blocks that are not yet full take of memory.
     pub(crate) fn open_bytes(&self) -> usize {
         self.open_bytes
     }
@@ -426,7 +435,8 @@ impl<'a> SegmentBuilder<'a> {
         let Some(block) = self.open.remove(&stream) else {
             return Ok(());
         };
-        self.open_bytes -= block.len;
+        let batches = block.batches.iter();
+        self.open_bytes -= batches.map(|batch| batch.entries.memory()).sum::<usize>();
         let raw = block::encode(&block.batches);
         let key = self.keys.for_writing(&self.group, stream)?;
         let packed = self.compressor.compress(&raw);
@@ -489,7 +499,49 @@ impl<'a> SegmentBuilder<'a> {
 
 /// A block is closed at so many raw bytes: larger ones compress better, smaller ones are read faster.
 pub(crate) const BLOCK_LEN: usize = 4 << 20;
+/// Or at so many entries: of a few bytes each they are far more work, and memory, than their bytes. Ordinary lines fill a block
+/// by their bytes long before.
+const BLOCK_ENTRIES: usize = 1 << 17;
 const RECORD_BLOCK: u8 = 1;
 const RECORD_FILTER: u8 = 2;
 const RECORD_INDEX: u8 = 3;
 const INDEX_VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+    use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+
+    use super::*;
+    use crate::index::filter::may_hold;
+
+    /// One line in the batch is not UTF-8, and a word of another one came in two pieces.
+    #[test]
+    fn a_word_in_two_pieces_is_in_the_filter_beside_lines_of_any_encoding() {
+        let (agent, stream) = (AgentId([1; 16]), StreamId([2; 16]));
+        let mut builder = BatchBuilder::new();
+        for (bytes, flags) in [
+            (&b"caf\xe9\n"[..], EntryFlags::NONE),
+            (b"enter the passw", EntryFlags::FRAGMENT),
+            (b"ord\n", EntryFlags::NONE),
+            (b"a piece", EntryFlags::FRAGMENT),
+            (b"gap: of it\n", EntryFlags::GAP),
+        ] {
+            assert!(builder.push(bytes, EntryMeta { time_us: 1, flags }));
+        }
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let start = StreamPosition::start(agent, stream, Epoch::default());
+        let mut compressor = Compressor::new(1);
+        let (batch, _) = builder.seal(stream, &start, Vec::new(), &key, &mut compressor);
+        let filter = filter_of(&[StoredBatch {
+            received_us: 1,
+            agent,
+            entries: batch.open().unwrap(),
+            header: batch.header,
+        }]);
+        let holds = |text: &str| may_hold(&filter, &Query::parse(text).unwrap().tokens());
+        assert!(holds("password") && holds("café") && holds("piece") && holds("gap"));
+        assert!(!holds("passw") && !holds("absent"));
+    }
+}

@@ -233,6 +233,8 @@ const fn classes() -> [u8; 256] {
     }
 }
 
+/// What every statement of a gap begins with: what holds one has this word, whatever stands before it.
+pub(crate) const GAP_WORD: &[u8] = b"gap";
 const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0100_0000_01b3;
 const RECENT: usize = 8192;

@@ -268,7 +268,9 @@ pub(crate) fn exclude_by_filter(
     extents: &mut Vec<Extent>,
 ) {
     let tokens = query.tokens();
-    let gap = filter::tokens(GAP_WORD).into_iter().map(|(hash, _)| hash);
+    let gap = filter::tokens(filter::GAP_WORD)
+        .into_iter()
+        .map(|(hash, _)| hash);
     let gap: Vec<u64> = gap.collect();
     if tokens.is_empty() {
         return;
@@ -477,7 +479,5 @@ impl Buckets {
     }
 }
 
-/// What every gap entry begins with.
-const GAP_WORD: &[u8] = b"gap";
 /// Of one search; each holds a block of up to 6 MiB, and as much again while it is taken apart.
 const THREADS_MAX: usize = 16;

@@ -10,7 +10,7 @@
 
 use scrinium_protocol::entry::Entries;
 
-use super::filter::for_each_token;
+use super::filter::{GAP_WORD, for_each_token};
 
 /// Of one batch.
 #[derive(Clone, Copy, Debug)]
@@ -27,16 +27,20 @@ impl Words {
         }
         let mut words = Self([0; WORDS]);
         words.add(entries.bytes());
+        if entries.iter().any(|(meta, _)| meta.flags.is_gap()) {
+            words.add(GAP_WORD);
+        }
         words
     }
 
-    /// Of `count` entries, none of them UTF-16, one after the other.
+    /// Of `count` entries, none of them UTF-16, one after the other. Some may be statements of gaps.
     pub(crate) fn of_bytes(bytes: &[u8], count: usize) -> Self {
         if !is_small(bytes.len(), count) || str::from_utf8(bytes).is_err() {
             return Self::ANY;
         }
         let mut words = Self([0; WORDS]);
         words.add(bytes);
+        words.add(GAP_WORD);
         words
     }
 
@@ -80,6 +84,12 @@ const ENTRY_BYTES_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
+    use scrinium_protocol::batch::{BatchBuilder, StreamPosition};
+    use scrinium_protocol::compress::Compressor;
+    use scrinium_protocol::entry::{EntryFlags, EntryMeta};
+    use scrinium_protocol::identity::{AgentId, Epoch, StreamId};
+
     use super::*;
     use crate::index::filter::tokens;
 
@@ -112,5 +122,23 @@ mod tests {
         assert!(!Words::of_bytes(b"x\n", 1).may_hold(&absent));
         assert!(Words::of_bytes(b"caf\xe9\n", 1).may_hold(&absent));
         assert!(Words::ANY.may_hold(&absent));
+    }
+
+    /// What says that something is missing may stand behind a piece of a line, with which it looks like one word.
+    #[test]
+    fn a_statement_of_a_gap_is_never_excluded() {
+        let meta = |flags| EntryMeta { time_us: 1, flags };
+        let mut builder = BatchBuilder::new();
+        assert!(builder.push(b"a piece of a", meta(EntryFlags::FRAGMENT)));
+        assert!(builder.push(b"gap: 5 bytes\n", meta(EntryFlags::GAP)));
+        let gap = hashes("gap");
+        assert!(Words::of_bytes(builder.bytes(), builder.len()).may_hold(&gap));
+        let stream = StreamId([1; 16]);
+        let start = StreamPosition::start(AgentId([1; 16]), stream, Epoch::default());
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let mut compressor = Compressor::new(1);
+        let (batch, _) = builder.seal(stream, &start, Vec::new(), &key, &mut compressor);
+        let words = Words::of(&batch.open().unwrap());
+        assert!(words.may_hold(&gap) && !words.may_hold(&hashes("absent")));
     }
 }

@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use crate::archive::Archive;
 use crate::archive::container::Access;
 use crate::archive::log::{Inside, new_stream};
-use crate::clock;
+use crate::archive::segment::{BLOCK_LEN, Block, Introduced, Packing};
+use crate::catalogue::records::Group;
+use crate::clock::{self, Day};
 use crate::index::cancelled::Cancelled;
 use crate::index::gate::Gate;
 use crate::index::query::Query;
@@ -94,6 +96,32 @@ fn a_word_among_fifty_million_entries_of_a_byte_is_found_at_once() {
         // About one on a machine that does nothing else; more than twenty with the roots.
         assert!(took < Duration::from_secs(8), "{text}: {took:?}");
     }
+    // Sealed, they are blocks of no more entries than one may have: a search reads one at a time, and so does the sealer.
+    let group = Group {
+        tenant: "default".into(),
+        class: "general".into(),
+        day: Day::of(clock::unix_us()),
+    };
+    let packing = Packing {
+        level: 1,
+        block_len: BLOCK_LEN,
+    };
+    let mut segment = archive.build(group, 1, packing).unwrap();
+    let introduced = Introduced {
+        agent: AGENT,
+        kind: StreamKind::File,
+        name: tiny.name.into(),
+    };
+    for (order, shown) in (0..100).zip(logs[0].batches()) {
+        let batch = logs[0].read(shown.place).unwrap();
+        segment.add(&introduced, batch, (1, order)).unwrap();
+        assert!(segment.open_bytes() < 8 << 20, "{}", segment.open_bytes());
+    }
+    let segment = segment.finish(archive.archive_key(), false).unwrap();
+    archive.settle(segment.number).unwrap();
+    let index = archive.index(&segment).unwrap();
+    let entries: Vec<u64> = index.blocks.iter().map(Block::entries).collect();
+    assert_eq!(entries, [1 << 17, 1 << 17, 1 << 17, 4 * 4096]);
     std::fs::remove_dir_all(&dir).unwrap();
 }
 

@@ -311,6 +311,8 @@ fn an_agent_that_says_very_often_what_is_missing_does_not_fill_packages_of_other
     let parts = Parts::of(&std::fs::read(&package).unwrap());
     let manifest = parts.manifest();
     let left_out = (BATCHES_OF_GAPS - 3) * 4096 + 1;
+    let not_shown = format!("what {left_out} more gap entries of evil1 say: they are not shown");
+    assert!(said.contains(&not_shown), "{said}");
     assert_eq!(manifest["gaps_left_out"]["evil1"], left_out, "{manifest}");
     assert_eq!(
         (&manifest["lines"], &manifest["gaps"]),
