@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub(super) senders: Senders,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
+    /// How much of them is compared with what is known.
+    pub(super) comparing: Pace,
     /// That this thread lives.
     pub(super) beat: Beat,
     /// How long a stream waits for room before the others and the commands have their turn.

@@ -52,7 +52,13 @@ impl Start {
         self.bytes.starts_with(&earlier.bytes)
     }
 
-    fn is_of(&mut self, mark: &Mark) -> bool {
+    /// Whether the file in which a bookmark was taken may begin like this.
+    pub(super) fn begins(&self, bookmark: &Bookmark) -> bool {
+        let head = self.bytes.get(..bookmark.head_len());
+        head.is_some_and(|head| bookmark.begins_with(head))
+    }
+
+    pub(super) fn is_of(&mut self, mark: &Mark) -> bool {
         let len = mark.head_len();
         let Some(bytes) = self.bytes.get(..len) else {
             return false;
@@ -219,6 +225,8 @@ impl Follow {
         let mut bytes = vec![0; HEAD_LEN_MAX];
         let got = self.content.read_at(&mut bytes, 0)?;
         bytes.truncate(got);
+        // Many are only looked at.
+        self.content.let_go(HEAD_LEN_MAX as u64);
         Ok(Start {
             bytes,
             hashes: Vec::new(),

@@ -297,6 +297,7 @@ mod tests {
             deny: Deny::default(),
             senders: crate::source::feed::senders(),
             unpacking: Pace::new(1),
+            comparing: Pace::new(1),
             beat: crate::source::beat::Beat::default(),
             patience: std::time::Duration::ZERO,
         };

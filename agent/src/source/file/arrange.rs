@@ -14,7 +14,7 @@ use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
 use super::{FileStream, State};
-use crate::source::bookmark::{Bookmark, Mark};
+use crate::source::bookmark::{Bookmark, MARKS_MAX, Mark};
 use crate::source::follow::Follow;
 
 impl FileStream {
@@ -36,7 +36,11 @@ impl FileStream {
         }
         self.chain.closed = None;
         self.chain.is_stale = false;
-        self.inherited = Arc::default();
+        // What cannot be read yet may be known when it can be.
+        self.inherited = match self.refused.is_empty() {
+            true => Arc::default(),
+            false => Arc::new(self.inherited.of(&self.refused)),
+        };
         self.state = State::Open;
         if !self.looked_back {
             self.look_back_at = now + self.first_look_back();
@@ -52,11 +56,23 @@ impl FileStream {
         if let Some(error) = survey.error {
             return Err(error);
         }
-        let mut goes_on = false;
+        let mut unknown = Vec::new();
+        let mut is_known = match survey.at_path.as_mut().and_then(|own| own.follow.as_mut()) {
+            Some(follow) => self.inherited_mark(follow)?.is_some(),
+            None => false,
+        };
         for mut found in survey.unknown() {
-            if let Some(follow) = &mut found.follow
-                && let Some(mark) = self.inherited_mark(follow)?
-            {
+            let mark = match &mut found.follow {
+                Some(follow) => self.inherited_mark(follow)?,
+                None => None,
+            };
+            is_known |= mark.is_some();
+            unknown.push((found, mark));
+        }
+        // Another stream knows all of these that it read or passed over, unless they are more than it remembers.
+        let mut goes_on = is_known && unknown.len() < MARKS_MAX;
+        for (mut found, mark) in unknown {
+            if let Some(mark) = mark {
                 // Another stream began with it: what it did not read is read, and what came after it.
                 let serial = self.chain.settle(Past::lost(mark));
                 goes_on = true;
@@ -82,7 +98,9 @@ impl FileStream {
                 follow => self.pass_over(Found { follow, ..found }, &mut survey)?,
             }
         }
-        self.refuse(core::mem::take(&mut survey.unreadable), !self.history);
+        if !self.history {
+            self.refuse(core::mem::take(&mut survey.unreadable), true);
+        }
         self.more_comes = has_more && !self.chain.queued.is_empty();
         let comes_later = self.more_comes;
         if let Some(Found {
@@ -103,12 +121,17 @@ impl FileStream {
 
     /// How far another stream read a file.
     fn inherited_mark(&self, follow: &mut Follow) -> io::Result<Option<Mark>> {
-        let Some(mark) = self.inherited.mark(follow.id) else {
+        let marks = self.inherited.marks(follow.id);
+        if marks.is_empty() {
             return Ok(None);
-        };
+        }
         let mut start = follow.start()?;
-        let is_it = follow.matches(&mut start, &mark)?;
-        Ok(is_it.then_some(mark))
+        for mark in marks {
+            if follow.matches(&mut start, &mark)? {
+                return Ok(Some(mark));
+            }
+        }
+        Ok(None)
     }
 
     /// The stream goes on where it stood.
@@ -413,7 +436,13 @@ impl FileStream {
         if !moved {
             return Ok(false);
         }
-        let mut survey = self.survey(Why::Upkeep)?;
+        let mut survey = match self.survey(Why::Upkeep) {
+            Ok(survey) => survey,
+            Err(error) => {
+                self.looked_back = false; // it is to be looked once more
+                return Err(error);
+            }
+        };
         let forgotten_before = self.forgotten_until(&survey);
         // What is new beside a file that is where it was may be a copy that is just being made.
         let mut strangers = Vec::new();
@@ -424,9 +453,13 @@ impl FileStream {
             let is_queued = self.chain.is_reading(found.seen.id);
             // What comes next is no stranger: it has its turn when those before it are read.
             let is_known = is_forgotten || is_queued || self.more_comes;
-            let Some(follow) = found.follow.filter(|_| !is_known) else {
+            let Some(mut follow) = found.follow.filter(|_| !is_known) else {
                 continue;
             };
+            if let Some(mark) = self.inherited_mark(&mut follow)? {
+                self.chain.settle(Past::lost(mark));
+                continue; // where it is, is seen at the next look
+            }
             if self.strangers.contains(&found.seen) {
                 debug!(path = %follow.path.display(), id = follow.id.inode, "a rotated file turned up");
                 if follow.is_copy {
