@@ -408,7 +408,7 @@ mod tests {
         let packed = zstd::stream::encode_all(&*bytes, 1).unwrap();
         File::create(&path).unwrap().write_all(&packed).unwrap();
         let file: Arc<File> = Arc::new(File::open(&path).unwrap());
-        let mut content = Content::new(file.clone(), Some(Packing::Zstd)).unwrap();
+        let mut content = Content::new(file, Some(Packing::Zstd)).unwrap();
         let mut head = vec![0; HEAD_LEN_MAX];
         assert_eq!(content.read_at(&mut head, 0).unwrap(), HEAD_LEN_MAX);
         content.let_go(HEAD_LEN_MAX as u64);

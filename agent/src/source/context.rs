@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::beat::Beat;
 use super::pace::Pace;
+use super::vanished::Vanished;
 use crate::config::Deny;
 use crate::shipper::Produced;
 
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(super) beat: Beat,
     /// How long a stream waits for room before the others and the commands have their turn.
     pub(super) patience: Duration,
+    /// Files that came and went unread.
+    pub(super) vanished: Vanished,
 }
 
 impl Context {

@@ -38,9 +38,11 @@ pub(crate) mod round;
 mod shares;
 pub(crate) mod since;
 pub(crate) mod standing;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;
 mod trust;
+mod vanished;
 mod walk;
 mod walker;
 mod watching;
@@ -75,6 +77,7 @@ use self::round::Met;
 use self::shares::Shares;
 use self::since::Since;
 use self::standing::{Facts, Health, Standing};
+use self::vanished::Vanished;
 use self::walker::Walker;
 use self::watching::Watching;
 use crate::clock;
@@ -189,6 +192,7 @@ fn prepare(
             unpacking: Pace::new(UNPACKED_PER_S_MAX),
             comparing: Pace::new(COMPARED_PER_S_MAX),
             patience: BLOCKED_MAX,
+            vanished: Vanished::default(),
             beat: tells.health.beat,
         },
     })

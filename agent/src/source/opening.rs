@@ -10,7 +10,7 @@ use scrinium_protocol::sl::sources::SourceState;
 use tracing::debug;
 
 use super::claims::{self, Claims, Collected};
-use super::disk::Seen;
+use super::disk::{Seen, is_absent};
 use super::file::{FileStream, Place};
 use super::findings::Finding;
 use super::round::{Left, Met};
@@ -49,6 +49,7 @@ impl Sources {
         let News {
             changed,
             appeared,
+            made,
             is_partial,
             ..
         } = self.watching.take();
@@ -59,20 +60,32 @@ impl Sources {
         }
         self.due.paths.extend(changed);
         if !appeared.is_empty() {
-            self.meet(appeared);
+            self.meet(appeared, &made, now);
         }
+        self.say_vanished();
     }
 
     /// Opens what appeared, without waiting for a walk: it may be gone by then. What needs more than a look at its own
     /// name is left to the walk.
-    fn meet(&mut self, appeared: BTreeSet<PathBuf>) {
+    pub(super) fn meet(
+        &mut self,
+        appeared: BTreeSet<PathBuf>,
+        made: &BTreeMap<PathBuf, Option<PathBuf>>,
+        now: Instant,
+    ) {
         let mut files = BTreeMap::new();
         for path in appeared {
             if self.streams.contains_key(&path) {
                 continue;
             }
-            let Ok(metadata) = std::fs::symlink_metadata(&path) else {
-                continue; // gone again
+            let metadata = match std::fs::symlink_metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    if let Some(from) = made.get(&path).filter(|_| is_absent(&error)) {
+                        self.note_vanished(&path, from.as_deref(), now);
+                    }
+                    continue;
+                }
             };
             let source = self.discovery.source_of(&path);
             let is_plain = metadata.is_file()

@@ -98,6 +98,11 @@ impl Scene {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
+fn rename(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::rename(from, to).unwrap();
+}
+
 fn globs(dir: &std::path::Path) -> String {
     format!("[[source]]\nfile = \"{}/log/*.log\"\n", dir.display())
 }
@@ -201,7 +206,7 @@ fn what_is_written_late_to_a_renamed_file_is_collected_though_the_one_at_its_pat
     let found = scene.found(&["log/app.log"]);
     scene.sources.take_up(&found, true);
     scene.read();
-    std::fs::rename(&own, scene.dir.join("log/app.log.1")).unwrap();
+    rename(&own, &scene.dir.join("log/app.log.1"));
     scene.write("log/app.log", "two\n");
     scene.read();
     // Who needs descriptors closes them, and there are very many files.
@@ -264,7 +269,7 @@ fn what_a_new_configuration_says_holds_for_files_that_are_open() {
     // A generation that is forbidden now and open.
     let path = scene.dir.join("log/app.log");
     let generation = scene.dir.join("log/app.log.1");
-    std::fs::rename(&path, &generation).unwrap();
+    rename(&path, &generation);
     scene.read();
     let denied = format!(
         "deny = [\"{}\"]\n[[source]]\nfile = \"{glob}\"\n",
@@ -279,4 +284,43 @@ fn what_a_new_configuration_says_holds_for_files_that_are_open() {
         all.contains("four\n") && !all.contains("forbidden"),
         "{all}"
     );
+}
+
+/// That a file was there is all that is known of one that was gone when it was to be opened.
+#[test]
+fn a_file_that_came_and_went_unread_is_a_gap_entry_of_its_path() {
+    let mut scene = Scene::new("vanished", globs);
+    let now = clock::now();
+    let path = |scene: &Scene, name: &str| scene.dir.join("log").join(name);
+    let (short, old, other) = (
+        path(&scene, "short.log"),
+        path(&scene, "moved.log"),
+        path(&scene, "short.txt"),
+    );
+    let appeared = BTreeSet::from([short.clone(), old.clone(), other.clone()]);
+    // One that a stream reads was renamed, and is nothing new.
+    let from = scene.write("log/app.log", "app\n");
+    let found = scene.found(&["log/app.log"]);
+    scene.sources.take_up(&found, true);
+    let made = BTreeMap::from([(short.clone(), None), (old, Some(from)), (other, None)]);
+    scene.sources.meet(appeared, &made, now);
+    scene.sources.say_vanished();
+    let read = scene.read();
+    let of = |path: &std::path::Path| read.get(&discover::name_of(path));
+    assert!(of(&short).unwrap().contains("gone before it was opened"));
+    assert_eq!(read.len(), 2, "{read:?}");
+    // One that was found, and is gone when its stream has its turn.
+    let soon = scene.write("log/soon.log", "soon\n");
+    let found = scene.found(&["log/soon.log"]);
+    scene.sources.take_up(&found, false);
+    std::fs::remove_file(&soon).unwrap();
+    let read = scene.read();
+    let text = &read[&discover::name_of(&soon)];
+    assert!(text.contains("gone before it was opened"), "{text}");
+    // It comes again, and is collected like any other.
+    scene.write("log/short.log", "short\n");
+    let found = scene.found(&["log/short.log"]);
+    scene.sources.take_up(&found, false);
+    let read = scene.read();
+    assert_eq!(read[&discover::name_of(&short)], "short\n");
 }

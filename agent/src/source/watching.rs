@@ -1,10 +1,10 @@
 //! Which files changed, as the system tells it: they are read at once, the others a moment later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use notify::event::ModifyKind;
+use notify::event::{ModifyKind, RenameMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tracing::{debug, warn};
 
@@ -24,6 +24,8 @@ pub(super) struct News {
     pub(super) changed: BTreeSet<PathBuf>,
     /// Paths that appeared.
     pub(super) appeared: BTreeSet<PathBuf>,
+    /// Those of them at which a file was made, or to which one was renamed, from where if that is known.
+    pub(super) made: BTreeMap<PathBuf, Option<PathBuf>>,
     /// Paths that are others now, or none: a directory among them is watched no more.
     moved: BTreeSet<PathBuf>,
     /// There was more than is remembered: anything may have changed.
@@ -60,9 +62,24 @@ impl Watching {
                 // Reading a file is an event too: only changes count, or we would wake ourselves.
                 EventKind::Any | EventKind::Access(_) | EventKind::Other => return,
             };
+            let made = match (&event.kind, &*event.paths) {
+                (
+                    EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)),
+                    [to],
+                ) => Some((to.clone(), None)),
+                (EventKind::Modify(ModifyKind::Name(RenameMode::Both)), [from, to]) => {
+                    Some((to.clone(), Some(from.clone())))
+                }
+                _ => None,
+            };
             let is_moved = appeared || matches!(event.kind, EventKind::Remove(_));
             let mut news = lock(&told);
             news.is_partial |= event.need_rescan();
+            if let Some((to, from)) = made
+                && news.made.len() < PATHS_MAX
+            {
+                news.made.insert(to, from);
+            }
             for path in event.paths {
                 if is_moved && news.moved.len() < PATHS_MAX {
                     news.moved.insert(path.clone());
@@ -151,7 +168,8 @@ const WATCHES_MAX: usize = 1024;
 /// Paths remembered between two looks: who changes more of them at once makes all files be looked at.
 const PATHS_MAX: usize = 4096;
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::sync::mpsc::{Receiver, sync_channel};
     use std::time::Duration;

@@ -15,6 +15,7 @@ use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
 use super::{FileStream, State};
 use crate::source::bookmark::{Bookmark, MARKS_MAX, Mark};
+use crate::source::disk::Seen;
 use crate::source::follow::Follow;
 
 impl FileStream {
@@ -113,6 +114,20 @@ impl FileStream {
             }
             self.chain.queued.push_back(follow);
         }
+        // It was there when the stream was made.
+        let is_found = |seen: Seen| {
+            let beside = survey.beside.iter().map(|found| found.seen.id);
+            let queued = self.chain.queued.iter().map(|next| next.id);
+            beside.chain(queued).any(|id| id == seen.id)
+        };
+        let is_there = self
+            .place
+            .disk
+            .look(&self.place.path)
+            .ok()
+            .flatten()
+            .is_some();
+        self.has_vanished = !is_there && self.seen.is_some_and(|seen| !is_found(seen));
         self.take_in(survey, now)?;
         self.chain.knows = true;
         self.chain.current = self.chain.queued.pop_front();

@@ -53,6 +53,7 @@ use super::follow::{Follow, look_within};
 use super::output::{Output, Positions};
 use super::resting::Rest;
 use super::trust;
+use super::vanished::GONE;
 use crate::clock;
 use crate::config::Deny;
 
@@ -97,6 +98,8 @@ pub(crate) struct FileStream {
     truncated: bool,
     /// What was read of a file that was truncated, of which no copy was seen because nothing was seen.
     cut: Option<(Bookmark, Option<Vec<u8>>)>,
+    /// The file for which the stream was begun was gone before it was opened.
+    has_vanished: bool,
     /// When settled files are looked at the next time, and whether they were since the start.
     look_back_at: Instant,
     looked_back: bool,
@@ -185,6 +188,7 @@ impl FileStream {
             target: None,
             truncated: false,
             cut: None,
+            has_vanished: false,
             look_back_at: now,
             looked_back: false,
             changed: Vec::new(),
@@ -398,7 +402,19 @@ impl FileStream {
             return Pass::Idle;
         }
         self.unpack.get_mut().begin(context.comparing.left(now));
-        let pass = self.try_pass(context, now);
+        let mut pass = self.try_pass(context, now);
+        if core::mem::take(&mut self.has_vanished)
+            && context.vanished.is_said(&self.place.path, now)
+        {
+            self.output.push_gap(GONE);
+            pass = match context.is_blocked() {
+                true => pass.map(|_| Pass::Blocked), // it is sealed in the next turn
+                false => {
+                    self.seal(context);
+                    pass
+                }
+            };
+        }
         context.comparing.take(self.unpack.get_mut().taken());
         self.toll.settle(now);
         match pass {

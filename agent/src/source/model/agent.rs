@@ -97,6 +97,7 @@ impl Agent {
                 unpacking: Pace::new(u64::MAX / 2),
                 comparing: Pace::new(u64::MAX / 2),
                 patience: Duration::ZERO,
+                vanished: crate::source::vanished::Vanished::default(),
                 beat: crate::source::beat::Beat::default(),
             },
             produced,
