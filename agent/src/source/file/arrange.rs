@@ -209,7 +209,7 @@ impl FileStream {
         }
         let found = found.or_else(|| survey.take_copy());
         let Some(Found {
-            follow: Some(follow),
+            follow: Some(mut follow),
             rank,
             seen,
             ..
@@ -246,6 +246,8 @@ impl FileStream {
                 .as_ref()
                 .and_then(|found| found.follow.as_ref())
                 .is_some_and(|file| file.id == bookmark.id && !is_later(file));
+        // One that was read as a copy before is one still.
+        follow.is_copy = !is_copy && survey.is_copy(&follow);
         self.go_on_in(follow, &bookmark)?;
         if let Some(current) = &mut self.chain.current {
             current.renamed = Some(now);

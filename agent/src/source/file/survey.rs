@@ -552,11 +552,16 @@ impl Survey {
         let is_one = |found: &mut Found| found.what == What::Unknown && found.rank.is_some();
         let mut unknown: Vec<Found> = self.beside.extract_if(.., is_one).collect();
         for follow in unknown.iter_mut().filter_map(|found| found.follow.as_mut()) {
-            let made = self.made;
-            follow.is_copy = made.is_some_and(|(id, created)| follow.is_made_after(id, created));
+            follow.is_copy = self.is_copy(follow);
         }
         in_order(&mut unknown);
         unknown
+    }
+
+    /// Whether a generation is a copy of the file at the path: it is younger.
+    pub(super) fn is_copy(&self, follow: &Follow) -> bool {
+        let made = self.made;
+        made.is_some_and(|(id, created)| follow.is_made_after(id, created))
     }
 
     /// The time before which a file that nobody knows was forgotten: that of the earliest that is known.
