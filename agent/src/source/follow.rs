@@ -147,11 +147,21 @@ impl Follow {
     }
 
     pub(super) fn bookmark(&self, in_line: bool) -> Bookmark {
-        Bookmark::new(self.id, self.offset, in_line, &self.head, &self.tail)
+        Bookmark::new(self.id, self.offset, in_line, self.read_head(), &self.tail)
+    }
+
+    /// The start of the file as far as it was read: what comes after that may not be in a copy that was made of it
+    /// before. Where nothing was read, what was seen is all there is.
+    fn read_head(&self) -> &[u8] {
+        let read = match self.offset {
+            0 => usize::MAX,
+            offset => usize::try_from(offset).unwrap_or(usize::MAX),
+        };
+        self.head.get(..read).unwrap_or(&self.head)
     }
 
     pub(super) fn mark(&self) -> Mark {
-        let mut mark = Mark::new(self.id, self.offset, &self.head, &self.tail);
+        let mut mark = Mark::new(self.id, self.offset, self.read_head(), &self.tail);
         mark.grew = self.grew;
         mark
     }

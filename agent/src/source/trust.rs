@@ -190,7 +190,7 @@ fn check(way: &dyn Way, link: u32) -> io::Result<()> {
 }
 
 /// That a link is not followed.
-#[cfg(unix)]
+#[cfg(any(unix, test))]
 pub(super) fn refusal(link: u32, target: u32) -> io::Error {
     let refusal = Refusal { link, target };
     io::Error::new(io::ErrorKind::PermissionDenied, refusal)

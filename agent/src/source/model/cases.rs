@@ -1,6 +1,6 @@
 //! What worlds meet too rarely: single courses of events, each as it was found.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::agent::Agent;
@@ -268,6 +268,7 @@ fn a_large_compressed_file_is_found_again_by_its_content() {
 #[test]
 fn a_file_whose_name_is_no_text_is_followed_through_its_rotation() {
     use std::os::unix::ffi::OsStrExt as _;
+    use std::path::PathBuf;
     let mut case = Case::new();
     let path = |name: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(name));
     let (own, old) = (path(b"/log/\xfcber.log"), path(b"/log/\xfcber.log.1"));
