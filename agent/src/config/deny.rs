@@ -32,6 +32,12 @@ struct Elsewhere {
     patterns: Arc<[Pattern]>,
 }
 
+impl PartialEq for Deny {
+    fn eq(&self, other: &Self) -> bool {
+        self.texts().eq(other.texts())
+    }
+}
+
 impl Deny {
     pub(super) fn new(patterns: Vec<Pattern>) -> Self {
         Self(Arc::new(Denied {

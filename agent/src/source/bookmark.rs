@@ -217,6 +217,11 @@ impl Mark {
         usize::from(self.head_len)
     }
 
+    /// How its file begins, as far as it says.
+    pub(crate) fn head(&self) -> (u16, [u8; MARK_HASH_LEN]) {
+        (self.head_len, self.head)
+    }
+
     /// Whether this says nothing that `other` does not: it has the same number, and the same start if any.
     pub(crate) fn is_part_of(&self, other: &Self) -> bool {
         let says_nothing = self.offset == 0 || self.head_len == 0;

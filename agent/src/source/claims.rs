@@ -1,12 +1,12 @@
 //! Whose a file is: one file is one stream, whatever it is called, and goes on where another left it.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bookmark::{Bookmarks, FileId, Mark};
-use super::disk::Disk;
+use super::disk::{Disk, Seen};
 use super::file::FileStream;
 
 /// How far streams collected files, by what the file system called those.
@@ -17,7 +17,8 @@ pub(super) struct Collected {
     open: Marks,
 }
 
-/// One mark of each file, in the order of their keys: of very many files, so they take no more room than they need.
+/// Marks in the order of their keys, one of each beginning: a number that was given again is that of several files. Of
+/// very many files, so they take no more room than they need.
 #[derive(Clone, Debug, Default)]
 struct Marks(Vec<Mark>);
 
@@ -47,10 +48,28 @@ impl Collected {
         }
     }
 
-    pub(super) fn mark(&self, file: FileId) -> Option<Mark> {
+    /// Those of a few files alone, by what the file system called them.
+    pub(super) fn of(&self, keys: &BTreeSet<u64>) -> Self {
+        let all = keys.iter().flat_map(|key| {
+            let open = self.open.get(*key).iter();
+            self.closed.get(*key).iter().chain(open).cloned()
+        });
+        let mut open = Marks::default();
+        open.extend(all.collect());
+        Self {
+            closed: Arc::default(),
+            open,
+        }
+    }
+
+    /// The marks of files that have or had this number, that which says most first: which of them is of this file, its
+    /// content tells.
+    pub(super) fn marks(&self, file: FileId) -> Vec<Mark> {
         let key = file.key();
-        let known = self.closed.get(key).into_iter().chain(self.open.get(key));
-        known.max_by_key(|mark| mark.offset).cloned()
+        let known = self.closed.get(key).iter().chain(self.open.get(key));
+        let mut known: Vec<Mark> = known.cloned().collect();
+        known.sort_unstable_by_key(|mark| Reverse(mark.offset));
+        known
     }
 }
 
@@ -62,22 +81,26 @@ impl Marks {
         self.0.append(&mut new);
         // Of several of one file that which says most.
         self.0
-            .sort_unstable_by_key(|mark| (mark.key, Reverse(mark.offset)));
-        self.0.dedup_by_key(|mark| mark.key);
+            .sort_unstable_by_key(|mark| (mark.key, mark.head(), Reverse(mark.offset)));
+        self.0.dedup_by_key(|mark| (mark.key, mark.head()));
     }
 
-    fn get(&self, key: u64) -> Option<&Mark> {
-        let place = self.0.binary_search_by_key(&key, |mark| mark.key);
-        self.0.get(place.ok()?)
+    fn get(&self, key: u64) -> &[Mark] {
+        let from = self.0.partition_point(|mark| mark.key < key);
+        let to = self.0.partition_point(|mark| mark.key <= key);
+        self.0.get(from..to).unwrap_or_default()
     }
 }
 
 /// What open streams may have to do with, so that not each of very many files is asked of each of them.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
+    /// Files that are open: for as long their numbers are their own.
     reading: BTreeSet<FileId>,
-    settled: BTreeSet<u64>,
-    targets: BTreeSet<PathBuf>,
+    /// Paths of streams, and which of them may know a file of a number, or led to a path.
+    streams: Vec<PathBuf>,
+    known: BTreeSet<(u64, usize)>,
+    targets: BTreeMap<PathBuf, Vec<usize>>,
 }
 
 impl Claims {
@@ -88,14 +111,19 @@ impl Claims {
     }
 
     pub(super) fn add(&mut self, stream: &FileStream) {
+        let own = self.streams.len();
+        self.streams.push(stream.path().to_owned());
         self.reading.extend(stream.reading());
-        self.settled.extend(stream.settled());
-        self.targets.extend(stream.target().map(Path::to_owned));
+        self.known.extend(stream.known().map(|key| (key, own)));
+        if let Some(target) = stream.target() {
+            let leading = self.targets.entry(target.to_owned());
+            leading.or_default().push(own);
+        }
     }
 
     /// Whether a link of one of the streams led to `path` when it was looked at last.
     pub(super) fn is_target(&self, path: &Path) -> bool {
-        self.targets.contains(path)
+        self.targets.contains_key(path)
     }
 
     /// A stream that is being opened reads this file, whether it sees it yet or not.
@@ -103,27 +131,24 @@ impl Claims {
         self.reading.extend(file);
     }
 
-    /// The same as [`is_anothers`], of the streams that were added.
+    /// Whether one of the streams that were added collects the file that lies at `path`; `at` is that of a path, if it is
+    /// still open.
     pub(super) fn is_anothers<'a>(
         &self,
-        streams: impl Iterator<Item = &'a FileStream>,
-        file: FileId,
+        at: impl Fn(&Path) -> Option<&'a FileStream>,
+        file: Seen,
         path: &Path,
     ) -> bool {
-        let may_be = self.settled.contains(&file.key()) || self.targets.contains(path);
-        self.reading.contains(&file) || (may_be && is_anothers(streams, file, path))
+        let key = file.id.key();
+        let knowing = self.known.range((key, 0)..=(key, usize::MAX));
+        let leading = self.targets.get(path).into_iter().flatten();
+        let mut may_be = knowing.map(|(_, stream)| stream).chain(leading);
+        let collects = |stream: &usize| {
+            let stream = self.streams.get(*stream).and_then(|own| at(own));
+            stream.is_some_and(|stream| stream.collects(file, path))
+        };
+        self.reading.contains(&file.id) || may_be.any(collects)
     }
-}
-
-/// Whether a stream that is open collects the file called `file`, which lies at `path`.
-pub(super) fn is_anothers<'a>(
-    mut streams: impl Iterator<Item = &'a FileStream>,
-    file: FileId,
-    path: &Path,
-) -> bool {
-    streams.any(|stream| {
-        stream.is_reading(file) || stream.has_settled(file, path) || stream.leads_to(path)
-    })
 }
 
 /// The path whose stream collects the file that a link leads to: its own, once that stream began, because it was found
@@ -146,4 +171,38 @@ pub(super) fn base_of(
 ) -> Option<PathBuf> {
     let mut bases = super::generations::bases_of(path);
     bases.find(|base| is_there(base) || was_there(base))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::bookmark::Bookmark;
+
+    /// A number that was given again is that of several files: the mark of the one must not hide that of the other.
+    #[test]
+    fn of_files_that_had_one_number_each_is_known() {
+        let id = FileId {
+            device: 1,
+            inode: 9,
+        };
+        let closed = |offset, head: &[u8]| {
+            let bookmarks = Bookmarks {
+                current: Some(Bookmark::new(id, offset, false, head, b"tail")),
+                ..Bookmarks::default()
+            };
+            bookmarks.encode()
+        };
+        let mut collected = Collected::default();
+        let all = [
+            closed(5000, b"one"),
+            closed(70, b"other"),
+            closed(60, b"other"),
+        ];
+        collected.note(all.iter().map(|bookmarks| &**bookmarks));
+        let found = collected.marks(id);
+        let found: Vec<u64> = found.iter().map(|mark| mark.offset).collect();
+        assert_eq!(found, [5000, 70]);
+        let another = FileId { inode: 8, ..id };
+        assert!(collected.marks(another).is_empty());
+    }
 }

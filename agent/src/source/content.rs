@@ -1,15 +1,24 @@
 //! The bytes of a file at an offset, whether it lies there as it was written or compressed since.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::bookmark::HEAD_LEN_MAX;
 use super::disk::{Hole, OpenFile, Stat};
 
 /// What a file is read through.
 pub(super) enum Content {
     Plain(Arc<dyn OpenFile>),
     Packed(Box<Packed>),
+}
+
+/// What stands somewhere in a compressed file.
+struct Place {
+    bytes: Vec<u8>,
+    /// Nothing comes behind it.
+    is_end: bool,
 }
 
 /// How a file was compressed after it was rotated.
@@ -19,13 +28,20 @@ pub(super) enum Packing {
     Zstd,
 }
 
-/// A compressed file: read forwards, with a little memory of what came last.
+/// A compressed file: read forwards, with a little memory of how it begins, of what came last, and of places that were
+/// looked up.
 pub(super) struct Packed {
     file: Arc<dyn OpenFile>,
     packing: Packing,
-    decoder: Box<dyn Read + Send>,
+    /// Where it stands; none at the start.
+    decoder: Option<Box<dyn Read + Send>>,
     /// How much was decompressed.
     at: u64,
+    first: Option<Vec<u8>>,
+    /// By their offsets; one that is shorter than was asked for goes to the end.
+    places: BTreeMap<u64, Place>,
+    /// Bytes decompressed since that was asked last.
+    unpacked: u64,
     /// What was decompressed last.
     recent: Vec<u8>,
     /// How much of it is read at most.
@@ -38,10 +54,13 @@ impl Content {
             None => Self::Plain(file),
             Some(packing) => Self::Packed(Box::new(Packed {
                 limit: unpacked_max(file.stat()?.len),
-                decoder: packing.decoder(&file)?,
+                decoder: None,
                 file,
                 packing,
                 at: 0,
+                first: None,
+                places: BTreeMap::new(),
+                unpacked: 0,
                 recent: Vec::new(),
             })),
         })
@@ -78,6 +97,46 @@ impl Content {
         }
     }
 
+    /// Looks up what stands at offsets, each with its length, in one go from the start to the end: later it is read from
+    /// memory. Decompresses no more than `budget` bytes, which it takes from that; whether it is done.
+    pub(super) fn look_up(
+        &mut self,
+        places: &[(u64, usize)],
+        budget: &mut u64,
+    ) -> io::Result<bool> {
+        match self {
+            Self::Plain(_) => Ok(true),
+            Self::Packed(packed) => packed.look_up(places, budget),
+        }
+    }
+
+    /// Goes to an offset that is read next, no more than `budget` bytes at once; whether it is there.
+    pub(super) fn go_to(&mut self, offset: u64, mut budget: u64) -> io::Result<bool> {
+        match self {
+            Self::Plain(_) => Ok(true),
+            Self::Packed(packed) => packed.go_to(offset, &mut budget),
+        }
+    }
+
+    /// Bytes that were decompressed since this was asked last.
+    pub(super) fn take_unpacked(&mut self) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Packed(packed) => core::mem::take(&mut packed.unpacked),
+        }
+    }
+
+    /// Gives back what decompressing needs where that may be much, until it goes on from the start; not when more than
+    /// this was decompressed.
+    pub(super) fn let_go(&mut self, at_most: u64) {
+        if let Self::Packed(packed) = self
+            && packed.packing == Packing::Zstd
+            && packed.at <= at_most
+        {
+            packed.begin();
+        }
+    }
+
     /// What hole begins at `offset`, of which nobody wrote a byte.
     pub(super) fn after_hole(&self, offset: u64) -> Option<Hole> {
         match self {
@@ -105,7 +164,11 @@ impl Packing {
         let file = BufReader::with_capacity(BUFFER_LEN, file);
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
+            Self::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
+                decoder.window_log_max(WINDOW_LOG_MAX)?;
+                Box::new(decoder)
+            }
         })
     }
 }
@@ -126,18 +189,93 @@ impl Read for FromStart {
 
 impl Packed {
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(got) = self.known_at(buffer, offset) {
+            return Ok(got);
+        }
+        let is_first = offset == 0 && buffer.len() <= HEAD_LEN_MAX;
+        if is_first {
+            let mut first = vec![0; HEAD_LEN_MAX];
+            let got = self.read_through(&mut first, 0)?;
+            first.truncate(got);
+            self.first = Some(first);
+            return Ok(self.known_at(buffer, 0).unwrap_or(0));
+        }
+        self.read_through(buffer, offset)
+    }
+
+    /// What is remembered of a place, when that is all that is asked for.
+    fn known_at(&self, buffer: &mut [u8], offset: u64) -> Option<usize> {
+        let is_all = |bytes: &[u8]| bytes.len() < HEAD_LEN_MAX;
+        let first = self.first.as_deref();
+        let first = first.map(|first| (0, first, is_all(first)));
+        let place = self.places.range(..=offset).next_back();
+        let place = place.map(|(at, place)| (*at, &*place.bytes, place.is_end));
+        first
+            .into_iter()
+            .chain(place)
+            .find_map(|(at, bytes, is_end)| {
+                let from = usize::try_from(offset - at).ok()?;
+                let known = bytes.get(from.min(bytes.len())..)?;
+                if known.len() < buffer.len() && !is_end {
+                    return None;
+                }
+                let len = known.len().min(buffer.len());
+                buffer.get_mut(..len)?.copy_from_slice(known.get(..len)?);
+                Some(len)
+            })
+    }
+
+    fn look_up(&mut self, places: &[(u64, usize)], budget: &mut u64) -> io::Result<bool> {
+        let mut wanted: Vec<(u64, usize)> = places
+            .iter()
+            .filter(|(offset, _)| !self.places.contains_key(offset))
+            .copied()
+            .collect();
+        wanted.sort_unstable();
+        for (offset, len) in wanted {
+            if !self.go_to(offset, budget)? {
+                return Ok(false);
+            }
+            let mut bytes = vec![0; len];
+            let got = self.read_through(&mut bytes, offset)?;
+            bytes.truncate(got);
+            let is_end = got < len;
+            self.places.insert(offset, Place { bytes, is_end });
+        }
+        Ok(true)
+    }
+
+    /// From the start again.
+    fn begin(&mut self) {
+        self.decoder = None;
+        self.at = 0;
+        self.recent = Vec::new();
+    }
+
+    fn go_to(&mut self, offset: u64, budget: &mut u64) -> io::Result<bool> {
         if offset < self.at - self.recent.len() as u64 {
-            self.decoder = self.packing.decoder(&self.file)?;
-            self.at = 0;
-            self.recent.clear();
+            self.begin();
         }
         let mut skipped = vec![0; SKIP_LEN];
         while self.at < offset {
+            if *budget == 0 {
+                return Ok(false);
+            }
             let left = usize::try_from(offset - self.at).unwrap_or(usize::MAX);
             let part = skipped.get_mut(..left.min(SKIP_LEN)).unwrap_or_default();
-            if self.advance(part)? < part.len() {
-                return Ok(0);
+            let got = self.advance(part)?;
+            *budget = budget.saturating_sub(got as u64);
+            if got < part.len() {
+                return Ok(true); // it ends before
             }
+        }
+        Ok(true)
+    }
+
+    fn read_through(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.go_to(offset, &mut u64::MAX.clone())?;
+        if self.at < offset {
+            return Ok(0);
         }
         // What was read already comes from memory, the rest from the decoder.
         let known = usize::try_from(self.at - offset).unwrap_or(usize::MAX);
@@ -164,10 +302,14 @@ impl Packed {
                 ),
             ));
         }
-        let decoder = &mut self.decoder;
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => none.insert(self.packing.decoder(&self.file)?),
+        };
         let got = read_full(buffer, |rest, _| decoder.read(rest))?;
         let read = buffer.get(..got).unwrap_or_default();
         self.at += got as u64;
+        self.unpacked += got as u64;
         let kept = self.recent.len().min(RECENT_LEN.saturating_sub(got));
         self.recent.drain(..self.recent.len() - kept);
         let from = got.saturating_sub(RECENT_LEN);
@@ -212,6 +354,9 @@ fn unpacked_max(len: u64) -> u64 {
 const UNPACKED_RATIO_MAX: u64 = 200;
 /// So much is read of any: a small file's ratio says little.
 const UNPACKED_MIN: u64 = 64 << 20;
+/// The largest memory that decompressing one file takes, as a power of two: 32 MiB. zstd's levels up to 20 need no more,
+/// and very many files are open at once.
+const WINDOW_LOG_MAX: u32 = 25;
 const BUFFER_LEN: usize = 64 << 10;
 const SKIP_LEN: usize = 64 << 10;
 /// Bytes of a compressed file that are read at once.
@@ -252,6 +397,68 @@ mod tests {
             "{error}"
         );
         assert_eq!(unpacked_max(1 << 30), 200 << 30);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    /// Who compares a compressed file with what is known does so a little at a time, and once.
+    #[test]
+    fn places_in_a_compressed_file_are_looked_up_in_steps_and_remembered() {
+        let path = std::env::temp_dir().join(format!("scrinium-places-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let packed = zstd::stream::encode_all(&*bytes, 1).unwrap();
+        File::create(&path).unwrap().write_all(&packed).unwrap();
+        let file: Arc<File> = Arc::new(File::open(&path).unwrap());
+        let mut content = Content::new(file, Some(Packing::Zstd)).unwrap();
+        let mut head = vec![0; HEAD_LEN_MAX];
+        assert_eq!(content.read_at(&mut head, 0).unwrap(), HEAD_LEN_MAX);
+        content.let_go(HEAD_LEN_MAX as u64);
+        // The last of them goes beyond the end.
+        let len = bytes.len() as u64;
+        let wanted = [
+            (len - 10, 257),
+            (5_000_000, 257),
+            (100, 257),
+            (len + 5, 257),
+        ];
+        let (mut steps, step) = (0, 1 << 20);
+        loop {
+            steps += 1;
+            let mut budget = step;
+            let is_done = content.look_up(&wanted, &mut budget).unwrap();
+            assert!(content.take_unpacked() <= step + (70 << 10));
+            if is_done {
+                break;
+            }
+        }
+        assert_eq!(steps, 8);
+        for (offset, len) in [
+            (0, 1024),
+            (100, 257),
+            (5_000_001, 256),
+            (len - 10, 100),
+            (len, 1),
+        ] {
+            let mut buffer = vec![0; len];
+            let got = content.read_at(&mut buffer, offset).unwrap();
+            let from = usize::try_from(offset).unwrap();
+            assert_eq!(&buffer[..got], &bytes[from..(from + len).min(bytes.len())]);
+        }
+        assert_eq!(content.take_unpacked(), 0);
+        // What is before comes from the start, in steps too.
+        let mut steps = 1;
+        while !content.go_to(4_000_000, 1 << 20).unwrap() {
+            steps += 1;
+        }
+        assert_eq!((steps, content.take_unpacked()), (4, 4_000_000));
+        // One that takes more memory than it may is an error.
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(WINDOW_LOG_MAX + 1).unwrap();
+        encoder.write_all(&bytes).unwrap();
+        let packed = encoder.finish().unwrap();
+        File::create(&path).unwrap().write_all(&packed).unwrap();
+        let file: Arc<File> = Arc::new(File::open(&path).unwrap());
+        let mut content = Content::new(file, Some(Packing::Zstd)).unwrap();
+        content.read_at(&mut head, 0).unwrap_err();
         std::fs::remove_file(path).unwrap();
     }
 

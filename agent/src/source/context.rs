@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::beat::Beat;
 use super::pace::Pace;
+use super::vanished::Vanished;
 use crate::config::Deny;
 use crate::shipper::Produced;
 
@@ -28,10 +29,14 @@ pub(crate) struct Context {
     pub(super) senders: Senders,
     /// How much of compressed files is read.
     pub(super) unpacking: Pace,
+    /// How much of them is compared with what is known.
+    pub(super) comparing: Pace,
     /// That this thread lives.
     pub(super) beat: Beat,
     /// How long a stream waits for room before the others and the commands have their turn.
     pub(super) patience: Duration,
+    /// Files that came and went unread.
+    pub(super) vanished: Vanished,
 }
 
 impl Context {

@@ -2,9 +2,7 @@
 //!
 //! Nothing here waits for anybody: what is no regular file is not opened, and an open never blocks.
 
-#[cfg(unix)]
-use std::ffi::OsStr;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io;
@@ -27,12 +25,12 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// Opens the regular file that the path leads to.
     fn open(&self, path: &Path) -> io::Result<Option<Opened>>;
 
-    /// Regular files in `dir` whose names begin with `begin`, or that are `inode`, by name; no links. Links to it below
+    /// Regular files in `dir` whose names begin with the bytes of `begin`, or that are `inode`, by name; no links. Links to it below
     /// `root` count by their owners. One look is as good as another for a moment when `is_urgent` is not set.
     fn names(
         &self,
         dir_and_root: (&Path, &Path),
-        begin: &str,
+        begin: &OsStr,
         inode: u64,
         is_urgent: bool,
     ) -> io::Result<Vec<Name>>;
@@ -228,7 +226,7 @@ impl Disk for RealDisk {
     fn names(
         &self,
         (dir, root): (&Path, &Path),
-        begin: &str,
+        begin: &OsStr,
         inode: u64,
         is_urgent: bool,
     ) -> io::Result<Vec<Name>> {
@@ -251,7 +249,7 @@ impl Disk for RealDisk {
             });
         }
         let names = kept.as_ref().map_or(&[][..], |kept| &kept.names);
-        let begin = begin.as_bytes();
+        let begin = begin.as_encoded_bytes();
         let first = names.partition_point(|(name, _)| name.as_encoded_bytes() < begin);
         let begins = names.iter().skip(first);
         let begins = begins.take_while(|(name, _)| name.as_encoded_bytes().starts_with(begin));
@@ -542,9 +540,14 @@ mod tests {
             File::create(dir.join(name)).unwrap();
         }
         let inode = disk.look(&dir.join("other")).unwrap().unwrap().id.inode;
-        let names = |begin, inode| -> Vec<PathBuf> {
+        let names = |begin: &str, inode| -> Vec<PathBuf> {
             let names = disk
-                .names((&dir, Path::new(trust::ROOT_DIR)), begin, inode, true)
+                .names(
+                    (&dir, Path::new(trust::ROOT_DIR)),
+                    OsStr::new(begin),
+                    inode,
+                    true,
+                )
                 .unwrap();
             names.into_iter().map(|name| name.path).collect()
         };

@@ -52,7 +52,13 @@ impl Start {
         self.bytes.starts_with(&earlier.bytes)
     }
 
-    fn is_of(&mut self, mark: &Mark) -> bool {
+    /// Whether the file in which a bookmark was taken may begin like this.
+    pub(super) fn begins(&self, bookmark: &Bookmark) -> bool {
+        let head = self.bytes.get(..bookmark.head_len());
+        head.is_some_and(|head| bookmark.begins_with(head))
+    }
+
+    pub(super) fn is_of(&mut self, mark: &Mark) -> bool {
         let len = mark.head_len();
         let Some(bytes) = self.bytes.get(..len) else {
             return false;
@@ -141,11 +147,21 @@ impl Follow {
     }
 
     pub(super) fn bookmark(&self, in_line: bool) -> Bookmark {
-        Bookmark::new(self.id, self.offset, in_line, &self.head, &self.tail)
+        Bookmark::new(self.id, self.offset, in_line, self.read_head(), &self.tail)
+    }
+
+    /// The start of the file as far as it was read: what comes after that may not be in a copy that was made of it
+    /// before. Where nothing was read, what was seen is all there is.
+    fn read_head(&self) -> &[u8] {
+        let read = match self.offset {
+            0 => usize::MAX,
+            offset => usize::try_from(offset).unwrap_or(usize::MAX),
+        };
+        self.head.get(..read).unwrap_or(&self.head)
     }
 
     pub(super) fn mark(&self) -> Mark {
-        let mut mark = Mark::new(self.id, self.offset, &self.head, &self.tail);
+        let mut mark = Mark::new(self.id, self.offset, self.read_head(), &self.tail);
         mark.grew = self.grew;
         mark
     }
@@ -219,6 +235,8 @@ impl Follow {
         let mut bytes = vec![0; HEAD_LEN_MAX];
         let got = self.content.read_at(&mut bytes, 0)?;
         bytes.truncate(got);
+        // Many are only looked at.
+        self.content.let_go(HEAD_LEN_MAX as u64);
         Ok(Start {
             bytes,
             hashes: Vec::new(),

@@ -1,31 +1,14 @@
 //! How rotation names old files: which names are generations of which.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::content::plain_name;
-use super::disk::Disk;
-use super::trust;
 
 /// Whether `sibling` is named as rotation names old files: the same name with a number or a date
 /// behind it or before its extension, compressed or not.
 pub(super) fn is_generation_of(path: &Path, sibling: &Path) -> bool {
     suffix(path, sibling).is_some()
-}
-
-/// What the file system calls the generations of a file.
-pub(super) fn numbers_of(disk: &dyn Disk, path: &Path) -> Vec<u64> {
-    let stem = path.file_stem().and_then(|stem| stem.to_str());
-    let names = match (path.parent(), stem) {
-        (Some(dir), Some(stem)) => {
-            let root = Path::new(trust::ROOT_DIR);
-            disk.names((dir, root), stem, 0, false).unwrap_or_default()
-        }
-        _ => Vec::new(),
-    };
-    let names = names
-        .into_iter()
-        .filter(|name| is_generation_of(path, &name.path));
-    names.map(|name| name.inode).collect()
 }
 
 /// Where the name of a generation puts it among the others, the oldest first.
@@ -40,7 +23,8 @@ pub(super) enum Rank {
 /// The rank of a generation; `None` when it is none.
 pub(super) fn rank(path: &Path, sibling: &Path) -> Option<Rank> {
     let suffix = suffix(path, sibling)?;
-    let numbers = suffix.split(|c: char| !c.is_ascii_digit());
+    let numbers = suffix.split(|byte| !byte.is_ascii_digit());
+    let numbers = numbers.filter_map(|number| str::from_utf8(number).ok());
     let numbers: Vec<i64> = numbers.filter_map(|number| number.parse().ok()).collect();
     let is_date = numbers.first().is_some_and(|&first| first >= FIRST_YEAR);
     Some(match is_date {
@@ -51,26 +35,32 @@ pub(super) fn rank(path: &Path, sibling: &Path) -> Option<Rank> {
     })
 }
 
-/// What rotation put behind the name or before its extension.
-fn suffix(path: &Path, sibling: &Path) -> Option<String> {
+/// What rotation put behind the name or before its extension. A name need not be text.
+fn suffix(path: &Path, sibling: &Path) -> Option<Vec<u8>> {
     let sibling = &plain_name(sibling);
-    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
-    let (own, other) = (name(path)?, name(sibling)?);
-    let is_suffix = |text: &&str| {
-        let is_number = text.starts_with(['.', '-', '_'])
-            && text.bytes().any(|byte| byte.is_ascii_digit())
-            && text.bytes().all(is_of_a_time);
-        is_number || OLD.contains(text)
+    let (own, other) = (path.file_name()?, sibling.file_name()?);
+    let (own, other) = (own.as_encoded_bytes(), other.as_encoded_bytes());
+    let is_suffix = |text: &&[u8]| {
+        let is_number = matches!(text.first(), Some(b'.' | b'-' | b'_'))
+            && text.iter().any(u8::is_ascii_digit)
+            && text.iter().copied().all(is_of_a_time);
+        is_number || OLD.iter().any(|old| *text == old.as_bytes())
     };
-    let suffix = match other.strip_prefix(&own) {
+    let suffix = match other.strip_prefix(own) {
         Some(suffix) => suffix,
         None => {
-            let (stem, extension) = own.rsplit_once('.')?;
+            let (stem, extension) = split_extension(own)?;
             let middle = other.strip_prefix(stem)?;
-            middle.strip_suffix(&format!(".{extension}"))?
+            middle.strip_suffix(extension)?.strip_suffix(b".")?
         }
     };
-    Some(suffix).filter(is_suffix).map(str::to_owned)
+    Some(suffix).filter(is_suffix).map(<[u8]>::to_vec)
+}
+
+/// A name before and behind its last dot.
+fn split_extension(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let dot = name.iter().rposition(|byte| *byte == b'.')?;
+    Some((name.get(..dot)?, name.get(dot + 1..)?))
 }
 
 /// What dates and times are written with: `2026-01-15T10:30:00Z`, `20260115-103000+01:00`.
@@ -81,24 +71,37 @@ fn is_of_a_time(byte: u8) -> bool {
 /// The paths a file may have had before rotation gave it its name: `app.log` of `app.log.1`,
 /// `app.log-20261121`, `app.1.log` and `app-2026-11-21.log`.
 pub(super) fn bases_of(path: &Path) -> impl Iterator<Item = PathBuf> + use<'_> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    let strip = |text: &str| {
-        let stem = OLD.iter().find_map(|old| text.strip_suffix(old));
-        let is_of_a_time = |c: char| u8::try_from(c).is_ok_and(is_of_a_time);
-        let stem = stem.unwrap_or_else(|| text.trim_end_matches(is_of_a_time));
-        stem.to_owned()
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let strip = |text: &[u8]| {
+        let stem = OLD.iter().find_map(|old| text.strip_suffix(old.as_bytes()));
+        let end = text.iter().rposition(|byte| !is_of_a_time(*byte));
+        let stem = stem.or_else(|| text.get(..end.map_or(0, |end| end + 1)));
+        stem.unwrap_or_default().to_vec()
     };
-    let inner = name
-        .rsplit_once('.')
-        .map(|(stem, extension)| format!("{}.{extension}", strip(stem)));
-    let bases =
-        [Some(strip(name)), inner].map(|base| path.with_file_name(base.unwrap_or_default()));
+    let inner =
+        split_extension(name).map(|(stem, extension)| [&*strip(stem), b".", extension].concat());
+    let bases = [Some(strip(name)), inner].into_iter().flatten();
+    let bases = bases.filter_map(named);
     bases
-        .into_iter()
+        .map(|base| path.with_file_name(base))
         .filter(move |base| base != path && is_generation_of(base, path))
+}
+
+/// A name of these bytes.
+#[cfg(unix)]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "elsewhere not all bytes are names"
+)]
+fn named(bytes: Vec<u8>) -> Option<OsString> {
+    use std::os::unix::ffi::OsStringExt as _;
+    Some(OsString::from_vec(bytes))
+}
+
+/// A name of these bytes, as far as they are text.
+#[cfg(not(unix))]
+fn named(bytes: Vec<u8>) -> Option<OsString> {
+    String::from_utf8(bytes).ok().map(OsString::from)
 }
 
 /// What a file may have been called before rotation renamed and compressed it, but for its own name.
@@ -137,6 +140,22 @@ mod tests {
             assert!(of(older) < of(newer), "{older} {newer}");
         }
         assert_eq!(rank(own, own), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_no_text_have_generations_too() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let path = |name: &[u8]| Path::new(std::ffi::OsStr::from_bytes(name)).to_owned();
+        let own = path(b"/log/\xfcber.log");
+        for name in [&b"/log/\xfcber.log.1"[..], b"/log/\xfcber-2026-11-21.log"] {
+            let old = path(name);
+            assert!(is_generation_of(&own, &old) && bases_of(&old).any(|base| base == own));
+        }
+        assert!(
+            rank(&own, &path(b"/log/\xfcber.log.2.gz")) < rank(&own, &path(b"/log/\xfcber.log.1"))
+        );
+        assert!(!is_generation_of(&own, &path(b"/log/\xfdber.log.1")));
     }
 
     #[test]

@@ -38,7 +38,11 @@ pub(crate) mod round;
 mod shares;
 pub(crate) mod since;
 pub(crate) mod standing;
+#[cfg(test)]
+#[cfg(unix)]
+mod tests;
 mod trust;
+mod vanished;
 mod walk;
 mod walker;
 mod watching;
@@ -64,15 +68,16 @@ use self::discover::Discovery;
 pub(crate) use self::disk::can_open;
 use self::disk::{Disk, RealDisk};
 use self::feed::{Feed, Waker};
-use self::file::{FileStream, Pass};
+use self::file::{FileStream, Pass, Terms};
 pub(crate) use self::output::Positions;
-use self::pace::{PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
+use self::pace::{COMPARED_PER_S_MAX, PACE_INTERVAL, Pace, UNPACKED_PER_S_MAX};
 use self::passing::Due;
 use self::resting::Resting;
 use self::round::Met;
 use self::shares::Shares;
 use self::since::Since;
 use self::standing::{Facts, Health, Standing};
+use self::vanished::Vanished;
 use self::walker::Walker;
 use self::watching::Watching;
 use crate::clock;
@@ -124,13 +129,29 @@ pub(crate) fn start(
     positions: Positions,
     out: mpsc::Sender<Produced>,
     tells: Tells,
-    mut since: Since,
+    since: Since,
 ) -> std::io::Result<(SyncSender<Command>, std::thread::JoinHandle<()>)> {
     let (commands, received) = sync_channel(COMMANDS_MAX);
     let waker = Waker::new(commands.clone());
+    let mut sources = prepare(config, signing, positions, out, tells, since, waker)?;
+    let thread = std::thread::Builder::new()
+        .name("sources".into())
+        .spawn(move || sources.run(&received))?;
+    Ok((commands, thread))
+}
+
+fn prepare(
+    config: &Config,
+    signing: SigningKey,
+    positions: Positions,
+    out: mpsc::Sender<Produced>,
+    tells: Tells,
+    mut since: Since,
+    waker: Waker,
+) -> std::io::Result<Sources> {
     let discovery = Arc::new(Discovery::new(config));
     since.configure(discovery.globs());
-    let mut sources = Sources {
+    Ok(Sources {
         positions,
         collected: Collected::default(),
         disk: Arc::new(RealDisk::keeping_off(since.dir())),
@@ -144,7 +165,8 @@ pub(crate) fn start(
         feed_at: None,
         due: Due::default(),
         turn: None,
-        waits_for_room: false,
+        waiting: None,
+        rest_at: None,
         met: None,
         blocked_at: None,
         deleted_bytes_max: config.rates().deleted_bytes_max,
@@ -168,14 +190,12 @@ pub(crate) fn start(
             deny: config.deny.clone(),
             senders: feed::senders(),
             unpacking: Pace::new(UNPACKED_PER_S_MAX),
+            comparing: Pace::new(COMPARED_PER_S_MAX),
             patience: BLOCKED_MAX,
+            vanished: Vanished::default(),
             beat: tells.health.beat,
         },
-    };
-    let thread = std::thread::Builder::new()
-        .name("sources".into())
-        .spawn(move || sources.run(&received))?;
-    Ok((commands, thread))
+    })
 }
 
 struct Sources {
@@ -189,7 +209,7 @@ struct Sources {
     since: Since,
     streams: BTreeMap<PathBuf, Followed>,
     /// Paths without files when they were looked for last, and the numbers of their old generations.
-    left: BTreeMap<PathBuf, Vec<u64>>,
+    left: BTreeMap<PathBuf, BTreeSet<u64>>,
     /// Files that need no stream now.
     resting: Resting,
     /// Sources that are no files: those to collect, and those at work.
@@ -203,7 +223,9 @@ struct Sources {
     /// The stream whose turn it is after the spool had no room for it.
     turn: Option<PathBuf>,
     /// Files were found that need a stream, and there were too many of those.
-    waits_for_room: bool,
+    waiting: Option<Waiting>,
+    /// When quiet files make room for others the next time.
+    rest_at: Option<Instant>,
     /// What the last walk met.
     met: Option<Vec<Met>>,
     /// Since when the spool takes nothing.
@@ -221,6 +243,13 @@ struct Sources {
     /// New files of users.
     shares: Shares,
     context: Context,
+}
+
+/// Files that need a stream and have none: the first of them.
+struct Waiting {
+    source: usize,
+    path: PathBuf,
+    files: u64,
 }
 
 /// A stream, and the source that names its file; none when none does any more.
@@ -258,11 +287,13 @@ impl Sources {
             if self.context.stopped {
                 return;
             }
-            if self.streams.len() >= AWAKE_MAX {
+            let is_full = self.streams.len() >= AWAKE_MAX || self.waiting.is_some();
+            if is_full && self.rest_at.is_none_or(|at| now >= at) {
+                self.rest_at = Some(now + REST_INTERVAL);
                 self.rest(now);
             }
-            if self.waits_for_room && self.streams.len() < AWAKE_MAX / 2 {
-                self.waits_for_room = false;
+            if self.waiting.is_some() && self.streams.len() < AWAKE_MAX / 2 {
+                self.waiting = None;
                 self.walker.go_on();
             }
             if self.standing.is_due(now) {
@@ -375,9 +406,14 @@ impl Sources {
         }
         for (path, followed) in &mut self.streams {
             followed.source = self.discovery.source_of(path);
-            let is_wanted = followed.source.is_some();
-            followed.set_wanted(is_wanted, &config.deny);
+            let terms = followed.source.map(|source| Terms {
+                multiline: self.discovery.multiline(source),
+                root: self.discovery.root_of(Some(source), path),
+            });
+            followed.set_wanted(terms, &config.deny);
         }
+        let discovery = &self.discovery;
+        self.resting.name_sources(|path| discovery.source_of(path));
         self.due.all_at = None;
         self.wanted = config.feeds().collect();
         self.feed();
@@ -419,6 +455,14 @@ impl Sources {
                 standing.troubles.push(trouble);
             }
         }
+        for (source, finding) in self.stuck(now) {
+            let standing = streams.entry(source).or_default();
+            standing.troubles.push(finding);
+        }
+        for (source, finding) in self.resting.troubles().take(TROUBLES_MAX) {
+            let standing = streams.entry(*source).or_default();
+            standing.troubles.push(finding.clone());
+        }
         let blocked_at = self.blocked_at;
         self.standing.say(&Facts {
             discovery: &self.discovery,
@@ -455,6 +499,10 @@ fn descriptors_max() -> usize {
 
 /// Streams of files at once; when there are so many, those that are quiet make room.
 const AWAKE_MAX: usize = 10_240;
+/// How often quiet files make room where there is none: renamed ones beside each are looked at for it.
+const REST_INTERVAL: Duration = Duration::from_secs(1);
+/// Files at rest that cannot be read, of which it is said in one look: of each source a few have room anyway.
+const TROUBLES_MAX: usize = 1000;
 const COMMANDS_MAX: usize = 1024;
 /// How often it is looked whether a source that is no file ended.
 const FEED_INTERVAL: Duration = Duration::from_secs(1);

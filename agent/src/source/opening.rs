@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use scrinium_protocol::sl::sources::SourceState;
 use tracing::debug;
 
-use super::bookmark::FileId;
 use super::claims::{self, Claims, Collected};
+use super::disk::{Seen, is_absent};
 use super::file::{FileStream, Place};
-use super::round::Met;
+use super::findings::Finding;
+use super::round::{Left, Met};
 use super::walker::Looked;
 use super::watching::News;
-use super::{AWAKE_MAX, Followed, Sources, discover, generations};
+use super::{AWAKE_MAX, Followed, Sources, Waiting, discover, generations, shares};
 use crate::clock;
 
 /// A file without a stream.
@@ -23,7 +25,7 @@ struct New<'a> {
     is_known: bool,
     path: &'a PathBuf,
     source: usize,
-    file: Option<FileId>,
+    file: Option<Seen>,
 }
 
 impl Sources {
@@ -39,7 +41,7 @@ impl Sources {
             Some(Looked::Whole(found)) => {
                 self.met = Some(found.met);
                 self.take_up(&found.files, true);
-                self.open_left(found.left, &found.files);
+                self.open_left(found.left);
             }
         }
         let took = clock::now().saturating_duration_since(now);
@@ -47,7 +49,9 @@ impl Sources {
         let News {
             changed,
             appeared,
+            made,
             is_partial,
+            ..
         } = self.watching.take();
         if is_partial {
             // What is not known to have changed is read when all are, a moment later: who changes very many names must not
@@ -56,20 +60,32 @@ impl Sources {
         }
         self.due.paths.extend(changed);
         if !appeared.is_empty() {
-            self.meet(appeared);
+            self.meet(appeared, &made, now);
         }
+        self.say_vanished();
     }
 
     /// Opens what appeared, without waiting for a walk: it may be gone by then. What needs more than a look at its own
     /// name is left to the walk.
-    fn meet(&mut self, appeared: BTreeSet<PathBuf>) {
+    pub(super) fn meet(
+        &mut self,
+        appeared: BTreeSet<PathBuf>,
+        made: &BTreeMap<PathBuf, Option<PathBuf>>,
+        now: Instant,
+    ) {
         let mut files = BTreeMap::new();
         for path in appeared {
             if self.streams.contains_key(&path) {
                 continue;
             }
-            let Ok(metadata) = std::fs::symlink_metadata(&path) else {
-                continue; // gone again
+            let metadata = match std::fs::symlink_metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    if let Some(from) = made.get(&path).filter(|_| is_absent(&error)) {
+                        self.note_vanished(&path, from.as_deref(), now);
+                    }
+                    continue;
+                }
             };
             let source = self.discovery.source_of(&path);
             let is_plain = metadata.is_file()
@@ -91,42 +107,39 @@ impl Sources {
 
     /// Opens the streams of files that are not there, of which there are other old generations than before: somebody may
     /// write to those still, or nothing of them was read before they were renamed.
-    fn open_left(&mut self, mut left: BTreeSet<PathBuf>, found: &BTreeMap<PathBuf, usize>) {
-        // Of what is named outright nobody looked for more than itself.
+    /// Only the walk asked the file system, which may not answer.
+    pub(super) fn open_left(&mut self, mut left: BTreeMap<PathBuf, Left>) {
         let literal = (0..self.discovery.len()).filter_map(|source| self.discovery.literal(source));
-        let literal = literal.filter(|path| self.positions.knows_file(path));
-        left.extend(literal.filter(|path| !found.contains_key(path)));
-        left.retain(|path| !self.streams.contains_key(path) && !self.resting.contains(path));
-        let left: BTreeMap<PathBuf, Vec<u64>> = left
-            .into_iter()
-            .map(|path| {
-                let generations = generations::numbers_of(&*self.disk, &path);
-                (path, generations)
-            })
-            .collect();
-        let before = core::mem::replace(&mut self.left, left.clone());
-        let is_new = |path: &PathBuf, now: &Vec<u64>| before.get(path) != Some(now);
-        let mut new = left
-            .into_iter()
-            .filter(|(path, now)| is_new(path, now))
-            .peekable();
-        if new.peek().is_none() {
-            return;
-        }
-        let collected = self.collected();
-        for (path, _) in new {
-            if self.streams.len() >= AWAKE_MAX / 2 {
-                return;
+        let literal: BTreeSet<PathBuf> = literal.collect();
+        left.retain(|path, _| {
+            // What is named outright is not looked for before there was a file.
+            let is_looked_for = !literal.contains(path) || self.positions.knows_file(path);
+            is_looked_for && !self.streams.contains_key(path) && !self.resting.contains(path)
+        });
+        let before = core::mem::take(&mut self.left);
+        let mut collected = None;
+        for (path, Left { one, numbers }) in left {
+            if before.get(&path) != Some(&numbers) {
+                let has_room = self.streams.len() < AWAKE_MAX / 2;
+                let is_known = self.positions.knows_file(&path);
+                if !has_room || !(is_known || self.shares.take(&one, clock::now())) {
+                    continue; // it is found again
+                }
+                let collected = match &collected {
+                    Some(collected) => Arc::clone(collected),
+                    None => Arc::clone(collected.insert(self.collected())),
+                };
+                let source = self.discovery.source_of(&path);
+                self.open(path.clone(), source, false, &collected);
             }
-            let source = self.discovery.source_of(&path);
-            self.open(path, source, false, &collected);
+            self.left.insert(path, numbers);
         }
     }
 
     /// Opens a stream for every file that has none. `is_whole` when these are all there are.
-    fn take_up(&mut self, found: &BTreeMap<PathBuf, usize>, is_whole: bool) {
+    pub(super) fn take_up(&mut self, found: &BTreeMap<PathBuf, usize>, is_whole: bool) {
         if is_whole {
-            self.waits_for_room = false;
+            self.waiting = None;
         }
         let new = self.new_among(found);
         if !new.is_empty() {
@@ -139,21 +152,23 @@ impl Sources {
         let roots = met.filter(|(_, met): &(usize, &Met)| met.has_root);
         let roots = roots.map(|(source, _)| self.discovery.area(source).0);
         let parents = found.keys().filter_map(|path| path.parent());
-        self.watching.add(roots.chain(parents));
+        self.watching.add(roots.chain(parents), is_whole);
     }
 
     /// Files without a stream, and not at rest as they are now. Those of streams that began before come first: they know
     /// whose the others are.
     fn new_among<'a>(&self, found: &'a BTreeMap<PathBuf, usize>) -> Vec<New<'a>> {
-        let mut new = Vec::new();
+        let (mut new, now) = (Vec::new(), clock::now());
         for (path, &source) in found {
             if self.streams.contains_key(path) {
                 continue;
             }
             self.context.beat.at(path);
             let file = match self.disk.look(path) {
-                Ok(Some(seen)) if self.resting.is_unchanged(path, seen) => continue,
-                Ok(Some(seen)) => Some(seen.id),
+                Ok(Some(seen)) if self.resting.is_unchanged(&*self.disk, path, seen, now) => {
+                    continue;
+                }
+                Ok(Some(seen)) => Some(seen),
                 Ok(None) => continue, // gone again
                 Err(_) => None,       // its stream will say so
             };
@@ -187,26 +202,36 @@ impl Sources {
             if self.streams.contains_key(path) {
                 continue; // opened for an old generation of it
             }
-            if self.streams.len() >= AWAKE_MAX {
-                self.waits_for_room = true;
+            let has_room = self.streams.len() < AWAKE_MAX_OF_USERS
+                || (self.streams.len() < AWAKE_MAX && shares::is_of_system(path));
+            if !has_room {
+                let waiting = self.waiting.get_or_insert_with(|| Waiting {
+                    source,
+                    path: path.clone(),
+                    files: 0,
+                });
+                waiting.files += 1;
                 continue;
             }
             self.context.beat.at(path);
             if self.resting.contains(path) {
                 self.resting.remove(path);
-                claims.reading_of(file);
+                claims.reading_of(file.map(|file| file.id));
                 self.open_as((path, Some(source), false), &collected, &mut claims);
                 continue;
             }
             // What rested is somewhere else now: its stream knows what that means.
-            if let Some(before) = file.and_then(|file| self.resting.path_of(file)) {
+            if let Some(before) = file.and_then(|file| self.resting.path_of(file.id)) {
                 let before = before.to_path_buf();
                 self.resting.remove(&before);
-                claims.reading_of(file);
+                claims.reading_of(file.map(|file| file.id));
                 self.open_as((&before, Some(source), false), &collected, &mut claims);
                 continue;
             }
-            let knows = |own: &Path| self.discovery.wants(own) && self.positions.knows_file(own);
+            let knows = |own: &Path| {
+                let has_begun = self.positions.knows_file(own) || self.streams.contains_key(own);
+                self.discovery.wants(own) && has_begun
+            };
             if claims::own_path(&*self.disk, path, knows).is_some() {
                 continue;
             }
@@ -226,18 +251,18 @@ impl Sources {
             }
             // A rotated file that matches a glob itself is still the stream it began as, and one file
             // with two names is one stream.
-            let mut streams = self.streams.values().map(|followed| &followed.stream);
-            if file.is_some_and(|file| claims.is_anothers(&mut streams, file, path)) {
+            let at = |own: &Path| self.streams.get(own).map(|followed| &followed.stream);
+            if file.is_some_and(|file| claims.is_anothers(at, file, path)) {
                 debug!("a followed file has another name");
                 continue;
             }
             if claims.is_target(path) && !self.end_left(path) {
                 continue;
             }
-            if !is_known && !self.shares.take(path, clock::unix_us()) {
+            if !is_known && !self.shares.take(path, clock::now()) {
                 continue;
             }
-            claims.reading_of(file);
+            claims.reading_of(file.map(|file| file.id));
             let history = bases.contains(path);
             self.open_as((path, Some(source), history), &collected, &mut claims);
         }
@@ -305,11 +330,41 @@ impl Sources {
         self.streams.insert(path, Followed { stream, source });
     }
 
-    /// Lets files that are read and quiet do without a stream; where there are so many, what was written late to renamed
-    /// ones is collected when there is a file at their path again.
+    /// Says which files wait for room, and where none are found any more.
+    pub(super) fn stuck(&self, now: Instant) -> Vec<(usize, Finding)> {
+        let mut all = Vec::new();
+        if let Some(Waiting {
+            source,
+            path,
+            files,
+        }) = &self.waiting
+        {
+            let cause = format!(
+                "{files} files are not looked into yet: there is room for {AWAKE_MAX} that are written to or cannot be read, {AWAKE_MAX_OF_USERS} of users"
+            );
+            let finding = Finding::trouble(SourceState::NotWalked, path, cause);
+            all.push((*source, finding));
+        }
+        if let Some(path) = self.walker.stuck(now) {
+            let mut sources = 0..self.discovery.len();
+            let source = sources.find(|source| path.starts_with(self.discovery.area(*source).0));
+            let cause = "no new files are found: too many file systems do not answer";
+            let finding = Finding::trouble(SourceState::NotWalked, &path, cause);
+            all.push((source.unwrap_or(0), finding));
+        }
+        all
+    }
+
+    /// Lets files that are quiet, or cannot be read, do without a stream. Where there are so many, what was written late to
+    /// renamed ones of which there is no new one is collected when there is a file at their path again.
     pub(super) fn rest(&mut self, now: Instant) {
         let (positions, resting) = (&mut self.positions, &mut self.resting);
+        let due = &self.due;
         self.streams.retain(|path, stream| {
+            // It was not looked into yet.
+            if due.fresh.contains(path) {
+                return true;
+            }
             if stream.is_left(now) {
                 stream.close(positions);
                 return false;
@@ -317,9 +372,13 @@ impl Sources {
             let Some(rest) = stream.rest(now) else {
                 return true;
             };
+            let trouble = stream.source.zip(stream.trouble());
             stream.close(positions);
-            resting.insert(path, rest);
+            resting.insert(path, rest, trouble);
             false
         });
     }
 }
+
+/// Streams of files at once, those of users among them: the system's own have places that no user can take.
+const AWAKE_MAX_OF_USERS: usize = AWAKE_MAX - AWAKE_MAX / 8;

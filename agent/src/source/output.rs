@@ -297,8 +297,10 @@ mod tests {
             deny: Deny::default(),
             senders: crate::source::feed::senders(),
             unpacking: Pace::new(1),
+            comparing: Pace::new(1),
             beat: crate::source::beat::Beat::default(),
             patience: std::time::Duration::ZERO,
+            vanished: crate::source::vanished::Vanished::default(),
         };
         for len in [1, 1000, 60_000] {
             let (positions, none) = (BTreeMap::new(), BTreeSet::new());

@@ -34,6 +34,12 @@ impl Pace {
         self.left == 0
     }
 
+    /// How much may be taken at `now`.
+    pub(super) fn left(&mut self, now: Instant) -> u64 {
+        self.is_used_up(now);
+        self.left
+    }
+
     /// So many bytes were taken; more than there were is a debt of nothing but this moment.
     pub(super) fn take(&mut self, bytes: u64) {
         self.left = self.left.saturating_sub(bytes);
@@ -43,6 +49,9 @@ impl Pace {
 /// Bytes a second that come out of compressed files, of all together: what took days to write is read in
 /// minutes, and a file of few bytes that unpacks to many leaves the processor, the link and the server to the others.
 pub(super) const UNPACKED_PER_S_MAX: u64 = 16 << 20;
+/// Bytes a second of compressed files that are compared with what is known, which is nearly all that is done with them:
+/// about a fifth of a processor.
+pub(super) const COMPARED_PER_S_MAX: u64 = 64 << 20;
 /// How soon it is looked again whether there is more to take.
 pub(super) const PACE_INTERVAL: Duration = Duration::from_millis(50);
 

@@ -19,9 +19,18 @@ pub(crate) struct Found {
     /// Files, each with the first source that names it.
     pub(crate) files: BTreeMap<PathBuf, usize>,
     /// Named paths at which there is no file any more, only old generations beside.
-    pub(super) left: BTreeSet<PathBuf>,
+    pub(super) left: BTreeMap<PathBuf, Left>,
     /// What was met for each source.
     pub(crate) met: Vec<Met>,
+}
+
+/// The old generations of a file that is not there.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Left {
+    /// One of them.
+    pub(super) one: PathBuf,
+    /// What the file system calls them.
+    pub(super) numbers: BTreeSet<u64>,
 }
 
 /// What was met for one source.
@@ -44,6 +53,8 @@ pub(super) struct Round {
     left_out: Tally,
     /// Those of users for which there was no room, though there is for the system's.
     left_out_of_users: Tally,
+    /// Files that are not there, of whose old generations too many are found.
+    left_out_of_left: Tally,
     mounts: Mounts,
 }
 
@@ -54,6 +65,7 @@ impl Round {
             found: Found::default(),
             left_out: Tally::default(),
             left_out_of_users: Tally::default(),
+            left_out_of_left: Tally::default(),
             mounts: Mounts::read(),
         }
     }
@@ -89,11 +101,6 @@ impl Round {
             met.files = met
                 .files
                 .saturating_add(u32::try_from(seen.files.len()).unwrap_or(u32::MAX));
-            for path in seen.left {
-                if self.found.left.len() < LEFT_MAX && !self.found.files.contains_key(&path) {
-                    self.found.left.insert(path);
-                }
-            }
             for path in seen.files {
                 if let Some(&owner) = self.found.files.get(&path) {
                     if owner != source {
@@ -112,11 +119,18 @@ impl Round {
                 new.insert(path.clone(), source);
                 self.found.files.insert(path, source);
             }
+            for (path, one, number) in seen.left {
+                self.note_left(path, one, number);
+            }
             if !is_over {
                 return (new, false);
             }
             if let Some((_, mut met)) = self.walk.take() {
                 for (left_out, cause) in [
+                    (
+                        &mut self.left_out_of_left,
+                        format!("there are old files of more than {LEFT_MAX} that are not there"),
+                    ),
                     (
                         &mut self.left_out,
                         format!(
@@ -144,6 +158,27 @@ impl Round {
         (new, true)
     }
 
+    /// Notes an old generation of a file that is not there, as far as is known now.
+    fn note_left(&mut self, path: PathBuf, one: PathBuf, number: u64) {
+        let Found { files, left, .. } = &mut self.found;
+        if files.contains_key(&path) {
+            return;
+        }
+        if left.len() >= LEFT_MAX && !left.contains_key(&path) {
+            // Of some the files were found meanwhile.
+            left.retain(|path, _| !files.contains_key(path));
+        }
+        if left.len() >= LEFT_MAX && !left.contains_key(&path) {
+            self.left_out_of_left.count(&path);
+            return;
+        }
+        let left = left.entry(path).or_default();
+        if left.numbers.len() < NUMBERS_MAX {
+            left.numbers.insert(number);
+        }
+        left.one = one;
+    }
+
     /// What was found so far; of the source that is being walked, that it is.
     pub(super) fn so_far(&self, discovery: &Discovery) -> Vec<Met> {
         let mut met = self.found.met.clone();
@@ -164,7 +199,8 @@ impl Round {
     /// All that was found, once it is over.
     pub(super) fn finish(&mut self) -> Found {
         let mut found = core::mem::take(&mut self.found);
-        found.left.retain(|path| !found.files.contains_key(path));
+        let Found { files, left, .. } = &mut found;
+        left.retain(|path, _| !files.contains_key(path));
         found
     }
 }
@@ -184,5 +220,7 @@ pub(crate) fn look(discovery: &Discovery) -> Found {
 
 /// So many are looked for; more are heard of when there is a file at their path again.
 const LEFT_MAX: usize = 10_000;
+/// So many old generations of each are told from others.
+const NUMBERS_MAX: usize = 256;
 /// How long a command looks for files.
 const LOOK_MAX: Duration = Duration::from_secs(30);

@@ -7,14 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 /// Counts new files by who owns them.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
-    /// Days since 1970 of the counts of users.
-    day: u64,
+    /// When the counts of users began: a clock that people set may be ahead for a while.
+    began: Option<Instant>,
     users: BTreeMap<u32, Share>,
     /// Of all users, since this process began.
     all: usize,
@@ -29,17 +30,17 @@ struct Share {
 impl Shares {
     /// Whether a stream may begin with the file at `path`; it is counted then.
     #[cfg(unix)]
-    pub(super) fn take(&mut self, path: &Path, now_us: u64) -> bool {
+    pub(super) fn take(&mut self, path: &Path, now: Instant) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         let Ok(metadata) = std::fs::metadata(path) else {
             return true; // its stream says what is wrong
         };
-        self.take_of(metadata.uid(), now_us)
+        self.take_of(metadata.uid(), now)
     }
 
     /// Files have no owners that could be told apart.
     #[cfg(not(unix))]
-    pub(super) fn take(&mut self, _path: &Path, _now_us: u64) -> bool {
+    pub(super) fn take(&mut self, _path: &Path, _now: Instant) -> bool {
         true
     }
 
@@ -47,13 +48,13 @@ impl Shares {
         not(any(unix, test)),
         expect(dead_code, reason = "files have no owners there")
     )]
-    fn take_of(&mut self, owner: u32, now_us: u64) -> bool {
+    fn take_of(&mut self, owner: u32, now: Instant) -> bool {
         if is_trusted(owner) {
             return true;
         }
-        let day = now_us / DAY_US;
-        if day > self.day {
-            (self.day, self.users) = (day, BTreeMap::new());
+        let began = *self.began.get_or_insert(now);
+        if now.saturating_duration_since(began) >= DAY {
+            (self.began, self.users) = (Some(now), BTreeMap::new());
         }
         let share = self.users.entry(owner).or_default();
         if share.taken < NEW_PER_DAY_MAX && self.all < NEW_MAX {
@@ -98,7 +99,7 @@ fn is_trusted(_owner: u32) -> bool {
     true
 }
 
-const DAY_US: u64 = 86_400_000_000;
+const DAY: Duration = Duration::from_secs(86_400);
 /// New files of one user in one day, and of all users as long as the process lives: the server lets an agent have
 /// 250,000 streams, of which the senders of its relays take 100,000 at most.
 const NEW_PER_DAY_MAX: usize = 20_000;
@@ -111,19 +112,20 @@ mod tests {
     #[test]
     fn a_user_has_a_share_of_a_day_and_all_users_have_one_for_ever_and_root_has_none() {
         let mut shares = Shares::default();
-        let mut take = |owner: u32, day: u64, count: usize| {
-            let taken = (0..count).filter(|_| shares.take_of(owner, day * DAY_US + 5));
+        let start = crate::clock::now();
+        let mut take = |owner: u32, days: u32, count: usize| {
+            let now = start + DAY * days;
+            let taken = (0..count).filter(|_| shares.take_of(owner, now));
             taken.count()
         };
-        assert_eq!(take(1000, 20_000, 30_000), NEW_PER_DAY_MAX);
-        assert_eq!(take(1001, 20_000, 10), 10);
-        assert_eq!(take(0, 20_000, 300_000), 300_000);
-        assert_eq!(take(1000, 20_001, 30_000), NEW_PER_DAY_MAX);
-        // A clock that goes back gives nothing anew.
-        assert_eq!(take(1000, 19_000, 10), 0);
-        let others: usize = (2000..2010).map(|user| take(user, 20_001, 30_000)).sum();
+        assert_eq!(take(1000, 0, 30_000), NEW_PER_DAY_MAX);
+        assert_eq!(take(1001, 0, 10), 10);
+        assert_eq!(take(0, 0, 300_000), 300_000);
+        assert_eq!(take(1000, 1, 30_000), NEW_PER_DAY_MAX);
+        assert_eq!(take(1000, 1, 10), 0);
+        let others: usize = (2000..2010).map(|user| take(user, 1, 30_000)).sum();
         assert_eq!(others, NEW_MAX - 2 * NEW_PER_DAY_MAX - 10);
-        assert_eq!(take(1001, 20_500, 10), 0);
-        assert_eq!(take(0, 20_500, 10), 10);
+        assert_eq!(take(1001, 500, 10), 0);
+        assert_eq!(take(0, 500, 10), 10);
     }
 }

@@ -186,8 +186,14 @@ fn check(way: &dyn Way, link: u32) -> io::Result<()> {
     if target == link {
         return Ok(());
     }
+    Err(refusal(link, target))
+}
+
+/// That a link is not followed.
+#[cfg(any(unix, test))]
+pub(super) fn refusal(link: u32, target: u32) -> io::Error {
     let refusal = Refusal { link, target };
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal))
+    io::Error::new(io::ErrorKind::PermissionDenied, refusal)
 }
 
 /// A way that goes by names: whoever exchanges one is not seen, except by the number of what is opened.
@@ -350,7 +356,12 @@ mod tests {
                         _ => foreign += 1,
                     }
                 }
-                let listed = disk.names((path.parent().unwrap(), root), "x.log.", 0, true);
+                let listed = disk.names(
+                    (path.parent().unwrap(), root),
+                    OsStr::new("x.log."),
+                    0,
+                    true,
+                );
                 let listed = listed.unwrap_or_default();
                 names += listed
                     .iter()
@@ -446,7 +457,7 @@ mod tests {
         fn names(
             &self,
             dir: (&Path, &Path),
-            begin: &str,
+            begin: &OsStr,
             inode: u64,
             urgent: bool,
         ) -> io::Result<Vec<Name>> {

@@ -25,7 +25,7 @@ use scrinium_segment::fault;
 use super::bookmark::FileId;
 use super::content::Packing;
 use super::discover::{Discovery, Wanted};
-use super::disk::RealDisk;
+use super::disk::{RealDisk, is_absent};
 use super::entries::{Entries, Kind};
 use super::findings::{Finding, Findings, Tally};
 use super::generations;
@@ -147,8 +147,9 @@ struct Open {
 /// What the steps of a walk found.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Paths that it names, of whose files there are old generations; whether there are files is not looked at.
-    pub(super) left: Vec<PathBuf>,
+    /// Paths that it names, of whose files there are old generations: one of these each, and what the file system calls
+    /// it. Whether there are files is not looked at.
+    pub(super) left: Vec<(PathBuf, PathBuf, u64)>,
     /// The root is there.
     pub(super) has_root: bool,
     pub(super) files: Vec<PathBuf>,
@@ -238,13 +239,21 @@ impl Walk {
                 }
                 Ok(metadata) => {
                     let mut files = Vec::new();
-                    let kind = metadata.file_type().into();
+                    let kind = (metadata.file_type().into(), 0);
                     root.real = Some(self.root_real.clone());
                     root.depth = self.depth_max;
                     self.consider(path, kind, (&root, None), (scene, &mut files, seen));
                     seen.files.append(&mut files);
                 }
-                Err(error) => refuse(&path, &error, true, seen),
+                Err(error) => {
+                    refuse(&path, &error, true, seen);
+                    if is_absent(&error) {
+                        // Its old generations may lie there.
+                        root.real = Some(self.root_real.clone());
+                        root.depth = self.depth_max;
+                        self.enter(root, scene, seen);
+                    }
+                }
             }
             return;
         }
@@ -302,8 +311,9 @@ impl Walk {
             budget.take(1);
             match entry {
                 Ok(entry) => {
-                    let (path, kind) = (open.directory.path.join(entry.name), entry.kind);
-                    if kind == Kind::Link {
+                    let path = open.directory.path.join(entry.name);
+                    let kind = (entry.kind, entry.inode);
+                    if entry.kind == Kind::Link {
                         budget.take(LINK_COST);
                     }
                     let place = (&open.directory, open.inside.as_ref());
@@ -326,7 +336,7 @@ impl Walk {
     fn consider(
         &mut self,
         path: PathBuf,
-        kind: Kind,
+        (kind, inode): (Kind, u64),
         (directory, inside): (&Directory, Option<&Arc<Above>>),
         (scene, files, seen): (&Scene<'_>, &mut Vec<PathBuf>, &mut Seen),
     ) {
@@ -355,7 +365,9 @@ impl Walk {
                 let bases = generations::bases_of(&path);
                 let named =
                     |base: &PathBuf| scene.discovery.wanted(scene.source, base) == Wanted::Yes;
-                seen.left.extend(bases.filter(named));
+                let left = bases.filter(named);
+                seen.left
+                    .extend(left.map(|base| (base, path.clone(), inode)));
             }
             Wanted::No => {}
             Wanted::Denied => self.denied.count(&path),
@@ -528,10 +540,7 @@ fn is_hung(path: &Path, scene: &Scene<'_>, seen: &mut Seen) -> bool {
 
 /// A directory or file cannot be looked at; one that vanished is none any more, unless it is `named`.
 fn refuse(path: &Path, error: &io::Error, named: bool, seen: &mut Seen) {
-    if !matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    ) {
+    if !is_absent(error) {
         seen.findings.push(Finding::unreadable(path, error));
     } else if named {
         let cause = "it is not there";

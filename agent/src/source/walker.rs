@@ -62,6 +62,13 @@ struct Board {
     stopped: bool,
 }
 
+impl Board {
+    /// Whether no further thread may walk in the place of one that hangs.
+    fn is_full(&self) -> bool {
+        self.hung.len() + 1 >= WALKERS_MAX
+    }
+}
+
 impl Drop for Walker {
     fn drop(&mut self) {
         self.shared.lock().stopped = true;
@@ -142,6 +149,14 @@ impl Walker {
         self.shared.lock().taking = taking;
     }
 
+    /// Where no answer comes, when so many file systems do not answer that nobody walks any more.
+    pub(super) fn stuck(&self, now: Instant) -> Option<PathBuf> {
+        let board = self.shared.lock();
+        let (path, since) = board.asks.as_ref()?;
+        let hangs = now.saturating_duration_since(*since) >= HUNG_AFTER;
+        (hangs && board.is_full()).then(|| path.clone())
+    }
+
     /// Lets another thread go on when the one that walks gets no answer for too long.
     pub(super) fn review(&self, now: Instant) {
         let mut board = self.shared.lock();
@@ -152,7 +167,7 @@ impl Walker {
         else {
             return;
         };
-        if board.hung.len() + 1 >= WALKERS_MAX {
+        if board.is_full() {
             if !core::mem::replace(&mut board.said_too_many, true) {
                 error!(path = %path.display(), "no new files are found: too many file systems do not answer");
             }
@@ -335,3 +350,40 @@ const HURRY_PART: u32 = 3;
 const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// Threads that walk, those included that wait for an answer.
 const WALKERS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// When eight threads wait, no file is found any more: that is said for as long as it is so.
+    #[test]
+    fn that_nobody_walks_any_more_is_known_until_an_answer_comes() {
+        let config = Config::parse("[[source]]\nfile = \"/none/x.log\"\n").unwrap();
+        let discovery = Arc::new(Discovery::new(&config));
+        let (told, _hears) = sync_channel(1);
+        let walker = Walker::start(discovery, Waker::new(told)).unwrap();
+        let now = clock::now();
+        let later = now + HUNG_AFTER;
+        let dead = PathBuf::from("/dead/8");
+        {
+            let mut board = walker.shared.lock();
+            board.walker = 100; // no thread of ours asks from now on
+            let hung = (0..7).map(|n| (n + 50, format!("/dead/{n}").into()));
+            board.hung.extend(hung);
+            board.asks = Some((dead.clone(), now));
+        }
+        assert_eq!(walker.stuck(now), None);
+        walker.review(later);
+        assert_eq!(walker.stuck(later), Some(dead.clone()));
+        assert_eq!(walker.shared.lock().walker, 100);
+        // One answers.
+        walker.shared.lock().hung.remove(&50);
+        assert_eq!(walker.stuck(later), None);
+        walker.review(later);
+        let board = walker.shared.lock();
+        assert!(board.hung.values().any(|path| *path == dead) && board.walker == 101);
+    }
+}

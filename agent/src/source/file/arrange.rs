@@ -14,7 +14,8 @@ use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
 use super::{FileStream, State};
-use crate::source::bookmark::{Bookmark, Mark};
+use crate::source::bookmark::{Bookmark, MARKS_MAX, Mark};
+use crate::source::disk::Seen;
 use crate::source::follow::Follow;
 
 impl FileStream {
@@ -36,7 +37,11 @@ impl FileStream {
         }
         self.chain.closed = None;
         self.chain.is_stale = false;
-        self.inherited = Arc::default();
+        // What cannot be read yet may be known when it can be.
+        self.inherited = match self.refused.is_empty() {
+            true => Arc::default(),
+            false => Arc::new(self.inherited.of(&self.refused)),
+        };
         self.state = State::Open;
         if !self.looked_back {
             self.look_back_at = now + self.first_look_back();
@@ -52,11 +57,23 @@ impl FileStream {
         if let Some(error) = survey.error {
             return Err(error);
         }
-        let mut goes_on = false;
+        let mut unknown = Vec::new();
+        let mut is_known = match survey.at_path.as_mut().and_then(|own| own.follow.as_mut()) {
+            Some(follow) => self.inherited_mark(follow)?.is_some(),
+            None => false,
+        };
         for mut found in survey.unknown() {
-            if let Some(follow) = &mut found.follow
-                && let Some(mark) = self.inherited_mark(follow)?
-            {
+            let mark = match &mut found.follow {
+                Some(follow) => self.inherited_mark(follow)?,
+                None => None,
+            };
+            is_known |= mark.is_some();
+            unknown.push((found, mark));
+        }
+        // Another stream knows all of these that it read or passed over, unless they are more than it remembers.
+        let mut goes_on = is_known && unknown.len() < MARKS_MAX;
+        for (mut found, mark) in unknown {
+            if let Some(mark) = mark {
                 // Another stream began with it: what it did not read is read, and what came after it.
                 let serial = self.chain.settle(Past::lost(mark));
                 goes_on = true;
@@ -82,7 +99,9 @@ impl FileStream {
                 follow => self.pass_over(Found { follow, ..found }, &mut survey)?,
             }
         }
-        self.refuse(core::mem::take(&mut survey.unreadable), !self.history);
+        if !self.history {
+            self.refuse(core::mem::take(&mut survey.unreadable), true);
+        }
         self.more_comes = has_more && !self.chain.queued.is_empty();
         let comes_later = self.more_comes;
         if let Some(Found {
@@ -95,6 +114,20 @@ impl FileStream {
             }
             self.chain.queued.push_back(follow);
         }
+        // It was there when the stream was made.
+        let is_found = |seen: Seen| {
+            let beside = survey.beside.iter().map(|found| found.seen.id);
+            let queued = self.chain.queued.iter().map(|next| next.id);
+            beside.chain(queued).any(|id| id == seen.id)
+        };
+        let is_there = self
+            .place
+            .disk
+            .look(&self.place.path)
+            .ok()
+            .flatten()
+            .is_some();
+        self.has_vanished = !is_there && self.seen.is_some_and(|seen| !is_found(seen));
         self.take_in(survey, now)?;
         self.chain.knows = true;
         self.chain.current = self.chain.queued.pop_front();
@@ -103,12 +136,17 @@ impl FileStream {
 
     /// How far another stream read a file.
     fn inherited_mark(&self, follow: &mut Follow) -> io::Result<Option<Mark>> {
-        let Some(mark) = self.inherited.mark(follow.id) else {
+        let marks = self.inherited.marks(follow.id);
+        if marks.is_empty() {
             return Ok(None);
-        };
+        }
         let mut start = follow.start()?;
-        let is_it = follow.matches(&mut start, &mark)?;
-        Ok(is_it.then_some(mark))
+        for mark in marks {
+            if follow.matches(&mut start, &mark)? {
+                return Ok(Some(mark));
+            }
+        }
+        Ok(None)
     }
 
     /// The stream goes on where it stood.
@@ -171,7 +209,7 @@ impl FileStream {
         }
         let found = found.or_else(|| survey.take_copy());
         let Some(Found {
-            follow: Some(follow),
+            follow: Some(mut follow),
             rank,
             seen,
             ..
@@ -208,6 +246,8 @@ impl FileStream {
                 .as_ref()
                 .and_then(|found| found.follow.as_ref())
                 .is_some_and(|file| file.id == bookmark.id && !is_later(file));
+        // One that was read as a copy before is one still.
+        follow.is_copy = !is_copy && survey.is_copy(&follow);
         self.go_on_in(follow, &bookmark)?;
         if let Some(current) = &mut self.chain.current {
             current.renamed = Some(now);
@@ -413,7 +453,13 @@ impl FileStream {
         if !moved {
             return Ok(false);
         }
-        let mut survey = self.survey(Why::Upkeep)?;
+        let mut survey = match self.survey(Why::Upkeep) {
+            Ok(survey) => survey,
+            Err(error) => {
+                self.looked_back = false; // it is to be looked once more
+                return Err(error);
+            }
+        };
         let forgotten_before = self.forgotten_until(&survey);
         // What is new beside a file that is where it was may be a copy that is just being made.
         let mut strangers = Vec::new();
@@ -424,9 +470,13 @@ impl FileStream {
             let is_queued = self.chain.is_reading(found.seen.id);
             // What comes next is no stranger: it has its turn when those before it are read.
             let is_known = is_forgotten || is_queued || self.more_comes;
-            let Some(follow) = found.follow.filter(|_| !is_known) else {
+            let Some(mut follow) = found.follow.filter(|_| !is_known) else {
                 continue;
             };
+            if let Some(mark) = self.inherited_mark(&mut follow)? {
+                self.chain.settle(Past::lost(mark));
+                continue; // where it is, is seen at the next look
+            }
             if self.strangers.contains(&found.seen) {
                 debug!(path = %follow.path.display(), id = follow.id.inode, "a rotated file turned up");
                 if follow.is_copy {

@@ -100,10 +100,15 @@ impl FileStream {
         for (path, id, error) in unreadable {
             if were_there {
                 let seen = self.place.disk.look(&path).ok().flatten();
+                let seen = seen.filter(|seen| seen.id == id);
+                // Another stream may have read it when that was allowed: its content tells when it is so again.
+                let marks = self.inherited.marks(id);
+                let len = seen.map_or(0, |seen| seen.len);
+                let known = marks.into_iter().find(|mark| mark.offset <= len);
                 self.chain.settle_first(Past {
                     path: Some(path),
-                    seen: seen.filter(|seen| seen.id == id),
-                    ..Past::lost(Mark::of_id(id))
+                    seen: seen.filter(|_| known.is_none()),
+                    ..Past::lost(known.unwrap_or_else(|| Mark::of_id(id)))
                 });
                 continue;
             }

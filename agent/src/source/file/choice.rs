@@ -95,8 +95,10 @@ impl FileStream {
 /// Whether a copy of the file at `path` may be at `sibling`: the same name with more behind it.
 pub(super) fn begins_like(path: &Path, sibling: &Path) -> bool {
     let names = path.file_name().zip(sibling.file_name());
-    let names = names.and_then(|(own, other)| Some((own.to_str()?, other.to_str()?)));
-    names.is_some_and(|(own, other)| other.starts_with(own))
+    names.is_some_and(|(own, other)| {
+        let (own, other) = (own.as_encoded_bytes(), other.as_encoded_bytes());
+        other.starts_with(own)
+    })
 }
 
 /// Of more names that begin alike only those count that say more than that; ordinary directories have fewer.

@@ -80,7 +80,9 @@ impl FileStream {
             return Ok(true);
         }
         let (blank, is_said) = (current.blank_len(), current.says_no_unwritten);
-        self.finish_line(context);
+        if !self.finish_line(context) {
+            return Ok(true); // its last line waits for room
+        }
         if blank > 0 && !is_said {
             self.output.push_gap(&format!(
                 "the file ends in {blank} zero bytes, which are no text; they were not collected"
@@ -157,12 +159,14 @@ impl FileStream {
         Ok(())
     }
 
-    /// The last line of a generation ends with its file.
-    pub(super) fn finish_line(&mut self, context: &mut Context) {
+    /// The last line of a generation ends with its file; `false` when there is no room for all of it yet.
+    pub(super) fn finish_line(&mut self, context: &mut Context) -> bool {
         let Some(mut follow) = self.chain.current.take() else {
-            return;
+            return true;
         };
-        let len = follow.unfinished.take().map_or(0, |(len, _)| len);
+        let (len, since) = follow.unfinished.take().unzip();
+        let len = len.unwrap_or(0);
+        let mut is_whole = true;
         let mut line = vec![0; len.min(ENTRY_LEN_MAX)];
         let got = follow.content.read_at(&mut line, follow.offset);
         line.truncate(got.unwrap_or(0));
@@ -171,7 +175,7 @@ impl FileStream {
             let tail_len = follow.tail.len();
             let window = [&*follow.tail, &line].concat();
             let mut at = tail_len;
-            self.push_line(
+            is_whole = self.push_line(
                 &mut at,
                 window.len(),
                 (flags, flags),
@@ -182,9 +186,14 @@ impl FileStream {
                 context,
             );
             follow.move_to(at, tail_len, &window);
+            let left = window.len() - at;
+            follow.unfinished = since.filter(|_| left > 0).map(|since| (left, since));
         }
         self.chain.current = Some(follow);
-        self.output.close_line();
+        if is_whole {
+            self.output.close_line();
+        }
+        is_whole
     }
 
     /// Reads what a slow writer still added to renamed files; lets them go after a quiet while.
@@ -214,9 +223,7 @@ impl FileStream {
                 (follow.renamed, self.read_at) = (Some(now), now);
                 follow.grew |= !is_packed;
             }
-            if is_packed {
-                context.unpacking.take(follow.offset - before);
-            }
+            context.unpacking.take(follow.content.take_unpacked());
             // Nobody goes on writing to a compressed one.
             let is_whole = is_packed && follow.unfinished.is_none();
             let is_quiet = |at| is_whole || now.duration_since(at) >= LINGER;

@@ -19,11 +19,14 @@ mod aside;
 mod chain;
 mod choice;
 mod leave;
+mod own;
 mod read;
 mod settled;
 mod survey;
 mod toll;
+mod unpack;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -39,15 +42,18 @@ use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
 use self::toll::Toll;
+use self::unpack::{Unpack, is_unpacking};
 use super::Context;
-use super::bookmark::{Bookmarks, FileId, Mark};
+use super::bookmark::{Bookmark, Bookmarks, Mark};
 use super::claims::Collected;
+use super::content::Packing;
 use super::disk::{Disk, Seen};
 use super::findings::Finding;
 use super::follow::{Follow, look_within};
 use super::output::{Output, Positions};
 use super::resting::Rest;
 use super::trust;
+use super::vanished::GONE;
 use crate::clock;
 use crate::config::Deny;
 
@@ -58,6 +64,14 @@ pub(crate) struct Place {
     /// What nothing may collect: generations beside the path may be forbidden although it is not.
     pub(crate) deny: Deny,
     pub(super) disk: Arc<dyn Disk>,
+}
+
+/// How a source wants its files.
+pub(crate) struct Terms {
+    /// A line that matches begins an entry of several lines.
+    pub(crate) multiline: Option<Regex>,
+    /// See [`Place::root`].
+    pub(crate) root: PathBuf,
 }
 
 /// The stream of one path.
@@ -82,6 +96,10 @@ pub(crate) struct FileStream {
     target: Option<PathBuf>,
     /// A copy is read to its end before the file it was made of, which was truncated.
     truncated: bool,
+    /// What was read of a file that was truncated, of which no copy was seen because nothing was seen.
+    cut: Option<(Bookmark, Option<Vec<u8>>)>,
+    /// The file for which the stream was begun was gone before it was opened.
+    has_vanished: bool,
     /// When settled files are looked at the next time, and whether they were since the start.
     look_back_at: Instant,
     looked_back: bool,
@@ -97,6 +115,7 @@ pub(crate) struct FileStream {
     /// There are more generations after those that are queued, before the file at the path.
     more_comes: bool,
     toll: Toll,
+    unpack: RefCell<Unpack>,
     /// When something was read of it last.
     read_at: Instant,
     /// Something was read since it was opened.
@@ -104,6 +123,8 @@ pub(crate) struct FileStream {
     /// Why it cannot be read, once that was said.
     complaint: Option<(SourceState, String)>,
     wanting: Wanting,
+    /// What may be read is another question than when its files were opened.
+    is_rejudged: bool,
 }
 
 /// Whether the files are open.
@@ -166,6 +187,8 @@ impl FileStream {
             chain,
             target: None,
             truncated: false,
+            cut: None,
+            has_vanished: false,
             look_back_at: now,
             looked_back: false,
             changed: Vec::new(),
@@ -175,10 +198,12 @@ impl FileStream {
             aside: Aside::default(),
             more_comes: false,
             toll: Toll::default(),
+            unpack: RefCell::default(),
             read_at: now,
             has_read: false,
             complaint: None,
             wanting: Wanting::Wanted,
+            is_rejudged: false,
         }
     }
 
@@ -218,49 +243,9 @@ impl FileStream {
         }
     }
 
-    /// Whether the file called `id` is one this stream reads already.
-    pub(crate) fn is_reading(&self, id: FileId) -> bool {
-        self.chain.is_reading(id)
-            || self.seen.is_some_and(|seen| seen.id == id)
-            || self
-                .chain
-                .closed
-                .as_ref()
-                .is_some_and(|closed| closed.id == id)
-    }
-
-    /// Whether a link at its path leads to `path`: what is made there next is read by this stream.
-    pub(crate) fn leads_to(&self, path: &std::path::Path) -> bool {
-        let is_target = self.target.as_deref() == Some(path);
-        is_target && matches!(self.place.disk.read_link(&self.place.path), Ok(Some(_)))
-    }
-
-    /// Whether a link at its path led to `path`, and there is nothing now.
-    pub(crate) fn has_left(&self, path: &std::path::Path) -> bool {
-        let is_target = self.target.as_deref() == Some(path);
-        is_target && matches!(self.place.disk.look(&self.place.path), Ok(None))
-    }
-
     /// Whether everything that it read is sealed.
     pub(crate) fn is_sealed(&self) -> bool {
         self.output.is_empty()
-    }
-
-    /// Whether the stream settled the file called `id`, and that is still its business: it knows the file where it is.
-    pub(crate) fn has_settled(&self, id: FileId, path: &std::path::Path) -> bool {
-        // Where nothing was collected, the number alone says nothing.
-        let is_it = |past: &Past| past.mark.key == id.key() && past.mark.offset > 0;
-        if !self.chain.past.iter().any(is_it) {
-            return false;
-        }
-        let is_beside = |own: &std::path::Path| {
-            let names = own.file_stem().zip(path.file_name());
-            let names =
-                names.map(|(stem, name)| (stem.as_encoded_bytes(), name.as_encoded_bytes()));
-            own.parent() == path.parent()
-                && names.is_some_and(|(stem, name)| name.starts_with(stem))
-        };
-        is_beside(&self.place.path) || self.target.as_deref().is_some_and(is_beside)
     }
 
     /// How far it read its files.
@@ -276,32 +261,21 @@ impl FileStream {
             .chain(self.chain.current.iter().map(Follow::mark))
     }
 
-    /// The files it reads, see [`Self::is_reading`].
-    pub(super) fn reading(&self) -> impl Iterator<Item = FileId> {
-        let open = self.chain.open_ones().map(|follow| follow.id);
-        let closed = self.chain.closed.iter().map(|closed| closed.id);
-        open.chain(closed).chain(self.seen.map(|seen| seen.id))
-    }
-
-    /// What the file system called the files that it settled.
-    pub(super) fn settled(&self) -> impl Iterator<Item = u64> {
-        let past = self.chain.past.iter().filter(|past| past.mark.offset > 0);
-        past.map(|past| past.mark.key)
-    }
-
-    /// What a link at its path led to.
-    pub(super) fn target(&self) -> Option<&std::path::Path> {
-        self.target.as_deref()
-    }
-
-    /// Whether the configuration names this stream, and what it forbids.
-    pub(crate) fn set_wanted(&mut self, wanted: bool, deny: &Deny) {
+    /// How the configuration wants this stream from now on, if it names it, and what it forbids. What is open is judged
+    /// anew by that.
+    pub(crate) fn set_wanted(&mut self, terms: Option<Terms>, deny: &Deny) {
+        self.is_rejudged |= *deny != self.place.deny;
         self.place.deny = deny.clone();
-        self.wanting = match (wanted, self.wanting) {
-            (true, _) => Wanting::Wanted,
-            (false, Wanting::Wanted) => Wanting::Ending,
-            (false, ending) => ending,
+        self.wanting = match (&terms, self.wanting) {
+            (Some(_), _) => Wanting::Wanted,
+            (None, Wanting::Wanted) => Wanting::Ending,
+            (None, ending) => ending,
         };
+        if let Some(Terms { multiline, root }) = terms {
+            self.is_rejudged |= root != self.place.root;
+            self.multiline = multiline;
+            self.place.root = root;
+        }
     }
 
     /// Says that collecting ends here. Should the stream be named again, it goes on where it stands.
@@ -366,19 +340,49 @@ impl FileStream {
         Some(Finding::trouble(*state, path, complaint.clone()))
     }
 
-    /// What is to be remembered of its file while the stream is closed, if all of it was read some time ago.
+    /// What is to be remembered of its file while the stream is closed, if all of it was read some time ago, or it cannot
+    /// be read.
     pub(crate) fn rest(&self, now: Instant) -> Option<Rest> {
-        let State::Parked(seen, _) = self.state else {
-            return None;
-        };
         let rests = self.wanting == Wanting::Wanted
-            && self.complaint.is_none()
-            && !self.chain.has_room
             && self.output.is_empty()
             && now.duration_since(self.read_at) >= REST_AFTER;
-        rests.then(|| Rest {
+        if !rests {
+            return None;
+        }
+        let seen = match self.state {
+            State::Parked(seen, _) => seen,
+            // What cannot be read keeps no place that others need.
+            State::Open | State::Closed => {
+                self.complaint.as_ref()?;
+                self.place.disk.look(&self.place.path).ok().flatten()?
+            }
+        };
+        let mut beside = Vec::new();
+        for past in &self.chain.past {
+            // Nobody goes on writing to a compressed one.
+            let Some(path) = past
+                .path
+                .as_ref()
+                .filter(|path| Packing::of(path).is_none())
+            else {
+                continue;
+            };
+            let looked = self.place.disk.look(path).ok().flatten();
+            match (past.seen, looked) {
+                (Some(seen), Some(looked)) if seen == looked => beside.push((path.clone(), seen)),
+                // It may not be read, or is elsewhere: that is known when settled files were looked at.
+                (None, Some(looked)) if self.looked_back => beside.push((path.clone(), looked)),
+                (None, None) => {}
+                _ => return None,
+            }
+        }
+        // Neither shows in what the file is.
+        let is_to_be_tried = self.complaint.is_some() || self.chain.has_room;
+        Some(Rest {
             stream: self.id(),
             seen,
+            beside: beside.into(),
+            again_at: is_to_be_tried.then(|| now + TRIED_AGAIN),
         })
     }
 
@@ -387,10 +391,31 @@ impl FileStream {
         if self.wanting != Wanting::Wanted {
             return self.end(context);
         }
+        if self.is_rejudged {
+            if context.is_blocked() {
+                return Pass::Blocked;
+            }
+            self.shut(context);
+            (self.is_rejudged, self.seen) = (false, None);
+        }
         if self.toll.waits(now) {
             return Pass::Idle;
         }
-        let pass = self.try_pass(context, now);
+        self.unpack.get_mut().begin(context.comparing.left(now));
+        let mut pass = self.try_pass(context, now);
+        if core::mem::take(&mut self.has_vanished)
+            && context.vanished.is_said(&self.place.path, now)
+        {
+            self.output.push_gap(GONE);
+            pass = match context.is_blocked() {
+                true => pass.map(|_| Pass::Blocked), // it is sealed in the next turn
+                false => {
+                    self.seal(context);
+                    pass
+                }
+            };
+        }
+        context.comparing.take(self.unpack.get_mut().taken());
         self.toll.settle(now);
         match pass {
             Ok(pass) => {
@@ -407,6 +432,10 @@ impl FileStream {
                     self.leave(context, now);
                 }
                 pass
+            }
+            Err(error) if is_unpacking(&error) => {
+                self.look_back_at = now;
+                Pass::Paced
             }
             Err(error) => {
                 if self.complaint.is_none() {
@@ -479,17 +508,15 @@ impl FileStream {
                 return Ok(Pass::Paced);
             }
             let Some(mut follow) = self.chain.current.take() else {
-                self.look_back(now)?;
-                self.late(context, now)?;
+                let back = self.look_back(now);
+                let late = self.late(context, now);
                 self.seal(context);
-                return Ok(Pass::Idle);
+                return back.and(late).map(|()| Pass::Idle);
             };
             let before = follow.offset;
             let read = self.read(&mut follow, Role::Current, context, now);
             taken += follow.offset - before;
-            if is_packed {
-                context.unpacking.take(follow.offset - before);
-            }
+            context.unpacking.take(follow.content.take_unpacked());
             if follow.offset > before {
                 (self.read_at, self.has_read) = (now, true);
             }
@@ -501,9 +528,10 @@ impl FileStream {
                 Read::End => {
                     let next = self.handle_end(context, now);
                     if !matches!(next, Ok(true)) {
-                        let late = self.look_back(now).and_then(|_| self.late(context, now));
+                        let back = self.look_back(now);
+                        let late = self.late(context, now);
                         self.seal(context);
-                        return next.and(late).map(|()| Pass::Idle);
+                        return next.and(back).and(late).map(|()| Pass::Idle);
                     }
                 }
             }
@@ -517,8 +545,8 @@ impl FileStream {
         let Some(current) = &self.chain.current else {
             return Ok(());
         };
-        if current.is_at_end()? && self.chain.queued.is_empty() {
-            self.finish_line(context);
+        let is_read = current.is_at_end()? && self.chain.queued.is_empty();
+        if is_read && self.finish_line(context) {
             self.shut(context);
         }
         Ok(())
@@ -571,6 +599,8 @@ impl FileStream {
 
 /// A file that is not read for so long rests, should there be many.
 const REST_AFTER: Duration = Duration::from_secs(2);
+/// A file at rest that cannot be read, or has room for lines at its end, is looked into again after this.
+const TRIED_AGAIN: Duration = Duration::from_secs(60);
 /// A file that is not read for so long is closed: its file system may be unmounted then.
 const QUIET_CLOSE: Duration = Duration::from_secs(30);
 /// How often a closed file is looked into that has room for lines at its end: a mapped file's time may stand still.

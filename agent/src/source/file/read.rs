@@ -80,7 +80,12 @@ impl FileStream {
             None => wanted,
         };
         let mut window = vec![0; usize::try_from(wanted).unwrap_or(usize::MAX).min(CHUNK_LEN)];
-        let got = match follow.content.read_at(&mut window, start) {
+        let got = match follow.content.go_to(start, GO_MAX) {
+            Ok(false) => return Ok(Read::Looking),
+            Ok(true) => follow.content.read_at(&mut window, start),
+            Err(error) => Err(error),
+        };
+        let got = match got {
             Err(error) if follow.content.is_packed() => {
                 // It was whole when it replaced the plain file, so it will not get better.
                 let what = match error.kind() == io::ErrorKind::FileTooLarge {
@@ -300,6 +305,8 @@ impl FileStream {
     }
 }
 
+/// Bytes decompressed at once on the way to where a compressed file is read on.
+const GO_MAX: u64 = 2 << 20;
 /// Bytes read at once.
 const CHUNK_LEN: usize = 512 << 10;
 /// Bytes looked at behind the text of a file whose rest is zeros.

@@ -8,7 +8,7 @@ use tracing::debug;
 use super::chain::Past;
 use super::survey::{Found, Survey, What};
 use super::{FileStream, LINGERING_MAX};
-use crate::source::bookmark::Mark;
+use crate::source::bookmark::{Bookmark, Mark};
 
 impl FileStream {
     /// Notes where settled files are, and opens those that grew.
@@ -19,7 +19,8 @@ impl FileStream {
             What::Current | What::CopyOfCurrent | What::CopyOfPath | What::Unknown => None,
         });
         let found: Vec<u64> = found.collect();
-        for past in &mut self.chain.past {
+        let is_blind = survey.is_blind;
+        for past in self.chain.past.iter_mut().filter(|_| !is_blind) {
             if past.open.is_none() && !found.contains(&past.serial) {
                 (past.path, past.seen) = (None, None);
                 // Of others that are gone it is known that nobody wrote to them.
@@ -96,7 +97,8 @@ impl FileStream {
     }
 
     /// A copy of the current file that ends before where that was read: it was written to, and read, between the copy
-    /// and its truncation. All of the copy is collected then. It is the first of those that are new and not empty.
+    /// and its truncation. All of the copy is collected then. It is the first of which that is so; there may be
+    /// copies before it, of what was not read.
     pub(super) fn pass_over_part(&mut self, survey: &mut Survey) -> io::Result<()> {
         let closed = self.chain.closed.clone();
         let current = self.chain.current.as_ref();
@@ -104,15 +106,33 @@ impl FileStream {
             return Ok(());
         };
         let head = current.map(|current| current.head.clone());
-        let mut is_first = true;
+        let is_found = self.pass_over_part_of(survey, &bookmark, head.as_deref())?;
+        if !is_found && survey.at_path.is_none() {
+            // Its file system may be away, and come back with the copy.
+            self.cut = Some((bookmark, head));
+        }
+        Ok(())
+    }
+
+    /// The same of what was read up to `bookmark`; whether there is one.
+    pub(super) fn pass_over_part_of(
+        &mut self,
+        survey: &mut Survey,
+        bookmark: &Bookmark,
+        head: Option<&[u8]>,
+    ) -> io::Result<bool> {
+        let mut is_found = false;
         let forgotten = self.forgotten_until(survey);
         for mut found in survey.unknown() {
             let seen = found.seen;
-            let is_new = seen.len > 0 && forgotten.is_none_or(|time| seen.modified > time);
+            // One that could not be read before was there before.
+            let is_new = seen.len > 0
+                && forgotten.is_none_or(|time| seen.modified > time)
+                && !self.refused.contains(&seen.id.key());
             let is_part = match &mut found.follow {
-                Some(follow) if is_first && is_new => {
-                    is_first = false;
-                    follow.is_copy && follow.is_part_of(&bookmark, head.as_deref())?
+                Some(follow) if !is_found && is_new && follow.is_copy => {
+                    is_found = follow.is_part_of(bookmark, head)?;
+                    is_found
                 }
                 Some(_) | None => false,
             };
@@ -121,7 +141,7 @@ impl FileStream {
                 false => survey.beside.push(found),
             }
         }
-        Ok(())
+        Ok(is_found)
     }
 
     /// A file that was there before the stream began.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::FileStream;
 use super::chain::Past;
 use super::choice::{Candidate, NAMES_MAX, OPENS_MAX, begins_like};
+use super::unpack::is_unpacking;
 use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
 use crate::source::content::plain_name;
@@ -39,10 +40,20 @@ pub(super) struct Survey {
     closed: Vec<Closed>,
     /// Generations that nobody knows yet and for which there was no room, oldest first: younger than those in `beside`.
     pub(super) rest: Vec<Found>,
+    /// A directory in which its files lie refused to be listed: what was not found there is no proof of anything.
+    pub(super) is_blind: bool,
     /// How many files are named as generations and belong to others.
     pub(super) foreign: usize,
     /// How many were passed over unopened because by their times they are forgotten, though not by their names.
     pub(super) forgotten: usize,
+}
+
+/// The names beside the path.
+#[derive(Eq, PartialEq)]
+struct Beside {
+    names: Vec<Name>,
+    /// See [`Survey::is_blind`].
+    is_blind: bool,
 }
 
 struct Closed {
@@ -91,7 +102,16 @@ impl FileStream {
     /// Looks around.
     pub(super) fn survey(&mut self, why: Why) -> io::Result<Survey> {
         let began = clock::now();
-        let survey = self.look_around(why, began);
+        let mut survey = self.look_around(why, began);
+        if let Ok(found) = &mut survey
+            && found.at_path.is_some()
+            && let Some((bookmark, head)) = self.cut.take()
+        {
+            self.pass_over_part_of(found, &bookmark, head.as_deref())?;
+        }
+        if !survey.as_ref().is_err_and(is_unpacking) {
+            self.unpack.get_mut().end();
+        }
         let took = clock::now().saturating_duration_since(began);
         let is_hasty = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<Hasty>());
         self.toll.add(took, survey.as_ref().is_err_and(is_hasty));
@@ -110,8 +130,14 @@ impl FileStream {
                 Err(error) => (Err(error), self.beside(current.as_ref(), is_urgent)?),
             };
             let is_refused = at_path.is_err();
-            let mut survey = self.look_at(at_path, &names, current.as_ref());
-            self.identify(&mut survey, current.as_ref(), why)?;
+            let mut survey = self.look_at(at_path, &names.names, current.as_ref());
+            survey.is_blind = names.is_blind;
+            if let Err(error) = self.identify(&mut survey, current.as_ref(), why) {
+                if is_unpacking(&error) {
+                    self.unpack.borrow_mut().keep(survey);
+                }
+                return Err(error);
+            }
             let is_same = match self.names(current.as_ref(), is_urgent) {
                 Ok((_, again)) => !is_refused && again == names && self.is_still(&survey),
                 Err(_) => is_refused,
@@ -135,7 +161,7 @@ impl FileStream {
         &self,
         current: Option<&Bookmark>,
         is_urgent: bool,
-    ) -> io::Result<(Option<Seen>, Vec<Name>)> {
+    ) -> io::Result<(Option<Seen>, Beside)> {
         let (disk, path, root) = (&*self.place.disk, &self.place.path, &self.place.root);
         let at_path = look_within(disk, path, root, None)?;
         Ok((at_path, self.beside(current, is_urgent)?))
@@ -153,19 +179,21 @@ impl FileStream {
         bases
     }
 
-    fn beside(&self, current: Option<&Bookmark>, is_urgent: bool) -> io::Result<Vec<Name>> {
+    fn beside(&self, current: Option<&Bookmark>, is_urgent: bool) -> io::Result<Beside> {
         let inode = current.map_or(0, |current| current.id.inode);
-        let mut all = Vec::new();
+        let (mut all, mut is_blind) = (Vec::new(), false);
         for base in self.bases() {
-            let stem = base.file_stem().and_then(|stem| stem.to_str());
-            let (Some(dir), Some(stem)) = (base.parent(), stem) else {
+            let (Some(dir), Some(stem)) = (base.parent(), base.file_stem()) else {
                 continue;
             };
             let dir = (dir, &*self.place.root);
             let names = match self.place.disk.names(dir, stem, inode, is_urgent) {
                 // There is no such directory any more, or a link leads there that does not count.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) if trust::is_refusal(&error) => continue,
+                Err(error) if trust::is_refusal(&error) => {
+                    is_blind = true;
+                    continue;
+                }
                 names => names?,
             };
             all.extend(names);
@@ -175,7 +203,10 @@ impl FileStream {
         if all.len() > NAMES_MAX {
             self.keep_likely(&mut all, inode);
         }
-        Ok(all)
+        Ok(Beside {
+            names: all,
+            is_blind,
+        })
     }
 
     /// Opens what is not as it was.
@@ -288,7 +319,12 @@ impl FileStream {
             if self.is_in_the_making(&found.path, names) {
                 continue;
             }
-            match self.open(&found.path) {
+            let known = self.unpack.borrow_mut().take(found.seen, &found.path);
+            let opened = match known {
+                Some(follow) => Ok(Some(follow)),
+                None => self.open(&found.path),
+            };
+            match opened {
                 Ok(Some(follow)) if follow.id == found.seen.id => {
                     found.follow = Some(follow);
                     survey.beside.push(found);
@@ -343,6 +379,7 @@ impl FileStream {
                 Err(_) if follow.content.is_packed() => continue,
                 Err(error) => return Err(error),
             };
+            self.look_up(follow, start, current)?;
             // Where nothing was read, a number may have been given to another file.
             if let Some(current) = current
                 && follow.id == current.id
@@ -515,11 +552,16 @@ impl Survey {
         let is_one = |found: &mut Found| found.what == What::Unknown && found.rank.is_some();
         let mut unknown: Vec<Found> = self.beside.extract_if(.., is_one).collect();
         for follow in unknown.iter_mut().filter_map(|found| found.follow.as_mut()) {
-            let made = self.made;
-            follow.is_copy = made.is_some_and(|(id, created)| follow.is_made_after(id, created));
+            follow.is_copy = self.is_copy(follow);
         }
         in_order(&mut unknown);
         unknown
+    }
+
+    /// Whether a generation is a copy of the file at the path: it is younger.
+    pub(super) fn is_copy(&self, follow: &Follow) -> bool {
+        let made = self.made;
+        made.is_some_and(|(id, created)| follow.is_made_after(id, created))
     }
 
     /// The time before which a file that nobody knows was forgotten: that of the earliest that is known.

@@ -52,7 +52,7 @@ struct Running {
     context: Context,
     produced: mpsc::Receiver<Produced>,
     /// Paths without files when they were looked for last, and their old generations.
-    left: BTreeMap<PathBuf, Vec<u64>>,
+    left: BTreeMap<PathBuf, BTreeSet<u64>>,
     began: SystemTime,
 }
 
@@ -95,7 +95,9 @@ impl Agent {
                 deny: Deny::default(),
                 senders: crate::source::feed::senders(),
                 unpacking: Pace::new(u64::MAX / 2),
+                comparing: Pace::new(u64::MAX / 2),
                 patience: Duration::ZERO,
+                vanished: crate::source::vanished::Vanished::default(),
                 beat: crate::source::beat::Beat::default(),
             },
             produced,
@@ -153,10 +155,16 @@ impl Agent {
             .into_iter()
             .filter(|base| !running.streams.contains_key(base));
         let left = bases.map(|base| {
-            let generations = generations::numbers_of(&self.disk, &base);
+            let inner = self.disk.lock();
+            let files = inner.names.iter().filter_map(|(path, node)| match node {
+                Node::File(inode) if generations::is_generation_of(&base, path) => Some(*inode),
+                Node::File(_) | Node::Link(..) | Node::Pipe => None,
+            });
+            let generations = files.collect();
+            drop(inner);
             (base, generations)
         });
-        let left: BTreeMap<PathBuf, Vec<u64>> = left.collect();
+        let left: BTreeMap<PathBuf, BTreeSet<u64>> = left.collect();
         let before = core::mem::replace(&mut running.left, left.clone());
         let new = left
             .into_iter()
@@ -164,8 +172,8 @@ impl Agent {
         new.map(|(base, _)| base).collect()
     }
 
-    /// Looks for files as the sources do, and lets every stream read on.
-    pub(super) fn pass(&mut self, now: Instant, parks: bool) {
+    /// Looks for files as the sources do, and lets every stream read on; `false` when there was no room for all of it.
+    pub(super) fn pass(&mut self, now: Instant, parks: bool) -> bool {
         let paths: Vec<PathBuf> = {
             let inner = self.disk.lock();
             let names = inner.names.iter();
@@ -174,8 +182,9 @@ impl Agent {
         };
         let left = self.left();
         let Some(running) = &mut self.running else {
-            return;
+            return true;
         };
+        let mut had_room = true;
         for path in left {
             let mut closed = Collected::default();
             closed.note(running.positions.bookmarks());
@@ -189,6 +198,7 @@ impl Agent {
             for stream in running.streams.values_mut() {
                 reached = reached.max(stream.pass(&mut running.context, now));
             }
+            had_room = reached != Pass::Blocked;
             if matches!(reached, Pass::Idle | Pass::Blocked) {
                 break;
             }
@@ -201,6 +211,7 @@ impl Agent {
             }
             !is_over
         });
+        had_room
     }
 }
 
@@ -241,7 +252,9 @@ impl Running {
             let knows = |base: &Path| {
                 wanted(base) && self.positions.knows(self.positions.id(&stream_of(base)))
             };
-            if claims::own_path(disk, &path, knows).is_some() {
+            let has_begun =
+                |own: &Path| knows(own) || (wanted(own) && self.streams.contains_key(own));
+            if claims::own_path(disk, &path, has_begun).is_some() {
                 continue;
             }
             if let Some(base) = claims::base_of(&path, |base| files.contains(base), knows) {
@@ -249,7 +262,11 @@ impl Running {
                     continue;
                 }
                 path = base;
-            } else if claims::is_anothers(self.streams.values(), seen.id, &path) {
+            } else if self
+                .streams
+                .values()
+                .any(|stream| stream.collects(seen, &path))
+            {
                 continue;
             }
             let mut left = self.streams.iter();

@@ -2,6 +2,7 @@
 //! permissions, room that is laid out before it is written.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::source::bookmark::FileId;
 use crate::source::disk::{Disk, Hole, Name, OpenFile, Opened, Seen, Stat};
+use crate::source::trust;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct SimDisk(Arc<Mutex<Inner>>);
@@ -21,6 +23,8 @@ pub(super) struct Inner {
     pub(super) clock: Duration,
     /// Nothing is given back: the file system is unmounted.
     pub(super) is_away: bool,
+    /// A directory that does not let itself be listed.
+    pub(super) refused: Option<PathBuf>,
     next: u64,
     free: Vec<u64>,
     /// The names as they were when a directory was looked at last, and how often they had changed.
@@ -201,16 +205,20 @@ impl Disk for SimDisk {
     fn names(
         &self,
         (dir, _): (&Path, &Path),
-        begin: &str,
+        begin: &OsStr,
         inode: u64,
         _is_urgent: bool,
     ) -> io::Result<Vec<Name>> {
         let inner = self.lock();
+        if inner.refused.as_deref() == Some(dir) {
+            return Err(trust::refusal(1000, 0));
+        }
         let mut names = Vec::new();
         for (path, node) in &inner.names {
             let Node::File(own) = node else { continue };
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.parent() == Some(dir) && (name.starts_with(begin) || *own == inode) {
+            let name = path.file_name().unwrap().as_encoded_bytes();
+            let begins = name.starts_with(begin.as_encoded_bytes());
+            if path.parent() == Some(dir) && (begins || *own == inode) {
                 let (path, inode) = (path.clone(), *own);
                 names.push(Name { path, inode });
             }

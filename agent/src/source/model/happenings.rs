@@ -8,6 +8,12 @@ use super::disk::Node;
 use super::tokens::tokens_in;
 use super::world::{Reopens, Way, World};
 
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 impl World {
     fn rename(&mut self, from: &Path, to: &Path) {
         let gone = self.disk.lock().names.get(to).cloned();
@@ -132,9 +138,7 @@ impl World {
                 disk.files[&inode].modified,
             )
         };
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&bytes).unwrap();
-        let packed = encoder.finish().unwrap();
+        let packed = gzip(&bytes);
         let to = format!("{}.gz", path.display());
         let serial = self.serials[&inode];
         let new = self.create(&to);

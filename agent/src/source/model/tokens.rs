@@ -39,13 +39,16 @@ impl World {
     pub(super) fn lose(&mut self, inode: u64) {
         let arrived = self.arrived();
         let tokens = self.tokens_of(inode);
-        if tokens.iter().all(|token| !arrived.contains(token)) {
+        let is_begun = tokens.iter().any(|token| arrived.contains(token));
+        if !is_begun {
             self.lost.insert(inode, tokens.clone());
         }
         for token in tokens {
             // What is written late and deleted at once, nobody knows of.
             let is_short = self.now.duration_since(self.written_at[token]) < LOOKED_AT_EVERY;
-            let is_known = self.looked_at.contains(&self.tokens[token]);
+            // Of what nothing was collected nothing is written down: who is not running knows nothing of it.
+            let is_remembered = self.agent.is_running() || is_begun;
+            let is_known = is_remembered && self.looked_at.contains(&self.tokens[token]);
             if arrived.is_empty() || !is_known || is_short {
                 self.free.insert(token);
             } else if !arrived.contains(&token) {

@@ -436,8 +436,11 @@ impl World {
         let inodes: Vec<u64> = self.disk.lock().files.keys().copied().collect();
         let serials = inodes.iter().filter_map(|inode| self.serials.get(inode));
         self.looked_at.extend(serials);
-        self.part.clear();
-        self.agent.pass(self.now, parks);
+        // Who has no room sees nothing.
+        let before = core::mem::take(&mut self.part);
+        if !self.agent.pass(self.now, parks) {
+            self.part = before;
+        }
     }
 
     fn pass_time(&mut self, passed: Duration) {

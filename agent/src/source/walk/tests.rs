@@ -218,3 +218,45 @@ fn a_path_that_does_not_answer_is_left_out_and_the_rest_is_walked() {
     assert!(finding(&found, SourceState::NotWalked).needs_person);
     assert!(asked.borrow().contains(&tree.path("logs")));
 }
+
+/// Of a file that is named outright and not there, the walk looks for old generations: who reads must not ask a file
+/// system that may not answer.
+#[test]
+fn old_generations_are_found_by_the_walk_also_of_what_is_named_outright() {
+    let tree = Tree::new("left");
+    for name in [
+        "app.log.1",
+        "app.log.2",
+        "app.log.3.gz",
+        "apps.log.1",
+        "app.log.d/app.log.9",
+    ] {
+        tree.dir("logs/app.log.d");
+        tree.file(&format!("logs/{name}"));
+    }
+    for glob in ["logs/app.log", "logs/*.log"] {
+        let found = tree.look(glob);
+        let left = &found.left[&tree.path("logs/app.log")];
+        assert_eq!(left.numbers.len(), 2, "{glob}");
+        assert!(left.one.starts_with(tree.path("logs")));
+        assert!(found.files.is_empty());
+    }
+    finding(&tree.look("logs/app.log"), SourceState::NoMatch);
+    // Where it is, nothing is left.
+    tree.file("logs/app.log");
+    assert!(tree.look("logs/app.log").left.is_empty());
+    assert!(
+        !tree
+            .look("logs/*.log")
+            .left
+            .contains_key(&tree.path("logs/app.log"))
+    );
+    // Where nobody answers, nobody asks.
+    std::fs::remove_file(tree.path("logs/app.log")).unwrap();
+    let discovery = tree.discovery(&["logs/app.log"]);
+    let far = clock::now() + Duration::from_secs(3600);
+    let hung = [tree.path("logs")];
+    let mut round = Round::new();
+    round.step(&discovery, &hung, &mut Budget::new(1000, far), &|_| {});
+    assert!(round.finish().left.is_empty());
+}

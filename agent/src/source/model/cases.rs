@@ -1,0 +1,288 @@
+//! What worlds meet too rarely: single courses of events, each as it was found.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::agent::Agent;
+use super::disk::{Node, SimDisk};
+use crate::clock;
+
+/// An agent, and the files that it collects.
+pub(super) struct Case {
+    pub(super) disk: SimDisk,
+    pub(super) agent: Agent,
+    now: Instant,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn logs(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "log")
+}
+
+impl Case {
+    pub(super) fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap();
+        let disk = SimDisk::default();
+        disk.lock().clock = Duration::from_secs(1_795_000_000);
+        let mut agent = Agent::new(disk.clone(), logs, runtime.handle().clone());
+        agent.start();
+        Self {
+            disk,
+            agent,
+            now: clock::now(),
+            _runtime: runtime,
+        }
+    }
+
+    pub(super) fn create(&self, path: &str, bytes: &[u8]) -> u64 {
+        let mut disk = self.disk.lock();
+        let inode = disk.create(Path::new(path));
+        disk.write(inode, 0, bytes);
+        inode
+    }
+
+    pub(super) fn append(&self, path: &str, bytes: &[u8]) {
+        let mut disk = self.disk.lock();
+        let inode = disk.inode(Path::new(path)).unwrap();
+        let len = disk.files[&inode].bytes.len();
+        disk.write(inode, len, bytes);
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) {
+        self.disk.lock().rename(Path::new(from), Path::new(to));
+    }
+
+    pub(super) fn remove(&self, path: &str) {
+        self.disk.lock().remove(Path::new(path));
+    }
+
+    /// So many seconds pass, and the agent looks in each.
+    pub(super) fn pass(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            let second = Duration::from_secs(1);
+            self.now += second;
+            self.disk.lock().clock += second;
+            self.agent.pass(self.now, false);
+            self.agent.deliver(1000);
+        }
+    }
+
+    pub(super) fn text(&self, stream: &str) -> String {
+        let archived = self.agent.archive.get(stream);
+        let bytes = archived.map_or(&[][..], |archived| &archived.bytes);
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    pub(super) fn gaps(&self, stream: &str) -> Vec<String> {
+        let archived = self.agent.archive.get(stream);
+        archived.map_or_else(Vec::new, |archived| archived.gaps.clone())
+    }
+}
+
+/// A file system gives the number of a file that was deleted to the next one: that may be another program's, of which the
+/// name begins alike.
+#[test]
+fn a_file_that_has_the_number_of_a_settled_one_of_another_name_is_collected() {
+    let mut case = Case::new();
+    let first = case.create("/log/app.log", b"the first of app\n");
+    case.pass(2);
+    case.rename("/log/app.log", "/log/app.log.1");
+    case.create("/log/app.log", b"the second of app\n");
+    // It is let go when nobody wrote to it for a while.
+    case.pass(40);
+    case.remove("/log/app.log.1");
+    case.pass(10);
+    let again = case.create(
+        "/log/app2.log",
+        b"the first of app2, which is another program\n",
+    );
+    assert_eq!(first, again);
+    case.pass(20);
+    assert_eq!(
+        case.text("/log/app.log"),
+        "the first of app\nthe second of app\n"
+    );
+    assert_eq!(
+        case.text("/log/app2.log"),
+        "the first of app2, which is another program\n"
+    );
+    // Nor is it taken for one when the agent starts anew.
+    case.agent.stop(usize::MAX);
+    case.agent.start();
+    case.append("/log/app2.log", b"more\n");
+    case.pass(10);
+    assert!(case.text("/log/app2.log").ends_with("program\nmore\n"));
+    assert!(case.gaps("/log/app2.log").is_empty());
+}
+
+/// The same number, while the stream of the deleted file is closed.
+#[test]
+fn a_file_that_has_the_number_of_a_quiet_one_that_is_gone_is_collected() {
+    let mut case = Case::new();
+    let first = case.create("/log/app.log", b"app\n");
+    case.pass(40); // quiet files are closed
+    case.remove("/log/app.log");
+    let again = case.create("/log/other.log", b"of another program\n");
+    assert_eq!(first, again);
+    case.pass(10);
+    assert_eq!(case.text("/log/app.log"), "app\n");
+    assert_eq!(case.text("/log/other.log"), "of another program\n");
+}
+
+/// What a settled file was is known by its content wherever its name goes.
+#[test]
+fn a_rotated_file_that_the_source_names_too_is_read_once() {
+    let mut case = Case::new();
+    case.create("/log/app.log", b"the first\n");
+    case.pass(2);
+    case.rename("/log/app.log", "/log/app-Mon.log");
+    case.create("/log/app.log", b"the second\n");
+    case.pass(50);
+    case.append("/log/app-Mon.log", b"late\n");
+    case.pass(20);
+    assert_eq!(case.text("/log/app.log"), "the first\nthe second\nlate\n");
+    assert_eq!(case.text("/log/app-Mon.log"), "");
+    // A week later another is written under that name, in the same file.
+    let inode = case
+        .disk
+        .lock()
+        .inode(Path::new("/log/app-Mon.log"))
+        .unwrap();
+    case.disk
+        .lock()
+        .files
+        .get_mut(&inode)
+        .unwrap()
+        .bytes
+        .clear();
+    case.append(
+        "/log/app-Mon.log",
+        b"of another week, and not of the one before\n",
+    );
+    case.pass(20);
+    let week = "of another week, and not of the one before\n";
+    assert_eq!(case.text("/log/app-Mon.log"), week);
+}
+
+/// A directory that is closed for a moment is no proof that what lies in it is gone.
+#[test]
+fn a_directory_that_refuses_for_a_moment_makes_no_settled_file_gone() {
+    let mut case = Case::new();
+    let link = Node::Link("/pods/0.log".into(), 0);
+    case.disk.lock().names.insert("/log/app.log".into(), link);
+    case.create("/pods/0.log", b"the first\n");
+    case.pass(2);
+    case.rename("/pods/0.log", "/pods/0.log.1");
+    case.create("/pods/0.log", b"the second\n");
+    case.pass(40);
+    case.append("/pods/0.log.1", b"late\n");
+    case.pass(50);
+    case.disk.lock().refused = Some("/pods".into());
+    case.create("/log/else.log", b"x\n");
+    case.pass(20);
+    case.disk.lock().refused = None;
+    case.append("/pods/0.log.1", b"later\n");
+    case.pass(20);
+    assert_eq!(
+        case.text("/log/app.log"),
+        "the first\nthe second\nlate\nlater\n"
+    );
+    assert!(
+        case.gaps("/log/app.log").is_empty(),
+        "{:?}",
+        case.gaps("/log/app.log")
+    );
+}
+
+/// The last line of a compressed file has no line feed, and the spool no room for it just then.
+#[test]
+fn the_last_line_of_a_compressed_file_waits_for_room() {
+    let mut case = Case::new();
+    case.create("/log/app.log", b"begun\n");
+    case.pass(2);
+    case.agent.stop(usize::MAX);
+    let mut bytes = b"begun\n".to_vec();
+    for n in 0..20_000 {
+        bytes.extend(format!("line {n} of many, each a little long\n").bytes());
+    }
+    bytes.extend([b'x'; 60_000]);
+    case.append("/log/app.log", &bytes[6..]);
+    let packed = super::happenings::gzip(&bytes);
+    case.create("/log/app.log.1.gz", &packed);
+    case.remove("/log/app.log");
+    case.create("/log/app.log", b"the second\n");
+    case.agent.start();
+    for _ in 0..400 {
+        case.now += Duration::from_secs(1);
+        case.disk.lock().clock += Duration::from_secs(1);
+        case.agent.pass(case.now, false);
+        case.agent.deliver(1); // one at a time
+    }
+    case.pass(20);
+    bytes.extend(b"the second\n");
+    let text = case.text("/log/app.log");
+    assert!(
+        text.as_bytes() == bytes,
+        "{} of {}",
+        text.len(),
+        bytes.len()
+    );
+}
+
+/// What is compared with a large compressed file takes many turns, and comes to the same.
+#[test]
+fn a_large_compressed_file_is_found_again_by_its_content() {
+    let lines = (0..300_000).map(|n| format!("line {n} of many, each a little long\n"));
+    let bytes = lines.collect::<String>().into_bytes();
+    let zstd = zstd::stream::encode_all(&*bytes, 1).unwrap();
+    for (name, packed) in [("gz", super::happenings::gzip(&bytes)), ("zst", zstd)] {
+        let mut case = Case::new();
+        case.create("/log/app.log", &bytes[..9_000_000]);
+        case.pass(5);
+        case.agent.stop(usize::MAX);
+        case.create(&format!("/log/app.log.1.{name}"), &packed);
+        case.remove("/log/app.log");
+        case.disk.lock().clock += Duration::from_secs(5);
+        case.create("/log/app.log", b"the second\n");
+        case.agent.start();
+        for _ in 0..1000 {
+            case.now += Duration::from_millis(50);
+            case.disk.lock().clock += Duration::from_millis(50);
+            case.agent.pass(case.now, false);
+            case.agent.deliver(1000);
+        }
+        let text = case.text("/log/app.log");
+        let expected = [&*bytes, b"the second\n"].concat();
+        assert!(text.as_bytes() == expected, "{name}: {}", text.len());
+        let gaps = case.gaps("/log/app.log");
+        assert!(gaps.is_empty(), "{gaps:?}");
+    }
+}
+
+/// A name that is no text is rotated like any other.
+#[cfg(unix)]
+#[test]
+fn a_file_whose_name_is_no_text_is_followed_through_its_rotation() {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::path::PathBuf;
+    let mut case = Case::new();
+    let path = |name: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(name));
+    let (own, old) = (path(b"/log/\xfcber.log"), path(b"/log/\xfcber.log.1"));
+    let inode = case.disk.lock().create(&own);
+    case.disk.lock().write(inode, 0, b"the first\n");
+    case.pass(2);
+    case.agent.stop(usize::MAX);
+    case.disk.lock().write(inode, 10, b"and its end\n");
+    case.disk.lock().rename(&own, &old);
+    let inode = case.disk.lock().create(&own);
+    case.disk.lock().write(inode, 0, b"the second\n");
+    case.agent.start();
+    case.pass(5);
+    let name = crate::source::discover::name_of(&own);
+    assert_eq!(case.text(&name), "the first\nand its end\nthe second\n");
+    assert!(case.gaps(&name).is_empty());
+}
