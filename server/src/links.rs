@@ -229,8 +229,8 @@ mod tests {
     async fn receive(running: &Running, text: &str, time_us: u64) {
         let (durable, done) = oneshot::channel();
         let entry = LocalEntry {
-            kind: StreamKind::Audit,
-            name: "audit".into(),
+            kind: StreamKind::SyslogUdp,
+            name: "192.0.2.1".into(),
             connection: 0,
             time_us,
             flags: EntryFlags::NONE,
