@@ -49,7 +49,7 @@ use crate::i18n::Language;
 use crate::present::human_bytes;
 use crate::times::{Range, Zone};
 use crate::volume::{Binding, Volume};
-use crate::{console, stopped, waits};
+use crate::{clock, console, stopped, waits};
 
 /// Receives logs, archives them encrypted, proves, searches and shows them.
 #[derive(Parser)]
@@ -468,16 +468,40 @@ fn recover(dir: &Path, shares: &Shares) -> Result<()> {
 
 /// The running server, or the stopped one's volume in this process.
 async fn client(data: &Data) -> Result<(Client, Option<Running>)> {
-    if let Some(client) = Client::connect(&data.data).await {
-        return Ok((client, None));
-    }
+    let deadline = clock::now() + STARTING_MAX;
+    let volume = loop {
+        if let Some(client) = Client::connect(&data.data).await {
+            return Ok((client, None));
+        }
+        match Volume::open(&data.data) {
+            Ok(volume) => break volume,
+            // A server that starts or ends, or another command: it is asked, or gone, in a moment.
+            Err(error) if is_in_use(&error) && clock::now() < deadline => {
+                tokio::time::sleep(STARTING_STEP).await;
+            }
+            Err(error) => return Err(error),
+        }
+    };
     let config = load_config(data)?;
-    let volume = Volume::open(&data.data)?;
     let running = Running::open(volume, run::dialled_address(&config, None), &config, false)?;
     stopped::publish(&running.core).await?;
     let router = control::router(running.core.clone());
     Ok((Client::InProcess(router), Some(running)))
 }
+
+/// Whether another process has the volume.
+fn is_in_use(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::WouldBlock)
+    })
+}
+
+/// How long a command waits for a server that has the volume and does not listen yet, or no longer: one with a large log
+/// takes some seconds to start.
+const STARTING_MAX: Duration = Duration::from_secs(20);
+const STARTING_STEP: Duration = Duration::from_millis(200);
 
 async fn close(client: Client, running: Option<Running>) {
     drop(client);

@@ -133,7 +133,7 @@ impl Slots {
         }
         let lock = DirLock::acquire(dir).with_context(|| {
             format!(
-                "locking {}: the server may be running on it as another user; run this as that user, or as root",
+                "locking {}: the server may be running on it as another user, or still be starting; run this as that user, or as root",
                 dir.display()
             )
         })?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -481,4 +481,33 @@ fn files(dir: &Path, root: &Path) -> Vec<String> {
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
     assert!(copied.unwrap().success());
+}
+
+/// A server that starts has the volume before it listens: a command waits for it.
+#[test]
+fn a_command_waits_while_another_process_has_the_volume() {
+    let mut lab = Lab::start("stopped-waits");
+    lab.stop_server();
+    let lock = scrinium_segment::lock::DirLock::acquire(&lab.data()).unwrap();
+    let mut command = lab.server_command(&["agent", "list"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut waits = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", waits.id());
+    let rests = || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt_switches"));
+        line.map(str::to_owned)
+    };
+    // It rests again and again.
+    let mut seen = BTreeSet::new();
+    wait_until("it tries again", Duration::from_secs(15), || {
+        assert!(waits.try_wait().unwrap().is_none(), "it gave up");
+        seen.extend(rests());
+        seen.len() > 8
+    });
+    drop(lock);
+    let ended = waits.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
 }
