@@ -151,12 +151,23 @@ fn said_by_agent(problem: &str) -> Said {
         };
     }
     let waits = problem.strip_prefix(NO_STREAMS);
-    let lost = waits.and_then(|waits| waits.split_once(' ')?.0.parse::<u64>().ok());
-    match lost {
-        Some(0) => said!("agent_says.streams"),
-        Some(lost) => said!("agent_says.streams_lost", lost),
+    let waits = waits.and_then(|waits| waits.split_once(' '));
+    let waits = waits.and_then(|(lost, why)| Some((lost.parse::<u64>().ok()?, why)));
+    match waits {
+        Some((0, why)) => said!("agent_says.streams", limit_of(why)),
+        Some((lost, why)) => said!("agent_says.streams_lost", limit_of(why), lost),
         None => Said::from(problem),
     }
+}
+
+/// The setting that a limit is called by, in what the agent was told of it.
+fn limit_of(why: &str) -> &str {
+    let is_of_name = |c: char| c.is_ascii_lowercase() || "._".contains(c);
+    let mut words = why.split(|c| !is_of_name(c));
+    let name = words.find(|word| word.starts_with("limits."));
+    name.map_or("limits.agent_streams_max", |name| {
+        name.trim_end_matches('.')
+    })
 }
 
 /// Somebody interfered with the session of an agent.
@@ -352,6 +363,10 @@ mod tests {
                 "new streams",
             ),
             (format!("{NO_STREAMS}7 entries are lost; two"), "7 entries"),
+            (
+                format!("{NO_STREAMS}0 entries are lost; 5 new ones, limits.other_max."),
+                ": limits.other_max",
+            ),
         ] {
             let said = said_by_agent(&problem);
             let [en, it, fr] = [En, It, Fr].map(|t| t.say(&said));
