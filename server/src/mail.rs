@@ -1,14 +1,18 @@
 //! Mail, through the relay that the configuration names.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use axum::http::Uri;
 use lettre::message::header::ContentType;
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use zeroize::Zeroizing;
+
+/// How long a letter may take. Relays that look into it answer within some seconds.
+const SEND_MAX: Duration = Duration::from_secs(30);
 
 /// Who takes our mail, and as whom we bring it.
 #[derive(Clone, Debug)]
@@ -68,7 +72,16 @@ impl Relay {
             }
         };
         let transport = self.transport(credentials)?;
-        let sent = transport.send(self.message(to, letter)?).await;
+        // The library waits for as long as the relay keeps the connection.
+        let sending = transport.send(self.message(to, letter)?);
+        let Ok(sent) = tokio::time::timeout(SEND_MAX, sending).await else {
+            bail!(
+                "{} for {}: no answer in {} s",
+                self.url,
+                to.email,
+                SEND_MAX.as_secs()
+            );
+        };
         sent.with_context(|| format!("{} for {}", self.url, to.email))?;
         Ok(())
     }

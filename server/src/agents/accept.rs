@@ -417,8 +417,9 @@ impl Agents {
                 incumbent,
                 &agent.host_name
             ),
-            // Another reason is another alarm; another address is not.
-            key: reason.to_string(),
+            // Another reason is another alarm; another address is not, and neither is another set of what changed: whoever
+            // asks chooses that.
+            key: reason.id,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use scrinium_protocol::identity::{AgentId, Sequence, StreamId};
+use scrinium_protocol::identity::{AgentId, Epoch, Sequence, StreamId};
 use scrinium_protocol::sl::in_force::Setting;
 use scrinium_protocol::sl::message::{DISK, HANG, INTERFERENCE, KeepAlive, NO_STREAMS};
 use scrinium_protocol::sl::sources::{SourceReport, SourceReports, SourceState};
@@ -40,6 +40,8 @@ pub(crate) struct Live {
     pub(crate) trouble: Option<Said>,
     /// The server refused it.
     pub(crate) refused: bool,
+    /// The epoch that it began last, since this server started.
+    pub(super) epoch: Option<Epoch>,
     /// Which limits hold it up, and what that means.
     limits: BTreeMap<Limit, Said>,
 }
@@ -251,7 +253,8 @@ impl Agents {
                 &agent.host_name,
                 ours
             ),
-            key: rival.address.ip().to_string(),
+            // One that counts: whoever has the identity may come from anywhere.
+            key: "rival".to_owned(),
         });
         let interference = trouble
             .as_ref()

@@ -9,7 +9,7 @@
 //! A kill loses the sum of the hour that runs; a stop writes it.
 
 use anyhow::Result;
-use scrinium_protocol::identity::AgentId;
+use scrinium_protocol::identity::{AgentId, Epoch};
 use scrinium_protocol::sl::message::ConfigurationAnswer;
 
 use super::live::Limit;
@@ -34,6 +34,8 @@ pub(crate) enum News {
     Interference,
     /// It showed a receipt for entries that are missing.
     Unmet,
+    /// It began a new epoch: further ones are not let in.
+    Epochs,
 }
 
 impl News {
@@ -42,9 +44,12 @@ impl News {
         match self {
             // A configuration that is taken up, taken back and taken up again every hour; changes of a machine; what an agent
             // suffers from, and has room again, every hour.
-            Self::Answers | Self::Arrivals | Self::Interference | Self::Troubles | Self::Caches => {
-                24
-            }
+            Self::Answers
+            | Self::Arrivals
+            | Self::Interference
+            | Self::Troubles
+            | Self::Caches
+            | Self::Epochs => 24,
             // All sources that an agent tells of, in each state.
             Self::Sources => 256,
             // A server that was restored has to name what it lost: of so many streams each, of all others how many.
@@ -62,6 +67,7 @@ impl News {
             Self::Arrivals => "machine changed or state of before, in sum",
             Self::Interference => "interference on the wire, in sum",
             Self::Unmet => "receipts for entries that are missing, in sum",
+            Self::Epochs => "new epochs refused, in sum",
         }
     }
 }
@@ -160,6 +166,21 @@ impl Agents {
     /// written.
     pub(crate) fn over(&self, id: AgentId, news: News) -> u64 {
         self.lock().over(id, news)
+    }
+
+    /// A stream of an agent begins an epoch that it never had. All its streams begin the same one, each with its next
+    /// entries; how many are over the limit of the day.
+    pub(crate) fn begins_epoch(&self, id: AgentId, epoch: Epoch) -> u64 {
+        let mut state = self.lock();
+        let live = state.live.entry(id).or_default();
+        if live.epoch == Some(epoch) {
+            return 0;
+        }
+        let over = state.over(id, News::Epochs);
+        if over == 0 {
+            state.live.entry(id).or_default().epoch = Some(epoch);
+        }
+        over
     }
 
     /// The sums that are due, for the trail; of all that was counted, when `all` says so.

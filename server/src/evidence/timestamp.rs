@@ -14,6 +14,7 @@ use scrinium_protocol::kdf::sha256;
 use scrinium_segment::random;
 
 use super::http;
+use crate::clock;
 use crate::der::element;
 
 /// Asks the authority at `url` for a token over `note`.
@@ -26,8 +27,29 @@ pub(super) async fn token(url: &str, note: &str) -> Result<Vec<u8>> {
     let query = query(&digest, &nonce);
     let response = http::post(url, "application/timestamp-query", query).await?;
     check(&response, &digest, &nonce)?;
+    check_time(time_us(&response, &digest), clock::unix_us())?;
     Ok(response)
 }
+
+/// Refuses a token of a time that is still to come. Once kept it says that the clock of this machine cannot be before it:
+/// one of the year 2099 would keep everything from being deleted until then. Whoever is on the way to the authority can
+/// make one, for its signature is checked by whoever has its certificate, not here.
+fn check_time(token_us: Option<u64>, now_us: u64) -> Result<()> {
+    let Some(ahead_us) = token_us.map(|token_us| token_us.saturating_sub(now_us)) else {
+        return Ok(());
+    };
+    if ahead_us > AHEAD_MAX_US {
+        bail!(
+            "its time is {} hours ahead of the clock of this machine; one of the two is wrong, and the token is not kept",
+            ahead_us / HOUR_US
+        );
+    }
+    Ok(())
+}
+
+const HOUR_US: u64 = 3_600_000_000;
+/// How far the clock of this machine may be behind an authority's: one that is set by hand.
+const AHEAD_MAX_US: u64 = 24 * HOUR_US;
 
 /// A `TimeStampReq` for a SHA-256 digest, which asks for the authority's certificates too.
 //= https://www.rfc-editor.org/rfc/rfc3161#section-2.4.1
@@ -156,6 +178,21 @@ mod tests {
         assert_eq!(HEXLOWER.encode(&made), expected);
         assert_eq!(integer(&[0, 0]), [2, 1, 0]);
         assert_eq!(integer(&[0, 0x7f]), [2, 1, 0x7f]);
+    }
+
+    #[test]
+    fn a_token_of_a_time_to_come_is_not_kept() {
+        let now_us = 1_795_342_272_000_000;
+        for kept in [None, Some(0), Some(now_us), Some(now_us + AHEAD_MAX_US)] {
+            assert!(check_time(kept, now_us).is_ok(), "{kept:?}");
+        }
+        let refused = check_time(Some(now_us + 72 * 365 * 24 * HOUR_US), now_us);
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("630720 hours ahead")
+        );
     }
 
     #[test]

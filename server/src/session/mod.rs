@@ -1,6 +1,7 @@
 //! One agent's session at work: the [`Receiver`] between a socket and the writer.
 
 pub(crate) mod budget;
+mod epochs;
 pub(crate) mod held;
 mod left;
 pub(crate) mod receiver;

@@ -27,10 +27,11 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::budget::{Budget, OverBudget, Rates, Taken};
+use super::epochs::{Epochs, Going};
 use super::held::{Held, HeldBatch, HeldBytes};
 use super::left::LeftEpochs;
 use super::statement::Statement;
-use crate::agents::{Accepted, Agents, Limit};
+use crate::agents::{Accepted, Agents, Limit, News};
 use crate::alarms::{AlarmKind, Raise};
 use crate::archive::Archive;
 use crate::archive::log::{Inside, new_stream};
@@ -92,6 +93,7 @@ pub(crate) struct Receiver {
     unmet: BTreeSet<(StreamId, Epoch, u64)>,
     /// What the archive has of epochs that the agent left.
     left: LeftEpochs,
+    epochs: Epochs,
 }
 
 impl Receiver {
@@ -118,6 +120,7 @@ impl Receiver {
             restored: agent.restored,
             unmet: BTreeSet::new(),
             left: LeftEpochs::default(),
+            epochs: Epochs::default(),
             budget: Budget::new(agent.id, shared.rates.clone(), shared.streams, totals, now),
             held: Held::new(shared.held.clone()),
             is_held_said: false,
@@ -340,6 +343,9 @@ impl Receiver {
         batch.header.verify_signature(&self.signing)?;
         let inside = Inside::of(&batch.open()?, &batch.header);
         let stream = batch.header.stream;
+        if let Some(reason) = self.check_epoch(stream, batch.header.epoch, now)? {
+            return Ok(Some(reason));
+        }
         let known = || self.shared.archive.bookmark_len(stream);
         if let Err(over) = self
             .budget
@@ -375,6 +381,40 @@ impl Receiver {
             return self.close(reason, now).map(Some);
         }
         Ok(None)
+    }
+
+    /// Refuses a batch that goes back into an epoch, and more new epochs than an agent has reason for. Returns why the
+    /// session is over.
+    fn check_epoch(
+        &mut self,
+        stream: StreamId,
+        epoch: Epoch,
+        now: Instant,
+    ) -> Result<Option<String>> {
+        let (archive, agent) = (self.shared.archive.clone(), self.agent);
+        let archived = archive.stream(stream).filter(|stream| stream.entries > 0);
+        let archived = archived.map(|stream| stream.position.epoch);
+        let left = &mut self.left;
+        let had = || {
+            // It reads the archive.
+            let end = waits::off_worker(|| left.end(&archive, agent, stream, epoch))?;
+            Ok(end > 0)
+        };
+        match self.epochs.take(stream, epoch, archived, had)? {
+            Going::On => Ok(None),
+            Going::Anew if self.shared.agents.begins_epoch(self.agent, epoch) == 0 => Ok(None),
+            Going::Anew => {
+                let reason = format!(
+                    "the agent began more than {} new epochs in a day; what was not acknowledged is to be sent again",
+                    News::Epochs.a_day()
+                );
+                self.close(reason, now).map(Some)
+            }
+            Going::Back => {
+                self.effects.push_back(Effect::Raise(self.conflict()));
+                bail!("the agent went back into an epoch that its stream had left")
+            }
+        }
     }
 
     fn submit_stream(&mut self, new: StreamRecord) {

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use scrinium_protocol::entry::EntryFlags;
@@ -326,6 +327,62 @@ fn an_agent_that_says_very_often_what_is_missing_does_not_fill_packages_of_other
 const BATCHES_OF_GAPS: usize = 20;
 
 /// What the agent's page says is wrong.
+/// An epoch that was left is not begun again: the archive had two entries under one number, called itself rewritten, and gave
+/// one of them in an export.
+#[test]
+fn an_epoch_that_was_left_is_not_begun_again() {
+    let lab = Lab::start("hostile-left-epoch");
+    let mut client = enrol(&lab);
+    let mut stream = Stream::new(&client, "/pay.log");
+    stream.open(&mut client);
+    stream.send_entries(&mut client, &[(b"100 euro\n", EntryFlags::NONE)]);
+    stream.begin(&client, 8);
+    stream.send_entries(&mut client, &[(b"another epoch\n", EntryFlags::NONE)]);
+    let mut received = 0;
+    wait_until("both are archived", PATIENCE, || {
+        received += acked(&mut client);
+        lab.count("agent:evil1") == 2
+    });
+    stream.begin(&client, 7);
+    stream.send_entries(&mut client, &[(b"7 euro\n", EntryFlags::NONE)]);
+    wait_until("the session is over", PATIENCE, || !client.breathe().1);
+    let _alarm = lab.wait_for_alarm("conflicting-batch", "evil1");
+    assert_eq!(lab.count("\"7 euro\""), 0);
+    assert_eq!(
+        lab.export("evil1", Path::new("/pay.log")),
+        b"100 euro\nanother epoch\n"
+    );
+    assert_eq!(lab.verify().0, 0);
+}
+
+/// Each new epoch costs the archive a block, and searches a look: an agent has as many as it has reason for.
+#[test]
+fn an_agent_begins_a_few_epochs_in_a_day() {
+    let lab = Lab::start("hostile-many-epochs");
+    let mut client = enrol(&lab);
+    let mut stream = Stream::new(&client, "/app.log");
+    stream.open(&mut client);
+    stream.send(&mut client);
+    let mut ended = false;
+    for epoch in 8..40 {
+        stream.begin(&client, epoch);
+        stream.send(&mut client);
+        let (events, stands) = client.breathe();
+        ended |= !stands
+            || events
+                .iter()
+                .any(|event| matches!(event, AgentEvent::Closed { .. }));
+        if ended {
+            break;
+        }
+    }
+    wait_until("the session is over", PATIENCE, || {
+        ended || !client.breathe().1
+    });
+    assert_eq!(lab.count("agent:evil1"), 25);
+    assert_eq!(lab.verify().0, 0);
+}
+
 fn trouble(lab: &Lab) -> String {
     let trouble = lab.agent("evil1")["trouble"].clone();
     trouble.as_str().unwrap_or_default().to_owned()
