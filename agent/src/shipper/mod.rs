@@ -90,7 +90,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// What [`refusal_of`] found.
+    /// What [`scrinium_protocol::sl::handshake::refusal_of`] found.
     #[must_use]
     pub fn new((code, reason): (RefusalCode, String)) -> Self {
         Self { code, reason }
