@@ -37,7 +37,8 @@ impl Disk {
             return None;
         }
         run("cp", &[Path::new("-a"), &before.join("."), dir]);
-        run("sync", &[]);
+        // Not those of other tests: what they have not synced is what they look at.
+        run("sync", &[Path::new("-f"), dir]);
         Some(disk)
     }
 
