@@ -21,6 +21,8 @@ typedef struct {
     char *xml;
 } Object;
 
+enum { LINE_MAX_LEN = 1 << 20 };
+
 static Object *make(int kind) {
     Object *object = calloc(1, sizeof *object);
     object->kind = kind;
@@ -29,11 +31,12 @@ static Object *make(int kind) {
 
 /* The first event of a file with an id above `after`, or the one with exactly `exactly`. */
 static Object *find(const WCHAR *path, unsigned long long after, unsigned long long exactly) {
-    static char line[1 << 20];
+    /* Each channel is read by a thread of its own. */
+    char *line = malloc(LINE_MAX_LEN);
     Object *found = NULL;
     FILE *file = _wfopen(path, L"rb");
-    if (!file) return NULL;
-    while (!found && fgets(line, sizeof line, file)) {
+    if (!file) return free(line), NULL;
+    while (!found && fgets(line, LINE_MAX_LEN, file)) {
         char *tab = strchr(line, '\t'), *end = strchr(line, '\n');
         if (!tab || !end) break; /* not complete yet */
         unsigned long long id = strtoull(line, NULL, 10);
@@ -44,6 +47,7 @@ static Object *find(const WCHAR *path, unsigned long long after, unsigned long l
         found->xml = strdup(tab + 1);
     }
     fclose(file);
+    free(line);
     return found;
 }
 
