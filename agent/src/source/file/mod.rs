@@ -116,6 +116,8 @@ pub(crate) struct FileStream {
     more_comes: bool,
     toll: Toll,
     unpack: RefCell<Unpack>,
+    /// When it was said last that a file's time changed and nothing else.
+    same_said_at: Option<Instant>,
     /// When something was read of it last.
     read_at: Instant,
     /// Something was read since it was opened.
@@ -199,6 +201,7 @@ impl FileStream {
             more_comes: false,
             toll: Toll::default(),
             unpack: RefCell::default(),
+            same_said_at: None,
             read_at: now,
             has_read: false,
             complaint: None,
@@ -487,7 +490,15 @@ impl FileStream {
                 }
                 self.resume(now)?;
             }
-            State::Closed | State::Parked(..) => self.resume(now)?,
+            State::Closed => self.resume(now)?,
+            State::Parked(file, _) => {
+                self.resume(now)?;
+                if let Some(current) = &mut self.chain.current
+                    && (current.id, current.offset) == (file.id, file.len)
+                {
+                    current.ended = Some((file.len, file.modified));
+                }
+            }
         }
         self.seen = seen;
         if self.chain.current.is_none() {

@@ -52,6 +52,14 @@ impl Case {
         disk.write(inode, len, bytes);
     }
 
+    /// Empties a file and writes it anew.
+    fn rewrite(&self, path: &str, bytes: &[u8]) {
+        let mut disk = self.disk.lock();
+        let inode = disk.inode(Path::new(path)).unwrap();
+        disk.files.get_mut(&inode).unwrap().bytes.clear();
+        disk.write(inode, 0, bytes);
+    }
+
     pub(super) fn rename(&self, from: &str, to: &str) {
         self.disk.lock().rename(Path::new(from), Path::new(to));
     }
@@ -285,4 +293,52 @@ fn a_file_whose_name_is_no_text_is_followed_through_its_rotation() {
     let name = crate::source::discover::name_of(&own);
     assert_eq!(case.text(&name), "the first\nand its end\nthe second\n");
     assert!(case.gaps(&name).is_empty());
+}
+
+/// `job > job.log` with lines of one length: between two looks nothing shows it but the file's time and content.
+#[test]
+fn a_file_that_is_written_anew_as_long_as_before_is_collected() {
+    // While it is open, and while it is closed because it is quiet.
+    for quiet in [2, 50] {
+        let mut case = Case::new();
+        case.create("/log/job.log", b"run 0\n");
+        case.pass(quiet);
+        for n in 1..4 {
+            case.rewrite("/log/job.log", format!("run {n}\n").as_bytes());
+            case.pass(quiet);
+        }
+        assert_eq!(case.text("/log/job.log"), "run 0\nrun 1\nrun 2\nrun 3\n");
+    }
+    // Longer than what is compared of it: only its start is another.
+    let mut case = Case::new();
+    let text = |n: u32| format!("run {n}\n{}", "the same in each\n".repeat(1000));
+    case.create("/log/job.log", text(0).as_bytes());
+    case.pass(2);
+    case.rewrite("/log/job.log", text(1).as_bytes());
+    case.pass(2);
+    assert_eq!(case.text("/log/job.log"), text(0) + &text(1));
+}
+
+/// What nobody can tell from a file of which only the time was set is said, and not for ever.
+#[test]
+fn a_file_that_is_written_anew_with_the_same_is_a_gap_entry() {
+    for quiet in [2, 50] {
+        let mut case = Case::new();
+        case.create("/log/job.log", b"done\n");
+        case.pass(quiet);
+        assert!(case.gaps("/log/job.log").is_empty());
+        for _ in 0..4 {
+            case.rewrite("/log/job.log", b"done\n");
+            case.pass(quiet);
+        }
+        let gaps = case.gaps("/log/job.log");
+        assert!(
+            matches!(&*gaps, [gap] if gap.contains("the file's time changed")),
+            "{gaps:?}"
+        );
+        // It is collected on as ever.
+        case.append("/log/job.log", b"more\n");
+        case.pass(2);
+        assert_eq!(case.text("/log/job.log"), "done\nmore\n");
+    }
 }
