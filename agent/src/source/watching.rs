@@ -1,20 +1,121 @@
 //! Which files changed, as the system tells it: they are read at once, the others a moment later.
+//!
+//! The system is asked by a thread of its own: while it has more to tell than is taken, because somebody renames files
+//! as fast as he can, it takes no orders, for as long as he likes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use notify::event::{ModifyKind, RenameMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tracing::{debug, warn};
 
 use super::feed::Waker;
+use crate::clock;
 
 /// The watch over directories.
 pub(super) struct Watching {
-    watcher: Option<notify::RecommendedWatcher>,
+    /// `None`: nothing is told on this system.
+    orders: Option<Arc<Orders>>,
     watched: BTreeSet<PathBuf>,
     news: Arc<Mutex<News>>,
+}
+
+/// What the thread that asks the system is to do.
+#[derive(Default)]
+struct Orders {
+    board: Mutex<Board>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Board {
+    waiting: BTreeMap<PathBuf, Order>,
+    /// Since when the system has not answered.
+    asked: Option<Instant>,
+    /// That was said.
+    is_said: bool,
+    is_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Order {
+    Watch,
+    Forget,
+    /// Forget, then watch: there is another directory.
+    Anew,
+}
+
+impl Orders {
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an order, if there is room for it.
+    fn take(&self, directory: &Path, order: Order) -> bool {
+        let mut board = self.lock();
+        let waiting = board.waiting.get(directory).copied();
+        if waiting.is_none() && board.waiting.len() >= ORDERS_MAX {
+            return false;
+        }
+        let order = match (waiting, order) {
+            (Some(Order::Forget | Order::Anew), Order::Watch | Order::Anew) => Order::Anew,
+            (_, order) => order,
+        };
+        board.waiting.insert(directory.to_owned(), order);
+        drop(board);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Whether the system does not answer.
+    fn is_stuck(&self) -> bool {
+        let now = clock::now();
+        let is_long = |asked| now.saturating_duration_since(asked) >= ANSWERS_WITHIN;
+        let mut board = self.lock();
+        let is_stuck = board.asked.is_some_and(is_long);
+        if is_stuck && !core::mem::replace(&mut board.is_said, true) {
+            warn!(
+                waiting = board.waiting.len(),
+                "the system takes no orders of what to tell changes of, as when somebody changes names all the time; new directories are polled"
+            );
+        }
+        is_stuck
+    }
+
+    /// Carries the orders out, one after the other, until the agent ends.
+    fn serve(&self, mut system: impl FnMut(&Path, Order)) {
+        loop {
+            let mut board = self.lock();
+            board.asked = None;
+            board.is_said = false;
+            let (directory, order) = loop {
+                if board.is_over {
+                    return;
+                }
+                if let Some(first) = board.waiting.pop_first() {
+                    break first;
+                }
+                let waited = self.changed.wait(board);
+                board = waited.unwrap_or_else(PoisonError::into_inner);
+            };
+            board.asked = Some(clock::now());
+            drop(board);
+            system(&directory, order);
+        }
+    }
+}
+
+impl Drop for Watching {
+    /// The thread ends when the system answered; nobody waits for that.
+    fn drop(&mut self) {
+        if let Some(orders) = &self.orders {
+            orders.lock().is_over = true;
+            orders.changed.notify_all();
+        }
+    }
 }
 
 /// What was told since the last look.
@@ -92,23 +193,50 @@ impl Watching {
             drop(news);
             waker.wake();
         };
-        let watcher = match notify::recommended_watcher(tell) {
-            Ok(watcher) => Some(watcher),
+        let orders = match notify::recommended_watcher(tell) {
+            Ok(mut watcher) => Self::serve(move |directory, order| {
+                if matches!(order, Order::Forget | Order::Anew)
+                    && let Err(error) = watcher.unwatch(directory)
+                {
+                    debug!(%error, "a directory is watched no more");
+                }
+                // Without a watch the poll finds it, a little later.
+                if matches!(order, Order::Watch | Order::Anew)
+                    && let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive)
+                {
+                    debug!(%error, "a directory cannot be watched and is polled");
+                }
+            }),
             Err(error) => {
                 warn!(%error, "changes are not notified on this system; polling");
                 None
             }
         };
         Self {
-            watcher,
+            orders,
             watched: BTreeSet::new(),
             news,
         }
     }
 
-    /// Whether changes are told at all.
+    /// Begins the thread that asks the system.
+    fn serve(system: impl FnMut(&Path, Order) + Send + 'static) -> Option<Arc<Orders>> {
+        let orders: Arc<Orders> = Arc::default();
+        let own = orders.clone();
+        let thread = std::thread::Builder::new().name("watches".into());
+        match thread.spawn(move || own.serve(system)) {
+            Ok(_) => Some(orders),
+            Err(error) => {
+                warn!(%error, "there is no thread to be told of changes by; polling");
+                None
+            }
+        }
+    }
+
+    /// Whether changes are told.
     pub(super) fn works(&self) -> bool {
-        self.watcher.is_some()
+        let orders = self.orders.as_ref();
+        orders.is_some_and(|orders| !orders.is_stuck())
     }
 
     /// Watches these from now on, as far as there is room; when they are all there are, others make room for them.
@@ -118,9 +246,11 @@ impl Watching {
             let others = self.watched.iter();
             let others = others.filter(|own| !directories.contains(&***own));
             let others: Vec<PathBuf> = others.cloned().collect();
-            others.iter().for_each(|other| self.forget(other));
+            for other in others {
+                self.forget(&other);
+            }
         }
-        let Some(watcher) = &mut self.watcher else {
+        let Some(orders) = &self.orders else {
             return;
         };
         for directory in directories {
@@ -130,11 +260,10 @@ impl Watching {
             if self.watched.contains(directory) {
                 continue;
             }
-            // Without a watch the poll finds it, a little later.
-            if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
-                debug!(%error, "a directory cannot be watched and is polled");
+            // Where the system has so much to do, it is asked again by the next walk.
+            if orders.take(directory, Order::Watch) {
+                self.watched.insert(directory.to_owned());
             }
-            self.watched.insert(directory.to_owned());
         }
     }
 
@@ -142,20 +271,21 @@ impl Watching {
     pub(super) fn take(&mut self) -> News {
         let mut news = core::mem::take(&mut *lock(&self.news));
         for path in core::mem::take(&mut news.moved) {
-            if self.watched.contains(&path) {
-                self.forget(&path);
+            if self.watched.contains(&path) && !self.forget(&path) {
+                lock(&self.news).moved.insert(path); // once more
             }
         }
         news
     }
 
-    fn forget(&mut self, directory: &Path) {
-        self.watched.remove(directory);
-        if let Some(watcher) = &mut self.watcher
-            && let Err(error) = watcher.unwatch(directory)
-        {
-            debug!(%error, "a directory is watched no more");
+    /// Whether there was room for the order.
+    fn forget(&mut self, directory: &Path) -> bool {
+        let orders = self.orders.as_ref();
+        let is_taken = orders.is_none_or(|orders| orders.take(directory, Order::Forget));
+        if is_taken {
+            self.watched.remove(directory);
         }
+        is_taken
     }
 }
 
@@ -165,17 +295,19 @@ fn lock(news: &Mutex<News>) -> MutexGuard<'_, News> {
 
 /// Directories that are watched; those after them are polled.
 const WATCHES_MAX: usize = 1024;
+/// Orders that wait for the system: those of all watches, and as many for what is watched no more.
+const ORDERS_MAX: usize = 2 * WATCHES_MAX;
+/// The system answers an order in no time; after this the agent looks itself as often as where nothing is told.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// Paths remembered between two looks: who changes more of them at once makes all files be looked at.
 const PATHS_MAX: usize = 4096;
 
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests {
-    use std::sync::mpsc::{Receiver, sync_channel};
-    use std::time::Duration;
+    use std::sync::mpsc::{Receiver, channel, sync_channel};
 
     use super::*;
-    use crate::clock;
     use crate::source::Command;
 
     fn hears(watching: &mut Watching, woken: &Receiver<Command>, path: &Path) -> bool {
@@ -217,5 +349,46 @@ mod tests {
         watching.add([&*dir].into_iter(), true);
         assert!(watching.watched.iter().eq([&dir]));
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// The system may take no orders for as long as somebody renames files: nobody waits for it.
+    #[test]
+    fn a_system_that_does_not_answer_keeps_nobody_waiting() {
+        let (told, _woken) = sync_channel(100);
+        let mut watching = Watching::start(Waker::new(told));
+        let (asked, is_asked) = channel();
+        let (answer, answers) = channel::<()>();
+        watching.orders = Watching::serve(move |directory, order| {
+            asked.send((directory.to_owned(), order)).unwrap();
+            drop(answers.recv());
+        });
+        let (a, b) = (Path::new("/a"), Path::new("/b"));
+        watching.add([a].into_iter(), true);
+        assert_eq!(is_asked.recv().unwrap(), (a.into(), Order::Watch));
+        assert!(watching.works());
+        // None of these waits.
+        watching.add([b].into_iter(), false);
+        lock(&watching.news).moved.insert(a.into());
+        drop(watching.take());
+        watching.add([a].into_iter(), false);
+        let orders = watching.orders.clone().unwrap();
+        let long_ago = clock::now().checked_sub(ANSWERS_WITHIN);
+        orders.lock().asked = long_ago;
+        assert!(!watching.works());
+        // What is ordered meanwhile has an end.
+        for n in 0..2 * ORDERS_MAX {
+            orders.take(&Path::new("/many").join(n.to_string()), Order::Watch);
+        }
+        assert_eq!(orders.lock().waiting.len(), ORDERS_MAX);
+        // When it answers, it is asked for all of it.
+        answer.send(()).unwrap();
+        assert_eq!(is_asked.recv().unwrap(), (a.into(), Order::Anew));
+        assert!(watching.works());
+        answer.send(()).unwrap();
+        assert_eq!(is_asked.recv().unwrap(), (b.into(), Order::Watch));
+        // Nobody waits for the end of the thread either.
+        drop(watching);
+        drop(answer);
+        while is_asked.recv().is_ok() {}
     }
 }
