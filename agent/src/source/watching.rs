@@ -126,14 +126,33 @@ pub(super) struct News {
     /// Paths that appeared.
     pub(super) appeared: BTreeSet<PathBuf>,
     /// Those of them at which a file was made, or to which one was renamed, from where if that is known.
-    pub(super) made: BTreeMap<PathBuf, Option<PathBuf>>,
+    pub(super) made: BTreeMap<PathBuf, Made>,
     /// Paths that are others now, or none: a directory among them is watched no more.
     moved: BTreeSet<PathBuf>,
     /// There was more than is remembered: anything may have changed.
     pub(super) is_partial: bool,
 }
 
+/// What came to a path.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Made {
+    /// Where the last was before, if that is known.
+    pub(super) from: Option<PathBuf>,
+    /// How many.
+    pub(super) times: u32,
+}
+
 impl News {
+    fn made(&mut self, to: PathBuf, from: Option<PathBuf>) {
+        if self.made.len() < PATHS_MAX || self.made.contains_key(&to) {
+            let made = self.made.entry(to).or_default();
+            made.from = from;
+            made.times = made.times.saturating_add(1);
+        } else {
+            self.is_partial = true;
+        }
+    }
+
     fn note(&mut self, path: PathBuf, appeared: bool) {
         let paths = match appeared {
             true => &mut self.appeared,
@@ -176,10 +195,8 @@ impl Watching {
             let is_moved = appeared || matches!(event.kind, EventKind::Remove(_));
             let mut news = lock(&told);
             news.is_partial |= event.need_rescan();
-            if let Some((to, from)) = made
-                && news.made.len() < PATHS_MAX
-            {
-                news.made.insert(to, from);
+            if let Some((to, from)) = made {
+                news.made(to, from);
             }
             for path in event.paths {
                 if is_moved && news.moved.len() < PATHS_MAX {
@@ -265,6 +282,11 @@ impl Watching {
                 self.watched.insert(directory.to_owned());
             }
         }
+    }
+
+    /// Whether changes of names in a directory are told.
+    pub(super) fn is_watched(&self, directory: &Path) -> bool {
+        self.watched.contains(directory) && self.works()
     }
 
     /// What was told since the last call. A directory that was removed or renamed is watched when it is found again.

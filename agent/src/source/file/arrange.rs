@@ -263,6 +263,9 @@ impl FileStream {
             }
         }
         self.queue(&mut survey)?;
+        if !self.chain.queued.is_empty() && self.are_all_found() == Some(false) {
+            self.may_miss = true;
+        }
         self.take_in(survey, now)?;
         self.chain.knows = true;
         Ok(())
@@ -280,6 +283,9 @@ impl FileStream {
     /// Goes on with what is there, whatever was read before.
     fn go_on_after(&mut self, mut survey: Survey, now: Instant) -> io::Result<()> {
         self.queue(&mut survey)?;
+        if !self.chain.queued.is_empty() {
+            self.are_all_found(); // where the one that was read is gone, that is said
+        }
         let error = survey.error.take();
         self.take_in(survey, now)?;
         self.chain.knows = true;
@@ -393,6 +399,7 @@ impl FileStream {
                 self.chain.current = Some(follow);
                 self.chain.settle(Past::of(old, now));
                 self.close_late_ones();
+                self.arrivals = Some(0); // one after the other is the same and more
             }
             return Ok(true);
         }
@@ -405,13 +412,39 @@ impl FileStream {
             .any(|found| found.what == What::CopyOfCurrent);
         let is_rotated = survey.beside.iter().any(|found| found.rank.is_some());
         self.may_miss = is_deleted && is_rotated && !is_packed;
+        let is_beside = survey.beside.iter().any(|found| found.what == What::Current);
+        let has_current = self.chain.current.is_some();
+        let is_at_path = survey.at_path.is_some();
         self.queue(&mut survey)?;
         let error = survey.error.take();
+        if is_at_path && error.is_none() && !self.chain.queued.is_empty() {
+            // What is beside it under its old name was followed by what is at the path, or that is beside it too.
+            let is_followed = is_beside || is_packed || !has_current;
+            let is_missing = self.are_all_found().map_or(!is_followed, |are_all| !are_all);
+            match has_current {
+                true => self.may_miss |= is_missing,
+                false if is_missing => self.output.push_gap(GONE_BETWEEN),
+                false => {}
+            }
+        }
         self.take_in(survey, now)?;
         match error {
             Some(error) if self.chain.queued.is_empty() => Err(error),
             _ => Ok(!self.chain.queued.is_empty()),
         }
+    }
+
+    /// Whether as many files are queued as came to the path, as far as the system tells how many these are.
+    fn are_all_found(&mut self) -> Option<bool> {
+        let found = u32::try_from(self.chain.queued.len()).unwrap_or(u32::MAX);
+        if self.more_comes {
+            // The others are found when these are read.
+            let left = self.arrivals.map(|came| came.saturating_sub(found));
+            self.arrivals = left.filter(|left| *left > 0);
+            return Some(true);
+        }
+        let came = self.arrivals.replace(0).filter(|came| *came > 0);
+        came.map(|came| came <= found)
     }
 
     /// Finds the copy that was made of the current file before it was truncated, and what was copied after it.
@@ -520,6 +553,7 @@ impl FileStream {
     }
 }
 
+const GONE_BETWEEN: &str = "more files were made here than are found; what came and went between two looks, if anything was written to it, was not collected";
 /// Generations that are open because they come next; the others are found again when these are read. Each is a
 /// descriptor, of which one user must not hold all.
 const QUEUED_MAX: usize = 16;

@@ -89,9 +89,11 @@ impl FileStream {
             ));
         }
         if core::mem::take(&mut self.may_miss) {
-            self.output.push_gap(
-                "the file was deleted before it was left; rotated files after it, if others were deleted too, were not collected",
-            );
+            let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
+            self.output.push_gap(match is_deleted {
+                true => "the file was deleted before it was left; rotated files after it, if others were deleted too, were not collected",
+                false => "the file was moved away before it was left; files after it, if others were moved or deleted too before they were found, were not collected",
+            });
         }
         if self.chain.queued.len() == 1 && core::mem::take(&mut self.truncated) {
             self.say_copied();

@@ -107,6 +107,8 @@ pub(crate) struct FileStream {
     changed: Vec<Option<SystemTime>>,
     /// Files between the current one and the next may have come and gone.
     may_miss: bool,
+    /// How many files came to the path since the last of them was found, as the system told it; `None`: not all was told.
+    arrivals: Option<u32>,
     /// Files that turned up beside the current one, and are collected when they are still the same at the next look.
     strangers: Vec<Seen>,
     /// Generations that could not be read, of which that was said.
@@ -195,6 +197,7 @@ impl FileStream {
             looked_back: false,
             changed: Vec::new(),
             may_miss: false,
+            arrivals: Some(0),
             strangers: Vec::new(),
             refused: BTreeSet::new(),
             aside: Aside::default(),
@@ -213,6 +216,20 @@ impl FileStream {
     /// Other streams read files up to here: this one goes on there.
     pub(crate) fn inherit(&mut self, collected: &Arc<Collected>) {
         self.inherited = collected.clone();
+    }
+
+    /// So many files came to its path; `None`: nobody knows how many.
+    pub(crate) fn count_arrivals(&mut self, times: Option<u32>) {
+        // What was there before it was looked at first is no news.
+        if !self.is_unlooked() {
+            let before = self.arrivals;
+            self.arrivals = before.zip(times).map(|(all, new)| all.saturating_add(new));
+        }
+    }
+
+    /// Whether it was not looked at yet since the agent began.
+    fn is_unlooked(&self) -> bool {
+        self.state == State::Closed && self.chain.current.is_none() && !self.looked_back
     }
 
     pub(crate) fn id(&self) -> StreamId {

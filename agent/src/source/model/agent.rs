@@ -106,6 +106,14 @@ impl Agent {
         });
     }
 
+    /// The system tells how many files came to a path.
+    pub(super) fn arrive(&mut self, path: &str, times: Option<u32>) {
+        let streams = self.running.iter_mut().map(|running| &mut running.streams);
+        for stream in streams.filter_map(|streams| streams.get_mut(Path::new(path))) {
+            stream.count_arrivals(times);
+        }
+    }
+
     /// Ends; `delivered` of the batches that wait still arrive, the others never existed.
     pub(super) fn stop(&mut self, delivered: usize) {
         self.deliver(delivered);

@@ -342,3 +342,71 @@ fn a_file_that_is_written_anew_with_the_same_is_a_gap_entry() {
         assert_eq!(case.text("/log/job.log"), "done\nmore\n");
     }
 }
+
+/// Of what comes and goes between two looks nobody knows more than that it may have been.
+#[test]
+fn what_may_have_been_between_a_file_and_the_next_is_a_gap_entry() {
+    // Deleted twice; moved away twice, to where nobody looks.
+    for moves in [false, true] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        for n in 0..2 {
+            match moves {
+                true => case.rename("/log/app.log", &format!("/old/{n}")),
+                false => case.remove("/log/app.log"),
+            }
+            case.create("/log/app.log", format!("number {n}\n").as_bytes());
+        }
+        case.pass(10);
+        assert_eq!(case.text("/log/app.log"), "the first\nnumber 1\n");
+        let gaps = case.gaps("/log/app.log");
+        assert!(
+            matches!(&*gaps, [gap] if gap.contains("before it was left")),
+            "{gaps:?}"
+        );
+    }
+    // Where all are found, nothing is missing.
+    let mut case = Case::new();
+    case.create("/log/app.log", b"the first\n");
+    case.pass(2);
+    for n in 0..2 {
+        case.rename("/log/app.log", &format!("/log/app.log.{}", 2 - n));
+        case.create("/log/app.log", format!("number {n}\n").as_bytes());
+    }
+    case.pass(10);
+    assert_eq!(
+        case.text("/log/app.log"),
+        "the first\nnumber 0\nnumber 1\n"
+    );
+    assert!(case.gaps("/log/app.log").is_empty());
+}
+
+/// Where the system tells how many files came, only what is missing of these is said.
+#[test]
+fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
+    for (came, is_missing) in [(1, false), (2, true)] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        case.rename("/log/app.log", "/old/0");
+        case.create("/log/app.log", b"the second\n");
+        case.agent.arrive("/log/app.log", Some(came));
+        case.pass(10);
+        assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
+        assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
+    }
+    // There is none for a while, and the stream is kept open.
+    for (came, is_missing) in [(1, false), (3, true)] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        case.rename("/log/app.log", "/log/app.log.1");
+        case.pass(20);
+        case.create("/log/app.log", b"the second\n");
+        case.agent.arrive("/log/app.log", Some(came));
+        case.pass(10);
+        assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
+        assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
+    }
+}
