@@ -39,6 +39,8 @@ impl FileStream {
             return Ok(false);
         }
         let renamed = *current.renamed.get_or_insert(now);
+        // What another stream reads is no next one, until that is done with it.
+        let at_path = at_path.filter(|seen| !self.strange.is_anothers(seen.id));
         let Some(seen) = at_path else {
             // Renamed, and not yet created again; or that, and renamed too.
             if now < self.look_back_at {

@@ -22,6 +22,7 @@ mod leave;
 mod own;
 mod read;
 mod settled;
+mod strange;
 mod survey;
 mod toll;
 mod unpack;
@@ -41,6 +42,7 @@ use tracing::warn;
 use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
+use self::strange::Strange;
 use self::toll::Toll;
 use self::unpack::{Unpack, is_unpacking};
 use super::Context;
@@ -86,6 +88,8 @@ pub(crate) struct FileStream {
     began: SystemTime,
     /// What other streams read of its files before this one began.
     inherited: Arc<Collected>,
+    /// Whose the file at the path is, where another stream may have begun with it.
+    strange: Strange,
     /// Why the stream cannot be gone on with.
     unreadable_bookmark: Option<String>,
     state: State,
@@ -186,6 +190,7 @@ impl FileStream {
             history,
             began,
             inherited: Arc::default(),
+            strange: Strange::default(),
             unreadable_bookmark,
             state: State::Closed,
             chain,
@@ -345,7 +350,10 @@ impl FileStream {
             && self.chain.queued.is_empty()
             && self.chain.past.iter().all(|past| past.open.is_none())
             && self.chain.current.as_ref().is_none_or(over)
-            && matches!(self.place.disk.look(&self.place.path), Ok(None))
+            && match self.place.disk.look(&self.place.path) {
+                Ok(at_path) => at_path.is_none_or(|seen| self.strange.is_anothers(seen.id)),
+                Err(_) => false,
+            }
     }
 
     /// When something was read of it last.
@@ -497,6 +505,9 @@ impl FileStream {
             Err(_) if self.chain.current.is_some() => None,
             seen => seen?,
         };
+        if self.is_asking(seen, now) {
+            return Ok(Pass::Paced);
+        }
         match self.state {
             State::Open => {}
             // A closed file that did not change needs no descriptor to know that.
@@ -520,7 +531,8 @@ impl FileStream {
         self.seen = seen;
         if self.chain.current.is_none() {
             let next = self.chain.queued.pop_front();
-            if next.is_none() && seen.is_some() {
+            let is_own = |seen: Seen| !self.strange.is_anothers(seen.id);
+            if next.is_none() && seen.is_some_and(is_own) {
                 self.find_next(now)?;
             }
             self.chain.current = next.or_else(|| self.chain.queued.pop_front());

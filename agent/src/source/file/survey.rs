@@ -103,6 +103,10 @@ impl FileStream {
     pub(super) fn survey(&mut self, why: Why) -> io::Result<Survey> {
         let began = clock::now();
         let mut survey = self.look_around(why, began);
+        if let Ok(found) = &mut survey {
+            let is_anothers = |found: &mut Found| self.strange.is_anothers(found.seen.id);
+            drop(found.at_path.take_if(is_anothers));
+        }
         if let Ok(found) = &mut survey
             && found.at_path.is_some()
             && let Some((bookmark, head)) = self.cut.take()

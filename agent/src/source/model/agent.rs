@@ -202,6 +202,7 @@ impl Agent {
         running.context.parks = parks;
         running.discover(&self.disk, paths, self.wanted, now);
         for _ in 0..200 {
+            running.answer(now);
             let mut reached = Pass::Idle;
             for stream in running.streams.values_mut() {
                 reached = reached.max(stream.pass(&mut running.context, now));
@@ -224,6 +225,26 @@ impl Agent {
 }
 
 impl Running {
+    /// As `Sources::answer`.
+    fn answer(&mut self, now: Instant) {
+        let asking = self.streams.iter();
+        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks()?)));
+        for (path, file) in asking.collect::<Vec<_>>() {
+            let mut closed = Collected::default();
+            closed.note(self.positions.bookmarks());
+            let others = || {
+                let others = self.streams.iter().filter(|(other, _)| **other != path);
+                others.map(|(_, other)| other)
+            };
+            let is_anothers = others().any(|other| other.collects(file, &path));
+            let collected = closed.of_file(file.id, others());
+            if let Some(own) = self.streams.get_mut(&path) {
+                own.answer(is_anothers, collected, now);
+                own.pass(&mut self.context, now);
+            }
+        }
+    }
+
     /// As `Sources::discover`, without what is for many files.
     fn discover(
         &mut self,

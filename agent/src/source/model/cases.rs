@@ -410,3 +410,52 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
     }
 }
+
+/// Names that have a stream each are moved one to the other's: java.util.logging's `app%g.log`, `Player-prev.log`, names
+/// exchanged. Each file is read once.
+#[test]
+fn files_that_are_moved_to_the_names_of_other_streams_are_read_once() {
+    let all = |case: &Case| {
+        let archive = case.agent.archive.values();
+        let bytes = archive.flat_map(|archived| archived.bytes.clone());
+        String::from_utf8(bytes.collect()).unwrap()
+    };
+    for between in [1, 10, 45, 120] {
+        let mut case = Case::new();
+        let mut lines = Vec::new();
+        let mut line = |case: &Case, path: &str| {
+            let line = format!("line {} of the program\n", lines.len());
+            case.append(path, line.as_bytes());
+            lines.push(line);
+        };
+        for name in ["app0", "app1", "app2", "Player", "Player-prev", "a", "b"] {
+            let path = format!("/log/{name}.log");
+            case.create(&path, b"");
+            line(&case, &path);
+        }
+        case.pass(3);
+        for _ in 0..4 {
+            for (from, to) in [("app1", "app2"), ("app0", "app1"), ("Player", "Player-prev")] {
+                case.rename(&format!("/log/{from}.log"), &format!("/log/{to}.log"));
+            }
+            for (from, to) in [("a.log", "c"), ("b.log", "a.log"), ("c", "b.log")] {
+                case.rename(&format!("/log/{from}"), &format!("/log/{to}"));
+            }
+            for path in ["/log/app0.log", "/log/Player.log"] {
+                case.create(path, b"");
+                line(&case, path);
+            }
+            case.pass(between);
+            for path in ["/log/app0.log", "/log/Player.log", "/log/a.log", "/log/b.log"] {
+                line(&case, path);
+            }
+            case.pass(between);
+        }
+        case.pass(120);
+        let text = all(&case);
+        for line in lines {
+            let times = text.matches(&line).count();
+            assert_eq!(times, 1, "{between}: {line}");
+        }
+    }
+}
