@@ -16,7 +16,7 @@ use super::unpack::is_unpacking;
 use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
 use crate::source::content::plain_name;
-use crate::source::disk::{Name, Seen};
+use crate::source::disk::{Name, Seen, is_absent};
 use crate::source::follow::{self, Follow, PART_MIN, Start, look_within};
 use crate::source::generations::{Rank, rank};
 use crate::source::trust;
@@ -192,8 +192,8 @@ impl FileStream {
             };
             let dir = (dir, &*self.place.root);
             let names = match self.place.disk.names(dir, stem, inode, is_urgent) {
-                // There is no such directory any more, or a link leads there that does not count.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // There is no such directory any more, or a file; or a link leads there that does not count.
+                Err(error) if is_absent(&error) => continue,
                 Err(error) if trust::is_refusal(&error) => {
                     is_blind = true;
                     continue;

@@ -114,6 +114,12 @@ impl Agent {
         }
     }
 
+    /// Streams of which the files cannot be read.
+    pub(super) fn troubles(&self) -> usize {
+        let streams = self.running.iter().flat_map(|running| running.streams.values());
+        streams.filter(|stream| stream.trouble().is_some()).count()
+    }
+
     /// Ends; `delivered` of the batches that wait still arrive, the others never existed.
     pub(super) fn stop(&mut self, delivered: usize) {
         self.deliver(delivered);

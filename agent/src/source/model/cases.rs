@@ -459,3 +459,19 @@ fn files_that_are_moved_to_the_names_of_other_streams_are_read_once() {
         }
     }
 }
+
+/// A directory that is a file now holds nothing any more, and nothing is wrong with that.
+#[test]
+fn a_directory_that_becomes_a_file_is_no_trouble() {
+    let mut case = Case::new();
+    case.create("/log/d.log/in.log", b"in it\n");
+    case.pass(3);
+    case.remove("/log/d.log/in.log");
+    case.create("/log/d.log", b"itself\n");
+    for _ in 0..100 {
+        case.pass(1);
+        assert_eq!(case.agent.troubles(), 0);
+    }
+    assert_eq!(case.text("/log/d.log/in.log"), "in it\n");
+    assert_eq!(case.text("/log/d.log"), "itself\n");
+}
