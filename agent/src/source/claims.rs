@@ -76,10 +76,6 @@ impl Collected {
         found
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.closed.0.is_empty() && self.open.0.is_empty()
-    }
-
     /// The marks of files that have or had this number, that which says most first: which of them is of this file, its
     /// content tells.
     pub(super) fn marks(&self, file: FileId) -> Vec<Mark> {

@@ -75,7 +75,9 @@ impl Sources {
             return;
         }
         for (path, made) in made {
-            let is_told = path.parent().is_some_and(|dir| self.watching.is_watched(dir));
+            let is_told = path
+                .parent()
+                .is_some_and(|dir| self.watching.is_watched(dir));
             if let Some(followed) = self.streams.get_mut(path) {
                 let times = Some(made.times).filter(|_| is_told);
                 followed.stream.count_arrivals(times);

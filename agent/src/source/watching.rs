@@ -28,6 +28,8 @@ pub(super) struct Watching {
 struct Orders {
     board: Mutex<Board>,
     changed: Condvar,
+    /// All is done that was ordered.
+    done: Condvar,
 }
 
 #[derive(Default)]
@@ -70,6 +72,22 @@ impl Orders {
         true
     }
 
+    /// Waits a moment for the system: what is read after this is read again when it changes. Where it did not answer for
+    /// as long already, nobody waits again.
+    fn wait(&self) {
+        let until = clock::now() + WAIT_MAX;
+        let mut board = self.lock();
+        while board.asked.is_some() || !board.waiting.is_empty() {
+            let now = clock::now();
+            let is_slow = |asked| now.saturating_duration_since(asked) >= WAIT_MAX;
+            if now >= until || board.asked.is_some_and(is_slow) {
+                return;
+            }
+            let waited = self.done.wait_timeout(board, until - now);
+            (board, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Whether the system does not answer.
     fn is_stuck(&self) -> bool {
         let now = clock::now();
@@ -98,6 +116,7 @@ impl Orders {
                 if let Some(first) = board.waiting.pop_first() {
                     break first;
                 }
+                self.done.notify_all();
                 let waited = self.changed.wait(board);
                 board = waited.unwrap_or_else(PoisonError::into_inner);
             };
@@ -146,8 +165,9 @@ impl News {
     fn made(&mut self, to: PathBuf, from: Option<PathBuf>) {
         if self.made.len() < PATHS_MAX || self.made.contains_key(&to) {
             let made = self.made.entry(to).or_default();
+            // Where it was before is told a second time, when that is known.
+            made.times = made.times.saturating_add(u32::from(from.is_none()));
             made.from = from;
-            made.times = made.times.saturating_add(1);
         } else {
             self.is_partial = true;
         }
@@ -270,9 +290,10 @@ impl Watching {
         let Some(orders) = &self.orders else {
             return;
         };
+        let before = self.watched.len();
         for directory in directories {
             if self.watched.len() >= WATCHES_MAX {
-                return;
+                break;
             }
             if self.watched.contains(directory) {
                 continue;
@@ -281,6 +302,9 @@ impl Watching {
             if orders.take(directory, Order::Watch) {
                 self.watched.insert(directory.to_owned());
             }
+        }
+        if self.watched.len() > before {
+            orders.wait();
         }
     }
 
@@ -319,6 +343,8 @@ fn lock(news: &Mutex<News>) -> MutexGuard<'_, News> {
 const WATCHES_MAX: usize = 1024;
 /// Orders that wait for the system: those of all watches, and as many for what is watched no more.
 const ORDERS_MAX: usize = 2 * WATCHES_MAX;
+/// How long the reading waits for watches to be in place; they take microseconds.
+const WAIT_MAX: Duration = Duration::from_millis(100);
 /// The system answers an order in no time; after this the agent looks itself as often as where nothing is told.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// Paths remembered between two looks: who changes more of them at once makes all files be looked at.
@@ -373,6 +399,38 @@ mod tests {
         std::fs::remove_dir_all(dir).unwrap();
     }
 
+    /// Each file that comes to a path counts once, whatever was there before and wherever it was.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
+    fn as_many_files_are_told_as_come_to_a_path() {
+        let dir = std::env::temp_dir().join(format!("scrinium-arrivals-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (file, other, last) = (dir.join("a.log"), dir.join("b"), dir.join("last"));
+        let (told, woken) = sync_channel(100);
+        let mut watching = Watching::start(Waker::new(told));
+        watching.add([&*dir].into_iter(), true);
+        std::fs::write(&file, "a\n").unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&other, "b\n").unwrap();
+        std::fs::rename(&other, &file).unwrap();
+        std::fs::write(&last, "").unwrap();
+        let until = clock::now() + Duration::from_secs(10);
+        let mut times = 0;
+        loop {
+            let news = watching.take();
+            times += news.made.get(&file).map_or(0, |made| made.times);
+            if news.appeared.contains(&last) {
+                break;
+            }
+            let left = until.saturating_duration_since(clock::now());
+            woken.recv_timeout(left).unwrap();
+        }
+        assert_eq!(times, 2);
+        assert!(watching.is_watched(&dir));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
     /// The system may take no orders for as long as somebody renames files: nobody waits for it.
     #[test]
     fn a_system_that_does_not_answer_keeps_nobody_waiting() {
@@ -382,13 +440,13 @@ mod tests {
         let (answer, answers) = channel::<()>();
         watching.orders = Watching::serve(move |directory, order| {
             asked.send((directory.to_owned(), order)).unwrap();
-            drop(answers.recv());
+            answers.recv().ok();
         });
         let (a, b) = (Path::new("/a"), Path::new("/b"));
         watching.add([a].into_iter(), true);
         assert_eq!(is_asked.recv().unwrap(), (a.into(), Order::Watch));
         assert!(watching.works());
-        // None of these waits.
+        // None of these waits longer than a moment.
         watching.add([b].into_iter(), false);
         lock(&watching.news).moved.insert(a.into());
         drop(watching.take());

@@ -136,7 +136,8 @@ impl FileStream {
 
     /// How far another stream read a file.
     fn inherited_mark(&self, follow: &mut Follow) -> io::Result<Option<Mark>> {
-        let marks = self.inherited.marks(follow.id);
+        let mut marks = self.inherited.marks(follow.id);
+        marks.extend(self.strange.marks(follow.id));
         if marks.is_empty() {
             return Ok(None);
         }
@@ -412,7 +413,10 @@ impl FileStream {
             .any(|found| found.what == What::CopyOfCurrent);
         let is_rotated = survey.beside.iter().any(|found| found.rank.is_some());
         self.may_miss = is_deleted && is_rotated && !is_packed;
-        let is_beside = survey.beside.iter().any(|found| found.what == What::Current);
+        let is_beside = survey
+            .beside
+            .iter()
+            .any(|found| found.what == What::Current);
         let has_current = self.chain.current.is_some();
         let is_at_path = survey.at_path.is_some();
         self.queue(&mut survey)?;
@@ -420,7 +424,9 @@ impl FileStream {
         if is_at_path && error.is_none() && !self.chain.queued.is_empty() {
             // What is beside it under its old name was followed by what is at the path, or that is beside it too.
             let is_followed = is_beside || is_packed || !has_current;
-            let is_missing = self.are_all_found().map_or(!is_followed, |are_all| !are_all);
+            let is_missing = self
+                .are_all_found()
+                .map_or(!is_followed, |are_all| !are_all);
             match has_current {
                 true => self.may_miss |= is_missing,
                 false if is_missing => self.output.push_gap(GONE_BETWEEN),
@@ -553,7 +559,7 @@ impl FileStream {
     }
 }
 
-const GONE_BETWEEN: &str = "more files were made here than are found; what came and went between two looks, if anything was written to it, was not collected";
+pub(super) const GONE_BETWEEN: &str = "more files were made here than are found; what came and went between two looks, if anything was written to it, was not collected";
 /// Generations that are open because they come next; the others are found again when these are read. Each is a
 /// descriptor, of which one user must not hold all.
 const QUEUED_MAX: usize = 16;

@@ -39,6 +39,7 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::sl::sources::SourceState;
 use tracing::warn;
 
+use self::arrange::GONE_BETWEEN;
 use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
@@ -259,6 +260,10 @@ impl FileStream {
     /// Nothing was written for a while to a file that was renamed, of which there is no other yet: it needs no
     /// descriptor, and is looked at from now on like the others that are settled.
     fn leave(&mut self, context: &mut Context, now: Instant) {
+        // Another came, and is gone too.
+        if self.arrivals.replace(0).is_some_and(|came| came > 0) {
+            self.output.push_gap(GONE_BETWEEN);
+        }
         self.seal(context);
         if let Some(current) = self.chain.current.take() {
             let mut past = Past::of(current, now);

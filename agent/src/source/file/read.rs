@@ -65,7 +65,10 @@ impl FileStream {
                 if !follow.is_as_read()? {
                     return Ok(Read::Truncated); // written anew, and as long
                 }
-                if follow.ended.is_some_and(|(len, _)| Some(len) == stat.map(|stat| stat.len)) {
+                if follow
+                    .ended
+                    .is_some_and(|(len, _)| Some(len) == stat.map(|stat| stat.len))
+                {
                     self.say_same(now);
                 }
             }

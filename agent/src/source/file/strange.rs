@@ -1,12 +1,11 @@
 //! A file at the path that this stream does not know: another may have begun with it. Names are exchanged and moved in
 //! circles, and one file is one stream: who began with it reads on, and when that is done with it this one goes on there.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::FileStream;
 use super::arrange::LOOK_BACK_INTERVAL;
-use crate::source::bookmark::FileId;
+use crate::source::bookmark::{FileId, Mark};
 use crate::source::claims::Collected;
 use crate::source::disk::Seen;
 
@@ -16,6 +15,8 @@ pub(super) struct Strange {
     /// It is to be asked whose it is.
     asked: Option<Seen>,
     answer: Option<Answer>,
+    /// How far others read it.
+    collected: Collected,
 }
 
 #[derive(Debug)]
@@ -31,6 +32,11 @@ impl Strange {
         let answer = self.answer.as_ref();
         answer.is_some_and(|answer| answer.id == id && answer.is_anothers)
     }
+
+    /// How far others read the file that was asked for, if it is this one.
+    pub(super) fn marks(&self, id: FileId) -> Vec<Mark> {
+        self.collected.marks(id)
+    }
 }
 
 impl FileStream {
@@ -40,7 +46,11 @@ impl FileStream {
             self.strange = Strange::default();
             return false;
         };
-        let is_closed = self.chain.closed.as_ref().is_some_and(|own| own.id == seen.id);
+        let is_closed = self
+            .chain
+            .closed
+            .as_ref()
+            .is_some_and(|own| own.id == seen.id);
         let is_own = is_closed || self.chain.is_reading(seen.id);
         // Of a stream that begins it was asked before it was made.
         if is_own || self.chain.is_new() {
@@ -70,8 +80,6 @@ impl FileStream {
             is_anothers,
             at: now,
         });
-        if self.inherited.is_empty() {
-            self.inherited = Arc::new(collected);
-        }
+        self.strange.collected = collected;
     }
 }

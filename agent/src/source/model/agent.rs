@@ -116,7 +116,10 @@ impl Agent {
 
     /// Streams of which the files cannot be read.
     pub(super) fn troubles(&self) -> usize {
-        let streams = self.running.iter().flat_map(|running| running.streams.values());
+        let streams = self
+            .running
+            .iter()
+            .flat_map(|running| running.streams.values());
         streams.filter(|stream| stream.trouble().is_some()).count()
     }
 

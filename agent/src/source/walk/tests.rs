@@ -130,7 +130,10 @@ fn directories_that_lie_too_deep_are_said() {
     let found = tree.look("logs/**/*.log");
     assert_eq!(tree.names(&found).len(), 1);
     let deep = finding(&found, SourceState::NotWalked);
-    assert!(deep.cause.contains("16 levels") && deep.cause.contains("1 more"), "{deep:?}");
+    assert!(
+        deep.cause.contains("16 levels") && deep.cause.contains("1 more"),
+        "{deep:?}"
+    );
     let found = tree.look("logs/*/*.log");
     assert_eq!(found.met[0].findings.iter().count(), 0);
 }
