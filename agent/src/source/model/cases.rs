@@ -499,3 +499,30 @@ fn a_directory_that_becomes_a_file_is_no_trouble() {
     assert_eq!(case.text("/log/d.log/in.log"), "in it\n");
     assert_eq!(case.text("/log/d.log"), "itself\n");
 }
+
+/// A program that begins each file with the same, and more of it than is compared, and writes little else.
+#[test]
+fn files_that_begin_alike_are_all_collected_however_long_that_is() {
+    let banner: String = (0..40)
+        .map(|n| format!("starting with option {n:03}, always the same\n"))
+        .collect();
+    for between in [3, 50] {
+        let mut case = Case::new();
+        for n in 0..4 {
+            case.create("/log/app.log", banner.as_bytes());
+            case.pass(between);
+            case.rename("/log/app.log", &format!("/log/app.log.{}", 9 - n));
+        }
+        case.pass(between);
+        let text = case.text("/log/app.log");
+        assert_eq!(text.matches("option 000").count(), 4, "{between}");
+        assert!(text == banner.repeat(4));
+        // A start in the middle changes nothing.
+        case.create("/log/app.log", banner.as_bytes());
+        case.pass(between);
+        case.agent.stop(usize::MAX);
+        case.agent.start();
+        case.pass(between);
+        assert!(case.text("/log/app.log") == banner.repeat(5), "{between}");
+    }
+}
