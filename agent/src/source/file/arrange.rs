@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
 
+use super::arrivals::{Arrivals, GONE_BETWEEN};
 use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
@@ -400,7 +401,7 @@ impl FileStream {
                 self.chain.current = Some(follow);
                 self.chain.settle(Past::of(old, now));
                 self.close_late_ones();
-                self.arrivals = Some(0); // one after the other is the same and more
+                self.arrivals = Arrivals::default(); // one after the other is the same and more
             }
             return Ok(true);
         }
@@ -438,19 +439,6 @@ impl FileStream {
             Some(error) if self.chain.queued.is_empty() => Err(error),
             _ => Ok(!self.chain.queued.is_empty()),
         }
-    }
-
-    /// Whether as many files are queued as came to the path, as far as the system tells how many these are.
-    fn are_all_found(&mut self) -> Option<bool> {
-        let found = u32::try_from(self.chain.queued.len()).unwrap_or(u32::MAX);
-        if self.more_comes {
-            // The others are found when these are read.
-            let left = self.arrivals.map(|came| came.saturating_sub(found));
-            self.arrivals = left.filter(|left| *left > 0);
-            return Some(true);
-        }
-        let came = self.arrivals.replace(0).filter(|came| *came > 0);
-        came.map(|came| came <= found)
     }
 
     /// Finds the copy that was made of the current file before it was truncated, and what was copied after it.
@@ -559,7 +547,6 @@ impl FileStream {
     }
 }
 
-pub(super) const GONE_BETWEEN: &str = "more files were made here than are found; what came and went between two looks, if anything was written to it, was not collected";
 /// Generations that are open because they come next; the others are found again when these are read. Each is a
 /// descriptor, of which one user must not hold all.
 const QUEUED_MAX: usize = 16;

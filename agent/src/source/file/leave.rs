@@ -6,7 +6,7 @@ use std::time::Instant;
 use scrinium_protocol::entry::ENTRY_LEN_MAX;
 use tracing::{info, warn};
 
-use super::arrange::{GONE_BETWEEN, LOOK_BACK_INTERVAL};
+use super::arrange::LOOK_BACK_INTERVAL;
 use super::chain::{Past, Role};
 use super::read::Read;
 use super::{FileStream, LINGER, SWITCH_AFTER};
@@ -36,11 +36,7 @@ impl FileStream {
         };
         if at_path.is_some_and(|seen| seen.id == current.id) {
             current.renamed = None;
-            // What came last is the one at the path; those before it are gone.
-            if self.arrivals.is_some_and(|came| came > 1) {
-                self.output.push_gap(GONE_BETWEEN);
-            }
-            self.arrivals = Some(0);
+            self.say_gone_between(1); // what came last is the one at the path
             return Ok(false);
         }
         let renamed = *current.renamed.get_or_insert(now);

@@ -15,6 +15,7 @@
 //!    it later is linked to it.
 
 mod arrange;
+mod arrivals;
 mod aside;
 mod chain;
 mod choice;
@@ -39,7 +40,7 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::sl::sources::SourceState;
 use tracing::warn;
 
-use self::arrange::GONE_BETWEEN;
+use self::arrivals::Arrivals;
 use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
@@ -112,8 +113,7 @@ pub(crate) struct FileStream {
     changed: Vec<Option<SystemTime>>,
     /// Files between the current one and the next may have come and gone.
     may_miss: bool,
-    /// How many files came to the path since the last of them was found, as the system told it; `None`: not all was told.
-    arrivals: Option<u32>,
+    arrivals: Arrivals,
     /// Files that turned up beside the current one, and are collected when they are still the same at the next look.
     strangers: Vec<Seen>,
     /// Generations that could not be read, of which that was said.
@@ -203,7 +203,7 @@ impl FileStream {
             looked_back: false,
             changed: Vec::new(),
             may_miss: false,
-            arrivals: Some(0),
+            arrivals: Arrivals::default(),
             strangers: Vec::new(),
             refused: BTreeSet::new(),
             aside: Aside::default(),
@@ -222,20 +222,6 @@ impl FileStream {
     /// Other streams read files up to here: this one goes on there.
     pub(crate) fn inherit(&mut self, collected: &Arc<Collected>) {
         self.inherited = collected.clone();
-    }
-
-    /// So many files came to its path; `None`: nobody knows how many.
-    pub(crate) fn count_arrivals(&mut self, times: Option<u32>) {
-        // What was there before it was looked at first is no news.
-        if !self.is_unlooked() {
-            let before = self.arrivals;
-            self.arrivals = before.zip(times).map(|(all, new)| all.saturating_add(new));
-        }
-    }
-
-    /// Whether it was not looked at yet since the agent began.
-    fn is_unlooked(&self) -> bool {
-        self.state == State::Closed && self.chain.current.is_none() && !self.looked_back
     }
 
     pub(crate) fn id(&self) -> StreamId {
@@ -260,10 +246,7 @@ impl FileStream {
     /// Nothing was written for a while to a file that was renamed, of which there is no other yet: it needs no
     /// descriptor, and is looked at from now on like the others that are settled.
     fn leave(&mut self, context: &mut Context, now: Instant) {
-        // Another came, and is gone too.
-        if self.arrivals.replace(0).is_some_and(|came| came > 0) {
-            self.output.push_gap(GONE_BETWEEN);
-        }
+        self.say_gone_between(0); // another came, and is gone too
         self.seal(context);
         if let Some(current) = self.chain.current.take() {
             let mut past = Past::of(current, now);

@@ -81,5 +81,6 @@ impl FileStream {
             at: now,
         });
         self.strange.collected = collected;
+        self.arrivals.is_anothers(id, is_anothers);
     }
 }
