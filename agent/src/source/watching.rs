@@ -37,8 +37,8 @@ struct Board {
     waiting: BTreeMap<PathBuf, Order>,
     /// Since when the system has not answered.
     asked: Option<Instant>,
-    /// That was said.
-    is_said: bool,
+    /// When that was said last.
+    said: Option<Instant>,
     is_over: bool,
 }
 
@@ -94,7 +94,9 @@ impl Orders {
         let is_long = |asked| now.saturating_duration_since(asked) >= ANSWERS_WITHIN;
         let mut board = self.lock();
         let is_stuck = board.asked.is_some_and(is_long);
-        if is_stuck && !core::mem::replace(&mut board.is_said, true) {
+        let is_new = |at| now.saturating_duration_since(at) < SAID_INTERVAL;
+        if is_stuck && !board.said.is_some_and(is_new) {
+            board.said = Some(now);
             warn!(
                 waiting = board.waiting.len(),
                 "the system takes no orders of what to tell changes of, as when somebody changes names all the time; new directories are polled"
@@ -108,7 +110,6 @@ impl Orders {
         loop {
             let mut board = self.lock();
             board.asked = None;
-            board.is_said = false;
             let (directory, order) = loop {
                 if board.is_over {
                     return;
@@ -347,6 +348,8 @@ const ORDERS_MAX: usize = 2 * WATCHES_MAX;
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// The system answers an order in no time; after this the agent looks itself as often as where nothing is told.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is said that it does not.
+const SAID_INTERVAL: Duration = Duration::from_secs(600);
 /// Paths remembered between two looks: who changes more of them at once makes all files be looked at.
 const PATHS_MAX: usize = 4096;
 
