@@ -356,8 +356,11 @@ impl FileStream {
         if self.chain.is_reading(follow.id) && what == What::Current {
             return Ok(());
         }
-        if let (What::Unknown, Some(mark)) = (what, self.inherited_mark(&mut follow)?) {
-            follow.resume_at(mark.offset)?;
+        // Another stream may have read on in it meanwhile.
+        let inherited = self.inherited_mark(&mut follow)?;
+        let inherited = inherited.map_or(0, |mark| mark.offset);
+        if what == What::Unknown && inherited > 0 {
+            follow.resume_at(inherited)?;
         }
         if let What::Past(serial) = what
             && let Some(mut past) = self.chain.take_past(serial)
@@ -365,7 +368,7 @@ impl FileStream {
             // A settled file is at the path again.
             past.close();
             if past.mark.offset != Mark::ALL {
-                follow.resume_at(past.mark.offset)?;
+                follow.resume_at(past.mark.offset.max(inherited))?;
             }
         }
         let (path, id, at) = (follow.path.display(), follow.id.inode, follow.offset);

@@ -479,7 +479,7 @@ fn files_that_are_moved_to_the_names_of_other_streams_are_read_once() {
         let text = all(&case);
         for line in lines {
             let times = text.matches(&line).count();
-            assert_eq!(times, 1, "{between}: {line}{:?}", case.agent.archive);
+            assert_eq!(times, 1, "{between}: {line}{text}");
         }
     }
 }
