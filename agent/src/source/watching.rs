@@ -74,12 +74,12 @@ impl Orders {
 
     /// Waits a moment for the system: what is read after this is read again when it changes. Where it did not answer for
     /// as long already, nobody waits again.
-    fn wait(&self) {
-        let until = clock::now() + WAIT_MAX;
+    fn wait(&self, within: Duration) {
+        let until = clock::now() + within;
         let mut board = self.lock();
         while board.asked.is_some() || !board.waiting.is_empty() {
             let now = clock::now();
-            let is_slow = |asked| now.saturating_duration_since(asked) >= WAIT_MAX;
+            let is_slow = |asked| now.saturating_duration_since(asked) >= within;
             if now >= until || board.asked.is_some_and(is_slow) {
                 return;
             }
@@ -305,7 +305,7 @@ impl Watching {
             }
         }
         if self.watched.len() > before {
-            orders.wait();
+            orders.wait(WAIT_MAX);
         }
     }
 
@@ -374,6 +374,11 @@ mod tests {
         false
     }
 
+    /// What was ordered is done, however busy the machine is.
+    fn is_in_place(watching: &Watching) {
+        watching.orders.as_ref().unwrap().wait(Duration::from_secs(10));
+    }
+
     /// A directory that is removed and made anew is another, of which the system tells nothing before it is asked to.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
@@ -385,12 +390,14 @@ mod tests {
         let (told, woken) = sync_channel(100);
         let mut watching = Watching::start(Waker::new(told));
         watching.add([&*own].into_iter(), true);
+        is_in_place(&watching);
         std::fs::write(&file, "a\n").unwrap();
         assert!(hears(&mut watching, &woken, &file));
         std::fs::remove_dir_all(&own).unwrap();
         assert!(hears(&mut watching, &woken, &own));
         std::fs::create_dir_all(&own).unwrap();
         watching.add([&*own].into_iter(), true);
+        is_in_place(&watching);
         std::fs::write(&file, "b\n").unwrap();
         assert!(hears(&mut watching, &woken, &file));
         // Where there is no more room, what is not found any more gives its own.
@@ -413,6 +420,7 @@ mod tests {
         let (told, woken) = sync_channel(100);
         let mut watching = Watching::start(Waker::new(told));
         watching.add([&*dir].into_iter(), true);
+        is_in_place(&watching);
         std::fs::write(&file, "a\n").unwrap();
         std::fs::remove_file(&file).unwrap();
         std::fs::write(&other, "b\n").unwrap();
