@@ -361,7 +361,19 @@ mod tests {
     use super::*;
     use crate::source::Command;
 
-    fn hears(watching: &mut Watching, woken: &Receiver<Command>, path: &Path) -> bool {
+    /// A watch over directories, and who is woken by it.
+    fn start() -> (Watching, Waker, Receiver<Command>) {
+        let (told, woken) = sync_channel(100);
+        let waker = Waker::new(told);
+        (Watching::start(waker.clone()), waker, woken)
+    }
+
+    fn hears(
+        watching: &mut Watching,
+        waker: &Waker,
+        woken: &Receiver<Command>,
+        path: &Path,
+    ) -> bool {
         let until = clock::now() + Duration::from_secs(10);
         while let Some(left) = until.checked_duration_since(clock::now()) {
             if watching.take().changed.contains(path) {
@@ -370,13 +382,18 @@ mod tests {
             if woken.recv_timeout(left).is_err() {
                 return false;
             }
+            waker.handle_wake();
         }
         false
     }
 
     /// What was ordered is done, however busy the machine is.
     fn is_in_place(watching: &Watching) {
-        watching.orders.as_ref().unwrap().wait(Duration::from_secs(10));
+        watching
+            .orders
+            .as_ref()
+            .unwrap()
+            .wait(Duration::from_secs(10));
     }
 
     /// A directory that is removed and made anew is another, of which the system tells nothing before it is asked to.
@@ -387,19 +404,18 @@ mod tests {
         drop(std::fs::remove_dir_all(&dir));
         let (own, file) = (dir.join("own"), dir.join("own/a.log"));
         std::fs::create_dir_all(&own).unwrap();
-        let (told, woken) = sync_channel(100);
-        let mut watching = Watching::start(Waker::new(told));
+        let (mut watching, waker, woken) = start();
         watching.add([&*own].into_iter(), true);
         is_in_place(&watching);
         std::fs::write(&file, "a\n").unwrap();
-        assert!(hears(&mut watching, &woken, &file));
+        assert!(hears(&mut watching, &waker, &woken, &file));
         std::fs::remove_dir_all(&own).unwrap();
-        assert!(hears(&mut watching, &woken, &own));
+        assert!(hears(&mut watching, &waker, &woken, &own));
         std::fs::create_dir_all(&own).unwrap();
         watching.add([&*own].into_iter(), true);
         is_in_place(&watching);
         std::fs::write(&file, "b\n").unwrap();
-        assert!(hears(&mut watching, &woken, &file));
+        assert!(hears(&mut watching, &waker, &woken, &file));
         // Where there is no more room, what is not found any more gives its own.
         for n in 0..WATCHES_MAX {
             watching.watched.insert(dir.join(n.to_string()));
@@ -417,8 +433,7 @@ mod tests {
         drop(std::fs::remove_dir_all(&dir));
         std::fs::create_dir_all(&dir).unwrap();
         let (file, other, last) = (dir.join("a.log"), dir.join("b"), dir.join("last"));
-        let (told, woken) = sync_channel(100);
-        let mut watching = Watching::start(Waker::new(told));
+        let (mut watching, waker, woken) = start();
         watching.add([&*dir].into_iter(), true);
         is_in_place(&watching);
         std::fs::write(&file, "a\n").unwrap();
@@ -436,6 +451,7 @@ mod tests {
             }
             let left = until.saturating_duration_since(clock::now());
             woken.recv_timeout(left).unwrap();
+            waker.handle_wake();
         }
         assert_eq!(times, 2);
         assert!(watching.is_watched(&dir));
@@ -445,8 +461,7 @@ mod tests {
     /// The system may take no orders for as long as somebody renames files: nobody waits for it.
     #[test]
     fn a_system_that_does_not_answer_keeps_nobody_waiting() {
-        let (told, _woken) = sync_channel(100);
-        let mut watching = Watching::start(Waker::new(told));
+        let (mut watching, _, _woken) = start();
         let (asked, is_asked) = channel();
         let (answer, answers) = channel::<()>();
         watching.orders = Watching::serve(move |directory, order| {
