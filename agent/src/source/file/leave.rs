@@ -153,7 +153,7 @@ impl FileStream {
         }
         warn!(stream = %self.id(), offset = bookmark.offset, "a file was truncated and no copy is beside it; a gap entry says so");
         self.output.push_gap(&format!(
-            "the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected",
+            "the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected; what it holds now is collected from its start, also what was collected before",
             bookmark.offset
         ));
         // A copy that turns up later is known.

@@ -526,3 +526,19 @@ fn files_that_begin_alike_are_all_collected_however_long_that_is() {
         assert!(case.text("/log/app.log") == banner.repeat(5), "{between}");
     }
 }
+
+/// Cut back to the end of an earlier record: what is still there is collected once more, and that is said.
+#[test]
+fn what_is_collected_again_after_a_truncation_is_said() {
+    let mut case = Case::new();
+    case.create("/log/app.log", b"one\ntwo\nthree\n");
+    case.pass(2);
+    case.rewrite("/log/app.log", b"one\ntwo\n");
+    case.pass(2);
+    assert_eq!(case.text("/log/app.log"), "one\ntwo\nthree\none\ntwo\n");
+    let gaps = case.gaps("/log/app.log");
+    assert!(
+        matches!(&*gaps, [gap] if gap.contains("also what was collected before")),
+        "{gaps:?}"
+    );
+}
