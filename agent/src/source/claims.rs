@@ -62,6 +62,20 @@ impl Collected {
         }
     }
 
+    /// Those of one file: of streams that are not open, and of these.
+    pub(super) fn of_file<'a>(
+        &self,
+        file: FileId,
+        streams: impl Iterator<Item = &'a FileStream>,
+    ) -> Self {
+        let mut found = self.of(&BTreeSet::from([file.key()]));
+        let open = streams.flat_map(FileStream::marks);
+        found
+            .open
+            .extend(open.filter(|mark| mark.key == file.key()).collect());
+        found
+    }
+
     /// The marks of files that have or had this number, that which says most first: which of them is of this file, its
     /// content tells.
     pub(super) fn marks(&self, file: FileId) -> Vec<Mark> {

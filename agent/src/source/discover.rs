@@ -74,6 +74,11 @@ impl Discovery {
         (root, depth)
     }
 
+    /// Whether a source may name files that lie deeper than is looked.
+    pub(super) fn goes_deeper(&self, source: usize) -> bool {
+        self.glob(source).contains("**")
+    }
+
     /// The one file that a source without special characters names: it is found without listing a directory.
     pub(super) fn literal(&self, source: usize) -> Option<PathBuf> {
         let (_, source) = self.sources.get(source)?;
@@ -195,7 +200,9 @@ fn depth_of(root: &Path, text: &str) -> usize {
 
 /// Compressed in ways we do not read.
 const COMPRESSED: [&str; 6] = ["Z", "bz2", "lz4", "tgz", "xz", "zip"];
-const DEPTH_MAX: usize = 16;
+/// Levels below the directory in which a glob with `**` begins: programs do not nest their logs so deep, and whoever makes
+/// directories without end keeps nobody waiting.
+pub(super) const DEPTH_MAX: usize = 16;
 /// Files followed at once.
 pub(crate) const FILES_MAX: usize = 250_000;
 /// When so many were found, further ones count only if they are no user's: no user keeps the system's own from being

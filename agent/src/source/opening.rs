@@ -15,7 +15,7 @@ use super::file::{FileStream, Place};
 use super::findings::Finding;
 use super::round::{Left, Met};
 use super::walker::Looked;
-use super::watching::News;
+use super::watching::{Made, News};
 use super::{AWAKE_MAX, Followed, Sources, Waiting, discover, generations, shares};
 use crate::clock;
 
@@ -59,10 +59,30 @@ impl Sources {
             self.walker.hurry();
         }
         self.due.paths.extend(changed);
+        self.count_arrivals(&made, is_partial);
         if !appeared.is_empty() {
             self.meet(appeared, &made, now);
         }
         self.say_vanished();
+    }
+
+    /// Tells streams how many files came to their paths: what they do not find of those is gone.
+    fn count_arrivals(&mut self, made: &BTreeMap<PathBuf, Made>, is_partial: bool) {
+        if is_partial {
+            for followed in self.streams.values_mut() {
+                followed.stream.count_arrivals(None);
+            }
+            return;
+        }
+        for (path, made) in made {
+            let is_told = path
+                .parent()
+                .is_some_and(|dir| self.watching.is_watched(dir));
+            if let Some(followed) = self.streams.get_mut(path) {
+                let times = Some(made.times).filter(|_| is_told);
+                followed.stream.count_arrivals(times);
+            }
+        }
     }
 
     /// Opens what appeared, without waiting for a walk: it may be gone by then. What needs more than a look at its own
@@ -70,7 +90,7 @@ impl Sources {
     pub(super) fn meet(
         &mut self,
         appeared: BTreeSet<PathBuf>,
-        made: &BTreeMap<PathBuf, Option<PathBuf>>,
+        made: &BTreeMap<PathBuf, Made>,
         now: Instant,
     ) {
         let mut files = BTreeMap::new();
@@ -82,7 +102,7 @@ impl Sources {
                 Ok(metadata) => metadata,
                 Err(error) => {
                     if let Some(from) = made.get(&path).filter(|_| is_absent(&error)) {
-                        self.note_vanished(&path, from.as_deref(), now);
+                        self.note_vanished(&path, from.from.as_deref(), now);
                     }
                     continue;
                 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use scrinium_segment::fault;
 
 use super::Sources;
+use super::claims::Collected;
+use super::disk::Seen;
 use super::file::Pass;
 use crate::clock;
 
@@ -69,10 +71,43 @@ impl Sources {
             true => self.pass_all(now),
             false => self.pass_changed(now),
         };
+        if reached >= Pass::Paced {
+            self.answer(now);
+        }
         if reached == Pass::Blocked || self.context.stopped {
             return reached;
         }
         reached.max(self.pass_fresh(now))
+    }
+
+    /// Tells streams that found a strange file at their paths whose it is.
+    fn answer(&mut self, now: Instant) {
+        let asking = self.streams.iter();
+        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks()?)));
+        let asking: Vec<(PathBuf, Seen)> = asking.collect();
+        if asking.is_empty() {
+            return;
+        }
+        let (is_anew, bookmarks) = self.positions.closed();
+        if is_anew {
+            self.collected = Collected::default();
+        }
+        self.collected.note(bookmarks.into_iter());
+        for (path, file) in asking {
+            self.context.beat.at(&path);
+            let others = || {
+                let others = self.streams.iter().filter(|(other, _)| **other != path);
+                others.map(|(_, followed)| &followed.stream)
+            };
+            let is_anothers = others().any(|other| other.collects(file, &path));
+            let collected = self.collected.of_file(file.id, others());
+            if let Some(own) = self.streams.get_mut(&path) {
+                own.answer(is_anothers, collected, now);
+                // Before another reads on in it.
+                own.stream.pass(&mut self.context, now);
+                self.due.paths.insert(path);
+            }
+        }
     }
 
     /// Reads some of what was never read.

@@ -302,7 +302,13 @@ fn a_file_that_came_and_went_unread_is_a_gap_entry_of_its_path() {
     let from = scene.write("log/app.log", "app\n");
     let found = scene.found(&["log/app.log"]);
     scene.sources.take_up(&found, true);
-    let made = BTreeMap::from([(short.clone(), None), (old, Some(from)), (other, None)]);
+    let made = |from| watching::Made { from, times: 1 };
+    let made = [
+        (short.clone(), made(None)),
+        (old, made(Some(from))),
+        (other, made(None)),
+    ];
+    let made = BTreeMap::from(made);
     scene.sources.meet(appeared, &made, now);
     scene.sources.say_vanished();
     let read = scene.read();

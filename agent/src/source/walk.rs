@@ -24,7 +24,7 @@ use scrinium_segment::fault;
 
 use super::bookmark::FileId;
 use super::content::Packing;
-use super::discover::{Discovery, Wanted};
+use super::discover::{DEPTH_MAX, Discovery, Wanted};
 use super::disk::{RealDisk, is_absent};
 use super::entries::{Entries, Kind};
 use super::findings::{Finding, Findings, Tally};
@@ -98,6 +98,8 @@ pub(super) struct Walk {
     directories: u32,
     denied: Tally,
     odd: Tally,
+    /// Directories that lie deeper than a walk goes.
+    deep: Tally,
     circles: Tally,
     left_out: Tally,
 }
@@ -172,6 +174,7 @@ impl Walk {
             directories: 0,
             denied: Tally::default(),
             odd: Tally::default(),
+            deep: Tally::default(),
             circles: Tally::default(),
             left_out: Tally::default(),
         };
@@ -349,6 +352,8 @@ impl Walk {
                     (real != path).then_some(real)
                 });
                 self.plan(path, real, directory, inside, false);
+            } else if scene.discovery.goes_deeper(scene.source) {
+                self.deep.count(&path);
             }
             return;
         }
@@ -498,6 +503,12 @@ impl Walk {
             ),
         ];
         for finding in all.into_iter().flatten() {
+            seen.findings.push(finding);
+        }
+        let cause = format!(
+            "it lies deeper than is walked: {DEPTH_MAX} levels below where the glob begins; a source of its own may begin there"
+        );
+        if let Some(finding) = self.deep.finding(not_walked, &cause) {
             seen.findings.push(finding);
         }
         let cause = format!(

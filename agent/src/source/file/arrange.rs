@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
 
+use super::arrivals::{Arrivals, GONE_BETWEEN};
 use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
@@ -136,7 +137,8 @@ impl FileStream {
 
     /// How far another stream read a file.
     fn inherited_mark(&self, follow: &mut Follow) -> io::Result<Option<Mark>> {
-        let marks = self.inherited.marks(follow.id);
+        let mut marks = self.inherited.marks(follow.id);
+        marks.extend(self.strange.marks(follow.id));
         if marks.is_empty() {
             return Ok(None);
         }
@@ -263,6 +265,9 @@ impl FileStream {
             }
         }
         self.queue(&mut survey)?;
+        if !self.chain.queued.is_empty() && self.are_all_found() == Some(false) {
+            self.may_miss = true;
+        }
         self.take_in(survey, now)?;
         self.chain.knows = true;
         Ok(())
@@ -280,6 +285,9 @@ impl FileStream {
     /// Goes on with what is there, whatever was read before.
     fn go_on_after(&mut self, mut survey: Survey, now: Instant) -> io::Result<()> {
         self.queue(&mut survey)?;
+        if !self.chain.queued.is_empty() {
+            self.are_all_found(); // where the one that was read is gone, that is said
+        }
         let error = survey.error.take();
         self.take_in(survey, now)?;
         self.chain.knows = true;
@@ -348,8 +356,11 @@ impl FileStream {
         if self.chain.is_reading(follow.id) && what == What::Current {
             return Ok(());
         }
-        if let (What::Unknown, Some(mark)) = (what, self.inherited_mark(&mut follow)?) {
-            follow.resume_at(mark.offset)?;
+        // Another stream may have read on in it meanwhile.
+        let inherited = self.inherited_mark(&mut follow)?;
+        let inherited = inherited.map_or(0, |mark| mark.offset);
+        if what == What::Unknown && inherited > 0 {
+            follow.resume_at(inherited)?;
         }
         if let What::Past(serial) = what
             && let Some(mut past) = self.chain.take_past(serial)
@@ -357,7 +368,7 @@ impl FileStream {
             // A settled file is at the path again.
             past.close();
             if past.mark.offset != Mark::ALL {
-                follow.resume_at(past.mark.offset)?;
+                follow.resume_at(past.mark.offset.max(inherited))?;
             }
         }
         let (path, id, at) = (follow.path.display(), follow.id.inode, follow.offset);
@@ -393,6 +404,7 @@ impl FileStream {
                 self.chain.current = Some(follow);
                 self.chain.settle(Past::of(old, now));
                 self.close_late_ones();
+                self.arrivals = Arrivals::default(); // one after the other is the same and more
             }
             return Ok(true);
         }
@@ -405,8 +417,26 @@ impl FileStream {
             .any(|found| found.what == What::CopyOfCurrent);
         let is_rotated = survey.beside.iter().any(|found| found.rank.is_some());
         self.may_miss = is_deleted && is_rotated && !is_packed;
+        let is_beside = survey
+            .beside
+            .iter()
+            .any(|found| found.what == What::Current);
+        let has_current = self.chain.current.is_some();
+        let is_at_path = survey.at_path.is_some();
         self.queue(&mut survey)?;
         let error = survey.error.take();
+        if is_at_path && error.is_none() && !self.chain.queued.is_empty() {
+            // What is beside it under its old name was followed by what is at the path, or that is beside it too.
+            let is_followed = is_beside || is_packed || !has_current;
+            let is_missing = self
+                .are_all_found()
+                .map_or(!is_followed, |are_all| !are_all);
+            match has_current {
+                true => self.may_miss |= is_missing,
+                false if is_missing => self.output.push_gap(GONE_BETWEEN),
+                false => {}
+            }
+        }
         self.take_in(survey, now)?;
         match error {
             Some(error) if self.chain.queued.is_empty() => Err(error),

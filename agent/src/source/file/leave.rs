@@ -36,9 +36,12 @@ impl FileStream {
         };
         if at_path.is_some_and(|seen| seen.id == current.id) {
             current.renamed = None;
+            self.say_gone_between(1); // what came last is the one at the path
             return Ok(false);
         }
         let renamed = *current.renamed.get_or_insert(now);
+        // What another stream reads is no next one, until that is done with it.
+        let at_path = at_path.filter(|seen| !self.strange.is_anothers(seen.id));
         let Some(seen) = at_path else {
             // Renamed, and not yet created again; or that, and renamed too.
             if now < self.look_back_at {
@@ -89,9 +92,11 @@ impl FileStream {
             ));
         }
         if core::mem::take(&mut self.may_miss) {
-            self.output.push_gap(
-                "the file was deleted before it was left; rotated files after it, if others were deleted too, were not collected",
-            );
+            let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
+            self.output.push_gap(match is_deleted {
+                true => "the file was deleted before it was left; rotated files after it, if others were deleted too, were not collected",
+                false => "the file was moved away before it was left; files after it, if others were moved or deleted too before they were found, were not collected",
+            });
         }
         if self.chain.queued.len() == 1 && core::mem::take(&mut self.truncated) {
             self.say_copied();
@@ -148,7 +153,7 @@ impl FileStream {
         }
         warn!(stream = %self.id(), offset = bookmark.offset, "a file was truncated and no copy is beside it; a gap entry says so");
         self.output.push_gap(&format!(
-            "the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected",
+            "the file was truncated after byte {}; what was written to it between the last look and that, if anything, was not collected; what it holds now is collected from its start, also what was collected before",
             bookmark.offset
         ));
         // A copy that turns up later is known.

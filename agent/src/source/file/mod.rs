@@ -15,6 +15,7 @@
 //!    it later is linked to it.
 
 mod arrange;
+mod arrivals;
 mod aside;
 mod chain;
 mod choice;
@@ -22,6 +23,7 @@ mod leave;
 mod own;
 mod read;
 mod settled;
+mod strange;
 mod survey;
 mod toll;
 mod unpack;
@@ -38,9 +40,11 @@ use scrinium_protocol::identity::StreamId;
 use scrinium_protocol::sl::sources::SourceState;
 use tracing::warn;
 
+use self::arrivals::Arrivals;
 use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
+use self::strange::Strange;
 use self::toll::Toll;
 use self::unpack::{Unpack, is_unpacking};
 use super::Context;
@@ -86,6 +90,8 @@ pub(crate) struct FileStream {
     began: SystemTime,
     /// What other streams read of its files before this one began.
     inherited: Arc<Collected>,
+    /// Whose the file at the path is, where another stream may have begun with it.
+    strange: Strange,
     /// Why the stream cannot be gone on with.
     unreadable_bookmark: Option<String>,
     state: State,
@@ -107,6 +113,7 @@ pub(crate) struct FileStream {
     changed: Vec<Option<SystemTime>>,
     /// Files between the current one and the next may have come and gone.
     may_miss: bool,
+    arrivals: Arrivals,
     /// Files that turned up beside the current one, and are collected when they are still the same at the next look.
     strangers: Vec<Seen>,
     /// Generations that could not be read, of which that was said.
@@ -116,6 +123,8 @@ pub(crate) struct FileStream {
     more_comes: bool,
     toll: Toll,
     unpack: RefCell<Unpack>,
+    /// When it was said last that a file's time changed and nothing else.
+    same_said_at: Option<Instant>,
     /// When something was read of it last.
     read_at: Instant,
     /// Something was read since it was opened.
@@ -182,6 +191,7 @@ impl FileStream {
             history,
             began,
             inherited: Arc::default(),
+            strange: Strange::default(),
             unreadable_bookmark,
             state: State::Closed,
             chain,
@@ -193,12 +203,14 @@ impl FileStream {
             looked_back: false,
             changed: Vec::new(),
             may_miss: false,
+            arrivals: Arrivals::default(),
             strangers: Vec::new(),
             refused: BTreeSet::new(),
             aside: Aside::default(),
             more_comes: false,
             toll: Toll::default(),
             unpack: RefCell::default(),
+            same_said_at: None,
             read_at: now,
             has_read: false,
             complaint: None,
@@ -234,6 +246,7 @@ impl FileStream {
     /// Nothing was written for a while to a file that was renamed, of which there is no other yet: it needs no
     /// descriptor, and is looked at from now on like the others that are settled.
     fn leave(&mut self, context: &mut Context, now: Instant) {
+        self.say_gone_between(0); // another came, and is gone too
         self.seal(context);
         if let Some(current) = self.chain.current.take() {
             let mut past = Past::of(current, now);
@@ -325,7 +338,10 @@ impl FileStream {
             && self.chain.queued.is_empty()
             && self.chain.past.iter().all(|past| past.open.is_none())
             && self.chain.current.as_ref().is_none_or(over)
-            && matches!(self.place.disk.look(&self.place.path), Ok(None))
+            && match self.place.disk.look(&self.place.path) {
+                Ok(at_path) => at_path.is_none_or(|seen| self.strange.is_anothers(seen.id)),
+                Err(_) => false,
+            }
     }
 
     /// When something was read of it last.
@@ -477,6 +493,9 @@ impl FileStream {
             Err(_) if self.chain.current.is_some() => None,
             seen => seen?,
         };
+        if self.is_asking(seen, now) {
+            return Ok(Pass::Paced);
+        }
         match self.state {
             State::Open => {}
             // A closed file that did not change needs no descriptor to know that.
@@ -487,12 +506,21 @@ impl FileStream {
                 }
                 self.resume(now)?;
             }
-            State::Closed | State::Parked(..) => self.resume(now)?,
+            State::Closed => self.resume(now)?,
+            State::Parked(file, _) => {
+                self.resume(now)?;
+                if let Some(current) = &mut self.chain.current
+                    && (current.id, current.offset) == (file.id, file.len)
+                {
+                    current.ended = Some((file.len, file.modified));
+                }
+            }
         }
         self.seen = seen;
         if self.chain.current.is_none() {
             let next = self.chain.queued.pop_front();
-            if next.is_none() && seen.is_some() {
+            let is_own = |seen: Seen| !self.strange.is_anothers(seen.id);
+            if next.is_none() && seen.is_some_and(is_own) {
                 self.find_next(now)?;
             }
             self.chain.current = next.or_else(|| self.chain.queued.pop_front());

@@ -16,7 +16,7 @@ use super::unpack::is_unpacking;
 use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
 use crate::source::content::plain_name;
-use crate::source::disk::{Name, Seen};
+use crate::source::disk::{Name, Seen, is_absent};
 use crate::source::follow::{self, Follow, PART_MIN, Start, look_within};
 use crate::source::generations::{Rank, rank};
 use crate::source::trust;
@@ -103,6 +103,10 @@ impl FileStream {
     pub(super) fn survey(&mut self, why: Why) -> io::Result<Survey> {
         let began = clock::now();
         let mut survey = self.look_around(why, began);
+        if let Ok(found) = &mut survey {
+            let is_anothers = |found: &mut Found| self.strange.is_anothers(found.seen.id);
+            drop(found.at_path.take_if(is_anothers));
+        }
         if let Ok(found) = &mut survey
             && found.at_path.is_some()
             && let Some((bookmark, head)) = self.cut.take()
@@ -188,8 +192,8 @@ impl FileStream {
             };
             let dir = (dir, &*self.place.root);
             let names = match self.place.disk.names(dir, stem, inode, is_urgent) {
-                // There is no such directory any more, or a link leads there that does not count.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // There is no such directory any more, or a file; or a link leads there that does not count.
+                Err(error) if is_absent(&error) => continue,
                 Err(error) if trust::is_refusal(&error) => {
                     is_blind = true;
                     continue;
@@ -361,12 +365,21 @@ impl FileStream {
         let mut all: Vec<(&mut Found, Option<Start>)> = own.map(|found| (found, None)).collect();
         let mut taken = BTreeSet::new();
         let mut has_current = false;
+        // What was renamed and is there still, of which what is at the path is no copy however alike they begin: whoever
+        // renames a file makes another.
+        let mut renamed = BTreeSet::new();
+        let mut is_renamed = false;
         for (found, start) in &mut all {
+            let is_generation = found.rank.is_some() && why != Why::Truncated;
             match found.what {
                 // It has that content no more.
-                What::Current => has_current = why != Why::Truncated,
+                What::Current => {
+                    has_current = why != Why::Truncated;
+                    is_renamed |= is_generation;
+                }
                 What::Past(serial) => {
                     taken.insert(serial);
+                    renamed.extend(is_generation.then_some(serial));
                     continue;
                 }
                 What::CopyOfCurrent | What::CopyOfPath | What::Unknown => {}
@@ -387,6 +400,7 @@ impl FileStream {
                 && soft(follow.is_of(current), follow)?
             {
                 (found.what, has_current) = (What::Current, true);
+                is_renamed |= is_generation;
                 continue;
             }
             let key = found.seen.id.key();
@@ -395,6 +409,7 @@ impl FileStream {
                 if soft(follow.matches(start, &past.mark), follow)? {
                     found.what = What::Past(past.serial);
                     taken.insert(past.serial);
+                    renamed.extend(is_generation.then_some(past.serial));
                     break;
                 }
             }
@@ -433,9 +448,11 @@ impl FileStream {
                 What::Past(serial) => self.chain.offset_of(serial),
             };
             let is_generation = found.rank.is_some();
-            let is_stale = self.chain.is_stale && found.path == self.place.path;
+            let is_at_path = found.path == self.place.path;
+            let is_stale = self.chain.is_stale && is_at_path;
             if let Some(current) = current
                 && current.offset > best
+                && !(is_at_path && is_renamed)
                 && evidence(current.offset, has_current, is_generation || is_stale)
                 && soft(follow.is_of(current), follow)?
             {
@@ -445,6 +462,7 @@ impl FileStream {
                 let offset = past.mark.offset;
                 if offset != Mark::ALL
                     && offset > best
+                    && !(is_at_path && renamed.contains(&past.serial))
                     && evidence(offset, taken.contains(&past.serial), is_generation)
                     && soft(follow.matches(&mut start, &past.mark), follow)?
                 {

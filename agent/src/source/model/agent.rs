@@ -106,6 +106,23 @@ impl Agent {
         });
     }
 
+    /// The system tells how many files came to a path.
+    pub(super) fn arrive(&mut self, path: &str, times: Option<u32>) {
+        let streams = self.running.iter_mut().map(|running| &mut running.streams);
+        for stream in streams.filter_map(|streams| streams.get_mut(Path::new(path))) {
+            stream.count_arrivals(times);
+        }
+    }
+
+    /// Streams of which the files cannot be read.
+    pub(super) fn troubles(&self) -> usize {
+        let streams = self
+            .running
+            .iter()
+            .flat_map(|running| running.streams.values());
+        streams.filter(|stream| stream.trouble().is_some()).count()
+    }
+
     /// Ends; `delivered` of the batches that wait still arrive, the others never existed.
     pub(super) fn stop(&mut self, delivered: usize) {
         self.deliver(delivered);
@@ -194,6 +211,7 @@ impl Agent {
         running.context.parks = parks;
         running.discover(&self.disk, paths, self.wanted, now);
         for _ in 0..200 {
+            running.answer(now);
             let mut reached = Pass::Idle;
             for stream in running.streams.values_mut() {
                 reached = reached.max(stream.pass(&mut running.context, now));
@@ -216,6 +234,26 @@ impl Agent {
 }
 
 impl Running {
+    /// As `Sources::answer`.
+    fn answer(&mut self, now: Instant) {
+        let asking = self.streams.iter();
+        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks()?)));
+        for (path, file) in asking.collect::<Vec<_>>() {
+            let mut closed = Collected::default();
+            closed.note(self.positions.bookmarks());
+            let others = || {
+                let others = self.streams.iter().filter(|(other, _)| **other != path);
+                others.map(|(_, other)| other)
+            };
+            let is_anothers = others().any(|other| other.collects(file, &path));
+            let collected = closed.of_file(file.id, others());
+            if let Some(own) = self.streams.get_mut(&path) {
+                own.answer(is_anothers, collected, now);
+                own.pass(&mut self.context, now);
+            }
+        }
+    }
+
     /// As `Sources::discover`, without what is for many files.
     fn discover(
         &mut self,

@@ -52,6 +52,14 @@ impl Case {
         disk.write(inode, len, bytes);
     }
 
+    /// Empties a file and writes it anew.
+    fn rewrite(&self, path: &str, bytes: &[u8]) {
+        let mut disk = self.disk.lock();
+        let inode = disk.inode(Path::new(path)).unwrap();
+        disk.files.get_mut(&inode).unwrap().bytes.clear();
+        disk.write(inode, 0, bytes);
+    }
+
     pub(super) fn rename(&self, from: &str, to: &str) {
         self.disk.lock().rename(Path::new(from), Path::new(to));
     }
@@ -285,4 +293,252 @@ fn a_file_whose_name_is_no_text_is_followed_through_its_rotation() {
     let name = crate::source::discover::name_of(&own);
     assert_eq!(case.text(&name), "the first\nand its end\nthe second\n");
     assert!(case.gaps(&name).is_empty());
+}
+
+/// `job > job.log` with lines of one length: between two looks nothing shows it but the file's time and content.
+#[test]
+fn a_file_that_is_written_anew_as_long_as_before_is_collected() {
+    // While it is open, and while it is closed because it is quiet.
+    for quiet in [2, 50] {
+        let mut case = Case::new();
+        case.create("/log/job.log", b"run 0\n");
+        case.pass(quiet);
+        for n in 1..4 {
+            case.rewrite("/log/job.log", format!("run {n}\n").as_bytes());
+            case.pass(quiet);
+        }
+        assert_eq!(case.text("/log/job.log"), "run 0\nrun 1\nrun 2\nrun 3\n");
+    }
+    // Longer than what is compared of it: only its start is another.
+    let mut case = Case::new();
+    let text = |n: u32| format!("run {n}\n{}", "the same in each\n".repeat(1000));
+    case.create("/log/job.log", text(0).as_bytes());
+    case.pass(2);
+    case.rewrite("/log/job.log", text(1).as_bytes());
+    case.pass(2);
+    assert_eq!(case.text("/log/job.log"), text(0) + &text(1));
+}
+
+/// What nobody can tell from a file of which only the time was set is said, and not for ever.
+#[test]
+fn a_file_that_is_written_anew_with_the_same_is_a_gap_entry() {
+    for quiet in [2, 50] {
+        let mut case = Case::new();
+        case.create("/log/job.log", b"done\n");
+        case.pass(quiet);
+        assert!(case.gaps("/log/job.log").is_empty());
+        for _ in 0..4 {
+            case.rewrite("/log/job.log", b"done\n");
+            case.pass(quiet);
+        }
+        let gaps = case.gaps("/log/job.log");
+        assert!(
+            matches!(&*gaps, [gap] if gap.contains("the file's time changed")),
+            "{gaps:?}"
+        );
+        // It is collected on as ever.
+        case.append("/log/job.log", b"more\n");
+        case.pass(2);
+        assert_eq!(case.text("/log/job.log"), "done\nmore\n");
+    }
+}
+
+/// Of what comes and goes between two looks nobody knows more than that it may have been.
+#[test]
+fn what_may_have_been_between_a_file_and_the_next_is_a_gap_entry() {
+    // Deleted twice; moved away twice, to where nobody looks.
+    for moves in [false, true] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        for n in 0..2 {
+            match moves {
+                true => case.rename("/log/app.log", &format!("/old/{n}")),
+                false => case.remove("/log/app.log"),
+            }
+            case.create("/log/app.log", format!("number {n}\n").as_bytes());
+        }
+        case.pass(10);
+        assert_eq!(case.text("/log/app.log"), "the first\nnumber 1\n");
+        let gaps = case.gaps("/log/app.log");
+        assert!(
+            matches!(&*gaps, [gap] if gap.contains("before it was left")),
+            "{gaps:?}"
+        );
+    }
+    // Where all are found, nothing is missing.
+    let mut case = Case::new();
+    case.create("/log/app.log", b"the first\n");
+    case.pass(2);
+    for n in 0..2 {
+        case.rename("/log/app.log", &format!("/log/app.log.{}", 2 - n));
+        case.create("/log/app.log", format!("number {n}\n").as_bytes());
+    }
+    case.pass(10);
+    assert_eq!(case.text("/log/app.log"), "the first\nnumber 0\nnumber 1\n");
+    assert!(case.gaps("/log/app.log").is_empty());
+}
+
+/// Where the system tells how many files came, only what is missing of these is said.
+#[test]
+fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
+    for (came, is_missing) in [(1, false), (2, true)] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        case.rename("/log/app.log", "/old/0");
+        case.create("/log/app.log", b"the second\n");
+        case.agent.arrive("/log/app.log", Some(came));
+        case.pass(10);
+        assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
+        assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
+    }
+    // The last is the one that was read, or there is none.
+    for (is_back, came, is_missing) in [
+        (true, 1, false),
+        (true, 2, true),
+        (false, 0, false),
+        (false, 1, true),
+    ] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        case.rename("/log/app.log", "/log/else");
+        if is_back {
+            case.rename("/log/else", "/log/app.log");
+        }
+        case.agent.arrive("/log/app.log", Some(came));
+        case.pass(80);
+        assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
+    }
+    // There is none for a while, and the stream is kept open.
+    for (came, is_missing) in [(1, false), (3, true)] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"the first\n");
+        case.pass(2);
+        case.rename("/log/app.log", "/log/app.log.1");
+        case.pass(20);
+        case.create("/log/app.log", b"the second\n");
+        case.agent.arrive("/log/app.log", Some(came));
+        case.pass(10);
+        assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
+        assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
+    }
+}
+
+/// Names that have a stream each are moved one to the other's: java.util.logging's `app%g.log`, `Player-prev.log`, names
+/// exchanged. Each file is read once.
+#[test]
+fn files_that_are_moved_to_the_names_of_other_streams_are_read_once() {
+    let all = |case: &Case| {
+        let archive = case.agent.archive.values();
+        let bytes = archive.flat_map(|archived| archived.bytes.clone());
+        String::from_utf8(bytes.collect()).unwrap()
+    };
+    for between in [1, 10, 45, 120] {
+        let mut case = Case::new();
+        let mut lines = Vec::new();
+        let mut line = |case: &Case, path: &str| {
+            let line = format!("line {} of the program\n", lines.len());
+            case.append(path, line.as_bytes());
+            lines.push(line);
+        };
+        for name in ["app0", "app1", "app2", "Player", "Player-prev", "a", "b"] {
+            let path = format!("/log/{name}.log");
+            case.create(&path, b"");
+            line(&case, &path);
+        }
+        case.pass(3);
+        for _ in 0..4 {
+            for (from, to) in [
+                ("app1", "app2"),
+                ("app0", "app1"),
+                ("Player", "Player-prev"),
+            ] {
+                case.rename(&format!("/log/{from}.log"), &format!("/log/{to}.log"));
+            }
+            for (from, to) in [("a.log", "c"), ("b.log", "a.log"), ("c", "b.log")] {
+                case.rename(&format!("/log/{from}"), &format!("/log/{to}"));
+            }
+            for path in ["/log/app0.log", "/log/Player.log"] {
+                case.create(path, b"");
+                line(&case, path);
+            }
+            case.pass(between);
+            for path in [
+                "/log/app0.log",
+                "/log/Player.log",
+                "/log/a.log",
+                "/log/b.log",
+            ] {
+                line(&case, path);
+            }
+            case.pass(between);
+        }
+        case.pass(120);
+        let text = all(&case);
+        for line in lines {
+            let times = text.matches(&line).count();
+            assert_eq!(times, 1, "{between}: {line}{text}");
+        }
+    }
+}
+
+/// A directory that is a file now holds nothing any more, and nothing is wrong with that.
+#[test]
+fn a_directory_that_becomes_a_file_is_no_trouble() {
+    let mut case = Case::new();
+    case.create("/log/d.log/in.log", b"in it\n");
+    case.pass(3);
+    case.remove("/log/d.log/in.log");
+    case.create("/log/d.log", b"itself\n");
+    for _ in 0..100 {
+        case.pass(1);
+        assert_eq!(case.agent.troubles(), 0);
+    }
+    assert_eq!(case.text("/log/d.log/in.log"), "in it\n");
+    assert_eq!(case.text("/log/d.log"), "itself\n");
+}
+
+/// A program that begins each file with the same, and more of it than is compared, and writes little else.
+#[test]
+fn files_that_begin_alike_are_all_collected_however_long_that_is() {
+    let banner: String = (0..40)
+        .map(|n| format!("starting with option {n:03}, always the same\n"))
+        .collect();
+    for between in [3, 50] {
+        let mut case = Case::new();
+        for n in 0..4 {
+            case.create("/log/app.log", banner.as_bytes());
+            case.pass(between);
+            case.rename("/log/app.log", &format!("/log/app.log.{}", 9 - n));
+        }
+        case.pass(between);
+        let text = case.text("/log/app.log");
+        assert_eq!(text.matches("option 000").count(), 4, "{between}");
+        assert!(text == banner.repeat(4));
+        // A start in the middle changes nothing.
+        case.create("/log/app.log", banner.as_bytes());
+        case.pass(between);
+        case.agent.stop(usize::MAX);
+        case.agent.start();
+        case.pass(between);
+        assert!(case.text("/log/app.log") == banner.repeat(5), "{between}");
+    }
+}
+
+/// Cut back to the end of an earlier record: what is still there is collected once more, and that is said.
+#[test]
+fn what_is_collected_again_after_a_truncation_is_said() {
+    let mut case = Case::new();
+    case.create("/log/app.log", b"one\ntwo\nthree\n");
+    case.pass(2);
+    case.rewrite("/log/app.log", b"one\ntwo\n");
+    case.pass(2);
+    assert_eq!(case.text("/log/app.log"), "one\ntwo\nthree\none\ntwo\n");
+    let gaps = case.gaps("/log/app.log");
+    assert!(
+        matches!(&*gaps, [gap] if gap.contains("also what was collected before")),
+        "{gaps:?}"
+    );
 }

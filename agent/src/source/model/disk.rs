@@ -213,6 +213,9 @@ impl Disk for SimDisk {
         if inner.refused.as_deref() == Some(dir) {
             return Err(trust::refusal(1000, 0));
         }
+        if let Some(Node::File(_)) = inner.names.get(dir) {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
         let mut names = Vec::new();
         for (path, node) in &inner.names {
             let Node::File(own) = node else { continue };

@@ -114,6 +114,30 @@ fn a_file_keeps_its_own_path_and_a_link_that_a_glob_wants_is_followed() {
     assert_eq!(tree.names(&current), expected);
 }
 
+/// A glob with `**` names what lies deeper than is looked, and one without does not.
+#[test]
+fn directories_that_lie_too_deep_are_said() {
+    let tree = Tree::new("deep");
+    let nested = |levels: usize| format!("logs{}", "/d".repeat(levels));
+    tree.dir(&nested(15));
+    tree.file(&format!("{}/seen.log", nested(15)));
+    let found = tree.look("logs/**/*.log");
+    assert_eq!(tree.names(&found).len(), 1);
+    assert_eq!(found.met[0].findings.iter().count(), 0);
+    tree.dir(&nested(17));
+    tree.dir(&format!("{}/other", nested(15)));
+    tree.file(&format!("{}/unseen.log", nested(17)));
+    let found = tree.look("logs/**/*.log");
+    assert_eq!(tree.names(&found).len(), 1);
+    let deep = finding(&found, SourceState::NotWalked);
+    assert!(
+        deep.cause.contains("16 levels") && deep.cause.contains("1 more"),
+        "{deep:?}"
+    );
+    let found = tree.look("logs/*/*.log");
+    assert_eq!(found.met[0].findings.iter().count(), 0);
+}
+
 #[test]
 fn what_is_no_regular_file_or_cannot_be_entered_is_said() {
     let tree = Tree::new("odd");
