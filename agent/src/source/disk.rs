@@ -110,6 +110,12 @@ pub(super) trait OpenFile: fmt::Debug + Send + Sync {
     fn place(&self) -> Option<PathBuf> {
         None
     }
+
+    /// Whether its time changes with each write and at no other moment. On Windows it changes when who writes lets go of
+    /// the file, and what another machine holds has that machine's time a moment later.
+    fn tells_when_it_is_written(&self) -> bool {
+        true
+    }
 }
 
 /// A file at a path, as it was when it was looked at.
@@ -417,6 +423,20 @@ impl OpenFile for File {
     }
 
     #[cfg(target_os = "linux")]
+    fn tells_when_it_is_written(&self) -> bool {
+        let system = rustix::fs::fstatfs(self);
+        system.is_ok_and(|system| {
+            let [.., a, b, c, d] = system.f_type.to_be_bytes();
+            !DISTANT.contains(&u32::from_be_bytes([a, b, c, d]))
+        })
+    }
+
+    #[cfg(windows)]
+    fn tells_when_it_is_written(&self) -> bool {
+        false
+    }
+
+    #[cfg(target_os = "linux")]
     fn after_hole(&self, offset: u64) -> Option<Hole> {
         match rustix::fs::seek(self, rustix::fs::SeekFrom::Data(offset)) {
             Ok(data) => (data > offset).then_some(Hole::Until(data)),
@@ -431,6 +451,22 @@ impl OpenFile for File {
         None
     }
 }
+
+/// File systems that another machine or program holds (statfs(2)): NFS, SMB in its three versions, FUSE, 9P, AFS, Ceph, Coda,
+/// VirtualBox' shares.
+#[cfg(target_os = "linux")]
+const DISTANT: [u32; 10] = [
+    0x6969,
+    0x517B,
+    0xFF53_4D42,
+    0xFE53_4D42,
+    0x6573_5546,
+    0x0102_1997,
+    0x5346_414F,
+    0x00C3_6400,
+    0x7375_7245,
+    0x786F_4256,
+];
 
 /// Whether the file at a path can be opened, whatever is there by now.
 pub(crate) fn can_open(path: &Path) -> io::Result<()> {

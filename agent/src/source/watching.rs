@@ -356,7 +356,7 @@ const PATHS_MAX: usize = 4096;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests {
-    use std::sync::mpsc::{Receiver, channel, sync_channel};
+    use std::sync::mpsc::{Receiver, sync_channel};
 
     use super::*;
     use crate::source::Command;
@@ -462,8 +462,8 @@ mod tests {
     #[test]
     fn a_system_that_does_not_answer_keeps_nobody_waiting() {
         let (mut watching, _, _woken) = start();
-        let (asked, is_asked) = channel();
-        let (answer, answers) = channel::<()>();
+        let (asked, is_asked) = sync_channel(ORDERS_MAX);
+        let (answer, answers) = sync_channel::<()>(4);
         watching.orders = Watching::serve(move |directory, order| {
             asked.send((directory.to_owned(), order)).unwrap();
             answers.recv().ok();

@@ -22,6 +22,7 @@ mod choice;
 mod leave;
 mod own;
 mod read;
+mod same;
 mod settled;
 mod strange;
 mod survey;
@@ -44,6 +45,7 @@ use self::arrivals::Arrivals;
 use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
+use self::same::Same;
 use self::strange::Strange;
 use self::toll::Toll;
 use self::unpack::{Unpack, is_unpacking};
@@ -123,8 +125,7 @@ pub(crate) struct FileStream {
     more_comes: bool,
     toll: Toll,
     unpack: RefCell<Unpack>,
-    /// When it was said last that a file's time changed and nothing else.
-    same_said_at: Option<Instant>,
+    same: Same,
     /// When something was read of it last.
     read_at: Instant,
     /// Something was read since it was opened.
@@ -210,7 +211,7 @@ impl FileStream {
             more_comes: false,
             toll: Toll::default(),
             unpack: RefCell::default(),
-            same_said_at: None,
+            same: Same::default(),
             read_at: now,
             has_read: false,
             complaint: None,

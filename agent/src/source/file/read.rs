@@ -61,20 +61,14 @@ impl FileStream {
                 return Ok(Read::Truncated);
             }
             let ended = stat.map(|stat| (stat.len, stat.modified));
-            if follow.ended != ended {
-                if !follow.is_as_read()? {
-                    return Ok(Read::Truncated); // written anew, and as long
-                }
-                if follow
-                    .ended
-                    .is_some_and(|(len, _)| Some(len) == stat.map(|stat| stat.len))
-                {
-                    self.say_same(now);
-                }
+            if follow.ended != ended && !follow.is_as_read()? {
+                return Ok(Read::Truncated); // written anew, and as long
             }
+            self.see_same(follow, stat, now);
             follow.ended = ended;
             return Ok(Read::End);
         }
+        self.same.is_longer();
         // What was blank is so still, up to where the text goes on; at times all of it is looked at again.
         let blank = follow.blank.filter(|blank| {
             let is_old = now.duration_since(blank.since) >= BLANK_LASTS;
@@ -208,18 +202,6 @@ impl FileStream {
         }
     }
 
-    /// The file was written to, or somebody set its time, and it is as long as before, begins and ends as before.
-    fn say_same(&mut self, now: Instant) {
-        let is_said = |at| now.saturating_duration_since(at) < SAME_SAID_INTERVAL;
-        if self.same_said_at.is_some_and(is_said) || self.output.position().bookmark.is_empty() {
-            return;
-        }
-        self.same_said_at = Some(now);
-        self.output.push_gap(
-            "the file's time changed, but neither its length nor how it begins and ends; should the same have been written to it once more, or something in its middle, that was not collected (said once an hour)",
-        );
-    }
-
     /// How much of `fresh`, which stands at the offset, is text: zeros up to the end of the file are room for lines to
     /// come, unless they are few and the file is no block that somebody laid out.
     fn text_of(
@@ -329,8 +311,6 @@ impl FileStream {
     }
 }
 
-/// Of a file that is written anew with the same again and again that is said so often: a file server sets times too.
-const SAME_SAID_INTERVAL: Duration = Duration::from_secs(3600);
 /// Bytes decompressed at once on the way to where a compressed file is read on.
 const GO_MAX: u64 = 2 << 20;
 /// Bytes read at once.

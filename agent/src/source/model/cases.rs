@@ -343,6 +343,22 @@ fn a_file_that_is_written_anew_with_the_same_is_a_gap_entry() {
     }
 }
 
+/// What is being written has its new time before it is longer: that is no doubt.
+#[test]
+fn a_file_that_is_looked_at_in_the_middle_of_a_write_has_no_gap_entry() {
+    let mut case = Case::new();
+    case.create("/log/app.log", b"first\n");
+    case.pass(2);
+    for n in 0..4 {
+        case.rewrite("/log/app.log", case.text("/log/app.log").as_bytes());
+        case.pass(1);
+        case.append("/log/app.log", format!("line {n}\n").as_bytes());
+        case.pass(20);
+    }
+    assert!(case.gaps("/log/app.log").is_empty());
+    assert!(case.text("/log/app.log").ends_with("line 3\n"));
+}
+
 /// Of what comes and goes between two looks nobody knows more than that it may have been.
 #[test]
 fn what_may_have_been_between_a_file_and_the_next_is_a_gap_entry() {
