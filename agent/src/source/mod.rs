@@ -254,7 +254,8 @@ struct Waiting {
 
 /// A stream, and the source that names its file; none when none does any more.
 struct Followed {
-    stream: FileStream,
+    /// Of very many streams the map would else keep half as much room again for those that are to come.
+    stream: Box<FileStream>,
     source: Option<usize>,
 }
 

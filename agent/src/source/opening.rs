@@ -211,7 +211,7 @@ impl Sources {
                 .collect()
         });
         let collected = self.collected();
-        let mut claims = Claims::of(self.streams.values().map(|followed| &followed.stream));
+        let mut claims = Claims::of(self.streams.values().map(|followed| &*followed.stream));
         for New {
             is_known,
             path,
@@ -271,7 +271,7 @@ impl Sources {
             }
             // A rotated file that matches a glob itself is still the stream it began as, and one file
             // with two names is one stream.
-            let at = |own: &Path| self.streams.get(own).map(|followed| &followed.stream);
+            let at = |own: &Path| self.streams.get(own).map(|followed| &*followed.stream);
             if file.is_some_and(|file| claims.is_anothers(at, file, path)) {
                 debug!("a followed file has another name");
                 continue;
@@ -310,7 +310,7 @@ impl Sources {
             self.collected = Collected::default();
         }
         self.collected.note(bookmarks.into_iter());
-        let streams = self.streams.values().map(|followed| &followed.stream);
+        let streams = self.streams.values().map(|followed| &*followed.stream);
         Arc::new(self.collected.with(streams))
     }
 
@@ -347,6 +347,7 @@ impl Sources {
         let mut stream = FileStream::new(output, place, multiline, history, began, now);
         stream.inherit(inherited);
         self.due.fresh.insert(path.clone());
+        let stream = Box::new(stream);
         self.streams.insert(path, Followed { stream, source });
     }
 

@@ -97,7 +97,7 @@ impl Sources {
             self.context.beat.at(&path);
             let others = || {
                 let others = self.streams.iter().filter(|(other, _)| **other != path);
-                others.map(|(_, followed)| &followed.stream)
+                others.map(|(_, followed)| &*followed.stream)
             };
             let is_anothers = others().any(|other| other.collects(file, &path));
             let collected = self.collected.of_file(file.id, others());
