@@ -59,7 +59,7 @@ impl Sources {
             self.walker.hurry();
         }
         self.due.paths.extend(changed);
-        self.count_arrivals(&made, is_partial);
+        self.count_arrivals(&made, is_partial, now);
         if !appeared.is_empty() {
             self.meet(appeared, &made, now);
         }
@@ -67,10 +67,10 @@ impl Sources {
     }
 
     /// Tells streams how many files came to their paths: what they do not find of those is gone.
-    fn count_arrivals(&mut self, made: &BTreeMap<PathBuf, Made>, is_partial: bool) {
+    fn count_arrivals(&mut self, made: &BTreeMap<PathBuf, Made>, is_partial: bool, now: Instant) {
         if is_partial {
             for followed in self.streams.values_mut() {
-                followed.stream.count_arrivals(None);
+                followed.stream.count_arrivals(None, now);
             }
             return;
         }
@@ -80,7 +80,7 @@ impl Sources {
                 .is_some_and(|dir| self.watching.is_watched(dir));
             if let Some(followed) = self.streams.get_mut(path) {
                 let times = Some(made.times).filter(|_| is_told);
-                followed.stream.count_arrivals(times);
+                followed.stream.count_arrivals(times, now);
             }
         }
     }

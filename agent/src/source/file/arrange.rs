@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
 
-use super::arrivals::{Arrivals, GONE_BETWEEN};
+use super::arrivals::GONE_BETWEEN;
 use super::aside::is_out_of_order;
 use super::chain::Past;
 use super::survey::{Found, Survey, What, Why};
@@ -265,7 +265,7 @@ impl FileStream {
             }
         }
         self.queue(&mut survey)?;
-        if !self.chain.queued.is_empty() && self.are_all_found() == Some(false) {
+        if !self.chain.queued.is_empty() && self.are_all_found(now) == Some(false) {
             self.may_miss = true;
         }
         self.take_in(survey, now)?;
@@ -286,7 +286,7 @@ impl FileStream {
     fn go_on_after(&mut self, mut survey: Survey, now: Instant) -> io::Result<()> {
         self.queue(&mut survey)?;
         if !self.chain.queued.is_empty() {
-            self.are_all_found(); // where the one that was read is gone, that is said
+            self.are_all_found(now); // where the one that was read is gone, that is said
         }
         let error = survey.error.take();
         self.take_in(survey, now)?;
@@ -404,23 +404,24 @@ impl FileStream {
                 self.chain.current = Some(follow);
                 self.chain.settle(Past::of(old, now));
                 self.close_late_ones();
-                self.arrivals = Arrivals::default(); // one after the other is the same and more
+                self.arrivals.forget(); // one after the other is the same and more
             }
             return Ok(true);
         }
-        // Where files are rotated, the oldest is deleted: one after that may have been deleted too.
-        let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
         // One that was compressed is there still.
         let is_packed = survey
             .beside
             .iter()
             .any(|found| found.what == What::CopyOfCurrent);
-        let is_rotated = survey.beside.iter().any(|found| found.rank.is_some());
-        self.may_miss = is_deleted && is_rotated && !is_packed;
         let is_beside = survey
             .beside
             .iter()
             .any(|found| found.what == What::Current);
+        // Where files are rotated, the oldest is deleted: one after that may have been deleted too. What was seen beside the
+        // others and is deleted by now was compressed since.
+        let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
+        let is_rotated = survey.beside.iter().any(|found| found.rank.is_some());
+        self.may_miss = is_deleted && is_rotated && !is_packed && !is_beside;
         let has_current = self.chain.current.is_some();
         let is_at_path = survey.at_path.is_some();
         self.queue(&mut survey)?;
@@ -428,11 +429,12 @@ impl FileStream {
         if is_at_path && error.is_none() && !self.chain.queued.is_empty() {
             // What is beside it under its old name was followed by what is at the path, or that is beside it too.
             let is_followed = is_beside || is_packed || !has_current;
-            let is_missing = self
-                .are_all_found()
-                .map_or(!is_followed, |are_all| !are_all);
+            let is_missing = match self.are_all_found(now) {
+                Some(are_all) => !are_all,
+                None => self.may_miss || !is_followed,
+            };
             match has_current {
-                true => self.may_miss |= is_missing,
+                true => self.may_miss = is_missing,
                 false if is_missing => self.output.push_gap(GONE_BETWEEN),
                 false => {}
             }

@@ -107,10 +107,10 @@ impl Agent {
     }
 
     /// The system tells how many files came to a path.
-    pub(super) fn arrive(&mut self, path: &str, times: Option<u32>) {
+    pub(super) fn arrive(&mut self, path: &str, times: Option<u32>, now: Instant) {
         let streams = self.running.iter_mut().map(|running| &mut running.streams);
         for stream in streams.filter_map(|streams| streams.get_mut(Path::new(path))) {
-            stream.count_arrivals(times);
+            stream.count_arrivals(times, now);
         }
     }
 

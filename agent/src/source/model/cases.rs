@@ -404,7 +404,7 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
         case.pass(2);
         case.rename("/log/app.log", "/old/0");
         case.create("/log/app.log", b"the second\n");
-        case.agent.arrive("/log/app.log", Some(came));
+        case.agent.arrive("/log/app.log", Some(came), case.now);
         case.pass(10);
         assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
@@ -423,7 +423,7 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
         if is_back {
             case.rename("/log/else", "/log/app.log");
         }
-        case.agent.arrive("/log/app.log", Some(came));
+        case.agent.arrive("/log/app.log", Some(came), case.now);
         case.pass(80);
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
     }
@@ -435,7 +435,7 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
         case.rename("/log/app.log", "/log/app.log.1");
         case.pass(20);
         case.create("/log/app.log", b"the second\n");
-        case.agent.arrive("/log/app.log", Some(came));
+        case.agent.arrive("/log/app.log", Some(came), case.now);
         case.pass(10);
         assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
