@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use scrinium_segment::HEADER_LEN;
 use scrinium_tests::lab::{Lab, free_address, text};
 use scrinium_tests::{has_tool, skipped, wait_until};
 
@@ -176,8 +177,8 @@ fn relayed_syslog_around_a_damaged_part_of_the_cache_is_archived_and_the_rest_sa
     segments.sort();
     let damaged = segments.get(1).unwrap();
     let mut bytes = std::fs::read(damaged).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    // In its first record: what comes after it is of another stream, or of this one.
+    bytes[HEADER_LEN + 8] ^= 1;
     std::fs::File::create(damaged)
         .unwrap()
         .write_all(&bytes)
