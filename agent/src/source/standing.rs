@@ -253,17 +253,13 @@ impl Standing {
     /// Logs what is wrong now and was not, and what is right again.
     fn log(&mut self, reports: &SourceReports, now: Instant) {
         let before = self.said.borrow().clone();
-        let wrong = |row: &&SourceReport| row.needs_person || row.state == SourceState::NoMatch;
         let has = |reports: &SourceReports, row: &SourceReport| {
             let mut rows = reports.rows.iter();
             rows.any(|other| {
                 (&other.source, other.state, &other.path) == (&row.source, row.state, &row.path)
             })
         };
-        for row in reports.rows.iter().filter(wrong) {
-            if has(&before, row) || !self.may_log(row, now) {
-                continue;
-            }
+        for row in self.loggable(reports, now) {
             let SourceReport {
                 source,
                 path,
@@ -297,6 +293,13 @@ impl Standing {
                 );
             }
         }
+    }
+
+    /// What is wrong and was not logged for a while: it may stand for days, and somebody looks at the last hours.
+    fn loggable<'a>(&mut self, reports: &'a SourceReports, now: Instant) -> Vec<&'a SourceReport> {
+        let wrong = |row: &&SourceReport| row.needs_person || row.state == SourceState::NoMatch;
+        let rows = reports.rows.iter().filter(wrong);
+        rows.filter(|row| self.may_log(row, now)).collect()
     }
 
     /// Whether a row is logged: somebody may make and mend the same trouble all day long.
@@ -411,5 +414,16 @@ mod tests {
         let logged = (0..2 * LOGGED_MAX).filter(|n| standing.may_log(&row(*n), now));
         assert_eq!(logged.count(), LOGGED_MAX - 1);
         assert!(standing.may_log(&row(0), now + LOGGED_AGAIN_AFTER));
+        // What stands for hours is logged each hour.
+        let (said, _hears) = watch::channel(Arc::default());
+        let mut standing = Standing::new(said);
+        let reports = SourceReports::bounded(vec![row(0)], 0);
+        let mut logged = |minutes: u64| {
+            let now = now + Duration::from_secs(minutes * 60);
+            let logged = standing.loggable(&reports, now).len();
+            standing.said.send_replace(Arc::new(reports.clone()));
+            logged
+        };
+        assert_eq!([0, 1, 59, 60, 61, 120].map(&mut logged), [1, 0, 0, 1, 0, 1]);
     }
 }

@@ -1,5 +1,6 @@
 //! The output of a command, a line an entry: run again and again, or kept running.
 
+use std::convert::Infallible;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ impl Command {
         loop {
             let began = Instant::now();
             let limit = self.every.unwrap_or(Duration::MAX);
-            let ran = tokio::time::timeout(limit, self.run_once(&stream, &sink)).await;
+            let ran = tokio::time::timeout(limit, self.run_once(&stream, &sink, RESTART_MAX)).await;
             let missing = match ran {
                 Ok(Ok(None)) => return,
                 Ok(Ok(Some(status))) if status.success() && self.every.is_some() => None,
@@ -70,7 +71,12 @@ impl Command {
     }
 
     /// `None` when the entries are no longer wanted.
-    async fn run_once(&self, stream: &StreamName, sink: &Sink) -> Result<Option<ExitStatus>> {
+    async fn run_once(
+        &self,
+        stream: &StreamName,
+        sink: &Sink,
+        settles: Duration,
+    ) -> Result<Option<ExitStatus>> {
         let (program, arguments) = self.words.split_first().context("it has no name")?;
         let mut child = tokio::process::Command::new(program)
             .args(arguments)
@@ -83,6 +89,35 @@ impl Command {
             .spawn()?;
         let output = child.stdout.take().context("it has no output")?;
         let mut lines = Lines::new(BufReader::new(output));
+        let reading = self.read(&mut lines, stream, sink);
+        let wanted = match self.every {
+            Some(_) => reading.await?,
+            // One that has nothing to say runs, too.
+            None => tokio::select! {
+                wanted = reading => wanted?,
+                never = Self::settle(sink, settles) => match never {},
+            },
+        };
+        match wanted {
+            true => Ok(Some(child.wait().await?)),
+            false => Ok(None),
+        }
+    }
+
+    /// What ended it before is over when it runs for so long.
+    async fn settle(sink: &Sink, after: Duration) -> Infallible {
+        tokio::time::sleep(after).await;
+        sink.set_trouble(None);
+        std::future::pending().await
+    }
+
+    /// Reads all that it says. Returns whether that is still wanted.
+    async fn read<R: AsyncBufRead + Unpin>(
+        &self,
+        lines: &mut Lines<R>,
+        stream: &StreamName,
+        sink: &Sink,
+    ) -> Result<bool> {
         while let Some((bytes, goes_on)) = lines.next().await? {
             if self.every.is_none() {
                 sink.set_trouble(None);
@@ -93,10 +128,10 @@ impl Command {
                 item.flags = EntryFlags::FRAGMENT;
             }
             if !sink.put_item(item).await {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        Ok(Some(child.wait().await?))
+        Ok(true)
     }
 }
 
@@ -171,5 +206,29 @@ mod tests {
                 .starts_with(b"gap: the command ended with exit status: 3")
         );
         running.abort();
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_command_that_says_nothing_is_in_order_when_it_runs_for_long() {
+        let (sink, _items) = Sink::for_test(16);
+        let words = ["/bin/sh", "-c", "exec sleep 1000"].map(str::to_owned);
+        let command = Command {
+            words: words.to_vec(),
+            every: None,
+        };
+        sink.set_trouble(Some("the command ended with exit status: 1".into()));
+        let trouble = sink.trouble();
+        let stream = command.stream();
+        let running = command.run_once(&stream, &sink, Duration::from_millis(1));
+        let is_over = async {
+            while trouble.get().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            ended = running => panic!("{ended:?}"),
+            () = is_over => {}
+        }
     }
 }
