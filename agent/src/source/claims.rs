@@ -62,17 +62,10 @@ impl Collected {
         }
     }
 
-    /// Those of one file: of streams that are not open, and of these.
-    pub(super) fn of_file<'a>(
-        &self,
-        file: FileId,
-        streams: impl Iterator<Item = &'a FileStream>,
-    ) -> Self {
+    /// Those of one file: of streams that are not open, and these of others.
+    pub(super) fn of_file(&self, file: FileId, marks: impl Iterator<Item = Mark>) -> Self {
         let mut found = self.of(&BTreeSet::from([file.key()]));
-        let open = streams.flat_map(FileStream::marks);
-        found
-            .open
-            .extend(open.filter(|mark| mark.key == file.key()).collect());
+        found.open.extend(marks.collect());
         found
     }
 

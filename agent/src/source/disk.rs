@@ -452,10 +452,10 @@ impl OpenFile for File {
     }
 }
 
-/// File systems that another machine or program holds (statfs(2)): NFS, SMB in its three versions, FUSE, 9P, AFS, Ceph, Coda,
-/// VirtualBox' shares.
+/// File systems that other machines or programs hold, or hold too (statfs(2)): NFS, SMB in its three versions, FUSE, 9P, AFS,
+/// Ceph, Coda, VirtualBox' and VMware's shares, Lustre, GPFS, BeeGFS, OCFS2, GFS2.
 #[cfg(target_os = "linux")]
-const DISTANT: [u32; 10] = [
+const DISTANT: [u32; 16] = [
     0x6969,
     0x517B,
     0xFF53_4D42,
@@ -466,6 +466,12 @@ const DISTANT: [u32; 10] = [
     0x00C3_6400,
     0x7375_7245,
     0x786F_4256,
+    0xBACB_ACBC,
+    0x0BD0_0BD0,
+    0x4750_4653,
+    0x1983_0326,
+    0x7461_636F,
+    0x0116_1970,
 ];
 
 /// Whether the file at a path can be opened, whatever is there by now.

@@ -316,16 +316,18 @@ impl Follow {
         known.len() > fresh.len() || known.iter().zip(fresh).any(is_other)
     }
 
-    /// Whether it begins, and ends before the offset, as it did when that was read.
-    pub(super) fn is_as_read(&mut self) -> io::Result<bool> {
+    /// Whether it begins, and whether it ends before the offset, as it did when that was read.
+    pub(super) fn is_as_read(&mut self) -> io::Result<(bool, bool)> {
         if self.offset == 0 {
-            return Ok(true);
+            return Ok((true, true));
         }
         let mut head = vec![0; self.read_head().len()];
         let mut tail = vec![0; self.tail.len()];
         let tail_at = self.offset.saturating_sub(tail.len() as u64);
-        let got = self.content.read_at(&mut head, 0)? + self.content.read_at(&mut tail, tail_at)?;
-        Ok(got == head.len() + tail.len() && head == self.read_head() && tail == self.tail)
+        let got = self.content.read_at(&mut head, 0)?;
+        let begins = got == head.len() && head == self.read_head();
+        let got = self.content.read_at(&mut tail, tail_at)?;
+        Ok((begins, got == tail.len() && tail == self.tail))
     }
 
     /// Whether no name leads to the file any more.

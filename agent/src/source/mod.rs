@@ -10,6 +10,7 @@
 //! One thread owns every source. It reads nothing while the channel is full: a full spool stops sources,
 //! and what was not read stays in its file. It gives signs of life, see `beat`.
 
+mod asked;
 pub(crate) mod beat;
 pub mod bookmark;
 mod claims;

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::claims::{self, Claims, Collected};
 use super::disk::{Seen, is_absent};
-use super::file::{FileStream, Place};
+use super::file::{FileStream, Place, Told};
 use super::findings::Finding;
 use super::round::{Left, Met};
 use super::walker::Looked;
@@ -46,20 +46,21 @@ impl Sources {
         }
         let took = clock::now().saturating_duration_since(now);
         self.walker.took(took);
+        let news = self.watching.take();
+        self.count_arrivals(&news);
         let News {
             changed,
             appeared,
             made,
             is_partial,
             ..
-        } = self.watching.take();
+        } = news;
         if is_partial {
             // What is not known to have changed is read when all are, a moment later: who changes very many names must not
             // make all files be looked at all the time.
             self.walker.hurry();
         }
         self.due.paths.extend(changed);
-        self.count_arrivals(&made, is_partial, now);
         if !appeared.is_empty() {
             self.meet(appeared, &made, now);
         }
@@ -67,20 +68,32 @@ impl Sources {
     }
 
     /// Tells streams how many files came to their paths: what they do not find of those is gone.
-    fn count_arrivals(&mut self, made: &BTreeMap<PathBuf, Made>, is_partial: bool, now: Instant) {
-        if is_partial {
-            for followed in self.streams.values_mut() {
-                followed.stream.count_arrivals(None, now);
-            }
+    fn count_arrivals(&mut self, news: &News) {
+        let Some((before, now)) = news.taken else {
             return;
+        };
+        let told = |times, is_made| Told {
+            times,
+            is_made,
+            before,
+            now,
+        };
+        if news.is_partial || !news.placed.is_empty() {
+            for (path, followed) in &mut self.streams {
+                let dir = path.parent();
+                if news.is_partial || dir.is_some_and(|dir| news.placed.contains(dir)) {
+                    followed.stream.count_arrivals(told(None, false));
+                }
+            }
+            if news.is_partial {
+                return;
+            }
         }
-        for (path, made) in made {
-            let is_told = path
-                .parent()
-                .is_some_and(|dir| self.watching.is_watched(dir));
+        for (path, made) in &news.made {
+            let counts = path.parent().is_some_and(|dir| self.watching.counts(dir));
             if let Some(followed) = self.streams.get_mut(path) {
-                let times = Some(made.times).filter(|_| is_told);
-                followed.stream.count_arrivals(times, now);
+                let times = Some(made.times).filter(|_| counts);
+                followed.stream.count_arrivals(told(times, made.is_made));
             }
         }
     }
@@ -122,6 +135,13 @@ impl Sources {
         }
         if !files.is_empty() {
             self.take_up(&files, false);
+            for path in files.into_keys() {
+                if let Some(made) = made.get(&path)
+                    && let Some(followed) = self.streams.get_mut(&path)
+                {
+                    followed.stream.begin_with(made.is_made);
+                }
+            }
         }
     }
 

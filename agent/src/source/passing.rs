@@ -1,12 +1,14 @@
 //! Whose turn it is to be read: what changed at once, everything now and then, what is new a little at a time.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scrinium_segment::fault;
 
 use super::Sources;
+use super::asked::Asked;
 use super::claims::Collected;
 use super::disk::Seen;
 use super::file::Pass;
@@ -82,31 +84,52 @@ impl Sources {
 
     /// Tells streams that found a strange file at their paths whose it is.
     fn answer(&mut self, now: Instant) {
-        let asking = self.streams.iter();
-        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks()?)));
+        let until = clock::now() + ANSWERS_MAX;
+        let asking = self.streams.iter().filter_map(|(path, own)| {
+            let counts = path.parent().is_some_and(|dir| self.watching.counts(dir));
+            Some((path.clone(), own.asks(counts, now)?))
+        });
         let asking: Vec<(PathBuf, Seen)> = asking.collect();
         if asking.is_empty() {
             return;
+        }
+        // What rested under another name: its stream knows what that means.
+        let resting = asking.iter().filter_map(|(path, file)| {
+            let before = self.resting.path_of(file.id)?;
+            (before != path).then(|| before.to_path_buf())
+        });
+        for before in resting.collect::<BTreeSet<PathBuf>>() {
+            self.resting.remove(&before);
+            if !self.streams.contains_key(&before) {
+                let source = self.discovery.source_of(&before);
+                self.open(before, source, false, &Arc::default());
+            }
         }
         let (is_anew, bookmarks) = self.positions.closed();
         if is_anew {
             self.collected = Collected::default();
         }
         self.collected.note(bookmarks.into_iter());
-        for (path, file) in asking {
-            self.context.beat.at(&path);
-            let others = || {
-                let others = self.streams.iter().filter(|(other, _)| **other != path);
-                others.map(|(_, followed)| &*followed.stream)
+        let streams = self.streams.iter();
+        let mut asked = Asked::of(asking, streams.map(|(path, own)| (&**path, &*own.stream)));
+        for n in 0..asked.len() {
+            // The others ask still when it is their turn.
+            if self.context.stopped || clock::now() >= until {
+                return;
+            }
+            let at = |path: &Path| self.streams.get(path).map(|own| &*own.stream);
+            let Some((path, answer)) = asked.answer(n, at, &self.collected) else {
+                continue;
             };
-            let is_anothers = others().any(|other| other.collects(file, &path));
-            let collected = self.collected.of_file(file.id, others());
+            let path = path.to_owned();
+            self.context.beat.at(&path);
             if let Some(own) = self.streams.get_mut(&path) {
-                own.answer(is_anothers, collected, now);
+                own.answer(answer, now);
                 // Before another reads on in it.
                 own.stream.pass(&mut self.context, now);
                 self.due.paths.insert(path);
             }
+            asked.note(n);
         }
     }
 
@@ -236,6 +259,8 @@ impl Sources {
 
 /// How long files that were never read are read before the others have their turn.
 const FRESH_MAX: Duration = Duration::from_millis(100);
+/// How long it is looked whose strange files are before the others have their turn: after a midnight there may be very many.
+const ANSWERS_MAX: Duration = Duration::from_millis(200);
 /// Looking at all files, changed or not, takes at most one part in so many of the time.
 const ALL_SHARE: u32 = 25;
 /// A spool that was full for this long may be so for longer: disk space counts then.

@@ -302,7 +302,11 @@ fn a_file_that_came_and_went_unread_is_a_gap_entry_of_its_path() {
     let from = scene.write("log/app.log", "app\n");
     let found = scene.found(&["log/app.log"]);
     scene.sources.take_up(&found, true);
-    let made = |from| watching::Made { from, times: 1 };
+    let made = |from| watching::Made {
+        from,
+        times: 1,
+        is_made: true,
+    };
     let made = [
         (short.clone(), made(None)),
         (old, made(Some(from))),

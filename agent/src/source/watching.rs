@@ -21,6 +21,8 @@ pub(super) struct Watching {
     orders: Option<Arc<Orders>>,
     watched: BTreeSet<PathBuf>,
     news: Arc<Mutex<News>>,
+    /// When it was looked at these last.
+    taken_at: Instant,
 }
 
 /// What the thread that asks the system is to do.
@@ -39,6 +41,8 @@ struct Board {
     asked: Option<Instant>,
     /// When that was said last.
     said: Option<Instant>,
+    /// Directories that are watched since it was looked last.
+    placed: BTreeSet<PathBuf>,
     is_over: bool,
 }
 
@@ -124,6 +128,9 @@ impl Orders {
             board.asked = Some(clock::now());
             drop(board);
             system(&directory, order);
+            if order != Order::Forget {
+                self.lock().placed.insert(directory);
+            }
         }
     }
 }
@@ -149,6 +156,10 @@ pub(super) struct News {
     pub(super) made: BTreeMap<PathBuf, Made>,
     /// Paths that are others now, or none: a directory among them is watched no more.
     moved: BTreeSet<PathBuf>,
+    /// Directories that are watched since then: what came before was not told.
+    pub(super) placed: BTreeSet<PathBuf>,
+    /// When it was looked before, and now.
+    pub(super) taken: Option<(Instant, Instant)>,
     /// There was more than is remembered: anything may have changed.
     pub(super) is_partial: bool,
 }
@@ -160,15 +171,18 @@ pub(super) struct Made {
     pub(super) from: Option<PathBuf>,
     /// How many.
     pub(super) times: u32,
+    /// The last of them was made there, and not renamed to it.
+    pub(super) is_made: bool,
 }
 
 impl News {
-    fn made(&mut self, to: PathBuf, from: Option<PathBuf>) {
+    fn made(&mut self, to: PathBuf, from: Option<PathBuf>, is_made: bool) {
         if self.made.len() < PATHS_MAX || self.made.contains_key(&to) {
             let made = self.made.entry(to).or_default();
             // Where it was before is told a second time, when that is known.
             made.times = made.times.saturating_add(u32::from(from.is_none()));
             made.from = from;
+            made.is_made = is_made;
         } else {
             self.is_partial = true;
         }
@@ -192,44 +206,9 @@ impl Watching {
         let news: Arc<Mutex<News>> = Arc::default();
         let told = news.clone();
         let tell = move |event: notify::Result<notify::Event>| {
-            let Ok(event) = event else {
-                // Events were lost: any may be among them.
-                lock(&told).is_partial = true;
-                return waker.wake();
-            };
-            let appeared = match event.kind {
-                EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_)) => true,
-                EventKind::Modify(_) | EventKind::Remove(_) => false,
-                // Reading a file is an event too: only changes count, or we would wake ourselves.
-                EventKind::Any | EventKind::Access(_) | EventKind::Other => return,
-            };
-            let made = match (&event.kind, &*event.paths) {
-                (
-                    EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)),
-                    [to],
-                ) => Some((to.clone(), None)),
-                (EventKind::Modify(ModifyKind::Name(RenameMode::Both)), [from, to]) => {
-                    Some((to.clone(), Some(from.clone())))
-                }
-                _ => None,
-            };
-            let is_moved = appeared || matches!(event.kind, EventKind::Remove(_));
-            let mut news = lock(&told);
-            news.is_partial |= event.need_rescan();
-            if let Some((to, from)) = made {
-                news.made(to, from);
+            if hear(&told, event) {
+                waker.wake();
             }
-            for path in event.paths {
-                if is_moved && news.moved.len() < PATHS_MAX {
-                    news.moved.insert(path.clone());
-                }
-                if appeared {
-                    news.note(path.clone(), true);
-                }
-                news.note(path, false);
-            }
-            drop(news);
-            waker.wake();
         };
         let orders = match notify::recommended_watcher(tell) {
             Ok(mut watcher) => Self::serve(move |directory, order| {
@@ -254,6 +233,7 @@ impl Watching {
             orders,
             watched: BTreeSet::new(),
             news,
+            taken_at: clock::now(),
         }
     }
 
@@ -309,14 +289,20 @@ impl Watching {
         }
     }
 
-    /// Whether changes of names in a directory are told.
-    pub(super) fn is_watched(&self, directory: &Path) -> bool {
-        self.watched.contains(directory) && self.works()
+    /// Whether each file that comes to a directory is told, once. Other systems tell of it again, and not when they lost
+    /// what they had to tell.
+    pub(super) fn counts(&self, directory: &Path) -> bool {
+        cfg!(target_os = "linux") && self.watched.contains(directory) && self.works()
     }
 
     /// What was told since the last call. A directory that was removed or renamed is watched when it is found again.
     pub(super) fn take(&mut self) -> News {
         let mut news = core::mem::take(&mut *lock(&self.news));
+        let now = clock::now();
+        news.taken = Some((core::mem::replace(&mut self.taken_at, now), now));
+        if let Some(orders) = &self.orders {
+            news.placed = core::mem::take(&mut orders.lock().placed);
+        }
         for path in core::mem::take(&mut news.moved) {
             if self.watched.contains(&path) && !self.forget(&path) {
                 lock(&self.news).moved.insert(path); // once more
@@ -334,6 +320,51 @@ impl Watching {
         }
         is_taken
     }
+}
+
+/// Remembers what the system tells. Whether somebody is to look.
+fn hear(news: &Mutex<News>, event: notify::Result<notify::Event>) -> bool {
+    let Ok(event) = event else {
+        // Events were lost: any may be among them.
+        lock(news).is_partial = true;
+        return true;
+    };
+    if event.need_rescan() {
+        // Some were lost, which is no change of a path.
+        lock(news).is_partial = true;
+        return true;
+    }
+    let appeared = match event.kind {
+        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_)) => true,
+        EventKind::Modify(_) | EventKind::Remove(_) => false,
+        // Reading a file is an event too: only changes count, or we would wake ourselves.
+        EventKind::Any | EventKind::Access(_) | EventKind::Other => return false,
+    };
+    let made = match (&event.kind, &*event.paths) {
+        (EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)), [to]) => {
+            Some((to.clone(), None))
+        }
+        (EventKind::Modify(ModifyKind::Name(RenameMode::Both)), [from, to]) => {
+            Some((to.clone(), Some(from.clone())))
+        }
+        _ => None,
+    };
+    let is_moved = appeared || matches!(event.kind, EventKind::Remove(_));
+    let mut news = lock(news);
+    if let Some((to, from)) = made {
+        news.made(to, from, matches!(event.kind, EventKind::Create(_)));
+    }
+    for path in event.paths {
+        if is_moved && news.moved.len() < PATHS_MAX {
+            news.moved.insert(path.clone());
+        }
+        if appeared {
+            news.note(path.clone(), true);
+        }
+        news.note(path, false);
+    }
+    drop(news);
+    true
 }
 
 fn lock(news: &Mutex<News>) -> MutexGuard<'_, News> {
@@ -454,8 +485,20 @@ mod tests {
             waker.handle_wake();
         }
         assert_eq!(times, 2);
-        assert!(watching.is_watched(&dir));
+        assert!(watching.counts(&dir));
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// The queue of the system was full.
+    #[test]
+    fn that_something_was_not_told_is_known() {
+        let news = Mutex::<News>::default();
+        let lost = notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
+        assert!(hear(&news, Ok(lost)));
+        assert!(lock(&news).is_partial);
+        let news = Mutex::<News>::default();
+        assert!(!hear(&news, Ok(notify::Event::new(EventKind::Other))));
+        assert!(!lock(&news).is_partial);
     }
 
     /// The system may take no orders for as long as somebody renames files: nobody waits for it.

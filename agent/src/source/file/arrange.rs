@@ -131,12 +131,17 @@ impl FileStream {
         self.has_vanished = !is_there && self.seen.is_some_and(|seen| !is_found(seen));
         self.take_in(survey, now)?;
         self.chain.knows = true;
+        self.has_begun(self.chain.queued.len(), now);
         self.chain.current = self.chain.queued.pop_front();
         Ok(())
     }
 
     /// How far another stream read a file.
     fn inherited_mark(&self, follow: &mut Follow) -> io::Result<Option<Mark>> {
+        // What was made at the path is nobody else's, whatever number it was given and however it begins.
+        if self.arrivals.is_made() && follow.path == self.place.path {
+            return Ok(None);
+        }
         let mut marks = self.inherited.marks(follow.id);
         marks.extend(self.strange.marks(follow.id));
         if marks.is_empty() {
@@ -404,7 +409,7 @@ impl FileStream {
                 self.chain.current = Some(follow);
                 self.chain.settle(Past::of(old, now));
                 self.close_late_ones();
-                self.arrivals.forget(); // one after the other is the same and more
+                self.arrivals.are_new(1, now); // one after the other is the same and more
             }
             return Ok(true);
         }
@@ -438,6 +443,8 @@ impl FileStream {
                 false if is_missing => self.output.push_gap(GONE_BETWEEN),
                 false => {}
             }
+        } else {
+            self.arrivals.are_found(self.chain.queued.len(), now);
         }
         self.take_in(survey, now)?;
         match error {
@@ -519,6 +526,7 @@ impl FileStream {
                     ..Past::of(follow, now)
                 };
                 self.chain.settle(late);
+                self.arrivals.are_found(1, now);
             } else if strangers.len() < STRANGERS_MAX {
                 strangers.push(found.seen);
             }

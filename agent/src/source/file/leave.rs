@@ -35,8 +35,8 @@ impl FileStream {
             }
         };
         if at_path.is_some_and(|seen| seen.id == current.id) {
-            current.renamed = None;
-            self.say_gone_between(1); // what came last is the one at the path
+            let was_away = current.renamed.take().is_some();
+            self.say_gone_between(usize::from(was_away || self.arrivals.is_moved())); // and is back
             return Ok(false);
         }
         let renamed = *current.renamed.get_or_insert(now);

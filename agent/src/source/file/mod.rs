@@ -42,6 +42,7 @@ use scrinium_protocol::sl::sources::SourceState;
 use tracing::warn;
 
 use self::arrivals::Arrivals;
+pub(crate) use self::arrivals::Told;
 use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
@@ -264,15 +265,28 @@ impl FileStream {
 
     /// How far it read its files.
     pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> {
+        self.marks_that(|_| true)
+    }
+
+    /// How far it read files of this number.
+    pub(crate) fn marks_of(&self, key: u64) -> impl Iterator<Item = Mark> {
+        self.marks_that(move |own| own == key)
+    }
+
+    fn marks_that(&self, is_wanted: impl Fn(u64) -> bool + Copy) -> impl Iterator<Item = Mark> {
         let past = self.chain.past.iter();
+        let past = past.filter(move |past| is_wanted(past.mark.key));
         let past = past.map(|past| {
             past.open
                 .as_ref()
                 .map_or_else(|| past.mark.clone(), Follow::mark)
         });
-        let closed = self.chain.closed.iter().map(Mark::from);
-        past.chain(closed)
-            .chain(self.chain.current.iter().map(Follow::mark))
+        let closed = self.chain.closed.iter();
+        let closed = closed.filter(move |closed| is_wanted(closed.id.key()));
+        let current = self.chain.current.iter();
+        let current = current.filter(move |current| is_wanted(current.id.key()));
+        past.chain(closed.map(Mark::from))
+            .chain(current.map(Follow::mark))
     }
 
     /// How the configuration wants this stream from now on, if it names it, and what it forbids. What is open is judged
@@ -439,7 +453,10 @@ impl FileStream {
                 let cause =
                     "there are so many names beside it that it is looked at only now and then";
                 let is_long = self.toll.is_long(now);
-                self.complaint = is_long.then(|| (SourceState::NotWalked, cause.to_owned()));
+                // Who only asks whose a file is has read nothing.
+                if !self.strange.is_asking() {
+                    self.complaint = is_long.then(|| (SourceState::NotWalked, cause.to_owned()));
+                }
                 let is_quiet = now.duration_since(self.read_at) >= QUIET_CLOSE;
                 // What was unpacked is not unpacked once more for a moment's wait.
                 if pass != Pass::Paced && (context.parks || (is_quiet && pass == Pass::Idle)) {
@@ -517,11 +534,11 @@ impl FileStream {
                 }
             }
         }
-        self.seen = seen;
+        // What another stream reads is not this one's because it lies here.
+        self.seen = seen.filter(|seen| !self.strange.is_anothers(seen.id));
         if self.chain.current.is_none() {
             let next = self.chain.queued.pop_front();
-            let is_own = |seen: Seen| !self.strange.is_anothers(seen.id);
-            if next.is_none() && seen.is_some_and(is_own) {
+            if next.is_none() && self.seen.is_some() {
                 self.find_next(now)?;
             }
             self.chain.current = next.or_else(|| self.chain.queued.pop_front());

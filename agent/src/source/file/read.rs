@@ -61,14 +61,18 @@ impl FileStream {
                 return Ok(Read::Truncated);
             }
             let ended = stat.map(|stat| (stat.len, stat.modified));
-            if follow.ended != ended && !follow.is_as_read()? {
+            if follow.ended != ended && self.is_another(follow, role, stat, now)? {
                 return Ok(Read::Truncated); // written anew, and as long
             }
-            self.see_same(follow, stat, now);
+            if matches!(role, Role::Current) {
+                self.see_same(follow, stat, now);
+            }
             follow.ended = ended;
             return Ok(Read::End);
         }
-        self.same.is_longer();
+        if matches!(role, Role::Current) {
+            self.same.is_longer();
+        }
         // What was blank is so still, up to where the text goes on; at times all of it is looked at again.
         let blank = follow.blank.filter(|blank| {
             let is_old = now.duration_since(blank.since) >= BLANK_LASTS;

@@ -1,10 +1,11 @@
 //! A file at the path that this stream does not know: another may have begun with it. Names are exchanged and moved in
 //! circles, and one file is one stream: who began with it reads on, and when that is done with it this one goes on there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::FileStream;
 use super::arrange::LOOK_BACK_INTERVAL;
+use crate::source::asked::{self, Whose};
 use crate::source::bookmark::{FileId, Mark};
 use crate::source::claims::Collected;
 use crate::source::disk::Seen;
@@ -12,17 +13,18 @@ use crate::source::disk::Seen;
 /// What is known of the file at the path that is not the one that is read.
 #[derive(Debug, Default)]
 pub(super) struct Strange {
-    /// It is to be asked whose it is.
-    asked: Option<Seen>,
-    answer: Option<Answer>,
-    /// How far others read it.
-    collected: Collected,
+    /// It is to be asked whose it is, since then.
+    asked: Option<(Seen, Instant)>,
+    /// Few streams have one.
+    answer: Option<Box<Answer>>,
 }
 
 #[derive(Debug)]
 struct Answer {
     id: FileId,
     is_anothers: bool,
+    /// How far others read it.
+    collected: Collected,
     at: Instant,
 }
 
@@ -35,7 +37,13 @@ impl Strange {
 
     /// How far others read the file that was asked for, if it is this one.
     pub(super) fn marks(&self, id: FileId) -> Vec<Mark> {
-        self.collected.marks(id)
+        let answer = self.answer.as_ref();
+        answer.map_or_else(Vec::new, |answer| answer.collected.marks(id))
+    }
+
+    /// Whether it is to be asked whose it is.
+    pub(super) const fn is_asking(&self) -> bool {
+        self.asked.is_some()
     }
 }
 
@@ -61,26 +69,46 @@ impl FileStream {
             let is_new = now.saturating_duration_since(answer.at) < LOOK_BACK_INTERVAL;
             answer.id == seen.id && is_new
         };
-        self.strange.asked = (!self.strange.answer.as_ref().is_some_and(is_known)).then_some(seen);
-        self.strange.asked.is_some()
+        let is_answered = self
+            .strange
+            .answer
+            .as_ref()
+            .is_some_and(|answer| is_known(answer));
+        let since = self.strange.asked.take();
+        let since = since.filter(|(asked, _)| asked.id == seen.id);
+        let since = since.map_or(now, |(_, since)| since);
+        self.strange.asked = (!is_answered).then_some((seen, since));
+        self.strange.is_asking()
     }
 
-    /// The file at the path, if it is to be asked whose it is.
-    pub(crate) fn asks(&self) -> Option<Seen> {
-        self.strange.asked
+    /// The file at the path, if it is to be asked whose it is. Where the system tells of what comes (`is_told`), that is
+    /// awaited a moment: what was made there is nobody else's.
+    pub(crate) fn asks(&self, is_told: bool, now: Instant) -> Option<Seen> {
+        let (seen, since) = self.strange.asked?;
+        let is_early = now.saturating_duration_since(since) < AWAITED;
+        (!is_told || !is_early || self.arrivals.is_told()).then_some(seen)
     }
 
-    /// Another stream reads the file at the path, or none, and how far it was read then.
-    pub(crate) fn answer(&mut self, is_anothers: bool, collected: Collected, now: Instant) {
-        let Some(Seen { id, .. }) = self.strange.asked.take() else {
+    /// Whose the file at the path is.
+    pub(crate) fn answer(&mut self, answer: asked::Answer, now: Instant) {
+        let Some((Seen { id, .. }, _)) = self.strange.asked.take() else {
             return;
         };
-        self.strange.answer = Some(Answer {
+        let is_anothers = match answer.whose {
+            Whose::Anothers => true,
+            // What was made here only has the number of what another read.
+            Whose::AsItSeems => !self.arrivals.is_made(),
+            Whose::Nobodys => false,
+        };
+        self.strange.answer = Some(Box::new(Answer {
             id,
             is_anothers,
+            collected: answer.collected,
             at: now,
-        });
-        self.strange.collected = collected;
+        }));
         self.arrivals.is_anothers(id, is_anothers);
     }
 }
+
+/// So long it is waited for the system to tell how a file came to the path; that takes milliseconds.
+const AWAITED: Duration = Duration::from_millis(250);

@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use super::disk::{Node, SimDisk};
 use crate::config::Deny;
 use crate::shipper::Produced;
+use crate::source::asked::Asked;
 use crate::source::claims::{self, Collected};
 use crate::source::discover::stream_of;
 use crate::source::disk::Disk as _;
-use crate::source::file::{FileStream, Pass, Place};
+use crate::source::file::{FileStream, Pass, Place, Told};
 use crate::source::output::Positions;
 use crate::source::pace::Pace;
 use crate::source::{Context, generations};
@@ -107,10 +108,20 @@ impl Agent {
     }
 
     /// The system tells how many files came to a path.
-    pub(super) fn arrive(&mut self, path: &str, times: Option<u32>, now: Instant) {
+    pub(super) fn arrive(
+        &mut self,
+        path: &str,
+        (times, is_made): (Option<u32>, bool),
+        now: Instant,
+    ) {
         let streams = self.running.iter_mut().map(|running| &mut running.streams);
         for stream in streams.filter_map(|streams| streams.get_mut(Path::new(path))) {
-            stream.count_arrivals(times, now);
+            stream.count_arrivals(Told {
+                times,
+                is_made,
+                before: now,
+                now,
+            });
         }
     }
 
@@ -237,20 +248,22 @@ impl Running {
     /// As `Sources::answer`.
     fn answer(&mut self, now: Instant) {
         let asking = self.streams.iter();
-        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks()?)));
-        for (path, file) in asking.collect::<Vec<_>>() {
-            let mut closed = Collected::default();
-            closed.note(self.positions.bookmarks());
-            let others = || {
-                let others = self.streams.iter().filter(|(other, _)| **other != path);
-                others.map(|(_, other)| other)
+        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks(false, now)?)));
+        let mut closed = Collected::default();
+        closed.note(self.positions.bookmarks());
+        let streams = self.streams.iter();
+        let mut asked = Asked::of(asking.collect(), streams.map(|(path, own)| (&**path, own)));
+        for n in 0..asked.len() {
+            let at = |path: &Path| self.streams.get(path);
+            let Some((path, answer)) = asked.answer(n, at, &closed) else {
+                continue;
             };
-            let is_anothers = others().any(|other| other.collects(file, &path));
-            let collected = closed.of_file(file.id, others());
+            let path = path.to_owned();
             if let Some(own) = self.streams.get_mut(&path) {
-                own.answer(is_anothers, collected, now);
+                own.answer(answer, now);
                 own.pass(&mut self.context, now);
             }
+            asked.note(n);
         }
     }
 

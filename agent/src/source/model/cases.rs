@@ -401,10 +401,11 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
     for (came, is_missing) in [(1, false), (2, true)] {
         let mut case = Case::new();
         case.create("/log/app.log", b"the first\n");
-        case.pass(2);
+        case.pass(5);
         case.rename("/log/app.log", "/old/0");
         case.create("/log/app.log", b"the second\n");
-        case.agent.arrive("/log/app.log", Some(came), case.now);
+        case.agent
+            .arrive("/log/app.log", (Some(came), true), case.now);
         case.pass(10);
         assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
@@ -418,12 +419,13 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
     ] {
         let mut case = Case::new();
         case.create("/log/app.log", b"the first\n");
-        case.pass(2);
+        case.pass(5);
         case.rename("/log/app.log", "/log/else");
         if is_back {
             case.rename("/log/else", "/log/app.log");
         }
-        case.agent.arrive("/log/app.log", Some(came), case.now);
+        case.agent
+            .arrive("/log/app.log", (Some(came), false), case.now);
         case.pass(80);
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
     }
@@ -431,15 +433,79 @@ fn as_many_files_as_came_are_found_or_a_gap_entry_says_that_not() {
     for (came, is_missing) in [(1, false), (3, true)] {
         let mut case = Case::new();
         case.create("/log/app.log", b"the first\n");
-        case.pass(2);
+        case.pass(5);
         case.rename("/log/app.log", "/log/app.log.1");
         case.pass(20);
         case.create("/log/app.log", b"the second\n");
-        case.agent.arrive("/log/app.log", Some(came), case.now);
+        case.agent
+            .arrive("/log/app.log", (Some(came), true), case.now);
         case.pass(10);
         assert_eq!(case.text("/log/app.log"), "the first\nthe second\n");
         assert_eq!(!case.gaps("/log/app.log").is_empty(), is_missing);
     }
+}
+
+/// What was made and what was moved aside while its stream could not look is found beside the path: nothing is missing.
+#[test]
+fn what_came_and_was_renamed_before_it_was_looked_at_is_not_gone() {
+    let mut case = Case::new();
+    case.create("/log/app.log", b"the first\n");
+    case.pass(5);
+    case.rename("/log/app.log", "/log/app.log.2");
+    case.create("/log/app.log", b"the second\n");
+    case.rename("/log/app.log", "/log/app.log.1");
+    case.agent.arrive("/log/app.log", (Some(1), true), case.now);
+    case.pass(80);
+    case.create("/log/app.log", b"the third\n");
+    case.agent.arrive("/log/app.log", (Some(1), true), case.now);
+    case.pass(80);
+    assert_eq!(
+        case.text("/log/app.log"),
+        "the first\nthe second\nthe third\n"
+    );
+    assert_eq!(case.gaps("/log/app.log"), [""; 0]);
+}
+
+/// A program that begins each of its files with the same lines makes one under another name, and the file system gives it
+/// the number of one that is gone.
+#[test]
+fn what_is_made_at_a_path_is_nobody_elses_whatever_its_number_and_its_beginning() {
+    let mut case = Case::new();
+    case.create("/log/job2.log", b"the second before\n");
+    let first = case.create("/log/job1.log", b"header\n");
+    case.pass(5);
+    case.remove("/log/job1.log");
+    case.pass(200); // its stream is closed, and what it read is remembered
+    case.rename("/log/job2.log", "/old/job2.log");
+    assert_eq!(case.create("/log/job2.log", b"header\n"), first);
+    case.agent
+        .arrive("/log/job2.log", (Some(1), true), case.now);
+    case.pass(10);
+    assert_eq!(case.text("/log/job2.log"), "the second before\nheader\n");
+}
+
+/// Of a large file, in whose beginning a program counts, not all is collected again with each change.
+#[test]
+fn a_large_file_whose_beginning_is_written_over_is_said_and_not_collected_again() {
+    let mut case = Case::new();
+    let lines: String = (0..60_000)
+        .map(|n| format!("a line, {n:07}, and more\n"))
+        .collect();
+    let inode = case.create("/log/ring.log", lines.as_bytes());
+    case.pass(5);
+    for n in 1..4 {
+        let counter = format!("a count {n:06}");
+        case.disk.lock().write(inode, 0, counter.as_bytes());
+        case.pass(5);
+    }
+    case.append("/log/ring.log", b"one more\n");
+    case.pass(5);
+    assert!(case.text("/log/ring.log") == lines + "one more\n");
+    let gaps = case.gaps("/log/ring.log");
+    assert!(
+        matches!(&*gaps, [gap] if gap.contains("beginning was written over")),
+        "{gaps:?}"
+    );
 }
 
 /// Names that have a stream each are moved one to the other's: java.util.logging's `app%g.log`, `Player-prev.log`, names
