@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::bookmark::HEAD_LEN_MAX;
+use super::bookmark::{HEAD_LEN_MAX, TAIL_LEN_MAX};
 use super::disk::{Hole, OpenFile, Stat};
 
 /// What a file is read through.
@@ -46,6 +46,8 @@ pub(super) struct Packed {
     recent: Vec<u8>,
     /// How much of it is read at most.
     limit: u64,
+    /// How long the text is, and its last bytes, when its end was seen.
+    end: Option<(u64, Vec<u8>)>,
 }
 
 impl Content {
@@ -62,6 +64,7 @@ impl Content {
                 places: BTreeMap::new(),
                 unpacked: 0,
                 recent: Vec::new(),
+                end: None,
             })),
         })
     }
@@ -94,6 +97,22 @@ impl Content {
         match self {
             Self::Plain(file) => read_full(buffer, |rest, done| file.read_at(rest, offset + done)),
             Self::Packed(packed) => packed.read_at(buffer, offset),
+        }
+    }
+
+    /// How long it is and its last bytes, [`TAIL_LEN_MAX`] at most; `None` of a compressed one whose end was not seen.
+    pub(super) fn end(&self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        match self {
+            Self::Plain(file) => {
+                let len = file.stat()?.len;
+                let tail_len = usize::try_from(len).unwrap_or(usize::MAX).min(TAIL_LEN_MAX);
+                let mut tail = vec![0; tail_len];
+                let from = len - tail_len as u64;
+                let got = read_full(&mut tail, |rest, done| file.read_at(rest, from + done))?;
+                tail.truncate(got);
+                Ok(Some((from + got as u64, tail)))
+            }
+            Self::Packed(packed) => Ok(packed.end.clone()),
         }
     }
 
@@ -315,6 +334,11 @@ impl Packed {
         let from = got.saturating_sub(RECENT_LEN);
         self.recent
             .extend_from_slice(read.get(from..).unwrap_or_default());
+        if got < buffer.len() {
+            let from = self.recent.len().saturating_sub(TAIL_LEN_MAX);
+            let tail = self.recent.get(from..).unwrap_or_default();
+            self.end = Some((self.at, tail.to_vec()));
+        }
         Ok(got)
     }
 }
@@ -327,7 +351,7 @@ pub(super) fn plain_name(path: &Path) -> PathBuf {
     }
 }
 
-fn read_full(
+pub(super) fn read_full(
     buffer: &mut [u8],
     mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
 ) -> io::Result<usize> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, MARK_HASH_LEN, Mark, TAIL_LEN_MAX};
-use super::content::{Content, Packing};
+use super::content::{Content, Packing, read_full};
 use super::disk::{Disk, Hole, Led, Seen};
 use super::trust;
 
@@ -217,7 +217,8 @@ impl Follow {
         bookmark: &Bookmark,
         head: Option<&[u8]>,
     ) -> io::Result<bool> {
-        let Some(len) = self.content.len()?.filter(|len| *len <= bookmark.offset) else {
+        let end = self.content.end()?;
+        let Some((len, _)) = end.filter(|(len, _)| *len <= bookmark.offset) else {
             return Ok(false);
         };
         let start = self.start()?.bytes;
@@ -228,6 +229,31 @@ impl Follow {
                     .get(..bookmark.head_len())
                     .is_some_and(|start| bookmark.begins_with(start)),
             })
+    }
+
+    /// Whether this file, which is open, was read further than the other goes, and holds what that begins and ends with in
+    /// the same places.
+    pub(super) fn holds(&self, start: &Start, end: &(u64, Vec<u8>)) -> io::Result<bool> {
+        let (len, tail) = end;
+        if self.content.is_packed() || *len >= self.offset {
+            return Ok(false);
+        }
+        let file = self.content.file();
+        let is_at = |bytes: &[u8], at: u64| {
+            let mut own = vec![0; bytes.len()];
+            let got = read_full(&mut own, |rest, done| file.read_at(rest, at + done))?;
+            Ok::<bool, io::Error>(got == bytes.len() && own == bytes)
+        };
+        Ok(is_at(&start.bytes, 0)? && is_at(tail, len - tail.len() as u64)?)
+    }
+
+    /// A mark of all that a compressed file holds, of which the end was seen.
+    pub(super) fn mark_of_part(&mut self) -> io::Result<Option<Mark>> {
+        let Some((len, tail)) = self.content.end()? else {
+            return Ok(None);
+        };
+        let start = self.start()?;
+        Ok(Some(Mark::new(self.id, len, &start.bytes, &tail)))
     }
 
     /// How the file begins.

@@ -16,7 +16,9 @@ impl FileStream {
         self.say_foreign(survey.foreign);
         let found = survey.beside.iter().filter_map(|found| match found.what {
             What::Past(serial) => Some(serial),
-            What::Current | What::CopyOfCurrent | What::CopyOfPath | What::Unknown => None,
+            What::Current | What::CopyOfCurrent | What::CopyOfPath | What::Part | What::Unknown => {
+                None
+            }
         });
         let found: Vec<u64> = found.collect();
         let is_blind = survey.is_blind;
@@ -33,8 +35,10 @@ impl FileStream {
             }
         }
         for found in survey.beside {
-            if let What::Past(serial) = found.what {
-                self.take_in_past(serial, found, now)?;
+            match found.what {
+                What::Past(serial) => self.take_in_past(serial, found, now)?,
+                What::Part => self.take_in_part(found)?,
+                What::Current | What::CopyOfCurrent | What::CopyOfPath | What::Unknown => {}
             }
         }
         self.refuse(survey.unreadable, false);
@@ -76,6 +80,22 @@ impl FileStream {
             follow.renamed = Some(now);
             past.open = Some(follow);
             self.close_late_ones();
+        }
+        Ok(())
+    }
+
+    /// What it holds was collected of the file it was made of.
+    fn take_in_part(&mut self, found: Found) -> io::Result<()> {
+        let Some(mut follow) = found.follow else {
+            return Ok(());
+        };
+        if let Some(mark) = follow.mark_of_part()? {
+            debug!(path = %follow.path.display(), id = follow.id.inode, "a rotated file was copied before all was written to it");
+            self.chain.settle(Past {
+                path: Some(found.path),
+                seen: Some(found.seen),
+                ..Past::lost(mark)
+            });
         }
         Ok(())
     }
@@ -130,7 +150,9 @@ impl FileStream {
                 && forgotten.is_none_or(|time| seen.modified > time)
                 && !self.refused.contains(&seen.id.key());
             let is_part = match &mut found.follow {
-                Some(follow) if !is_found && is_new && follow.is_copy => {
+                Some(follow)
+                    if !is_found && is_new && (follow.is_copy || follow.content.is_packed()) =>
+                {
                     is_found = follow.is_part_of(bookmark, head)?;
                     is_found
                 }

@@ -95,6 +95,8 @@ pub(super) enum What {
     CopyOfPath,
     /// The settled one of this serial number, or a copy of it.
     Past(u64),
+    /// A copy of one that is open, made before all was written that was read of that.
+    Part,
     Unknown,
 }
 
@@ -382,7 +384,7 @@ impl FileStream {
                     renamed.extend(is_generation.then_some(serial));
                     continue;
                 }
-                What::CopyOfCurrent | What::CopyOfPath | What::Unknown => {}
+                What::CopyOfCurrent | What::CopyOfPath | What::Part | What::Unknown => {}
             }
             let Some(follow) = &mut found.follow else {
                 continue;
@@ -443,7 +445,7 @@ impl FileStream {
             };
             // What goes on furthest is what it is: a number given again may be that of an earlier part of it.
             let mut best = match found.what {
-                What::Current | What::CopyOfCurrent => continue,
+                What::Current | What::CopyOfCurrent | What::Part => continue,
                 What::Unknown | What::CopyOfPath => 0,
                 What::Past(serial) => self.chain.offset_of(serial),
             };
@@ -469,17 +471,46 @@ impl FileStream {
                     (found.what, best) = (What::Past(past.serial), offset);
                 }
             }
+            if found.what == What::Unknown && is_generation && self.has_part(follow, &start)? {
+                found.what = What::Part;
+            }
         }
         survey.guess();
         let at_path = survey.at_path.as_ref();
         let at_path = at_path.and_then(|found| match found.what {
             What::Current => found.follow.as_ref().or(self.chain.current.as_ref()),
-            What::CopyOfCurrent | What::CopyOfPath | What::Past(_) | What::Unknown => {
+            What::CopyOfCurrent | What::CopyOfPath | What::Past(_) | What::Part | What::Unknown => {
                 found.follow.as_ref()
             }
         });
         survey.made = at_path.map(|file| (file.id, file.created()));
         self.note_copies(survey)
+    }
+
+    /// Whether a generation holds the first of what was read of a file that is open, and no more: whoever compressed or
+    /// copied that came to its end before its writer did.
+    fn has_part(&self, follow: &Follow, start: &Start) -> io::Result<bool> {
+        let Some(end) = follow.content.end()? else {
+            return Ok(false);
+        };
+        // Programs begin their files alike, and one that was made anew may hold no more than that.
+        let least = match follow.content.is_packed() {
+            true => PART_MIN,
+            false => HEAD_LEN_MAX as u64,
+        };
+        if end.0 < least {
+            return Ok(false);
+        }
+        // A copy of what is at the path may be on its way, and goes on where that is truncated.
+        let at_path = self.seen.map(|seen| seen.id);
+        let is_done = |open: &Follow| follow.content.is_packed() || at_path != Some(open.id);
+        let others = self.chain.open_ones();
+        for open in others.filter(|open| open.id != follow.id && is_done(open)) {
+            if open.holds(start, &end)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Finds the copies that were made of the file at the path, which is truncated next or goes on: what they hold is in it.

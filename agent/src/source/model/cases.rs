@@ -508,6 +508,62 @@ fn a_large_file_whose_beginning_is_written_over_is_said_and_not_collected_again(
     );
 }
 
+/// Whoever compresses a renamed file may come to its end before its writer does, who opens the new one a moment later: what the
+/// compressed one holds was collected.
+#[test]
+fn what_was_compressed_before_its_last_line_was_written_is_collected_once() {
+    for is_gone in [true, false] {
+        let mut case = Case::new();
+        let lines: String = (0..100).map(|n| format!("line {n:04}\n")).collect();
+        case.create("/log/app.log", lines.as_bytes());
+        case.pass(5);
+        case.rename("/log/app.log", "/log/app.log.1");
+        case.create("/log/app.log", b"the next\n");
+        case.append("/log/app.log.1", b"a late one\n");
+        case.pass(3);
+        case.create(
+            "/log/app.log.1.gz",
+            &super::happenings::gzip(lines.as_bytes()),
+        );
+        if is_gone {
+            case.remove("/log/app.log.1");
+        } else {
+            case.rename("/log/app.log.1.gz", "/log/app.log.2.gz");
+        }
+        case.pass(20);
+        case.append("/log/app.log", b"and more\n");
+        case.pass(2);
+        case.agent.stop(1000);
+        case.agent.start();
+        case.pass(60);
+        let text = case.text("/log/app.log").replacen("a late one\n", "", 1);
+        assert_eq!(text, lines + "the next\nand more\n", "{is_gone}");
+    }
+}
+
+/// A copy of the file at the path, which is written on, is no file of its own: not a compressed one either.
+#[test]
+fn compressed_copies_of_a_file_that_goes_on_are_not_collected() {
+    let mut case = Case::new();
+    let mut all = String::new();
+    for n in 0..3 {
+        all += &format!("{}\n", "line ".repeat(100));
+        match n {
+            0 => drop(case.create("/log/app.log", all.as_bytes())),
+            _ => case.append("/log/app.log", &all.as_bytes()[all.len() - 501..]),
+        }
+        case.pass(5);
+        case.create(
+            &format!("/log/app.log-2026112{n}.gz"),
+            &super::happenings::gzip(all.as_bytes()),
+        );
+        all += "more\n";
+        case.append("/log/app.log", b"more\n");
+        case.pass(20);
+    }
+    assert_eq!(case.text("/log/app.log"), all);
+}
+
 /// Names that have a stream each are moved one to the other's: java.util.logging's `app%g.log`, `Player-prev.log`, names
 /// exchanged. Each file is read once.
 #[test]
