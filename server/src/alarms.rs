@@ -447,12 +447,16 @@ impl AlarmRecord {
     }
 }
 
-/// The one that makes room: the oldest that stands no more; else the oldest of the kind and agent that have the most, so
-/// that whoever makes up alarms makes room among them.
+/// The one that makes room: the oldest that is over; else the oldest that somebody has seen, which lasts and would be told anew;
+/// else the oldest of the kind and agent that have the most, so that whoever makes up alarms makes room among them.
 fn least(alarms: &BTreeMap<u64, AlarmRecord>) -> Option<u64> {
-    let over = alarms.iter().find(|(_, alarm)| !alarm.is_standing());
-    if let Some((id, _)) = over {
-        return Some(*id);
+    let oldest = |is_one: fn(&AlarmRecord) -> bool| {
+        let mut those = alarms.iter().filter(|(_, alarm)| is_one(alarm));
+        those.next().map(|(id, _)| *id)
+    };
+    let seen = |alarm: &AlarmRecord| !alarm.is_standing();
+    if let Some(id) = oldest(AlarmRecord::is_over).or_else(|| oldest(seen)) {
+        return Some(id);
     }
     let mut crowds: BTreeMap<(AlarmKind, &str), (usize, Reverse<u64>)> = BTreeMap::new();
     for (id, alarm) in alarms {

@@ -22,6 +22,8 @@ use scrinium_segment::fault;
 use tracing::warn;
 
 use super::enrol::{check_use, new_agent};
+use super::live::Limit;
+use super::news::News;
 use super::{Agents, Rival, State};
 use crate::alarms::{AlarmKind, Raise};
 use crate::catalogue::records::{AgentRecord, Quarantine, StoredSecret, TokenRecord};
@@ -276,7 +278,8 @@ impl Agents {
                 .as_ref()
                 .is_some_and(|quarantine| quarantine.approved && quarantine.fingerprint == seen);
             if !is_approved {
-                return Err(self.quarantine(state, agent, proven, reason, seen));
+                let seen = waiting(proven, &reason, seen);
+                return Err(self.quarantine(state, agent, reason, seen));
             }
             agent.restored |= matches!(held, Held::Superseded | Held::Recovery);
         }
@@ -293,30 +296,29 @@ impl Agents {
         &self,
         state: &mut State,
         mut agent: AgentRecord,
-        proven: &Proven<'_>,
         reason: Said,
-        fingerprint: Vec<(String, String)>,
+        seen: Quarantine,
     ) -> Refused {
-        let seen = Quarantine {
-            reason: reason.clone().into(),
-            address: proven.address.to_string(),
-            host_name: proven.hello.host_name.clone(),
-            fingerprint,
-            since_us: clock::unix_us(),
-            approved: false,
-        };
         let is_new = agent.quarantine.as_ref().is_none_or(|known| {
             !known.is_because_of(&reason) || known.fingerprint != seen.fingerprint
         });
-        if is_new {
-            agent.quarantine = Some(seen);
-            if let Err(error) = self.catalogue.put(&agent) {
-                let error = format!("{error:#}");
-                warn!(error, "a quarantine could not be made durable");
-                return Refused::Unavailable;
-            }
-            state.agents.insert(agent.id, agent);
+        if !is_new {
+            return Refused::Quarantined(reason);
         }
+        agent.quarantine = Some(seen);
+        // Who shows another machine each time chooses how often that is: a person sees the last one, and after a restart the
+        // last one that was written.
+        let counted = state.over(agent.id, News::Quarantines);
+        if counted > 0 {
+            let said = said!("agent_says.machines", News::Quarantines.a_day(), counted);
+            let live = state.live.entry(agent.id).or_default();
+            live.reach(Limit::Machines, said);
+        } else if let Err(error) = self.catalogue.put(&agent) {
+            let error = format!("{error:#}");
+            warn!(error, "a quarantine could not be made durable");
+            return Refused::Unavailable;
+        }
+        state.agents.insert(agent.id, agent);
         Refused::Quarantined(reason)
     }
 
@@ -424,6 +426,22 @@ impl Agents {
     }
 }
 
+/// What a person is to decide about.
+pub(super) fn waiting(
+    proven: &Proven<'_>,
+    reason: &Said,
+    fingerprint: Vec<(String, String)>,
+) -> Quarantine {
+    Quarantine {
+        reason: reason.clone().into(),
+        address: proven.address.to_string(),
+        host_name: proven.hello.host_name.clone(),
+        fingerprint,
+        since_us: clock::unix_us(),
+        approved: false,
+    }
+}
+
 fn agent_with<'a>(state: &'a State, static_public: &[u8; 32]) -> Option<&'a AgentRecord> {
     state
         .agents
@@ -474,5 +492,56 @@ fn prove_next(agent: &mut AgentRecord) {
         {
             agent.quarantine = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::catalogue::Catalogue;
+
+    /// Whoever shows an identity with another machine each time has a person see the last one, and the disk a few.
+    #[test]
+    fn very_many_machines_that_wait_for_approval_are_a_few_writes_and_a_sum() {
+        let path =
+            std::env::temp_dir().join(format!("scrinium-machines-{}.db", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let key = Secret::new([1; 32]);
+        let catalogue = Arc::new(Catalogue::create(&path, &key).unwrap());
+        catalogue.put(&AgentRecord::named("web1", 1, 0)).unwrap();
+        let agents = Agents::load(catalogue.clone(), 0).unwrap();
+        let id = AgentId([1; 16]);
+        let reason = said!("quarantine.machine", "disk");
+        for n in 1..=1000 {
+            let mut state = agents.lock();
+            let seen = Quarantine {
+                reason: reason.clone().into(),
+                address: "192.0.2.1:5".into(),
+                host_name: "evil".into(),
+                fingerprint: vec![("disk".into(), n.to_string())],
+                since_us: n,
+                approved: false,
+            };
+            // Shown again it says nothing new.
+            for _ in 0..2 {
+                let agent = state.agents[&id].clone();
+                let refused = agents.quarantine(&mut state, agent, reason.clone(), seen.clone());
+                assert!(matches!(refused, Refused::Quarantined(_)), "{refused}");
+            }
+        }
+        let written = catalogue.load::<AgentRecord>().unwrap().remove(0);
+        assert_eq!(
+            written.quarantine.unwrap().since_us,
+            News::Quarantines.a_day()
+        );
+        let state = agents.lock();
+        let seen = state.agents[&id].quarantine.clone().unwrap();
+        assert_eq!(seen.since_us, 1000);
+        drop(state);
+        let sums = agents.news_due(true);
+        assert_eq!(sums.iter().map(|sum| sum.count).sum::<u64>(), 976);
+        std::fs::remove_file(path).unwrap();
     }
 }

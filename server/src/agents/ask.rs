@@ -8,7 +8,7 @@ use scrinium_protocol::secret::Secret;
 use scrinium_protocol::sl::suite::Suite;
 use scrinium_segment::key::{asking_credential, state_key};
 
-use super::accept::{changed_components, hex_fingerprint};
+use super::accept::{changed_components, hex_fingerprint, waiting};
 use super::{Agents, Proven, Refused};
 use crate::said::said;
 
@@ -57,6 +57,7 @@ impl Agents {
             true => said!("quarantine.asks"),
             false => said!("quarantine.asks_changed", changed.join(", ")),
         };
-        Err(self.quarantine(&mut state, agent, proven, reason, seen))
+        let seen = waiting(proven, &reason, seen);
+        Err(self.quarantine(&mut state, agent, reason, seen))
     }
 }

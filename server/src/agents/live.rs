@@ -53,6 +53,8 @@ pub(crate) enum Limit {
     NewStreams,
     /// It changes its answer to its configuration too often.
     Answers,
+    /// Very many machines showed its identity.
+    Machines,
 }
 
 impl Live {

@@ -34,6 +34,8 @@ pub(crate) enum News {
     Interference,
     /// It showed a receipt for entries that are missing.
     Unmet,
+    /// A machine that a person is to decide about, other than the one before.
+    Quarantines,
     /// It began a new epoch: further ones are not let in.
     Epochs,
 }
@@ -49,6 +51,7 @@ impl News {
             | Self::Interference
             | Self::Troubles
             | Self::Caches
+            | Self::Quarantines
             | Self::Epochs => 24,
             // All sources that an agent tells of, in each state.
             Self::Sources => 256,
@@ -67,6 +70,7 @@ impl News {
             Self::Arrivals => "machine changed or state of before, in sum",
             Self::Interference => "interference on the wire, in sum",
             Self::Unmet => "receipts for entries that are missing, in sum",
+            Self::Quarantines => "machines that wait for approval, in sum",
             Self::Epochs => "new epochs refused, in sum",
         }
     }

@@ -173,6 +173,33 @@ fn whoever_raises_very_many_makes_room_among_them() {
     assert_eq!(newest, list.iter().map(|alarm| alarm.id).max());
 }
 
+/// What lasts and was seen is told anew when it is forgotten; what is over is not.
+#[tokio::test]
+async fn what_is_over_makes_room_before_what_was_seen_and_lasts() {
+    let alarms = alarms("room");
+    let of = |key: usize| Raise {
+        key: key.to_string(),
+        ..raise("x")
+    };
+    alarms.note(&of(0), None);
+    alarms.acknowledge(1, "anna").unwrap();
+    for n in 1..ALARMS_MAX {
+        alarms.note(&of(n), None);
+    }
+    let over = ALARMS_MAX / 2;
+    let why = said!("over.backup");
+    alarms
+        .end_of(AlarmKind::TokenRefused, "", &over.to_string(), why)
+        .await;
+    let keys = || -> BTreeSet<String> { alarms.list().into_iter().map(|it| it.key).collect() };
+    alarms.note(&of(ALARMS_MAX), None);
+    assert!(keys().contains("0") && !keys().contains(&over.to_string()));
+    // None is over any more: what somebody has seen goes before what nobody has.
+    alarms.note(&of(ALARMS_MAX + 1), None);
+    assert!(!keys().contains("0") && keys().contains("1"));
+    assert_eq!(keys().len(), ALARMS_MAX);
+}
+
 fn raise(text: &str) -> Raise {
     Raise {
         kind: AlarmKind::TokenRefused,

@@ -1,6 +1,7 @@
 //! Where the batches of a stream lie, in logs and segments, and how they are read.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -70,26 +71,60 @@ impl Archive {
         wanted: impl Fn(StreamId) -> bool,
         times_us: (u64, u64),
     ) -> Extents {
-        let (segments, logs) = self.parts();
-        let overlaps = |of: (u64, u64)| of.0 <= times_us.1 && times_us.0 <= of.1;
-        let mut found = Extents::default();
-        for segment in segments {
-            let day = segment.group.day;
-            if !overlaps(possible_us(segment.times_us, day)) {
-                continue;
+        let (mut list, mut damaged) = (Vec::new(), Vec::new());
+        for part in self.each_part(wanted, times_us) {
+            match part {
+                Ok(extents) => list.extend(extents),
+                Err(part) => damaged.push(part),
             }
+        }
+        list.sort_by_key(|extent| extent.order);
+        Extents { list, damaged }
+    }
+
+    /// The same, of one log or segment after the other, the newest first: who has found what it looks for looks no further,
+    /// and nobody holds those of a whole stream. An error is a segment whose index cannot be read.
+    pub(crate) fn each_part(
+        &self,
+        wanted: impl Fn(StreamId) -> bool,
+        times_us: (u64, u64),
+    ) -> impl Iterator<Item = Result<Vec<Extent>, (Arc<SegmentRecord>, anyhow::Error)>> {
+        let (segments, logs) = self.parts();
+        let overlaps = move |of: (u64, u64)| of.0 <= times_us.1 && times_us.0 <= of.1;
+        let wanted = Rc::new(wanted);
+        let of_logs = wanted.clone();
+        let logs = logs.into_iter().rev().map(move |log| {
+            let batches = (0..).zip(log.batches());
+            let batches =
+                batches.filter(|(_, batch)| of_logs(batch.stream) && overlaps(batch.times_us));
+            let extents = batches.map(|(number, batch)| Extent {
+                stream: batch.stream,
+                order: (log.number(), number),
+                times_us: batch.times_us,
+                epoch: batch.epoch,
+                sequences: batch.sequences,
+                source: Source::Log {
+                    log: log.clone(),
+                    place: batch.place,
+                    words: batch.words,
+                },
+            });
+            Ok(extents.collect())
+        });
+        let segments = segments.into_iter().rev();
+        let segments = segments.filter(move |of| overlaps(possible_us(of.times_us, of.group.day)));
+        let sealed = segments.map(move |segment| {
             let index = match self.index(&segment) {
                 Ok(index) => index,
-                Err(error) => {
-                    found.damaged.push((segment, error));
-                    continue;
-                }
+                Err(error) => return Err((segment, error)),
             };
+            let day = segment.group.day;
             let kept = self.keys.kept(&segment.group);
+            let mut extents = Vec::new();
             for (number, block) in index.blocks.iter().enumerate() {
                 let times_us = possible_us(block.times_us, day);
                 if wanted(block.stream) && overlaps(times_us) && kept.has(block.stream) {
-                    found.list.push(Extent {
+                    extents.push(Extent {
                         stream: block.stream,
                         order: block.order,
                         times_us,
@@ -103,27 +138,9 @@ impl Archive {
                     });
                 }
             }
-        }
-        for log in logs {
-            for (number, batch) in (0..).zip(log.batches()) {
-                if wanted(batch.stream) && overlaps(batch.times_us) {
-                    found.list.push(Extent {
-                        stream: batch.stream,
-                        order: (log.number(), number),
-                        times_us: batch.times_us,
-                        epoch: batch.epoch,
-                        sequences: batch.sequences,
-                        source: Source::Log {
-                            log: log.clone(),
-                            place: batch.place,
-                            words: batch.words,
-                        },
-                    });
-                }
-            }
-        }
-        found.list.sort_by_key(|extent| extent.order);
-        found
+            Ok(extents)
+        });
+        logs.chain(sealed)
     }
 
     /// Every extent of one stream; an error when some cannot be found.
@@ -197,20 +214,27 @@ impl Archive {
     }
 
     /// Whether another batch is archived in the place of this one: the same sequence of the same epoch,
-    /// and other entries.
-    pub(crate) fn contradicts(&self, header: &BatchHeader) -> Result<bool> {
+    /// and other entries. None when it is not among the newest [`PARTS_LOOKED_AT_MAX`] logs and segments.
+    pub(crate) fn contradicts(&self, header: &BatchHeader) -> Result<Option<bool>> {
         let first = header.first.0;
-        let covers = |extent: &&Extent| extent.sequences.0 <= first && first < extent.sequences.1;
-        for extent in self.extents_of(header.stream)?.iter().filter(covers) {
-            for batch in self.read(extent, &Access::operations())? {
-                let same_place =
-                    batch.header.epoch == header.epoch && batch.header.first == header.first;
-                if same_place {
-                    return Ok(batch.header.root != header.root);
+        let covers = |extent: &Extent| {
+            extent.epoch == header.epoch
+                && extent.sequences.0 <= first
+                && first < extent.sequences.1
+        };
+        let mut parts = self.each_part(|stream| stream == header.stream, EVER);
+        for part in parts.by_ref().take(PARTS_LOOKED_AT_MAX) {
+            let extents = part.map_err(|(_, error)| error)?;
+            for extent in extents.iter().filter(|extent| covers(extent)) {
+                for batch in self.read(extent, &Access::operations())? {
+                    let header_there = &batch.header;
+                    if header_there.epoch == header.epoch && header_there.first == header.first {
+                        return Ok(Some(header_there.root != header.root));
+                    }
                 }
             }
         }
-        Ok(false)
+        Ok(parts.next().is_none().then_some(false))
     }
 
     /// Reads one block of an open segment.
@@ -369,6 +393,9 @@ pub(crate) fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
 
 /// Older than its receipt by more than 31 days, an entry does not say where the archive begins, in µs.
 const LATE_US_MAX: u64 = 31 * DAY_US;
+/// Logs and segments in which a batch that is sent again is looked for: those of some months. An agent repeats what it sent
+/// last; one that wants us to read an archive of years ends its session with less.
+const PARTS_LOOKED_AT_MAX: usize = 256;
 /// All times.
 pub(crate) const EVER: (u64, u64) = (0, u64::MAX);
 /// About what the place of a block takes of memory, bytes.

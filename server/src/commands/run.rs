@@ -27,6 +27,7 @@ use crate::control::waiting::WhatWaits;
 use crate::core::{Core, OWN_NAME, Running, host_name};
 use crate::duties::keep::{Duty, Plan, keep};
 use crate::evidence::Intervals;
+use crate::evidence::showing::{self, Showing};
 use crate::health::{self, Health};
 use crate::listener::doors::{self, Telling};
 use crate::local::{Room, SyslogSink};
@@ -203,8 +204,9 @@ impl Server {
             });
         }
         let elsewhere = config.elsewhere;
-        keep.duty(evidence::plan(config.interval), move |core| {
-            Intervals::new(core, elsewhere.clone())
+        keep.duty(evidence::plan(config.interval), Intervals::new);
+        keep.duty(showing::PLAN, move |core| {
+            Showing::new(core, elsewhere.clone())
         });
         let duties = keep.names;
         end_unkept(&running.core, &duties).await;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! archive: durable positions ─▶ interval ─▶ DATA/evidence/*.evd ─▶ tree ─▶ DATA/evidence/checkpoint
-//!                                                                          └─▶ copies elsewhere
+//!                                                              showing: each place by itself ◀─┘
 //! ```
 //!
 //! Invariants:
@@ -13,19 +13,22 @@
 pub(crate) mod chain;
 mod check;
 mod demand;
+mod destination;
 pub(crate) mod http;
 mod inclusion;
 mod leaves;
 mod letter;
 mod memory;
+mod patience;
 mod publishing;
+pub(crate) mod showing;
 mod stamps;
 mod timestamp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -37,7 +40,8 @@ use scrinium_protocol::merkle::MerkleTree;
 use scrinium_protocol::secret::Secret;
 use scrinium_segment::cipher::Cipher;
 use scrinium_segment::{durable, fault};
-use tracing::{error, info, warn};
+use tokio::sync::watch;
+use tracing::{error, warn};
 
 use self::chain::{Chain, Link};
 pub(crate) use self::check::{Claims, Doubted, Expected, check};
@@ -45,14 +49,12 @@ use self::demand::Demand;
 pub(crate) use self::inclusion::{Inclusions, Seal, Seals, Stretch, inclusions};
 use self::leaves::{Leaf, Leaves};
 pub(crate) use self::letter::Correspondence;
-use self::letter::Enclosed;
 use self::memory::Memory;
 pub(crate) use self::publishing::{Intervals, plan};
 use crate::archive::Archive;
 use crate::archive::troubles::Trouble;
 use crate::catalogue::Catalogue;
 use crate::catalogue::records::{ChainRecord, LostEntries};
-use crate::places;
 use crate::volume::{EVIDENCE_DIR, Volume};
 use crate::waits;
 
@@ -70,8 +72,10 @@ pub(crate) struct Elsewhere {
 /// A checkpoint that was just signed.
 struct Signed {
     note: String,
-    /// There is no token of its day yet.
-    is_to_be_stamped: bool,
+    /// Intervals that it covers.
+    leaves: u64,
+    /// When it was made.
+    time_us: u64,
 }
 
 /// The intervals of a volume, and their tree.
@@ -81,6 +85,8 @@ pub(crate) struct Evidence {
     origin: String,
     /// Directories that get every checkpoint, on other machines.
     copies: Vec<PathBuf>,
+    /// The last checkpoint that is to be shown elsewhere.
+    newest: watch::Sender<Option<Arc<Signed>>>,
     memory_key: Secret<32>,
     /// Intervals are published by themselves: the server runs.
     is_live: AtomicBool,
@@ -209,6 +215,7 @@ impl Evidence {
             signing,
             origin,
             copies,
+            newest: watch::Sender::new(None),
             memory_key,
             is_live: AtomicBool::new(false),
             demand: Default::default(),
@@ -252,17 +259,12 @@ impl Evidence {
         confirmed_us.max(timestamp::last_us(&self.dir))
     }
 
-    /// Seals the interval that ends now, and copies its checkpoint. `doubt` says that the time is not confirmed.
+    /// Seals the interval that ends now. Its checkpoint is the newest, for whoever shows it elsewhere. `doubt` says that the
+    /// time is not confirmed.
     ///
     /// # Errors
     /// What is wrong, in a sentence.
-    fn work(
-        &self,
-        archive: &Archive,
-        catalogue: &Catalogue,
-        now_us: u64,
-        doubt: Option<Doubt>,
-    ) -> Result<Signed, String> {
+    fn work(&self, archive: &Archive, now_us: u64, doubt: Option<Doubt>) -> Result<(), String> {
         let sealed = self.seal(archive, now_us, doubt);
         match &sealed {
             Ok(_) => archive.troubles().end(Trouble::Proving),
@@ -275,110 +277,23 @@ impl Evidence {
                 "no interval was sealed: {error:#}. What was received since is archived, and not yet proven."
             )
         })?;
-        let copied = self.copy(catalogue, &note, now_us);
-        copied.map_err(|error| {
-            format!("a checkpoint was signed and did not leave this machine: {error:#}")
-        })?;
-        let stamped = day(now_us).and_then(|day| {
-            let path = self.dir.join(format!("{day}.tsr"));
-            Ok(path.try_exists()?)
-        });
-        let stamped = stamped.map_err(|error| format!("looking for today's token: {error:#}"))?;
-        let is_to_be_stamped = !stamped;
-        Ok(Signed {
+        let (leaves, _) = self.sealed();
+        self.newest.send_replace(Some(Arc::new(Signed {
             note,
-            is_to_be_stamped,
-        })
-    }
-
-    /// Sends a checkpoint to whoever is to see it.
-    ///
-    /// # Errors
-    /// What is wrong, in a sentence for each.
-    async fn show(
-        &self,
-        elsewhere: &Elsewhere,
-        signed: &Signed,
-        now_us: u64,
-    ) -> Result<(), String> {
-        let mut failed = Vec::new();
-        for url in &elsewhere.witnesses {
-            let note = signed.note.clone().into_bytes();
-            if let Err(error) = http::post(url, "text/plain; charset=utf-8", note).await {
-                failed.push(format!(
-                    "a checkpoint was signed and did not reach the witness {}: {error:#}. The next one is sent all the same.",
-                    http::host_of(url)
-                ));
-            }
-        }
-        if let Some(url) = elsewhere
-            .authority
-            .as_ref()
-            .filter(|_| signed.is_to_be_stamped)
-            && let Err(error) = self.stamp(url, &signed.note, now_us).await
-        {
-            failed.push(format!(
-                "no time-stamp token came from {}: {error:#}. It is asked again.",
-                http::host_of(url)
-            ));
-        }
-        if let Some(correspondence) = &elsewhere.correspondence {
-            let mailed = match self.enclosed(signed, now_us) {
-                Ok(enclosed) => correspondence.write(&self.dir, enclosed).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = mailed {
-                failed.push(format!(
-                    "today's checkpoint was not mailed: {error:#}. It is tried again."
-                ));
-            }
-        }
-        if failed.is_empty() {
-            Ok(())
-        } else {
-            Err(failed.join(" "))
-        }
-    }
-
-    /// Asks for a token over a note, and keeps both, here and wherever copies go.
-    async fn stamp(&self, url: &str, note: &str, now_us: u64) -> Result<()> {
-        let token = timestamp::token(url, note).await?;
-        let day = day(now_us)?;
-        let name = self.name();
-        let own = [(self.dir.clone(), day.clone())];
-        let elsewhere = self
-            .copies
-            .iter()
-            .map(|dir| (dir.clone(), format!("{name}-{day}-stamped")));
-        for (dir, name) in own.into_iter().chain(elsewhere) {
-            // The token comes last: it says that the checkpoint beside it is the one.
-            durable::write_file(&dir.join(format!("{name}.checkpoint")), note.as_bytes())?;
-            durable::write_file(&dir.join(format!("{name}.tsr")), &token)?;
-        }
-        info!(day, "today's checkpoint is time-stamped");
+            leaves,
+            time_us: now_us,
+        })));
         Ok(())
     }
 
-    /// What today's letter holds: the checkpoint that was stamped, if one was, else the one just signed.
-    fn enclosed(&self, signed: &Signed, now_us: u64) -> Result<Enclosed> {
-        let day = day(now_us)?;
-        let (mut note, mut token) = (signed.note.clone(), None);
-        let stamp = self.dir.join(format!("{day}.tsr"));
-        if stamp.try_exists()? {
-            note = std::fs::read_to_string(stamp.with_extension("checkpoint"))?;
-            token = Some(std::fs::read(stamp)?);
-        }
-        Ok(Enclosed {
-            name: self.name(),
-            day,
-            note,
-            token,
-        })
+    /// The newest checkpoint that is to be shown, now and as it changes.
+    fn newest(&self) -> watch::Receiver<Option<Arc<Signed>>> {
+        self.newest.subscribe()
     }
 
-    /// What files of it are called elsewhere.
-    fn name(&self) -> String {
-        self.origin.replace('/', "-")
+    /// Directories that get every checkpoint.
+    fn copies(&self) -> &[PathBuf] {
+        &self.copies
     }
 
     /// Seals the interval that ends now; returns the signed checkpoint. Ends never go back: one before the last is that
@@ -508,37 +423,6 @@ impl Evidence {
             }
         }
         stamps::register(&self.dir, catalogue)
-    }
-
-    /// Leaves the checkpoint where others keep it: the last one, and the last one of each day.
-    fn copy(&self, catalogue: &Catalogue, note: &str, time_us: u64) -> Result<()> {
-        let day = day(time_us)?;
-        let name = self.name();
-        for dir in &self.copies {
-            let (kind, place) = (places::Kind::Copies, dir.display().to_string());
-            let has_mark = dir.join(format!("{name}.checkpoint")).try_exists()?;
-            let checked = places::check(
-                catalogue,
-                kind,
-                &place,
-                has_mark,
-                "Mount it; if what was there is gone for good, put a copy of evidence/checkpoint there under its old name",
-            );
-            checked.with_context(|| format!("evidence.copies ({name}.checkpoint)"))?;
-            for file in [
-                format!("{name}.checkpoint"),
-                format!("{name}-{day}.checkpoint"),
-            ] {
-                durable::write_file(&dir.join(file), note.as_bytes()).with_context(|| {
-                    format!(
-                        "evidence.copies: copying the checkpoint to {}",
-                        dir.display()
-                    )
-                })?;
-            }
-            places::remember(catalogue, kind, &place)?;
-        }
-        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,4 +1,4 @@
-//! The duty that publishes intervals: seals, shows the checkpoint elsewhere, and tells when that fails.
+//! The duty that seals intervals, and tells when that fails. It waits for nobody else: [`super::showing`] shows their checkpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,28 +7,22 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tracing::info;
 
-use super::Elsewhere;
 use crate::alarms::{AlarmKind, Raise};
 use crate::clock;
 use crate::core::{Core, OWN_NAME};
 use crate::duties::keep::{Duty, Plan};
 use crate::said::said;
 
-/// Seals intervals and shows the checkpoints elsewhere; a failure is an alarm.
+/// Seals intervals; a failure is an alarm.
 pub(crate) struct Intervals {
     core: Arc<Core>,
-    elsewhere: Elsewhere,
     told: Option<String>,
 }
 
 impl Intervals {
-    pub(crate) fn new(core: Arc<Core>, elsewhere: Elsewhere) -> Self {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
         core.evidence.is_live.store(true, Ordering::Relaxed);
-        Self {
-            core,
-            elsewhere,
-            told: None,
-        }
+        Self { core, told: None }
     }
 }
 
@@ -40,24 +34,16 @@ impl Duty for Intervals {
             let core = core.clone();
             let work = move || {
                 let doubt = core.time.doubt();
-                core.evidence
-                    .work(&core.archive, &core.catalogue, now_us, doubt)
+                core.evidence.work(&core.archive, now_us, doubt)?;
+                let registered = core.evidence.register(&core.catalogue);
+                registered.map_err(|error| format!("what came could not be registered: {error:#}"))
             };
             tokio::task::spawn_blocking(work).await
         };
         let failed = match worked {
-            Ok(Ok(signed)) => {
-                let shown = core.evidence.show(&self.elsewhere, &signed, now_us).await;
-                let registered = core.evidence.register(&core.catalogue);
-                let registered = registered
-                    .err()
-                    .map(|error| format!("what came could not be registered: {error:#}"));
-                shown.err().or(registered)
-            }
-            Ok(Err(failed)) => Some(failed),
+            Ok(worked) => worked.err(),
             Err(error) => Some(error.to_string()),
         };
-        // A time stamp that came is certain too.
         core.time.raise_floor(core.evidence.certain_us());
         if let Some(failed) = failed
             .clone()
@@ -67,7 +53,7 @@ impl Duty for Intervals {
                 kind: AlarmKind::EvidenceStopped,
                 agent: OWN_NAME.to_owned(),
                 text: said!("alarm_text.evidence-stopped", failed),
-                key: String::new(),
+                key: SEALING.to_owned(),
             };
             // The same was told before a restart.
             if self.told.is_some() || !core.alarms.says(&raise) {
@@ -76,12 +62,12 @@ impl Duty for Intervals {
         }
         if failed.is_none() {
             if self.told.is_some() {
-                info!("intervals are sealed, and their checkpoints leave, again");
+                info!("intervals are sealed again");
             }
             // One that stood when the server started is over too.
             let over = said!("over.evidence");
             core.alarms
-                .end(AlarmKind::EvidenceStopped, OWN_NAME, over)
+                .end_of(AlarmKind::EvidenceStopped, OWN_NAME, SEALING, over)
                 .await;
         }
         self.told.clone_from(&failed);
@@ -92,7 +78,10 @@ impl Duty for Intervals {
     }
 }
 
-/// Every `interval`. Authorities, witnesses and mail servers have deadlines of their own.
+/// The key of the alarm that they are not sealed; those of places that checkpoints go to have names.
+pub(super) const SEALING: &str = "";
+
+/// Every `interval`.
 pub(crate) fn plan(interval: Duration) -> Plan {
     Plan {
         point: "duty: intervals",

@@ -27,15 +27,17 @@ pub(super) enum LeftEpochs {
     #[default]
     Unasked,
     Known(Ends),
-    /// They are too many to be remembered: each is looked up when it is asked for.
-    TooMany,
+    /// They are too many to be remembered: each is looked up when it is asked for, so many times.
+    TooMany {
+        looked_up: u64,
+    },
 }
 
 impl LeftEpochs {
     /// The sequence after the last entry of an epoch that is archived, or was before it was deleted lawfully. 0: none.
     ///
     /// # Errors
-    /// There is no file descriptor to look with: that says nothing of the archive.
+    /// There is no file descriptor to look with, or it was looked too often: that says nothing of the archive.
     pub(super) fn end(
         &mut self,
         archive: &Archive,
@@ -44,11 +46,18 @@ impl LeftEpochs {
         epoch: Epoch,
     ) -> Result<u64> {
         if matches!(self, Self::Unasked) {
-            *self = find(archive, agent)?.map_or(Self::TooMany, Self::Known);
+            *self = find(archive, agent)?.map_or(TOO_MANY, Self::Known);
         }
         match self {
             Self::Known(ends) => Ok(ends.get(&(stream, epoch)).copied().unwrap_or(0)),
-            Self::Unasked | Self::TooMany => find_one(archive, stream, epoch),
+            Self::Unasked => find_one(archive, stream, epoch),
+            Self::TooMany { looked_up } => {
+                if *looked_up >= LOOKED_UP_MAX {
+                    return Err(said!("session.many_epochs", LOOKED_UP_MAX).into());
+                }
+                *looked_up += 1;
+                find_one(archive, stream, epoch)
+            }
         }
     }
 
@@ -59,10 +68,12 @@ impl LeftEpochs {
         };
         add(ends, receipt.stream, receipt.epoch, receipt.next.0);
         if ends.len() > EPOCHS_MAX {
-            *self = Self::TooMany;
+            *self = TOO_MANY;
         }
     }
 }
+
+const TOO_MANY: LeftEpochs = LeftEpochs::TooMany { looked_up: 0 };
 
 fn add(ends: &mut Ends, stream: StreamId, epoch: Epoch, end: u64) {
     let known = ends.entry((stream, epoch)).or_insert(0);
@@ -99,12 +110,18 @@ fn each(
     streams: &BTreeSet<StreamId>,
     mut take: impl FnMut(StreamId, Epoch, u64) -> bool,
 ) -> Result<bool> {
-    let found = archive.extents(|stream| streams.contains(&stream), EVER);
-    check_looked(found.damaged.iter().map(|(_, error)| error))?;
-    let archived = found.list.into_iter();
-    let mut archived = archived.map(|extent| (extent.stream, extent.epoch, extent.sequences.1));
-    if !archived.all(|(stream, epoch, end)| take(stream, epoch, end)) {
-        return Ok(false);
+    for part in archive.each_part(|stream| streams.contains(&stream), EVER) {
+        let extents = match part {
+            Ok(extents) => extents,
+            Err((_, error)) => {
+                check_looked(&error)?;
+                continue;
+            }
+        };
+        let mut extents = extents.iter();
+        if !extents.all(|extent| take(extent.stream, extent.epoch, extent.sequences.1)) {
+            return Ok(false);
+        }
     }
     for (stream, ranges) in archive.pruned() {
         for range in ranges {
@@ -117,26 +134,55 @@ fn each(
 }
 
 /// Refuses to say what is there where it could not be looked at. What is damaged has nothing for anybody: that is missing.
-fn check_looked<'a>(mut errors: impl Iterator<Item = &'a anyhow::Error>) -> Result<()> {
-    if errors.any(is_out_of_descriptors) {
+fn check_looked(error: &anyhow::Error) -> Result<()> {
+    if is_out_of_descriptors(error) {
         return Err(said!("session.no_descriptors").into());
     }
     Ok(())
 }
 
+/// Looks of one session into the archive for one epoch each, when they are too many to be remembered: each reads the index of
+/// every segment.
+const LOOKED_UP_MAX: u64 = 100;
 /// Epochs that are remembered, of all streams of an agent: 20 MiB. One that was never restored has one for each stream.
 const EPOCHS_MAX: usize = 300_000;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use scrinium_segment::cipher::Cipher;
+
     use super::*;
+    use crate::volume::Volume;
 
     #[test]
     fn a_lack_of_descriptors_is_no_missing_entry_and_damage_is() {
         let lack = anyhow::Error::from(std::io::Error::from_raw_os_error(24)).context("opening");
         let damage = anyhow::anyhow!("its digest is another");
-        assert!(check_looked([&damage].into_iter()).is_ok());
-        let refused = check_looked([&damage, &lack].into_iter()).unwrap_err();
+        assert!(check_looked(&damage).is_ok());
+        let refused = check_looked(&lack).unwrap_err();
         assert!(refused.to_string().contains("file descriptor"));
+    }
+
+    #[test]
+    fn what_is_too_much_to_be_remembered_is_looked_up_so_many_times() {
+        let dir = std::env::temp_dir().join(format!("scrinium-left-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&dir));
+        let (volume, _) = Volume::create(&dir, &crate::volume::Binding::default()).unwrap();
+        let catalogue = Arc::new(crate::core::make_catalogue(&volume).unwrap());
+        let archive = Archive::open(&volume, &catalogue, Cipher::default()).unwrap();
+        let mut left = TOO_MANY;
+        let mut end = |n: u64| {
+            let stream = StreamId([u8::try_from(n % 256).unwrap(); 16]);
+            left.end(&archive, AgentId([1; 16]), stream, Epoch([2; 16]))
+        };
+        for n in 0..LOOKED_UP_MAX {
+            assert_eq!(end(n).unwrap(), 0);
+        }
+        let refused = end(0).unwrap_err().to_string();
+        assert!(refused.contains("100"), "{refused}");
+        drop(archive);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

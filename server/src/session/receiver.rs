@@ -25,6 +25,7 @@ use scrinium_protocol::sl::session::{ServerEvent, ServerSession};
 use scrinium_segment::random;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use tracing::warn;
 
 use super::budget::{Budget, OverBudget, Rates, Taken};
 use super::epochs::{Epochs, Going};
@@ -93,6 +94,8 @@ pub(crate) struct Receiver {
     unmet: BTreeSet<(StreamId, Epoch, u64)>,
     /// What the archive has of epochs that the agent left.
     left: LeftEpochs,
+    /// Receipts of which that could not be looked up.
+    not_looked_up: u64,
     epochs: Epochs,
 }
 
@@ -120,6 +123,7 @@ impl Receiver {
             restored: agent.restored,
             unmet: BTreeSet::new(),
             left: LeftEpochs::default(),
+            not_looked_up: 0,
             epochs: Epochs::default(),
             budget: Budget::new(agent.id, shared.rates.clone(), shared.streams, totals, now),
             held: Held::new(shared.held.clone()),
@@ -508,8 +512,13 @@ impl Receiver {
                 Outcome::Stale(header) => {
                     // It reads the archive.
                     let archive = &self.shared.archive;
-                    if waits::off_worker(|| archive.contradicts(&header))? {
-                        self.effects.push_back(Effect::Raise(self.conflict()));
+                    match waits::off_worker(|| archive.contradicts(&header))? {
+                        Some(true) => self.effects.push_back(Effect::Raise(self.conflict())),
+                        Some(false) => {}
+                        None => warn!(
+                            agent = %self.agent,
+                            "an agent repeats a batch of long ago: whether it is the one that is archived was not looked up"
+                        ),
                     }
                     refused = Some("the agent sent a batch that is older than what it was told");
                 }

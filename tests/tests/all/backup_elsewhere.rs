@@ -1,11 +1,13 @@
 //! Backups that leave the machine: into a bucket, and over ssh.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use scrinium_tests::days::ship_a_line;
-use scrinium_tests::lab::{Lab, text};
+use scrinium_tests::lab::{Lab, forget_peak, peak_bytes, text};
 use scrinium_tests::peers::{ObjectStore, SshServer};
 use scrinium_tests::random::Random;
 use serde_json::Value;
@@ -65,6 +67,45 @@ fn a_backup_goes_over_ssh_and_comes_back() {
     let put_back = |name: &str, bytes: &[u8]| overwrite(&dir.join(name), bytes);
     goes_and_comes_back(&mut lab, &location, alter, put_back);
     assert_eq!(Lab::holds(&dir, b"MARKER"), None);
+}
+
+/// What is no object is read into memory: it is bounded, and the error says so.
+#[test]
+fn a_store_that_lists_without_an_end_fails_the_backup_and_costs_no_memory() {
+    let store = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = store.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = store.accept() {
+            let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+            while asked.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/xml\r\nconnection: close\r\n\r\n\
+                        <?xml version=\"1.0\"?><ListBucketResult>";
+            let mut said = stream.write_all(head.as_bytes());
+            let more = " ".repeat(1 << 20);
+            for _ in 0..1024 {
+                said = said.and_then(|()| stream.write_all(more.as_bytes()));
+            }
+        }
+    });
+    let mut lab = Lab::start("backup-endless");
+    let pairs = [
+        ("AWS_ENDPOINT_URL", format!("http://{address}")),
+        ("AWS_ALLOW_HTTP", "true".into()),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_ACCESS_KEY_ID", "scrinium".into()),
+        ("AWS_SECRET_ACCESS_KEY", "of-the-test".into()),
+    ];
+    lab.server_environment = pairs.map(|(name, value)| (name.to_owned(), value)).into();
+    lab.stop_server();
+    lab.start_server();
+    forget_peak(lab.server_pid());
+    let refused = ask(&lab, "create", "--to", "s3://logs/here");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("longer than 8 MiB"), "{said}");
+    let peak = peak_bytes(lab.server_pid());
+    assert!(peak < 256 << 20, "{peak}");
+    lab.stop_server();
 }
 
 /// `alter` changes an object and returns what it was.

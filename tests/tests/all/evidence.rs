@@ -440,7 +440,7 @@ fn verify_with(lab: &Lab, outside: Option<&Path>) -> (i32, String) {
 }
 
 /// What a server at `localhost` needs to speak TLS, and the certificate that is to be trusted.
-fn tls_server() -> (Arc<ServerConfig>, String) {
+pub(crate) fn tls_server() -> (Arc<ServerConfig>, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

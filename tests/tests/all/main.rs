@@ -47,6 +47,7 @@ mod package;
 mod power;
 mod properties;
 mod refusals;
+mod replies;
 mod requests;
 mod retention;
 mod rotation;

@@ -21,7 +21,8 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
-use super::{COPY_LEN, Place, runtime};
+use super::bounded::Bounded;
+use super::{COPY_LEN, Place, check_listed, runtime};
 
 /// Objects are objects.
 pub(super) struct Bucket {
@@ -35,6 +36,7 @@ impl Bucket {
         let store = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_checksum_algorithm(Checksum::SHA256)
+            .with_http_connector(Bounded)
             .with_config(Client(Timeout), "1 hour")
             .with_config(Client(ReadTimeout), "5 minutes")
             .build()
@@ -55,13 +57,17 @@ impl Bucket {
 impl Place for Bucket {
     fn list(&self, prefix: &str) -> Result<BTreeMap<String, u64>> {
         let below = self.key(prefix);
-        let listed = self.store.list(Some(&below)).try_collect::<Vec<_>>();
-        let listed = self.runtime.block_on(listed)?.into_iter();
-        let found = listed.filter_map(|object| {
-            let name = object.location.filename()?;
-            Some((format!("{prefix}/{name}"), object.size))
-        });
-        Ok(found.collect())
+        let mut listed = self.store.list(Some(&below));
+        let mut found = BTreeMap::new();
+        self.runtime.block_on(async {
+            while let Some(object) = listed.try_next().await? {
+                if let Some(name) = object.location.filename() {
+                    found.insert(format!("{prefix}/{name}"), object.size);
+                }
+                check_listed(found.len())?;
+            }
+            Ok(found)
+        })
     }
 
     fn put(&self, name: &str, from: &Path) -> Result<()> {

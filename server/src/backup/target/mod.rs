@@ -8,6 +8,7 @@
 //!
 //! Invariant: an object is whole under its name, or not there.
 
+mod bounded;
 mod bucket;
 mod directory;
 mod remote;
@@ -185,6 +186,17 @@ fn runtime() -> Result<Runtime> {
         .build()?)
 }
 
+/// Refuses a list that goes on without an end.
+fn check_listed(count: usize) -> Result<()> {
+    ensure!(
+        count <= LISTED_MAX,
+        "it lists more than {LISTED_MAX} objects"
+    );
+    Ok(())
+}
+
+/// Objects below one name: segments of many years. Some 200 MiB, while a backup is made.
+const LISTED_MAX: usize = 1_000_000;
 /// Ends the names of what is not whole yet.
 const PART: &str = ".part";
 const COPY_LEN: usize = 256 << 10;

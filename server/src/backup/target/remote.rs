@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::runtime::Runtime;
 
-use super::{COPY_LEN, PART, Place, runtime};
+use super::{COPY_LEN, PART, Place, check_listed, runtime};
 
 /// Objects are files.
 pub(super) struct Remote {
@@ -133,15 +133,21 @@ impl Place for Remote {
                 Err(error) if is_missing(&error) => return Ok(BTreeMap::new()),
                 opened => opened?,
             };
-            let listed: Vec<_> = in_time(opened.read_dir().try_collect()).await?;
-            let files = listed.iter().filter_map(|entry| {
-                let name = entry.filename().to_str()?;
+            let listed = opened.read_dir();
+            tokio::pin!(listed);
+            let mut found = BTreeMap::new();
+            while let Some(entry) = in_time(listed.try_next()).await? {
+                let Some(name) = entry.filename().to_str() else {
+                    continue;
+                };
                 let is_file = entry.file_type().is_some_and(|kind| kind.is_file());
                 let is_whole = is_file && !name.ends_with(PART);
-                let len = entry.metadata().len().filter(|_| is_whole)?;
-                Some((format!("{prefix}/{name}"), len))
-            });
-            Ok(files.collect())
+                if let Some(len) = entry.metadata().len().filter(|_| is_whole) {
+                    found.insert(format!("{prefix}/{name}"), len);
+                }
+                check_listed(found.len())?;
+            }
+            Ok(found)
         })
     }
 

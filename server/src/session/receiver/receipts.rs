@@ -35,8 +35,12 @@ impl Receiver {
                     Ok(end) => end,
                     Err(error) => {
                         // The agent keeps it, and shows it in its next session.
-                        let error = format!("{error:#}");
-                        warn!(agent = %agent, error, "whether a receipt is met could not be looked up");
+                        self.not_looked_up += 1;
+                        if self.not_looked_up.is_power_of_two() {
+                            let error = format!("{error:#}");
+                            let receipts = self.not_looked_up;
+                            warn!(agent = %agent, error, receipts, "whether receipts are met could not be looked up");
+                        }
                         return Ok(());
                     }
                 }
