@@ -450,6 +450,7 @@ impl FileStream {
                 What::Past(serial) => self.chain.offset_of(serial),
             };
             let is_generation = found.rank.is_some();
+            let is_strange = matches!(found.what, What::Unknown | What::CopyOfPath);
             let is_at_path = found.path == self.place.path;
             let is_stale = self.chain.is_stale && is_at_path;
             if let Some(current) = current
@@ -471,7 +472,9 @@ impl FileStream {
                     (found.what, best) = (What::Past(past.serial), offset);
                 }
             }
-            if found.what == What::Unknown && is_generation && self.has_part(follow, &start)? {
+            // It may go on after an earlier copy.
+            let is_copy = is_strange && is_generation && found.what != What::CopyOfCurrent;
+            if is_copy && self.has_part(follow, &start)? {
                 found.what = What::Part;
             }
         }

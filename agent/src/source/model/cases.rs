@@ -547,10 +547,10 @@ fn compressed_copies_of_a_file_that_goes_on_are_not_collected() {
     let mut case = Case::new();
     let mut all = String::new();
     for n in 0..3 {
-        all += &format!("{}\n", "line ".repeat(100));
+        all += &format!("{}\n", "line ".repeat(300));
         match n {
             0 => drop(case.create("/log/app.log", all.as_bytes())),
-            _ => case.append("/log/app.log", &all.as_bytes()[all.len() - 501..]),
+            _ => case.append("/log/app.log", &all.as_bytes()[all.len() - 1501..]),
         }
         case.pass(5);
         case.create(
