@@ -208,6 +208,11 @@ impl Mark {
         }
     }
 
+    /// The same of a copy, which has another number.
+    pub(crate) fn of_copy(self, key: u64) -> Self {
+        Self { key, ..self }
+    }
+
     /// Of a file that nobody may read: known by its number alone.
     pub(crate) fn of_id(id: FileId) -> Self {
         Self::new(id, Self::ALL, b"", b"")

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use scrinium_segment::fault;
 
 use super::Sources;
-use super::asked::Asked;
+use super::asked::{Asked, Question};
 use super::claims::Collected;
-use super::disk::Seen;
 use super::file::Pass;
 use crate::clock;
 
@@ -85,18 +84,23 @@ impl Sources {
     /// Tells streams that found a strange file at their paths whose it is.
     fn answer(&mut self, now: Instant) {
         let until = clock::now() + ANSWERS_MAX;
-        let asking = self.streams.iter().filter_map(|(path, own)| {
-            let counts = path.parent().is_some_and(|dir| self.watching.counts(dir));
-            Some((path.clone(), own.asks(counts, now)?))
+        let asking = self.streams.iter().flat_map(|(by, own)| {
+            let counts = by.parent().is_some_and(|dir| self.watching.counts(dir));
+            let asks = own.asks(counts, now);
+            asks.map(|(path, file)| Question {
+                by: by.clone(),
+                path,
+                file,
+            })
         });
-        let asking: Vec<(PathBuf, Seen)> = asking.collect();
+        let asking: Vec<Question> = asking.collect();
         if asking.is_empty() {
             return;
         }
         // What rested under another name: its stream knows what that means.
-        let resting = asking.iter().filter_map(|(path, file)| {
-            let before = self.resting.path_of(file.id)?;
-            (before != path).then(|| before.to_path_buf())
+        let resting = asking.iter().filter_map(|question| {
+            let before = self.resting.path_of(question.file.id)?;
+            (before != question.by).then(|| before.to_path_buf())
         });
         for before in resting.collect::<BTreeSet<PathBuf>>() {
             self.resting.remove(&before);
@@ -118,16 +122,18 @@ impl Sources {
                 return;
             }
             let at = |path: &Path| self.streams.get(path).map(|own| &*own.stream);
-            let Some((path, answer)) = asked.answer(n, at, &self.collected) else {
+            let Some((question, answer)) = asked.answer(n, at, &self.collected) else {
                 continue;
             };
-            let path = path.to_owned();
-            self.context.beat.at(&path);
-            if let Some(own) = self.streams.get_mut(&path) {
-                own.answer(answer, now);
-                // Before another reads on in it.
-                own.stream.pass(&mut self.context, now);
-                self.due.paths.insert(path);
+            let by = question.by.clone();
+            self.context.beat.at(&by);
+            if let Some(own) = self.streams.get_mut(&by) {
+                own.answer((&question.path, question.file), answer, now);
+                if !own.waits() {
+                    // Before another reads on in it: what one stream asks stands together.
+                    own.stream.pass(&mut self.context, now);
+                }
+                self.due.paths.insert(by);
             }
             asked.note(n);
         }

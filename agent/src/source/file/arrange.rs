@@ -4,6 +4,7 @@
 //! is collected from its start. Only what was there before the stream began is passed over, and what was forgotten
 //! because there was too much of it.
 
+use std::cmp::Reverse;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -144,6 +145,7 @@ impl FileStream {
         }
         let mut marks = self.inherited.marks(follow.id);
         marks.extend(self.strange.marks(follow.id));
+        marks.sort_unstable_by_key(|mark| Reverse(mark.offset));
         if marks.is_empty() {
             return Ok(None);
         }

@@ -47,7 +47,7 @@ use self::aside::Aside;
 use self::chain::{Chain, Past, Role};
 use self::read::Read;
 use self::same::Same;
-use self::strange::Strange;
+use self::strange::{Strange, is_asking};
 use self::toll::Toll;
 use self::unpack::{Unpack, is_unpacking};
 use super::Context;
@@ -467,7 +467,7 @@ impl FileStream {
                 }
                 pass
             }
-            Err(error) if is_unpacking(&error) => {
+            Err(error) if is_unpacking(&error) || is_asking(&error) => {
                 self.look_back_at = now;
                 Pass::Paced
             }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::FileStream;
 use super::chain::Past;
 use super::choice::{Candidate, NAMES_MAX, OPENS_MAX, begins_like};
+use super::strange::Asking;
 use super::unpack::is_unpacking;
 use crate::clock;
 use crate::source::bookmark::{Bookmark, FileId, HEAD_LEN_MAX, Mark};
@@ -108,6 +109,16 @@ impl FileStream {
         if let Ok(found) = &mut survey {
             let is_anothers = |found: &mut Found| self.strange.is_anothers(found.seen.id);
             drop(found.at_path.take_if(is_anothers));
+            let unknown: Vec<(PathBuf, Seen)> = found.to_be_asked(self).collect();
+            if self.strange.ask(unknown, began) {
+                if let Ok(found) = survey {
+                    self.unpack.get_mut().keep(found);
+                }
+                return Err(io::Error::other(Asking));
+            }
+            found.beside.retain(|found| {
+                found.what != What::Unknown || !self.strange.is_anothers(found.seen.id)
+            });
         }
         if let Ok(found) = &mut survey
             && found.at_path.is_some()
@@ -570,6 +581,22 @@ impl FileStream {
 }
 
 impl Survey {
+    /// Generations that nobody knows here and that would be collected.
+    fn to_be_asked(&self, stream: &FileStream) -> impl Iterator<Item = (PathBuf, Seen)> {
+        let is_new = stream.chain.is_new();
+        let is_one = move |found: &&Found| {
+            let follow = found.follow.as_ref();
+            let is_meant = |follow: &Follow| {
+                // What was known of others when it was made may be old by now.
+                let is_known = !stream.inherited.marks(follow.id).is_empty();
+                !is_new || stream.history || is_known || follow.begins_after(stream.began)
+            };
+            found.what == What::Unknown && found.rank.is_some() && follow.is_some_and(is_meant)
+        };
+        let unknown = self.beside.iter().filter(is_one);
+        unknown.map(|found| (found.path.clone(), found.seen))
+    }
+
     /// What may not be read is taken for the settled file of its number, unless another is that, or it is too short to be.
     fn guess(&mut self) {
         for closed in core::mem::take(&mut self.closed) {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::disk::{Node, SimDisk};
 use crate::config::Deny;
 use crate::shipper::Produced;
-use crate::source::asked::Asked;
+use crate::source::asked::{Asked, Question};
 use crate::source::claims::{self, Collected};
 use crate::source::discover::stream_of;
 use crate::source::disk::Disk as _;
@@ -247,21 +247,29 @@ impl Agent {
 impl Running {
     /// As `Sources::answer`.
     fn answer(&mut self, now: Instant) {
-        let asking = self.streams.iter();
-        let asking = asking.filter_map(|(path, own)| Some((path.clone(), own.asks(false, now)?)));
+        let asking = self.streams.iter().flat_map(|(by, own)| {
+            let asks = own.asks(false, now);
+            asks.map(|(path, file)| Question {
+                by: by.clone(),
+                path,
+                file,
+            })
+        });
+        let asking: Vec<Question> = asking.collect();
         let mut closed = Collected::default();
         closed.note(self.positions.bookmarks());
         let streams = self.streams.iter();
-        let mut asked = Asked::of(asking.collect(), streams.map(|(path, own)| (&**path, own)));
+        let mut asked = Asked::of(asking, streams.map(|(path, own)| (&**path, own)));
         for n in 0..asked.len() {
             let at = |path: &Path| self.streams.get(path);
-            let Some((path, answer)) = asked.answer(n, at, &closed) else {
+            let Some((question, answer)) = asked.answer(n, at, &closed) else {
                 continue;
             };
-            let path = path.to_owned();
-            if let Some(own) = self.streams.get_mut(&path) {
-                own.answer(answer, now);
-                own.pass(&mut self.context, now);
+            if let Some(own) = self.streams.get_mut(&question.by) {
+                own.answer((&question.path, question.file), answer, now);
+                if !own.waits() {
+                    own.pass(&mut self.context, now);
+                }
             }
             asked.note(n);
         }

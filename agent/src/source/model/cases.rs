@@ -564,6 +564,83 @@ fn compressed_copies_of_a_file_that_goes_on_are_not_collected() {
     assert_eq!(case.text("/log/app.log"), all);
 }
 
+/// `olddir`: generations are moved to a directory of their own, in which files of that name are wanted too, and compressed
+/// there.
+#[test]
+fn generations_in_another_directory_are_collected_once() {
+    let all = |case: &Case| {
+        let archive = case.agent.archive.keys();
+        let texts: Vec<String> = archive.map(|stream| case.text(stream)).collect();
+        let mut lines: Vec<String> = texts
+            .iter()
+            .flat_map(|text| text.lines().map(str::to_owned))
+            .collect();
+        lines.sort();
+        lines
+    };
+    for is_packed in [false, true] {
+        let mut case = Case::new();
+        let text = |n: u32| {
+            (0..50)
+                .map(|line| format!("of {n}, line {line:03}\n"))
+                .collect::<String>()
+        };
+        case.create("/log/app.log", text(0).as_bytes());
+        case.pass(20);
+        for n in 1..5 {
+            for k in (1..n).rev() {
+                for end in ["", ".gz"] {
+                    let name = |k: u32| format!("/log/old/app.log.{k}{end}");
+                    if case.disk.lock().inode(Path::new(&name(k))).is_some() {
+                        case.rename(&name(k), &name(k + 1));
+                    }
+                }
+            }
+            case.rename("/log/app.log", "/log/old/app.log.1");
+            if is_packed {
+                let packed = super::happenings::gzip(text(n - 1).as_bytes());
+                case.create("/log/old/app.log.1.gz", &packed);
+                case.remove("/log/old/app.log.1");
+            }
+            case.create("/log/app.log", text(n).as_bytes());
+            case.pass(40);
+        }
+        let expected: Vec<String> = (0..5)
+            .flat_map(|n| text(n).lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        assert!(
+            all(&case) == expected,
+            "{is_packed}: {} lines",
+            all(&case).len()
+        );
+    }
+}
+
+/// A generation that has several names, or wanders from one file's to another's, is collected once.
+#[test]
+fn a_generation_of_several_streams_is_collected_once() {
+    let mut case = Case::new();
+    for n in 0..4 {
+        case.create(&format!("/log/x{n}.log"), format!("of {n}\n").as_bytes());
+    }
+    case.pass(10);
+    let text: String = (0..100).map(|n| format!("line {n:04}\n")).collect();
+    case.create("/log/x0.log.1", text.as_bytes());
+    case.pass(30);
+    for n in 1..4 {
+        case.rename(
+            &format!("/log/x{}.log.1", n - 1),
+            &format!("/log/x{n}.log.1"),
+        );
+        case.pass(30);
+    }
+    let texts: String = (0..4)
+        .map(|n| case.text(&format!("/log/x{n}.log")))
+        .collect();
+    assert_eq!(texts.matches("line 0000").count(), 1);
+    assert_eq!(texts.matches("line 0099").count(), 1);
+}
+
 /// Names that have a stream each are moved one to the other's: java.util.logging's `app%g.log`, `Player-prev.log`, names
 /// exchanged. Each file is read once.
 #[test]
