@@ -360,6 +360,7 @@ impl Sources {
             path: path.clone(),
             root: self.discovery.root_of(source, &path),
             deny: self.context.deny.clone(),
+            named: self.discovery.named(),
             disk: self.disk.clone(),
         };
         let glob = source.map_or("", |source| self.discovery.glob(source));

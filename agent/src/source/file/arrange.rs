@@ -38,6 +38,7 @@ impl FileStream {
         }
         self.chain.closed = None;
         self.chain.is_stale = false;
+        self.arrivals.are_looked_at();
         // What cannot be read yet may be known when it can be.
         self.inherited = match self.refused.is_empty() {
             true => Arc::default(),
@@ -215,6 +216,7 @@ impl FileStream {
             return Ok(());
         }
         let found = found.or_else(|| survey.take_copy());
+        let is_traced = found.as_ref().is_some_and(|found| self.is_traced(found));
         let Some(Found {
             follow: Some(mut follow),
             rank,
@@ -270,8 +272,15 @@ impl FileStream {
             }
         }
         self.queue(&mut survey)?;
-        if !self.chain.queued.is_empty() && self.are_all_found(now) == Some(false) {
-            self.may_miss = true;
+        // Of a copy it is said anyway.
+        let may_have_more = !is_traced && !self.truncated;
+        if self.chain.queued.is_empty() {
+            self.arrivals.may_be_before |= may_have_more && self.arrivals.is_first_look();
+        } else {
+            self.may_miss |= match self.are_all_found(now) {
+                Some(are_all) => !are_all,
+                None => may_have_more,
+            };
         }
         self.take_in(survey, now)?;
         self.chain.knows = true;
@@ -422,6 +431,9 @@ impl FileStream {
             .beside
             .iter()
             .any(|found| found.what == What::Current);
+        let is_own = |found: &Found| matches!(found.what, What::Current | What::CopyOfCurrent);
+        let mut own = survey.beside.iter().filter(|found| is_own(found));
+        let is_traced = own.any(|found| self.is_traced(found));
         // Where files are rotated, the oldest is deleted: one after that may have been deleted too. What was seen beside the
         // others and is deleted by now was compressed since.
         let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
@@ -432,12 +444,12 @@ impl FileStream {
         self.queue(&mut survey)?;
         let error = survey.error.take();
         if is_at_path && error.is_none() && !self.chain.queued.is_empty() {
-            // What is beside it under its old name was followed by what is at the path, or that is beside it too.
-            let is_followed = is_beside || is_packed || !has_current;
+            let is_followed = is_traced || !has_current;
             let is_missing = match self.are_all_found(now) {
                 Some(are_all) => !are_all,
                 None => self.may_miss || !is_followed,
             };
+            let is_missing = core::mem::take(&mut self.arrivals.may_be_before) || is_missing;
             match has_current {
                 true => self.may_miss = is_missing,
                 false if is_missing => self.output.push_gap(GONE_BETWEEN),

@@ -29,6 +29,10 @@ pub(super) struct Arrivals {
     last: Last,
     /// Those of them that other streams read.
     elsewhere: BTreeSet<FileId>,
+    /// It was looked since the start: before that, nobody told of what came.
+    is_looked_at: bool,
+    /// Others may have come before that, which nobody knows by their names.
+    pub(super) may_be_before: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,11 +49,22 @@ impl Default for Arrivals {
             untold: (0, None),
             last: Last::Unknown,
             elsewhere: BTreeSet::new(),
+            is_looked_at: false,
+            may_be_before: false,
         }
     }
 }
 
 impl Arrivals {
+    /// Whether it was not looked yet since the start.
+    pub(super) const fn is_first_look(&self) -> bool {
+        !self.is_looked_at
+    }
+
+    pub(super) const fn are_looked_at(&mut self) {
+        self.is_looked_at = true;
+    }
+
     /// Another stream reads one of them, or none does.
     pub(super) fn is_anothers(&mut self, id: FileId, is_so: bool) {
         if !is_so {

@@ -63,6 +63,12 @@ impl FileStream {
         Some(owners)
     }
 
+    /// Whether what came after a file that was renamed is found: its name is a generation's, or one that a source names,
+    /// and those after it are called in the same way. Of another name nobody knows what those are called.
+    pub(super) fn is_traced(&self, found: &Found) -> bool {
+        found.rank.is_some() || (self.place.named)(&found.path)
+    }
+
     /// Files that are named as generations and belong to others.
     pub(super) fn say_foreign(&mut self, count: usize) {
         if self.aside.foreign.is_news(count) {

@@ -36,6 +36,7 @@ impl FileStream {
         };
         if at_path.is_some_and(|seen| seen.id == current.id) {
             let was_away = current.renamed.take().is_some();
+            self.arrivals.may_be_before = false;
             self.say_gone_between(usize::from(was_away || self.arrivals.is_moved())); // and is back
             return Ok(false);
         }

@@ -55,6 +55,7 @@ struct Running {
     /// Paths without files when they were looked for last, and their old generations.
     left: BTreeMap<PathBuf, BTreeSet<u64>>,
     began: SystemTime,
+    wanted: fn(&Path) -> bool,
 }
 
 impl Agent {
@@ -104,6 +105,7 @@ impl Agent {
             produced,
             left: BTreeMap::new(),
             began: SystemTime::UNIX_EPOCH + began.min(clock),
+            wanted: self.wanted,
         });
     }
 
@@ -347,6 +349,7 @@ impl Running {
             path: path.clone(),
             root: "/log".into(),
             deny: Deny::default(),
+            named: Arc::new(self.wanted),
             disk: Arc::new(disk.clone()),
         };
         let output = self.positions.open(stream_of(&path));
