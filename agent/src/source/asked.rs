@@ -3,14 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::bookmark::FileId;
+use super::bookmark::{FileId, Mark};
 use super::claims::Collected;
 use super::disk::Seen;
 use super::file::FileStream;
 
+/// What a stream asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    /// Whose is this file?
+    pub(super) file: Seen,
+    /// How far did others read the one that the stream read last?
+    pub(super) last: Option<FileId>,
+}
+
 /// Files that are asked for, and which streams may know each.
 pub(super) struct Asked {
-    files: Vec<(PathBuf, Seen)>,
+    files: Vec<(PathBuf, Question)>,
     may_know: Vec<BTreeSet<PathBuf>>,
     by_key: BTreeMap<u64, Vec<usize>>,
 }
@@ -19,6 +28,8 @@ pub(super) struct Asked {
 pub(super) struct Answer {
     pub(super) whose: Whose,
     pub(super) collected: Collected,
+    /// How far others read what has the number of the file that the stream read last.
+    pub(super) last: Vec<Mark>,
 }
 
 /// Whose a file is.
@@ -34,13 +45,15 @@ pub(super) enum Whose {
 impl Asked {
     /// The files, each with the path of the stream that asks, and the streams there are.
     pub(super) fn of<'a>(
-        files: Vec<(PathBuf, Seen)>,
+        files: Vec<(PathBuf, Question)>,
         streams: impl Iterator<Item = (&'a Path, &'a FileStream)>,
     ) -> Self {
         let mut by_key: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         let mut by_path: BTreeMap<&Path, usize> = BTreeMap::new();
-        for (n, (path, file)) in files.iter().enumerate() {
-            by_key.entry(file.id.key()).or_default().push(n);
+        for (n, (path, Question { file, last })) in files.iter().enumerate() {
+            for id in last.iter().chain([&file.id]) {
+                by_key.entry(id.key()).or_default().push(n);
+            }
             by_path.insert(path, n);
         }
         let mut may_know = vec![BTreeSet::new(); files.len()];
@@ -68,7 +81,7 @@ impl Asked {
         at: impl Fn(&Path) -> Option<&'a FileStream>,
         closed: &Collected,
     ) -> Option<(&Path, Answer)> {
-        let (path, file) = self.files.get(n)?;
+        let (path, Question { file, last }) = self.files.get(n)?;
         let others = self.may_know.get(n)?.iter();
         let others = others.filter(|other| *other != path);
         let others: Vec<&FileStream> = others.filter_map(|other| at(other)).collect();
@@ -83,12 +96,19 @@ impl Asked {
         let key = file.id.key();
         let marks = others.iter().flat_map(|other| other.marks_of(key));
         let collected = closed.of_file(file.id, marks);
-        Some((path, Answer { whose, collected }))
+        let last = last.map(FileId::key).into_iter();
+        let last = last.flat_map(|key| others.iter().flat_map(move |other| other.marks_of(key)));
+        let answer = Answer {
+            whose,
+            collected,
+            last: last.collect(),
+        };
+        Some((path, answer))
     }
 
     /// What asked for the file of this number may read it by now.
     pub(super) fn note(&mut self, n: usize) {
-        let Some((path, file)) = self.files.get(n) else {
+        let Some((path, Question { file, .. })) = self.files.get(n) else {
             return;
         };
         for other in self.by_key.get(&file.id.key()).into_iter().flatten() {

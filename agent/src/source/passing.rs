@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use scrinium_segment::fault;
 
 use super::Sources;
-use super::asked::Asked;
+use super::asked::{Asked, Question};
 use super::claims::Collected;
-use super::disk::Seen;
 use super::file::Pass;
 use crate::clock;
 
@@ -89,13 +88,13 @@ impl Sources {
             let counts = path.parent().is_some_and(|dir| self.watching.counts(dir));
             Some((path.clone(), own.asks(counts, now)?))
         });
-        let asking: Vec<(PathBuf, Seen)> = asking.collect();
+        let asking: Vec<(PathBuf, Question)> = asking.collect();
         if asking.is_empty() {
             return;
         }
         // What rested under another name: its stream knows what that means.
-        let resting = asking.iter().filter_map(|(path, file)| {
-            let before = self.resting.path_of(file.id)?;
+        let resting = asking.iter().filter_map(|(path, question)| {
+            let before = self.resting.path_of(question.file.id)?;
             (before != path).then(|| before.to_path_buf())
         });
         for before in resting.collect::<BTreeSet<PathBuf>>() {

@@ -256,7 +256,13 @@ impl FileStream {
                 .and_then(|found| found.follow.as_ref())
                 .is_some_and(|file| file.id == bookmark.id && !is_later(file));
         // One that was read as a copy before is one still.
-        follow.is_copy = !is_copy && survey.is_copy(&follow);
+        // What came to the path by another stream's hand is no original of this one, however old it is.
+        let at_path = survey.at_path.as_mut();
+        let is_original = match at_path.and_then(|found| found.follow.as_mut()) {
+            Some(at_path) => self.inherited_mark(at_path)?.is_none(),
+            None => false,
+        };
+        follow.is_copy = !is_copy && is_original && survey.is_copy(&follow);
         self.go_on_in(follow, &bookmark)?;
         if let Some(current) = &mut self.chain.current {
             current.renamed = Some(now);
@@ -313,6 +319,11 @@ impl FileStream {
     }
 
     fn say_gone(&mut self, bookmark: &Bookmark) {
+        // Who settled it says what is missing of it.
+        if self.strange.is_read(bookmark) {
+            self.chain.settle(Past::lost(Mark::from(bookmark)));
+            return;
+        }
         self.output.push_gap(&format!(
             "the file read up to byte {} is gone; what was written to it after that, if anything, was not collected",
             bookmark.offset

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::FileStream;
 use super::arrange::LOOK_BACK_INTERVAL;
-use crate::source::asked::{self, Whose};
-use crate::source::bookmark::{FileId, Mark};
+use crate::source::asked::{self, Question, Whose};
+use crate::source::bookmark::{Bookmark, FileId, Mark};
 use crate::source::claims::Collected;
 use crate::source::disk::Seen;
 
@@ -25,6 +25,8 @@ struct Answer {
     is_anothers: bool,
     /// How far others read it.
     collected: Collected,
+    /// How far others read what has the number of the file that was read last.
+    last: Vec<Mark>,
     at: Instant,
 }
 
@@ -39,6 +41,14 @@ impl Strange {
     pub(super) fn marks(&self, id: FileId) -> Vec<Mark> {
         let answer = self.answer.as_ref();
         answer.map_or_else(Vec::new, |answer| answer.collected.marks(id))
+    }
+
+    /// Whether another stream read the file as far, too, in which this one took a bookmark.
+    pub(super) fn is_read(&self, bookmark: &Bookmark) -> bool {
+        let own = Mark::from(bookmark);
+        let last = self.answer.iter().flat_map(|answer| &answer.last);
+        let mut last = last.filter(|mark| mark.offset != Mark::ALL);
+        own.offset > 0 && own.head_len() > 0 && last.any(|mark| own.is_part_of(mark))
     }
 
     /// Whether it is to be asked whose it is.
@@ -83,10 +93,12 @@ impl FileStream {
 
     /// The file at the path, if it is to be asked whose it is. Where the system tells of what comes (`is_told`), that is
     /// awaited a moment: what was made there is nobody else's.
-    pub(crate) fn asks(&self, is_told: bool, now: Instant) -> Option<Seen> {
-        let (seen, since) = self.strange.asked?;
+    pub(crate) fn asks(&self, is_told: bool, now: Instant) -> Option<Question> {
+        let (file, since) = self.strange.asked?;
         let is_early = now.saturating_duration_since(since) < AWAITED;
-        (!is_told || !is_early || self.arrivals.is_told()).then_some(seen)
+        let last = self.chain.closed.as_ref().map(|closed| closed.id);
+        let question = Question { file, last };
+        (!is_told || !is_early || self.arrivals.is_told()).then_some(question)
     }
 
     /// Whose the file at the path is.
@@ -104,6 +116,7 @@ impl FileStream {
             id,
             is_anothers,
             collected: answer.collected,
+            last: answer.last,
             at: now,
         }));
         self.arrivals.is_anothers(id, is_anothers);

@@ -105,7 +105,9 @@ impl FileStream {
         let mut survey = self.look_around(why, began);
         if let Ok(found) = &mut survey {
             let is_anothers = |found: &mut Found| self.strange.is_anothers(found.seen.id);
-            drop(found.at_path.take_if(is_anothers));
+            if found.at_path.take_if(is_anothers).is_some() {
+                found.made = None; // nor are there copies of it
+            }
         }
         if let Ok(found) = &mut survey
             && found.at_path.is_some()

@@ -152,3 +152,71 @@ fn what_may_have_been_moved_aside_where_nobody_tells_is_a_gap_entry() {
         }
     }
 }
+
+/// java.util.logging's `app%g.log`, `Player.log` and `Player-prev.log`: each name is a stream, and what lies at one was
+/// read by another.
+#[test]
+fn files_that_are_moved_to_the_names_of_other_streams_while_the_agent_is_stopped_miss_nothing() {
+    for between in [3, 120] {
+        let mut case = Case::new();
+        let shift = |case: &Case, n: usize| {
+            case.remove("/log/app4.log");
+            for n in (0..4).rev() {
+                let to = format!("/log/app{}.log", n + 1);
+                case.rename(&format!("/log/app{n}.log"), &to);
+            }
+            case.create(
+                "/log/app0.log",
+                format!("line {n} of the program\n").as_bytes(),
+            );
+            case.rename("/log/Player.log", "/log/Player-prev.log");
+            case.create(
+                "/log/Player.log",
+                format!("line {n} of the player\n").as_bytes(),
+            );
+        };
+        for n in 0..12 {
+            shift(&case, n);
+            case.pass(between);
+        }
+        for n in 12..16 {
+            case.agent.stop(usize::MAX);
+            shift(&case, n);
+            case.agent.start();
+            case.pass(between);
+        }
+        case.pass(120);
+        let archive = case.agent.archive.iter();
+        let all: String = archive.clone().map(|(name, _)| case.text(name)).collect();
+        for n in 0..16 {
+            for whose in ["program", "player"] {
+                let line = format!("line {n} of the {whose}\n");
+                assert_eq!(all.matches(&line).count(), 1, "{between}: {line}{all}");
+            }
+        }
+        for (name, archived) in archive {
+            assert_eq!(archived.gaps, [""; 0], "{between}: {name}");
+        }
+    }
+}
+
+/// What was read of a file that another stream never had, and is gone, may be missing whatever lies at its path.
+#[test]
+fn a_file_that_is_gone_is_a_gap_entry_although_anothers_took_its_place() {
+    let mut case = Case::new();
+    case.create("/log/a.log", b"the first of a\n");
+    case.create("/log/b.log", b"the first of b\n");
+    case.pass(5);
+    case.agent.stop(usize::MAX);
+    case.append("/log/a.log", b"the end of a\n");
+    case.rename("/log/b.log", "/log/a.log");
+    case.create("/log/b.log", b"the second of b\n");
+    case.agent.start();
+    case.pass(20);
+    let gaps = case.gaps("/log/a.log");
+    assert!(
+        matches!(&*gaps, [gap] if gap.contains("is gone")),
+        "{gaps:?}"
+    );
+    assert_eq!(case.text("/log/b.log"), "the first of b\nthe second of b\n");
+}
