@@ -524,6 +524,10 @@ impl FileStream {
             State::Parked(file, since) if seen == Some(file) => {
                 let is_due = self.chain.has_room && now.duration_since(since) >= ROOM_INTERVAL;
                 if !self.look_back(now)? && !is_due {
+                    // What the look came to is said now, and not with the next line.
+                    if !context.is_blocked() {
+                        self.seal(context);
+                    }
                     return Ok(Pass::Idle);
                 }
                 self.resume(now)?;

@@ -220,3 +220,38 @@ fn a_file_that_is_gone_is_a_gap_entry_although_anothers_took_its_place() {
     );
     assert_eq!(case.text("/log/b.log"), "the first of b\nthe second of b\n");
 }
+
+/// log4j2's `fileIndex=nomax`: every later number was written later, and of many the earliest are forgotten.
+#[test]
+fn of_generations_that_count_upwards_the_earliest_are_forgotten_without_a_word() {
+    for first in [1, 95] {
+        let mut case = Case::new();
+        case.create("/log/app.log", b"begun\n");
+        case.pass(2);
+        let mut lines = String::from("begun\n");
+        for n in 0..60 {
+            let to = format!("/log/app.log.{}", first + n);
+            case.rename("/log/app.log", &to);
+            let line = format!("number {n}\n");
+            case.create("/log/app.log", line.as_bytes());
+            lines += &line;
+            case.pass(1);
+            if n % 25 == 24 {
+                case.agent.stop(usize::MAX);
+                case.agent.start();
+            }
+        }
+        case.pass(60);
+        assert_eq!(case.text("/log/app.log"), lines);
+        assert_eq!(case.gaps("/log/app.log"), [""; 0]);
+        // One whose owner set it back is said.
+        let late = case.create("/log/app.log.900", b"never seen\n");
+        case.disk.lock().files.get_mut(&late).unwrap().modified /= 2;
+        case.pass(20);
+        let gaps = case.gaps("/log/app.log");
+        assert!(
+            matches!(&*gaps, [gap] if gap.contains("though not by their names")),
+            "{gaps:?}"
+        );
+    }
+}
