@@ -129,7 +129,8 @@ impl FileStream {
             .ok()
             .flatten()
             .is_some();
-        self.has_vanished = !is_there && self.seen.is_some_and(|seen| !is_found(seen));
+        let is_gone = |seen: Seen| !is_found(seen) && !self.is_moved_on(seen);
+        self.has_vanished = !is_there && self.seen.is_some_and(is_gone);
         self.take_in(survey, now)?;
         self.chain.knows = true;
         self.has_begun(self.chain.queued.len(), now);
