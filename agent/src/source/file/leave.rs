@@ -41,6 +41,10 @@ impl FileStream {
             return Ok(false);
         }
         let renamed = *current.renamed.get_or_insert(now);
+        // It came while this one was read: what the system tells of it, and whose it is, is known in the next turn.
+        if at_path.is_some() && self.seen.is_some_and(|seen| seen.id == current.id) {
+            return Ok(false);
+        }
         // What another stream reads is no next one, until that is done with it.
         let at_path = at_path.filter(|seen| !self.strange.is_anothers(seen.id));
         let Some(seen) = at_path else {
