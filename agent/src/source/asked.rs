@@ -16,6 +16,10 @@ pub(super) struct Question {
     /// Where the file is.
     pub(super) path: PathBuf,
     pub(super) file: Seen,
+    /// The file that the stream read last, of which it is asked how far others read it.
+    pub(super) last: Option<FileId>,
+    /// The stream forgot files that it read: what is known of files whose streams are closed may be of these.
+    pub(super) forgot: bool,
 }
 
 /// Files that are asked for, and which streams may know each.
@@ -29,6 +33,8 @@ pub(super) struct Asked {
 pub(super) struct Answer {
     pub(super) whose: Whose,
     pub(super) collected: Collected,
+    /// How far others read the file that the stream read last.
+    pub(super) last: Vec<Mark>,
 }
 
 /// Whose a file is.
@@ -51,8 +57,16 @@ impl Asked {
         let mut by_path: BTreeMap<&Path, usize> = BTreeMap::new();
         let mut by_name: BTreeMap<&OsStr, Vec<usize>> = BTreeMap::new();
         for (n, question) in questions.iter().enumerate() {
-            let Question { by, path, file } = question;
-            by_key.entry(file.id.key()).or_default().push(n);
+            let Question {
+                by,
+                path,
+                file,
+                last,
+                ..
+            } = question;
+            for id in last.iter().chain([&file.id]) {
+                by_key.entry(id.key()).or_default().push(n);
+            }
             by_path.insert(path, n);
             if let Some(name) = by.file_name().filter(|_| by != path) {
                 by_name.entry(name).or_default().push(n);
@@ -92,7 +106,13 @@ impl Asked {
         closed: &Collected,
     ) -> Option<(&Question, Answer)> {
         let question = self.questions.get(n)?;
-        let Question { by, path, file } = question;
+        let Question {
+            by,
+            path,
+            file,
+            last,
+            forgot,
+        } = question;
         let others = self.may_know.get(n)?.iter();
         let others = others.filter(|other| *other != by);
         let others: Vec<&FileStream> = others.filter_map(|other| at(other)).collect();
@@ -109,8 +129,19 @@ impl Asked {
         let copied = others.iter().filter(|other| is_namesake(other.path(), by));
         let copied = copied.flat_map(|other| other.marks());
         let copied = copied.map(|mark: Mark| mark.of_copy(key));
-        let collected = closed.of_file(file.id, marks.chain(copied));
-        Some((question, Answer { whose, collected }))
+        let marks = marks.chain(copied);
+        let collected = match forgot {
+            true => Collected::default().of_file(file.id, marks),
+            false => closed.of_file(file.id, marks),
+        };
+        let last = last.map(FileId::key).into_iter();
+        let last = last.flat_map(|key| others.iter().flat_map(move |other| other.marks_of(key)));
+        let answer = Answer {
+            whose,
+            collected,
+            last: last.collect(),
+        };
+        Some((question, answer))
     }
 
     /// What asked for the file of this number may read it by now.

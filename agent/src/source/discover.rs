@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use regex::bytes::Regex;
 use scrinium_protocol::identity::{StreamKind, StreamName};
@@ -15,8 +16,13 @@ use crate::config::{Config, Deny, FileSource, split_fixed};
 /// The globs, and where to look for what they match.
 pub(crate) struct Discovery {
     sources: Vec<(PathBuf, FileSource)>,
+    /// What they name, for the streams.
+    named: Named,
     deny: Deny,
 }
+
+/// Whether a source names a path, unless that is forbidden.
+pub(crate) type Named = Arc<dyn Fn(&Path) -> bool + Send + Sync>;
 
 /// Whether a source names a path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -33,8 +39,14 @@ impl Discovery {
             .sources
             .iter()
             .map(|source| (fixed_part(&source.files.text), source.clone()));
+        let (named, deny) = (config.sources.clone(), config.deny.clone());
+        let named = move |path: &Path| {
+            let is_named = |source| is_named_by(source, path);
+            named.iter().any(is_named) && !deny.forbids(path)
+        };
         Self {
             sources: sources.collect(),
+            named: Arc::new(named),
             deny: config.deny.clone(),
         }
     }
@@ -54,6 +66,11 @@ impl Discovery {
     pub(crate) fn glob(&self, source: usize) -> &str {
         let source = self.sources.get(source);
         source.map_or("", |(_, source)| &source.files.text)
+    }
+
+    /// What the sources name.
+    pub(super) fn named(&self) -> Named {
+        self.named.clone()
     }
 
     /// What begins an entry of several lines in the files of a source.

@@ -411,6 +411,7 @@ impl Sources {
             let terms = followed.source.map(|source| Terms {
                 multiline: self.discovery.multiline(source),
                 root: self.discovery.root_of(Some(source), path),
+                named: self.discovery.named(),
             });
             followed.set_wanted(terms, &config.deny);
         }

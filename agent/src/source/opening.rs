@@ -114,8 +114,8 @@ impl Sources {
             let metadata = match std::fs::symlink_metadata(&path) {
                 Ok(metadata) => metadata,
                 Err(error) => {
-                    if let Some(from) = made.get(&path).filter(|_| is_absent(&error)) {
-                        self.note_vanished(&path, from.from.as_deref(), now);
+                    if let Some(made) = made.get(&path).filter(|_| is_absent(&error)) {
+                        self.note_vanished(&path, made, now);
                     }
                     continue;
                 }
@@ -360,6 +360,7 @@ impl Sources {
             path: path.clone(),
             root: self.discovery.root_of(source, &path),
             deny: self.context.deny.clone(),
+            named: self.discovery.named(),
             disk: self.disk.clone(),
         };
         let glob = source.map_or("", |source| self.discovery.glob(source));

@@ -86,12 +86,7 @@ impl Sources {
         let until = clock::now() + ANSWERS_MAX;
         let asking = self.streams.iter().flat_map(|(by, own)| {
             let counts = by.parent().is_some_and(|dir| self.watching.counts(dir));
-            let asks = own.asks(counts, now);
-            asks.map(|(path, file)| Question {
-                by: by.clone(),
-                path,
-                file,
-            })
+            own.asks(counts, now)
         });
         let asking: Vec<Question> = asking.collect();
         if asking.is_empty() {

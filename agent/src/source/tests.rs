@@ -306,6 +306,7 @@ fn a_file_that_came_and_went_unread_is_a_gap_entry_of_its_path() {
         from,
         times: 1,
         is_made: true,
+        ..watching::Made::default()
     };
     let made = [
         (short.clone(), made(None)),
@@ -333,4 +334,54 @@ fn a_file_that_came_and_went_unread_is_a_gap_entry_of_its_path() {
     scene.sources.take_up(&found, false);
     let read = scene.read();
     assert_eq!(read[&discover::name_of(&short)], "short\n");
+}
+
+/// savelog -t makes `app.log.new`, and moves it to `app.log`: what is named for a moment, and named otherwise then, is read there.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "nothing of a test is durable")]
+fn a_file_that_is_made_and_moved_to_where_it_is_read_has_not_come_and_gone() {
+    let globs =
+        |dir: &std::path::Path| format!("[[source]]\nfile = \"{}/log/*.log*\"\n", dir.display());
+    let mut scene = Scene::new("savelog", globs);
+    let (own, new) = (
+        scene.dir.join("log/app.log"),
+        scene.dir.join("log/app.log.new"),
+    );
+    scene.write("log/app.log", "first\n");
+    let found = scene.found(&["log/app.log"]);
+    scene.sources.take_up(&found, true);
+    scene.read();
+    let save = |n: u32| {
+        rename(&own, &own.with_extension(format!("log.{n}")));
+        std::fs::write(&new, "").unwrap();
+    };
+    // It was moved on before it was looked at: as often as one was made.
+    let is_gone = |read: &BTreeMap<String, String>| read.contains_key(&discover::name_of(&new));
+    let told = |moved: u32| {
+        let mut news = watching::News::default();
+        for n in 0..2 {
+            news.made(new.clone(), None, true);
+            if n < moved {
+                news.made(own.clone(), None, false);
+                news.made(own.clone(), Some(new.clone()), false);
+            }
+        }
+        news.made
+    };
+    save(9);
+    rename(&new, &own);
+    let appeared = BTreeSet::from([new.clone()]);
+    scene.sources.meet(appeared.clone(), &told(2), clock::now());
+    scene.sources.say_vanished();
+    assert!(!is_gone(&scene.read()));
+    // One of two was moved on.
+    scene.sources.meet(appeared, &told(1), clock::now());
+    scene.sources.say_vanished();
+    assert!(is_gone(&scene.read()));
+    // It was found, and moved on before its stream had its turn.
+    save(8);
+    let found = scene.found(&["log/app.log.new"]);
+    scene.sources.take_up(&found, false);
+    rename(&new, &own);
+    assert!(!is_gone(&scene.read()));
 }

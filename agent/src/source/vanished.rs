@@ -12,6 +12,7 @@ use tracing::warn;
 use super::Sources;
 use super::discover::stream_of;
 use super::generations;
+use super::watching::Made;
 
 /// Of how many it was said, and which are still to be said.
 #[derive(Debug, Default)]
@@ -48,16 +49,19 @@ impl Vanished {
 }
 
 impl Sources {
-    /// Something was made at a path, by renaming what was at `from` if that is known, and there is nothing now.
-    pub(super) fn note_vanished(&mut self, path: &Path, from: Option<&Path>, now: Instant) {
+    /// Something was made at a path, and there is nothing now.
+    pub(super) fn note_vanished(&mut self, path: &Path, made: &Made, now: Instant) {
         // What another stream reads is no business of this one, whatever its name is for a while.
         let is_others = |path: &Path| {
             self.streams.contains_key(path)
                 || self.resting.contains(path)
                 || generations::bases_of(path).any(|base| self.discovery.wants(&base))
         };
-        let was_wanted = from.is_some_and(|from| is_others(from) || self.discovery.wants(from));
-        if !self.discovery.wants(path) || was_wanted || is_others(path) {
+        let is_wanted = |path: &Path| is_others(path) || self.discovery.wants(path);
+        let was_wanted = made.from.as_deref().is_some_and(is_wanted);
+        // savelog -t makes `app.log.new`, and renames it to `app.log`: what came there is read there.
+        let are_moved = made.left >= made.times && made.to.as_deref().is_some_and(is_wanted);
+        if !self.discovery.wants(path) || was_wanted || are_moved || is_others(path) {
             return;
         }
         if self.context.vanished.is_said(path, now) {

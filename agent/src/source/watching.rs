@@ -173,10 +173,17 @@ pub(super) struct Made {
     pub(super) times: u32,
     /// The last of them was made there, and not renamed to it.
     pub(super) is_made: bool,
+    /// How many of them were renamed on, and where to the last was.
+    pub(super) left: u32,
+    pub(super) to: Option<PathBuf>,
 }
 
 impl News {
-    fn made(&mut self, to: PathBuf, from: Option<PathBuf>, is_made: bool) {
+    pub(super) fn made(&mut self, to: PathBuf, from: Option<PathBuf>, is_made: bool) {
+        if let Some(left) = from.as_ref().and_then(|from| self.made.get_mut(from)) {
+            left.left = left.left.saturating_add(1);
+            left.to = Some(to.clone());
+        }
         if self.made.len() < PATHS_MAX || self.made.contains_key(&to) {
             let made = self.made.entry(to).or_default();
             // Where it was before is told a second time, when that is known.

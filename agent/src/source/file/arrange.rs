@@ -39,6 +39,7 @@ impl FileStream {
         }
         self.chain.closed = None;
         self.chain.is_stale = false;
+        self.arrivals.are_looked_at();
         // What cannot be read yet may be known when it can be.
         self.inherited = match self.refused.is_empty() {
             true => Arc::default(),
@@ -129,7 +130,8 @@ impl FileStream {
             .ok()
             .flatten()
             .is_some();
-        self.has_vanished = !is_there && self.seen.is_some_and(|seen| !is_found(seen));
+        let is_gone = |seen: Seen| !is_found(seen) && !self.is_moved_on(seen);
+        self.has_vanished = !is_there && self.seen.is_some_and(is_gone);
         self.take_in(survey, now)?;
         self.chain.knows = true;
         self.has_begun(self.chain.queued.len(), now);
@@ -217,6 +219,7 @@ impl FileStream {
             return Ok(());
         }
         let found = found.or_else(|| survey.take_copy());
+        let is_traced = found.as_ref().is_some_and(|found| self.is_traced(found));
         let Some(Found {
             follow: Some(mut follow),
             rank,
@@ -256,7 +259,13 @@ impl FileStream {
                 .and_then(|found| found.follow.as_ref())
                 .is_some_and(|file| file.id == bookmark.id && !is_later(file));
         // One that was read as a copy before is one still.
-        follow.is_copy = !is_copy && survey.is_copy(&follow);
+        // What came to the path by another stream's hand is no original of this one, however old it is.
+        let at_path = survey.at_path.as_mut();
+        let is_original = match at_path.and_then(|found| found.follow.as_mut()) {
+            Some(at_path) => self.inherited_mark(at_path)?.is_none(),
+            None => false,
+        };
+        follow.is_copy = !is_copy && is_original && survey.is_copy(&follow);
         self.go_on_in(follow, &bookmark)?;
         if let Some(current) = &mut self.chain.current {
             current.renamed = Some(now);
@@ -272,8 +281,15 @@ impl FileStream {
             }
         }
         self.queue(&mut survey)?;
-        if !self.chain.queued.is_empty() && self.are_all_found(now) == Some(false) {
-            self.may_miss = true;
+        // Of a copy it is said anyway.
+        let may_have_more = !is_traced && !self.truncated;
+        if self.chain.queued.is_empty() {
+            self.arrivals.may_be_before |= may_have_more && self.arrivals.is_first_look();
+        } else {
+            self.may_miss |= match self.are_all_found(now) {
+                Some(are_all) => !are_all,
+                None => may_have_more,
+            };
         }
         self.take_in(survey, now)?;
         self.chain.knows = true;
@@ -306,6 +322,11 @@ impl FileStream {
     }
 
     fn say_gone(&mut self, bookmark: &Bookmark) {
+        // Who settled it says what is missing of it.
+        if self.strange.is_read(bookmark) {
+            self.chain.settle(Past::lost(Mark::from(bookmark)));
+            return;
+        }
         self.output.push_gap(&format!(
             "the file read up to byte {} is gone; what was written to it after that, if anything, was not collected",
             bookmark.offset
@@ -424,6 +445,9 @@ impl FileStream {
             .beside
             .iter()
             .any(|found| found.what == What::Current);
+        let is_own = |found: &Found| matches!(found.what, What::Current | What::CopyOfCurrent);
+        let mut own = survey.beside.iter().filter(|found| is_own(found));
+        let is_traced = own.any(|found| self.is_traced(found));
         // Where files are rotated, the oldest is deleted: one after that may have been deleted too. What was seen beside the
         // others and is deleted by now was compressed since.
         let is_deleted = self.chain.current.as_ref().is_some_and(Follow::is_deleted);
@@ -434,12 +458,12 @@ impl FileStream {
         self.queue(&mut survey)?;
         let error = survey.error.take();
         if is_at_path && error.is_none() && !self.chain.queued.is_empty() {
-            // What is beside it under its old name was followed by what is at the path, or that is beside it too.
-            let is_followed = is_beside || is_packed || !has_current;
+            let is_followed = is_traced || !has_current;
             let is_missing = match self.are_all_found(now) {
                 Some(are_all) => !are_all,
                 None => self.may_miss || !is_followed,
             };
+            let is_missing = core::mem::take(&mut self.arrivals.may_be_before) || is_missing;
             match has_current {
                 true => self.may_miss = is_missing,
                 false if is_missing => self.output.push_gap(GONE_BETWEEN),

@@ -25,10 +25,16 @@ pub(super) struct Arrivals {
     told: Option<usize>,
     /// How many of what was found is still to be told, and when it was found: the system tells a moment later.
     untold: (usize, Option<Instant>),
+    /// Something was told, if only of what was found before.
+    is_heard: bool,
     /// How the last came, if that was told.
     last: Last,
     /// Those of them that other streams read.
     elsewhere: BTreeSet<FileId>,
+    /// It was looked since the start: before that, nobody told of what came.
+    is_looked_at: bool,
+    /// Others may have come before that, which nobody knows by their names.
+    pub(super) may_be_before: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,13 +49,25 @@ impl Default for Arrivals {
         Self {
             told: Some(0),
             untold: (0, None),
+            is_heard: false,
             last: Last::Unknown,
             elsewhere: BTreeSet::new(),
+            is_looked_at: false,
+            may_be_before: false,
         }
     }
 }
 
 impl Arrivals {
+    /// Whether it was not looked yet since the start.
+    pub(super) const fn is_first_look(&self) -> bool {
+        !self.is_looked_at
+    }
+
+    pub(super) const fn are_looked_at(&mut self) {
+        self.is_looked_at = true;
+    }
+
     /// Another stream reads one of them, or none does.
     pub(super) fn is_anothers(&mut self, id: FileId, is_so: bool) {
         if !is_so {
@@ -70,6 +88,7 @@ impl Arrivals {
             false => untold,
         };
         let times = news.times.and_then(|times| usize::try_from(times).ok());
+        self.is_heard |= times.is_some_and(|times| times > 0);
         let known = untold.min(times.unwrap_or(0));
         self.untold.0 = untold - known;
         let told = self.told.zip(times);
@@ -100,13 +119,14 @@ impl Arrivals {
     /// What came is known, or of no account.
     fn forget(&mut self) {
         self.told = Some(0);
+        self.is_heard = false;
         self.last = Last::Unknown;
         self.elsewhere = BTreeSet::new();
     }
 
     /// Whether these are all, and those that others read; `None` when nobody told how many came. Counts anew.
     pub(super) fn are(&mut self, found: usize) -> Option<bool> {
-        let came = self.told.filter(|came| *came > 0);
+        let came = self.told.filter(|came| *came > 0 || self.is_heard);
         let found = found + self.elsewhere.len();
         self.forget();
         came.map(|came| came <= found)
@@ -229,7 +249,8 @@ mod tests {
         assert_eq!(arrivals.are_new(1, at(0)), None);
         come(&mut arrivals, 1, 1, 2);
         assert!(!arrivals.is_told() && !arrivals.is_made());
-        assert_eq!(arrivals.are_new(1, at(2)), None);
+        // Whether it was this one or the one before that was told now: there are no others.
+        assert_eq!(arrivals.are_new(1, at(2)), Some(true));
         // The one before, the one that is found now, and one that is gone.
         come(&mut arrivals, 3, 2, 3);
         assert!(arrivals.is_told() && arrivals.is_made());

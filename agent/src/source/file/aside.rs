@@ -12,6 +12,7 @@ use super::survey::{Found, Survey, What};
 use crate::source::bookmark::{FileId, Mark};
 use crate::source::content::Packing;
 use crate::source::follow::Follow;
+use crate::source::generations::Rank;
 
 /// How many files of a kind there were when that was said last. It is said again when there are twice as many: who makes
 /// many of them does not fill the stream with it.
@@ -61,6 +62,12 @@ impl FileStream {
         }
         owners.extend([ROOT, self.place.disk.user()]);
         Some(owners)
+    }
+
+    /// Whether what came after a file that was renamed is found: its name is a generation's, or one that a source names,
+    /// and those after it are called in the same way. Of another name nobody knows what those are called.
+    pub(super) fn is_traced(&self, found: &Found) -> bool {
+        found.rank.is_some() || (self.place.named)(&found.path)
     }
 
     /// Files that are named as generations and belong to others.
@@ -144,8 +151,23 @@ impl FileStream {
 pub(super) fn is_out_of_order(found: &Found, survey: &Survey) -> bool {
     let known = survey.beside.iter();
     let known = known.filter(|known| matches!(known.what, What::Past(_)));
-    let earliest = known.filter_map(|known| known.rank.as_ref()).min();
-    earliest.is_none_or(|earliest| found.rank.as_ref() > Some(earliest))
+    let known = known.filter_map(|known| Some((known.seen.modified, known.rank.as_ref()?)));
+    let first = known.clone().min();
+    let last = known.clone().max();
+    let ranks = known.map(|(_, rank)| rank);
+    // Some programs count upwards: the lowest number was written first.
+    let is_upwards = first.zip(last).is_some_and(|((_, first), (_, last))| {
+        let are_numbers = matches!((first, last), (Rank::Number(_), Rank::Number(_)));
+        are_numbers && first > last
+    });
+    match is_upwards {
+        true => ranks
+            .max()
+            .is_none_or(|lowest| found.rank.as_ref() < Some(lowest)),
+        false => ranks
+            .min()
+            .is_none_or(|earliest| found.rank.as_ref() > Some(earliest)),
+    }
 }
 
 const ROOT: u32 = 0;

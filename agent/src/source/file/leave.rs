@@ -36,10 +36,15 @@ impl FileStream {
         };
         if at_path.is_some_and(|seen| seen.id == current.id) {
             let was_away = current.renamed.take().is_some();
+            self.arrivals.may_be_before = false;
             self.say_gone_between(usize::from(was_away || self.arrivals.is_moved())); // and is back
             return Ok(false);
         }
         let renamed = *current.renamed.get_or_insert(now);
+        // It came while this one was read: what the system tells of it, and whose it is, is known in the next turn.
+        if at_path.is_some() && self.seen.is_some_and(|seen| seen.id == current.id) {
+            return Ok(false);
+        }
         // What another stream reads is no next one, until that is done with it.
         let at_path = at_path.filter(|seen| !self.strange.is_anothers(seen.id));
         let Some(seen) = at_path else {

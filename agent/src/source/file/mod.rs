@@ -54,6 +54,7 @@ use super::Context;
 use super::bookmark::{Bookmark, Bookmarks, Mark};
 use super::claims::Collected;
 use super::content::Packing;
+use super::discover::Named;
 use super::disk::{Disk, Seen};
 use super::findings::Finding;
 use super::follow::{Follow, look_within};
@@ -70,6 +71,8 @@ pub(crate) struct Place {
     pub(crate) root: PathBuf,
     /// What nothing may collect: generations beside the path may be forbidden although it is not.
     pub(crate) deny: Deny,
+    /// What the sources name.
+    pub(crate) named: Named,
     pub(super) disk: Arc<dyn Disk>,
 }
 
@@ -79,6 +82,7 @@ pub(crate) struct Terms {
     pub(crate) multiline: Option<Regex>,
     /// See [`Place::root`].
     pub(crate) root: PathBuf,
+    pub(crate) named: Named,
 }
 
 /// The stream of one path.
@@ -299,10 +303,10 @@ impl FileStream {
             (None, Wanting::Wanted) => Wanting::Ending,
             (None, ending) => ending,
         };
-        if let Some(Terms { multiline, root }) = terms {
-            self.is_rejudged |= root != self.place.root;
-            self.multiline = multiline;
-            self.place.root = root;
+        if let Some(terms) = terms {
+            self.is_rejudged |= terms.root != self.place.root;
+            self.multiline = terms.multiline;
+            (self.place.root, self.place.named) = (terms.root, terms.named);
         }
     }
 
@@ -520,6 +524,10 @@ impl FileStream {
             State::Parked(file, since) if seen == Some(file) => {
                 let is_due = self.chain.has_room && now.duration_since(since) >= ROOM_INTERVAL;
                 if !self.look_back(now)? && !is_due {
+                    // What the look came to is said now, and not with the next line.
+                    if !context.is_blocked() {
+                        self.seal(context);
+                    }
                     return Ok(Pass::Idle);
                 }
                 self.resume(now)?;

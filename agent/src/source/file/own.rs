@@ -5,7 +5,7 @@ use std::path::Path;
 use super::FileStream;
 use super::chain::Past;
 use crate::source::bookmark::{Bookmark, FileId};
-use crate::source::disk::Seen;
+use crate::source::disk::{Name, Seen};
 
 impl FileStream {
     pub(crate) fn path(&self) -> &Path {
@@ -97,6 +97,22 @@ impl FileStream {
             Err(_) => past.mark.offset <= file.len,
         };
         known.any(matches)
+    }
+
+    /// Whether a file that is not at the path any more has another name beside it, and held nothing before it got that: what
+    /// is written to it is the business of whoever is to read it there.
+    pub(super) fn is_moved_on(&self, file: Seen) -> bool {
+        let (Some(dir), Some(stem)) = (self.place.path.parent(), self.place.path.file_stem())
+        else {
+            return false;
+        };
+        let disk = &*self.place.disk;
+        let names = disk.names((dir, &self.place.root), stem, file.id.inode, false);
+        let is_it = |name: &Name| {
+            let seen = disk.look(&name.path).ok().flatten();
+            seen.is_some_and(|seen| seen.id == file.id)
+        };
+        file.len == 0 && names.is_ok_and(|names| names.iter().any(is_it))
     }
 
     /// Whether a path is named like the stream's own, or like what a link there led to.

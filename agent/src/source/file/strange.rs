@@ -9,8 +9,8 @@ use std::{fmt, io};
 
 use super::FileStream;
 use super::arrange::LOOK_BACK_INTERVAL;
-use crate::source::asked::{self, Whose};
-use crate::source::bookmark::{FileId, Mark};
+use crate::source::asked::{self, Question, Whose};
+use crate::source::bookmark::{Bookmark, FileId, Mark};
 use crate::source::claims::Collected;
 use crate::source::disk::Seen;
 
@@ -37,6 +37,8 @@ struct Answer {
     is_anothers: bool,
     /// How far others read it.
     collected: Collected,
+    /// How far others read the file that was read last.
+    last: Vec<Mark>,
     at: Instant,
 }
 
@@ -55,6 +57,14 @@ impl Strange {
     pub(super) fn marks(&self, id: FileId) -> Vec<Mark> {
         let answer = self.answer_of(id);
         answer.map_or_else(Vec::new, |answer| answer.collected.marks(id))
+    }
+
+    /// Whether another stream read the file as far, too, in which this one took a bookmark.
+    pub(super) fn is_read(&self, bookmark: &Bookmark) -> bool {
+        let own = Mark::from(bookmark);
+        let last = self.answer.iter().flat_map(|answer| &answer.last);
+        let mut last = last.filter(|mark| mark.offset != Mark::ALL);
+        own.offset > 0 && own.head_len() > 0 && last.any(|mark| own.is_part_of(mark))
     }
 
     /// Whether it is to be asked whose something is.
@@ -120,11 +130,7 @@ impl FileStream {
 
     /// Files of which it is to be asked whose they are: the one at the path, and generations. Where the system tells of what
     /// comes (`is_told`), that is awaited a moment: what was made there is nobody else's.
-    pub(crate) fn asks(
-        &self,
-        is_told: bool,
-        now: Instant,
-    ) -> impl Iterator<Item = (PathBuf, Seen)> {
+    pub(crate) fn asks(&self, is_told: bool, now: Instant) -> impl Iterator<Item = Question> {
         let at_path = self.strange.asked.filter(|(_, since)| {
             let is_early = now.saturating_duration_since(*since) < AWAITED;
             !is_told || !is_early || self.arrivals.is_told()
@@ -132,7 +138,14 @@ impl FileStream {
         let at_path = at_path.map(|(seen, _)| (self.place.path.clone(), seen));
         let generations = self.strange.generations.iter();
         let generations = generations.flat_map(|own| own.asked.iter().cloned());
-        at_path.into_iter().chain(generations)
+        let files = at_path.into_iter().chain(generations);
+        files.map(|(path, file)| Question {
+            by: self.place.path.clone(),
+            path,
+            file,
+            last: self.chain.closed.as_ref().map(|closed| closed.id),
+            forgot: self.chain.forgot,
+        })
     }
 
     /// Whether it waits to be told whose files are.
@@ -159,6 +172,7 @@ impl FileStream {
             id,
             is_anothers,
             collected: answer.collected,
+            last: answer.last,
             at: now,
         };
         if is_at_path {

@@ -108,7 +108,9 @@ impl FileStream {
         let mut survey = self.look_around(why, began);
         if let Ok(found) = &mut survey {
             let is_anothers = |found: &mut Found| self.strange.is_anothers(found.seen.id);
-            drop(found.at_path.take_if(is_anothers));
+            if found.at_path.take_if(is_anothers).is_some() {
+                found.made = None; // nor are there copies of it
+            }
             let unknown: Vec<(PathBuf, Seen)> = found.to_be_asked(self).collect();
             if self.strange.ask(unknown, began) {
                 if let Ok(found) = survey {

@@ -55,6 +55,7 @@ struct Running {
     /// Paths without files when they were looked for last, and their old generations.
     left: BTreeMap<PathBuf, BTreeSet<u64>>,
     began: SystemTime,
+    wanted: fn(&Path) -> bool,
 }
 
 impl Agent {
@@ -104,6 +105,7 @@ impl Agent {
             produced,
             left: BTreeMap::new(),
             began: SystemTime::UNIX_EPOCH + began.min(clock),
+            wanted: self.wanted,
         });
     }
 
@@ -247,14 +249,10 @@ impl Agent {
 impl Running {
     /// As `Sources::answer`.
     fn answer(&mut self, now: Instant) {
-        let asking = self.streams.iter().flat_map(|(by, own)| {
-            let asks = own.asks(false, now);
-            asks.map(|(path, file)| Question {
-                by: by.clone(),
-                path,
-                file,
-            })
-        });
+        let asking = self
+            .streams
+            .iter()
+            .flat_map(|(_, own)| own.asks(false, now));
         let asking: Vec<Question> = asking.collect();
         let mut closed = Collected::default();
         closed.note(self.positions.bookmarks());
@@ -355,6 +353,7 @@ impl Running {
             path: path.clone(),
             root: "/log".into(),
             deny: Deny::default(),
+            named: Arc::new(self.wanted),
             disk: Arc::new(disk.clone()),
         };
         let output = self.positions.open(stream_of(&path));

@@ -68,6 +68,10 @@ impl Case {
         self.disk.lock().remove(Path::new(path));
     }
 
+    pub(super) const fn now(&self) -> Instant {
+        self.now
+    }
+
     /// So many seconds pass, and the agent looks in each.
     pub(super) fn pass(&mut self, seconds: u32) {
         for _ in 0..seconds {

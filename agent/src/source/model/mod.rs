@@ -8,6 +8,7 @@ mod agent;
 mod cases;
 mod disk;
 mod happenings;
+mod names;
 mod tokens;
 mod world;
 
