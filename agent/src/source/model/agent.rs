@@ -249,10 +249,8 @@ impl Agent {
 impl Running {
     /// As `Sources::answer`.
     fn answer(&mut self, now: Instant) {
-        let asking = self
-            .streams
-            .iter()
-            .flat_map(|(_, own)| own.asks(false, now));
+        let asking = self.streams.values();
+        let asking = asking.flat_map(|own| own.asks(false, now));
         let asking: Vec<Question> = asking.collect();
         let mut closed = Collected::default();
         closed.note(self.positions.bookmarks());
