@@ -19,6 +19,7 @@ mod arrivals;
 mod aside;
 mod chain;
 mod choice;
+mod identify;
 mod leave;
 mod own;
 mod read;
