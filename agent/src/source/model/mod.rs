@@ -9,6 +9,7 @@ mod cases;
 mod disk;
 mod happenings;
 mod names;
+mod strange;
 mod tokens;
 mod world;
 
