@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use super::FileStream;
 use super::arrange::LOOK_BACK_INTERVAL;
+use super::{FileStream, State};
 use crate::source::asked::{self, Question, Whose};
 use crate::source::bookmark::{Bookmark, FileId, Mark};
 use crate::source::claims::Collected;
@@ -133,6 +133,8 @@ impl FileStream {
     pub(crate) fn asks(&self, is_told: bool, now: Instant) -> impl Iterator<Item = Question> {
         let at_path = self.strange.asked.filter(|(_, since)| {
             let is_early = now.saturating_duration_since(*since) < AWAITED;
+            // What was there when the agent began is told by nobody.
+            let is_told = is_told && self.state != State::Closed;
             !is_told || !is_early || self.arrivals.is_told()
         });
         let at_path = at_path.map(|(seen, _)| (self.place.path.clone(), seen));
