@@ -8,11 +8,10 @@ use tracing::warn;
 
 use super::FileStream;
 use super::chain::Past;
-use super::survey::{Found, Survey, What};
+use super::survey::{Found, Survey, What, counts_upwards};
 use crate::source::bookmark::{FileId, Mark};
 use crate::source::content::Packing;
 use crate::source::follow::Follow;
-use crate::source::generations::Rank;
 
 /// How many files of a kind there were when that was said last. It is said again when there are twice as many: who makes
 /// many of them does not fill the stream with it.
@@ -151,15 +150,8 @@ impl FileStream {
 pub(super) fn is_out_of_order(found: &Found, survey: &Survey) -> bool {
     let known = survey.beside.iter();
     let known = known.filter(|known| matches!(known.what, What::Past(_)));
-    let known = known.filter_map(|known| Some((known.seen.modified, known.rank.as_ref()?)));
-    let first = known.clone().min();
-    let last = known.clone().max();
-    let ranks = known.map(|(_, rank)| rank);
-    // Some programs count upwards: the lowest number was written first.
-    let is_upwards = first.zip(last).is_some_and(|((_, first), (_, last))| {
-        let are_numbers = matches!((first, last), (Rank::Number(_), Rank::Number(_)));
-        are_numbers && first > last
-    });
+    let is_upwards = counts_upwards(known.clone());
+    let ranks = known.filter_map(|known| known.rank.as_ref());
     match is_upwards {
         true => ranks
             .max()

@@ -82,7 +82,7 @@ impl FileStream {
             }
         }
         survey.forgotten = out_of_order;
-        in_order(&mut unknown);
+        in_order(&mut unknown, false);
         let room = OPENS_MAX.saturating_sub(chosen.len());
         survey.rest = unknown.split_off(room.min(unknown.len()));
         let others = others.into_iter().take(OTHERS_MAX);

@@ -439,12 +439,18 @@ impl Survey {
 
     /// Generations nobody knows yet, oldest first. Those that are younger than the file at the path are copies of it.
     pub(super) fn unknown(&mut self) -> Vec<Found> {
+        // Of two nobody could tell, and those that are known lie beside them.
+        let ranked = self.beside.iter();
+        let ranked = ranked.filter_map(|found| Some((found.rank.as_ref()?, found.seen.modified)));
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort();
+        let is_upwards = ranked.len() > 2 && ranked.is_sorted_by(|(_, a), (_, b)| a > b);
         let is_one = |found: &mut Found| found.what == What::Unknown && found.rank.is_some();
         let mut unknown: Vec<Found> = self.beside.extract_if(.., is_one).collect();
         for follow in unknown.iter_mut().filter_map(|found| found.follow.as_mut()) {
             follow.is_copy = self.is_copy(follow);
         }
-        in_order(&mut unknown);
+        in_order(&mut unknown, is_upwards);
         unknown
     }
 
@@ -482,7 +488,8 @@ impl Survey {
 }
 
 /// Orders generations by age: as their names say, if those are of one kind; else by when they were written.
-pub(super) fn in_order(found: &mut [Found]) {
+/// Some programs count upwards (`is_upwards`): every later number was written later.
+pub(super) fn in_order(found: &mut [Found], is_upwards: bool) {
     let is_number = |found: &Found| matches!(found.rank, Some(Rank::Number(_)));
     let is_one_kind = found.iter().all(is_number) || !found.iter().any(is_number);
     // Whoever compressed a file may have kept its second only.
@@ -499,11 +506,21 @@ pub(super) fn in_order(found: &mut [Found]) {
         return;
     }
     found.sort_by(by_name);
-    // Some programs count upwards: every later number was written later.
-    let is_upwards = found.len() > 2 && found.is_sorted_by(|a, b| time(a) > time(b));
+    let is_upwards =
+        is_upwards || (found.len() > 2 && found.is_sorted_by(|a, b| time(a) > time(b)));
     if is_upwards && found.iter().all(is_number) {
         found.reverse();
     }
+}
+
+/// Whether numbers of generations grow: the one that was written first has the lowest.
+pub(super) fn counts_upwards<'a>(found: impl Iterator<Item = &'a Found> + Clone) -> bool {
+    let ranked = found.filter_map(|found| Some((found.seen.modified, found.rank.as_ref()?)));
+    let (first, last) = (ranked.clone().min(), ranked.max());
+    first.zip(last).is_some_and(|((_, first), (_, last))| {
+        let are_numbers = matches!((first, last), (Rank::Number(_), Rank::Number(_)));
+        are_numbers && first > last
+    })
 }
 
 pub(super) fn whole_second(time: SystemTime) -> SystemTime {
