@@ -81,7 +81,7 @@ impl Sources {
         reached.max(self.pass_fresh(now))
     }
 
-    /// Tells streams that found a strange file at their paths whose it is.
+    /// Tells streams that found strange files, at their paths and beside them, whose these are.
     fn answer(&mut self, now: Instant) {
         let until = clock::now() + ANSWERS_MAX;
         let asking = self.streams.iter().flat_map(|(by, own)| {

@@ -106,6 +106,7 @@ impl Command {
 
     /// What ended it before is over when it runs for so long.
     async fn settle(sink: &Sink, after: Duration) -> Infallible {
+        // What it waits for is that time itself: one that is quiet gives no sign of life.
         tokio::time::sleep(after).await;
         sink.set_trouble(None);
         std::future::pending().await
