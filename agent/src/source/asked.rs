@@ -1,4 +1,5 @@
-//! Whose files are that streams found at their paths, and generations beside them: all that are asked for at once, in one look at the streams there are.
+//! Whose files are that streams found at their paths, and generations beside them: all that are asked for at once, in one
+//! look at the streams there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
